@@ -1,0 +1,80 @@
+// The coder for Python: numpy arrays in and out without a copy, the GIL released while it works.
+//
+// Always holds: arrays are of the right type and layout or refused (nothing is converted in
+// silence), and every size is checked before memory is taken.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <memory>
+
+#include "rans.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+const char* reason(rans::Status status) {
+  switch (status) {
+    case rans::Status::truncated: return "it ends before its symbols do";
+    case rans::Status::trailing: return "bytes are left over after its last symbol";
+    case rans::Status::bad_state: return "a lane's state is impossible";
+    case rans::Status::bad_escape: return "an escaped symbol is impossible";
+    case rans::Status::ok: break;
+  }
+  return "";
+}
+
+rans::Tables make_tables(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths, const Array<int32_t>& offsets) {
+  if (lengths.ndim() != 1 || offsets.ndim() != 1 || cdf.ndim() != 1 || lengths.size() != offsets.size())
+    throw std::invalid_argument("lengths and offsets are one-dimensional and equally long");
+  return rans::Tables(cdf.data(), static_cast<size_t>(cdf.size()), lengths.data(), offsets.data(),
+                      static_cast<size_t>(lengths.size()));
+}
+
+py::bytes encode(const rans::Tables& tables, const Array<int16_t>& symbols) {
+  if (symbols.ndim() != 2 || static_cast<size_t>(symbols.shape(0)) != tables.channels())
+    throw std::invalid_argument("symbols have the shape [channels, row]");
+  const size_t row = static_cast<size_t>(symbols.shape(1));
+  const size_t capacity = tables.max_payload(row);
+  // Not initialised: of a worst case that never comes only the pages in use are touched.
+  std::unique_ptr<uint8_t[]> buffer(new uint8_t[capacity]);
+  size_t size;
+  {
+    py::gil_scoped_release release;
+    size = tables.encode(symbols.data(), row, buffer.get());
+  }
+  return py::bytes(reinterpret_cast<const char*>(buffer.get() + capacity - size), size);
+}
+
+// Fills `out` and gives None, or gives the reason why the payload is refused.
+py::object decode(const rans::Tables& tables, const py::buffer& payload, Array<int16_t>& out) {
+  const py::buffer_info info = payload.request();
+  if (info.ndim != 1 || info.itemsize != 1 || (info.size > 0 && info.strides[0] != 1))
+    throw std::invalid_argument("a payload is contiguous bytes");
+  if (out.ndim() != 2 || static_cast<size_t>(out.shape(0)) != tables.channels())
+    throw std::invalid_argument("symbols have the shape [channels, row]");
+  int16_t* values = out.mutable_data();
+  const size_t row = static_cast<size_t>(out.shape(1));
+  rans::Status status;
+  {
+    py::gil_scoped_release release;
+    status = tables.decode(static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size), row, values);
+  }
+  if (status == rans::Status::ok) return py::none();
+  return py::str(reason(status));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_coder, module) {
+  module.doc() = "rANS coder with static integer tables; see csrc/rans.hpp";
+  module.attr("LANES") = rans::kLanes;
+  module.attr("NOT_A_SYMBOL") = rans::kNotASymbol;
+  py::class_<rans::Tables>(module, "Tables")
+      .def(py::init(&make_tables), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(), py::arg("offsets").noconvert())
+      .def("encode", &encode, py::arg("symbols").noconvert())
+      .def("decode", &decode, py::arg("payload"), py::arg("out").noconvert());
+}

@@ -1,0 +1,140 @@
+"""python -m export MODEL: a checkpoint in, a verified bundle out."""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+from runtime import __version__
+
+EXIT_DONE, EXIT_FAILURE, EXIT_USAGE, EXIT_PARITY = 0, 1, 2, 3
+MODEL_NAMES = ("ours_n0", "ours_n4", "ours_n8", "ours_n0_enc", "ours_n4_enc", "ours_n8_enc", "matsubara2022wacv")
+_PROJECT = Path(__file__).resolve().parent.parent
+
+
+class NoCheckpointError(FileNotFoundError):
+    """There is no checkpoint where one is looked for."""
+
+
+def _lmb(text: str) -> str:
+    try:
+        if math.isfinite(float(text)) and float(text) >= 0:
+            return text
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
+
+
+def _pixels(text: str) -> int:
+    if text.isdigit() and 64 <= int(text) <= 1 << 28:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels from 64 to {1 << 28}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export",
+        description="Export a checkpoint to a bundle: two ONNX graphs, entropy tables, labels, manifest.",
+        epilog="Exit status: 0 done, 1 failure, 2 wrong usage, 3 the graphs do not give what torch gives.",
+    )
+    parser.add_argument("model", choices=MODEL_NAMES, metavar="MODEL", help=", ".join(MODEL_NAMES))
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: checkpoints/MODEL/lmbL.safetensors or .pt")
+    parser.add_argument("--lmb", type=_lmb, default="1.28", metavar="L", help="rate weight the checkpoint was trained with (default: 1.28)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: bundles/MODEL")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="text, one label a line (default: the checkpoint's, or ImageNet's for 1000 classes)")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="images for the parity check (default: a packaged synthetic set)")
+    parser.add_argument("--max-pixels", type=_pixels, default=1024 * 1024, metavar="N", help="largest image that both ends will take (default: 1048576)")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def find_checkpoint(model: str, lmb: str) -> Path:
+    """`checkpoints/<model>/lmb<L>.{safetensors,pt}` under the current folder, else under the project's."""
+    names = [f"lmb{text}{suffix}" for text in dict.fromkeys((lmb, f"{float(lmb):g}")) for suffix in (".safetensors", ".pt")]
+    for root in dict.fromkeys((Path.cwd(), _PROJECT)):
+        for name in names:
+            if (root / "checkpoints" / model / name).is_file():
+                return root / "checkpoints" / model / name
+    raise NoCheckpointError(
+        f"no checkpoint of {model} at lmb {lmb}.\n"
+        f"  Looked for checkpoints/{model}/{names[0]} and .pt here and in {_PROJECT}.\n"
+        "  Published ImageNet checkpoints are linked from the paper's repository (arXiv 2211.09897), listed in\n"
+        f"  checkpoints/README.md: save one as checkpoints/{model}/lmb{lmb}.pt, or name it with --checkpoint FILE.\n"
+        f"  To train your own: python -m training.train --model {model} --model_args bpp_lmb={lmb} --data DIR --backbone FILE"
+    )
+
+
+def _labels(path: Path | None, metadata: dict[str, str], classes: int) -> list[str]:
+    if path is not None:
+        labels = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if len(labels) != classes:
+            raise ValueError(f"{path} has {len(labels)} labels, the checkpoint {classes} classes: give one a line")
+        return labels
+    if "labels" in metadata:
+        stored = json.loads(metadata["labels"])
+        if isinstance(stored, list) and len(stored) == classes:
+            return [" ".join(str(label).split()) for label in stored]
+    if classes == 1000:
+        from torchvision.models import ResNet50_Weights
+
+        return list(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+    print(f"the checkpoint names no labels for its {classes} classes: they are numbered; --labels FILE names them", file=sys.stderr)
+    return [f"class {index}" for index in range(classes)]
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    out: Path = args.out or Path("bundles") / args.model
+    try:
+        path = args.checkpoint or find_checkpoint(args.model, args.lmb)
+    except NoCheckpointError as error:
+        print(f"export: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+    # torch takes seconds to import: only when there is something to export.
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+    from runtime.errors import EdgeCloudError
+    from training.checkpoint import load_model
+
+    from .bundle import write_bundle
+    from .graphs import ExportError
+    from .images import folder_images, synthetic_images
+    from .parity import ParityError
+
+    try:
+        model, metadata = load_model(path, args.model)
+        images, source = (
+            (folder_images(args.images), f"images from {args.images.name}") if args.images else (synthetic_images(), "synthetic images")
+        )
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        print(f"checkpoint  {path}")
+        write_bundle(
+            out,
+            model,
+            args.model,
+            args.lmb,
+            _labels(args.labels, metadata, model.fc.out_features),
+            images,
+            source,
+            checkpoint={"file": path.name, "sha256": digest},
+            max_pixels=args.max_pixels,
+            report=lambda line: print(line, flush=True),
+        )
+    except ParityError as error:
+        print(f"export: parity failed, no bundle was written: {error}", file=sys.stderr)
+        return EXIT_PARITY
+    except (EdgeCloudError, ExportError, ValueError, OSError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+    bundle = "" if out == Path("bundles") / "ours_n4" and "EDGECLOUD_BUNDLE" not in os.environ else f" --bundle {out}"
+    print(f"\nnext:\n  edge-encode IMAGE -o feat.bin{bundle}\n  cloud-decode feat.bin{bundle}")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

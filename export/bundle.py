@@ -1,0 +1,159 @@
+"""Writing a bundle: everything in a temporary folder, verified there, then renamed into place.
+
+Always holds: an unverified bundle never exists under its name; a failed export leaves what was
+there before as it was.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import runtime
+from runtime.bundle import CLOUD_GRAPH, EDGE_GRAPH, LABELS, MANIFEST, SCHEMA, TABLES, ShapeRule, compute_fingerprint
+from runtime.feature_file import VERSION
+from runtime.preprocess import CROP, RESIZE
+from training.models import FeatureCompressionModel
+
+from .graphs import OPSET, export_cloud, export_edge, stamp
+from .parity import check_parity
+from .tables import bottleneck_sha256, make_tables
+
+DEFAULT_MAX_PIXELS = 1024 * 1024
+
+
+class OutputInTheWayError(ValueError):
+    """The output folder exists and is no bundle."""
+
+
+def write_bundle(
+    out: Path,
+    model: FeatureCompressionModel,
+    name: str,
+    lmb: str,
+    labels: list[str],
+    images: NDArray[np.uint8],
+    image_source: str,
+    *,
+    weights: str = "trained",
+    checkpoint: dict[str, str] | None = None,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Export `model`, hold the graphs to it on `images`, and write the bundle `out`.
+
+    Args:
+        model: in eval mode.
+        labels: one a class, no line breaks in them.
+        images: uint8 [N, H, W, 3] for the parity gate; `image_source` says what they are.
+        weights: "trained" or "random", recorded in the manifest.
+        checkpoint: "file" and "sha256" of where the weights came from, recorded.
+        max_pixels: the largest image that both ends will take.
+        report: is given a line per stage.
+
+    Gives the manifest. Raises ParityError, ExportError, QuantilesError, OutputInTheWayError.
+    """
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise OutputInTheWayError(f"{out} exists and is not a bundle: name another folder with --out, or remove it")
+    if len(labels) != model.fc.out_features:
+        raise ValueError(f"{len(labels)} labels for {model.fc.out_features} classes: give one a line with --labels")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    clock = time.perf_counter()
+
+    def done(stage: str, detail: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        report(f"{stage:<11} {now - clock:6.1f} s   {detail}")
+        clock = now
+
+    def size(file: str) -> str:
+        return f"{file}, {(work / file).stat().st_size:,} bytes"
+
+    try:
+        tables = make_tables(model)
+        (work / TABLES).write_bytes(tables.to_json())
+        done("tables", f"{size(TABLES)}, {tables.channels} tables")
+        spec = model.spec
+        shape = ShapeRule(spec.latent_channels, spec.stride, spec.latent_shrink)
+        bottleneck = bottleneck_sha256(model)
+        fingerprint = compute_fingerprint(shape, tables, bottleneck).hex()
+        properties = {
+            "model": name,
+            "lmb": lmb,
+            "fingerprint": fingerprint,
+            "edgecloud_features": runtime.__version__,
+            "torch": version("torch"),
+            "onnx": version("onnx"),
+        }
+        for stage, file, export in (("edge graph", EDGE_GRAPH, export_edge), ("cloud graph", CLOUD_GRAPH, export_cloud)):
+            export(model, work / file)
+            stamp(work / file, properties)
+            done(stage, size(file))
+        (work / LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+        parity = check_parity(model, tables, work / EDGE_GRAPH, work / CLOUD_GRAPH, images, image_source)
+        done(
+            "parity",
+            f"{parity.images} {parity.source}: {parity.equal_share:.4%} of symbols equal ({parity.nonzero_share:.1%} not zero), "
+            f"logits within {parity.largest_logit_difference:.1e}, top-1 equal, coder exact",
+        )
+        manifest = {
+            "schema": SCHEMA,
+            "format_version": VERSION,
+            "model": name,
+            "lmb": lmb,
+            "weights": weights,
+            "fingerprint": fingerprint,
+            "bottleneck_sha256": bottleneck,
+            "shape": {"channels": shape.channels, "stride": shape.stride, "shrink": shape.shrink},
+            "max_symbols": max(1, shape.channels * (max_pixels // shape.stride**2)),
+            "preprocessing": {"resize": RESIZE, "crop": CROP, "interpolation": "bilinear", "antialias": True},
+            "classes": len(labels),
+            "checkpoint": checkpoint,
+            "opset": OPSET,
+            "versions": {package: version(package) for package in ("torch", "compressai", "onnx", "onnxruntime", "numpy")}
+            | {"edgecloud-features": runtime.__version__},
+            "parity": parity.as_dict(),
+            "files": {
+                file: {"bytes": (work / file).stat().st_size, "sha256": _sha256(work / file)}
+                for file in (TABLES, EDGE_GRAPH, CLOUD_GRAPH, LABELS)
+            },
+        }
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        work.chmod(0o755)
+        _replace(work, out)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    done("bundle", f"{out}, fingerprint {fingerprint[:8]}")
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _replace(work: Path, out: Path) -> None:
+    """Rename `work` to `out`; an older bundle there steps aside first and is removed last."""
+    if not out.exists():
+        os.rename(work, out)
+        return
+    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
+    os.rename(out, aside / out.name)
+    try:
+        os.rename(work, out)
+    except BaseException:
+        os.rename(aside / out.name, out)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,123 @@
+"""The parity gate: the exported graphs against the torch model, on images.
+
+Always holds: a bundle whose graphs differ from the model beyond these bounds is never written.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from runtime.coder import Tables
+from training.models import FeatureCompressionModel
+
+from .graphs import MAX_SYMBOL, NOT_A_SYMBOL, EdgeGraph
+
+BATCHES = (1, 2, 5)
+MIN_EQUAL_SHARE = 0.9999
+MIN_NONZERO_SHARE = 0.01  # below this equality would mean little
+MAX_LOGIT_DIFFERENCE = 1e-3
+
+
+class ParityError(RuntimeError):
+    """A graph, or the coder, does not give what torch gives."""
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What the gate saw. Shares are of symbols, 0 to 1; the difference is of logits, absolute."""
+
+    images: int
+    source: str
+    symbols: int
+    equal_share: float
+    nonzero_share: float
+    largest_symbol_difference: int
+    largest_logit_difference: float
+    top1_equal: bool
+    mean_payload_bytes: float
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def check_parity(
+    model: FeatureCompressionModel, tables: Tables, edge: Path, cloud: Path, images: NDArray[np.uint8], source: str
+) -> ParityReport:
+    """Compare on `images`, uint8 [N, H, W, 3], in batches of 1, 2 and 5; raises ParityError."""
+    edge_session, cloud_session = (ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]) for path in (edge, cloud))
+    reference = EdgeGraph(model).eval()
+    equal = nonzero = total = payload_bytes = 0
+    symbol_difference, logit_difference, top1_equal = 0, 0.0, True
+    start = index = 0
+    while start < len(images):
+        batch = images[start : start + BATCHES[index % len(BATCHES)]]
+        with torch.no_grad():
+            expected = reference(torch.from_numpy(batch)).numpy()
+            expected_logits = model.logits_of_symbols(torch.from_numpy(expected).float()).numpy()
+        symbols = edge_session.run(None, {"pixels": batch})[0]
+        if symbols.shape != expected.shape or symbols.dtype != expected.dtype:
+            raise ParityError(f"the edge graph gives {symbols.dtype} {symbols.shape}, torch {expected.dtype} {expected.shape}")
+        equal += int((symbols == expected).sum())
+        nonzero += int((expected != 0).sum())
+        total += symbols.size
+        symbol_difference = max(symbol_difference, int(np.abs(symbols.astype(np.int32) - expected).max()))
+        logits = cloud_session.run(None, {"symbols": expected})[0]
+        logit_difference = max(logit_difference, float(np.abs(logits - expected_logits).max()))
+        top1_equal &= bool((logits.argmax(1) == expected_logits.argmax(1)).all())
+        for one in symbols:
+            payload_bytes += _round_trip(tables, one)
+        start += len(batch)
+        index += 1
+    _round_trip(tables, _with_escapes(symbols[-1], tables))
+    report = ParityReport(
+        images=len(images),
+        source=source,
+        symbols=total,
+        equal_share=equal / total,
+        nonzero_share=nonzero / total,
+        largest_symbol_difference=symbol_difference,
+        largest_logit_difference=logit_difference,
+        top1_equal=top1_equal,
+        mean_payload_bytes=payload_bytes / len(images),
+    )
+    failures = [
+        text
+        for failed, text in (
+            (report.equal_share < MIN_EQUAL_SHARE, f"{report.equal_share:.6%} of the symbols equal torch's, under {MIN_EQUAL_SHARE:.2%}"),
+            (symbol_difference > 1, f"a symbol differs from torch's by {symbol_difference}"),
+            (
+                report.nonzero_share < MIN_NONZERO_SHARE,
+                f"only {report.nonzero_share:.2%} of the symbols are not zero, so that equality means little: give livelier images with --images",
+            ),
+            (not logit_difference <= MAX_LOGIT_DIFFERENCE, f"a logit differs from torch's by {logit_difference:.2g}, over {MAX_LOGIT_DIFFERENCE:g}"),
+            (not top1_equal, "a top-1 class differs from torch's"),
+        )
+        if failed
+    ]
+    if failures:
+        raise ParityError("; ".join(failures))
+    return report
+
+
+def _round_trip(tables: Tables, symbols: NDArray[np.int16]) -> int:
+    if (symbols == NOT_A_SYMBOL).any():
+        raise ParityError("the encoder computes latents that are not numbers: the checkpoint is broken")
+    payload = tables.encode(symbols)
+    if not np.array_equal(tables.decode(payload, symbols.shape[1:]), symbols):
+        raise ParityError("the coder does not give back the symbols that it was given")
+    return len(payload)
+
+
+def _with_escapes(symbols: NDArray[np.int16], tables: Tables) -> NDArray[np.int16]:
+    """The symbols with values that no table holds strewn in, the extremes among them."""
+    forced = symbols.copy().reshape(len(symbols), -1)
+    for channel, (cdf, offset) in enumerate(zip(tables.cdfs, tables.offsets, strict=True)):
+        above, below = int(offset) + len(cdf) - 2, int(offset) - 1
+        values = np.clip([above, below, above + 63, below - 64, MAX_SYMBOL, -MAX_SYMBOL], -MAX_SYMBOL, MAX_SYMBOL)
+        places = np.linspace(0, forced.shape[1] - 1, len(values)).astype(int)
+        forced[channel, places] = values
+    return forced.reshape(symbols.shape)

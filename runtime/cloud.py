@@ -1,0 +1,96 @@
+"""The cloud: feature files in, classes out."""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import feature_file
+from .bundle import CLOUD_GRAPH, LABELS, Bundle, default_bundle
+from .errors import DamagedFeatureFileError, InconsistentBundleError, TooManySymbolsError, WrongBundleError
+from .feature_file import FINGERPRINT_BYTES
+from .session import group_by_shape, open_graph
+
+_BATCH = 8  # feature files of one graph call, which bounds its memory
+
+Bytes = bytes | bytearray | memoryview
+
+
+class Prediction(NamedTuple):
+    """A class, its index among the logits, and its probability (softmax, 0 to 1)."""
+
+    label: str
+    index: int
+    probability: float
+
+
+class CloudDecoder:
+    """Classifies feature files with a bundle's cloud half (manifest, tables, cloud graph, labels).
+
+    The graph is loaded once, here. A decoder may be shared between threads.
+
+    Args:
+        bundle_dir: default `$EDGECLOUD_BUNDLE`, else `bundles/ours_n4`.
+        threads: of the graph; None for one a core.
+
+    Raises the BundleErrors.
+    """
+
+    def __init__(self, bundle_dir: str | os.PathLike[str] | None = None, threads: int | None = None):
+        self.bundle = Bundle.load(default_bundle() if bundle_dir is None else bundle_dir)
+        self.labels = self.bundle.read(LABELS).decode().splitlines()
+        self._session = open_graph(self.bundle, CLOUD_GRAPH, threads)
+        classes = self._session.get_outputs()[0].shape[1]
+        if classes != len(self.labels):
+            raise InconsistentBundleError(f"{self.bundle.folder} has {len(self.labels)} labels for {classes} classes: export it again")
+
+    def symbols(self, data: Bytes) -> NDArray[np.int16]:
+        """The coder: one feature file -> symbols int16 [C, H', W'].
+
+        Raises the FeatureFileErrors. No memory is taken before the header is found to be this
+        bundle's and within its limits.
+        """
+        file = feature_file.parse(data)
+        own = self.bundle.fingerprint[:FINGERPRINT_BYTES]
+        if file.fingerprint != own:
+            raise WrongBundleError(
+                f"the feature file is of bundle {file.fingerprint.hex()}, this is bundle {own.hex()}: decode it with the bundle that encoded it"
+            )
+        shape, limit = self.bundle.shape, self.bundle.max_symbols
+        rows, columns = shape.latent(file.height, file.width)
+        if rows < 1 or columns < 1:
+            raise DamagedFeatureFileError(f"a feature file of {file.width}x{file.height} pixels is impossible: send it again")
+        if shape.symbols(file.height, file.width) > limit:
+            raise TooManySymbolsError(
+                f"the feature file is of {file.width}x{file.height} pixels, {shape.symbols(file.height, file.width)} symbols; "
+                f"the bundle allows {limit}: export with a larger --max-pixels"
+            )
+        return self.bundle.tables.decode(file.payload, (rows, columns))
+
+    def logits_of_symbols(self, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
+        """The cloud graph: symbols int16 [N, C, H', W'] -> logits float32 [N, classes]."""
+        return self._session.run(None, {"symbols": symbols})[0]
+
+    def logits(self, files: Sequence[Bytes]) -> NDArray[np.float32]:
+        """Logits float32 [N, classes] in the order of `files`; files of one size share graph calls.
+
+        Raises the FeatureFileErrors.
+        """
+        symbols = [self.symbols(data) for data in files]
+        out = np.empty((len(symbols), len(self.labels)), np.float32)
+        for group in group_by_shape([values.shape for values in symbols], _BATCH):
+            out[group] = self.logits_of_symbols(np.stack([symbols[i] for i in group]))
+        return out
+
+    def classify(self, data: Bytes, top_k: int = 5) -> list[Prediction]:
+        """The `top_k` most probable classes of one feature file, best first."""
+        return self.predictions(self.logits([data])[0], top_k)
+
+    def predictions(self, logits: NDArray[np.float32], top_k: int = 5) -> list[Prediction]:
+        """The `top_k` most probable classes of one row of logits, best first."""
+        exponentials = np.exp(logits.astype(np.float64) - logits.max())
+        probabilities = exponentials / exponentials.sum()
+        best = np.argsort(-probabilities, kind="stable")[:top_k]
+        return [Prediction(self.labels[i], int(i), float(probabilities[i])) for i in best]

@@ -1,0 +1,172 @@
+"""cloud-decode: feature files in, classes out."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import __version__
+from .errors import EdgeCloudError, FeatureFileError, FeatureFileNotFoundError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .cloud import CloudDecoder
+
+EXIT_DONE, EXIT_FAILURE, EXIT_USAGE, EXIT_REFUSED = 0, 1, 2, 4
+_MAX_BYTES = 64 << 20  # no feature file is larger; more is not read
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cloud-decode",
+        description="Decode feature files and classify them.",
+        epilog="Exit status: 0 done, 1 failure, 2 wrong usage, 4 a feature file was refused (the others are decoded).",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="feature file, or - for standard input")
+    parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
+    parser.add_argument("--top-k", type=int, default=5, metavar="N", help="classes to print (default: 5)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of the cloud graph (default: one a core)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line: classes, bytes, bpp, milliseconds by stage")
+    parser.add_argument("--logits", metavar="FILE.npy", help="also write the logits, float32 [files, classes]; - for standard output, alone")
+    parser.add_argument("--info", action="store_true", help="print what the headers say, and decode nothing; needs no bundle")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def _read(name: str) -> bytes:
+    try:
+        if name == "-":
+            return sys.stdin.buffer.read(_MAX_BYTES)
+        with open(name, "rb") as file:
+            return file.read(_MAX_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FeatureFileNotFoundError(f"no such file: {name}") from None
+    except IsADirectoryError:
+        raise FeatureFileNotFoundError(f"{name} is a folder: name the feature files in it") from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    for option, value in (("--threads", args.threads), ("--top-k", args.top_k)):
+        if value is not None and value < 1:
+            parser.error(f"{option} {value} is not a number from 1 up")
+    if args.files.count("-") > 1:
+        parser.error("standard input is named twice")
+    if args.info:
+        return _each(args.files, lambda name, data: _print_info(name, data, args.json))
+    # After the usage is checked: numpy and onnxruntime take a while.
+    from .cloud import CloudDecoder
+
+    try:
+        decoder = CloudDecoder(args.bundle, args.threads)
+    except (EdgeCloudError, OSError) as error:
+        print(f"cloud-decode: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+    rows: list[NDArray[np.float32]] = []
+
+    def decode(name: str, data: bytes) -> None:
+        result, logits = _decode(decoder, name, data, args.top_k)
+        rows.append(logits)
+        if args.logits != "-":
+            print(json.dumps(result) if args.json else _lines(result))
+
+    status = _each(args.files, decode)
+    if args.logits:
+        if status != EXIT_DONE:
+            print(f"cloud-decode: {args.logits} is not written, it would lack rows", file=sys.stderr)
+        else:
+            try:
+                _write_logits(args.logits, rows)
+            except OSError as error:
+                print(f"cloud-decode: cannot write the logits: {error}", file=sys.stderr)
+                return EXIT_FAILURE
+    return status
+
+
+def _each(names: list[str], work) -> int:  # type: ignore[no-untyped-def]
+    """Do `work` for each file; report what is refused and go on."""
+    status = EXIT_DONE
+    for name in names:
+        try:
+            work(name, _read(name))
+        except FeatureFileNotFoundError as error:
+            print(f"cloud-decode: {error}", file=sys.stderr)
+            status = status or EXIT_FAILURE
+        except FeatureFileError as error:
+            print(f"cloud-decode: {name}: {error}", file=sys.stderr)
+            status = EXIT_REFUSED
+        except OSError as error:
+            print(f"cloud-decode: {error}", file=sys.stderr)
+            status = status or EXIT_FAILURE
+    return status
+
+
+def _decode(decoder: "CloudDecoder", name: str, data: bytes, top_k: int) -> tuple[dict[str, object], "NDArray[np.float32]"]:
+    from . import feature_file
+
+    start = time.perf_counter()
+    symbols = decoder.symbols(data)
+    decoded = time.perf_counter()
+    logits = decoder.logits_of_symbols(symbols[None])[0]
+    done = time.perf_counter()
+    header = feature_file.parse(data)
+    result: dict[str, object] = {
+        "file": name,
+        "bytes": len(data),
+        "bpp": 8 * len(data) / header.pixels,
+        "classes": [prediction._asdict() for prediction in decoder.predictions(logits, top_k)],
+        "milliseconds": {
+            "coder": round(1e3 * (decoded - start), 3),
+            "graph": round(1e3 * (done - decoded), 3),
+            "total": round(1e3 * (done - start), 3),
+        },
+    }
+    return result, logits
+
+
+def _lines(result: dict) -> str:  # type: ignore[type-arg]
+    lines = [f"{result['file']}: {result['bytes']} bytes, {result['bpp']:.3f} bpp, {result['milliseconds']['total']:.1f} ms"]
+    lines += [f"  {100 * entry['probability']:5.1f} %  {entry['label']}" for entry in result["classes"]]
+    return "\n".join(lines)
+
+
+def _print_info(name: str, data: bytes, as_json: bool) -> None:
+    from . import feature_file
+
+    file = feature_file.parse(data)
+    info = {
+        "file": name,
+        "bytes": len(data),
+        "version": file.version,
+        "bundle": file.fingerprint.hex(),
+        "width": file.width,
+        "height": file.height,
+        "payload_bytes": len(file.payload),
+        "bpp": 8 * len(data) / file.pixels if file.pixels else None,
+        "checksum": "right",
+    }
+    print(json.dumps(info) if as_json else "\n".join(f"{key.replace('_', ' '):>13}  {value}" for key, value in info.items()))
+
+
+def _write_logits(target: str, rows: "list[NDArray[np.float32]]") -> None:
+    import io
+
+    import numpy as np
+
+    from .files import write_atomically
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.stack(rows), allow_pickle=False)
+    if target == "-":
+        sys.stdout.buffer.write(buffer.getvalue())
+    else:
+        write_atomically(Path(target), buffer.getvalue())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

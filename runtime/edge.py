@@ -1,0 +1,74 @@
+"""The edge: an image in, a feature file out."""
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import feature_file
+from .bundle import EDGE_GRAPH, Bundle, default_bundle
+from .errors import ImageTooLargeError, ImageTooSmallError
+from .preprocess import ImageInput, preprocess
+from .session import group_by_shape, open_graph
+
+_BATCH = 16  # images of one graph call, which bounds its memory
+
+
+class EdgeEncoder:
+    """Encodes images with a bundle's edge half (manifest, tables, edge graph).
+
+    The graph is loaded once, here. An encoder may be shared between threads.
+
+    Args:
+        bundle_dir: default `$EDGECLOUD_BUNDLE`, else `bundles/ours_n4`.
+        threads: of the graph; None for one a core.
+
+    Raises the BundleErrors.
+    """
+
+    def __init__(self, bundle_dir: str | os.PathLike[str] | None = None, threads: int | None = None):
+        self.bundle = Bundle.load(default_bundle() if bundle_dir is None else bundle_dir)
+        self._session = open_graph(self.bundle, EDGE_GRAPH, threads)
+
+    def encode(self, image: ImageInput, as_is: bool = False) -> bytes:
+        """A feature file of one image: a path, an open file, a PIL image or a uint8 array [H, W, 3].
+
+        The image is resized and cropped to 224x224, or taken as it is and cropped to multiples of 8.
+        Raises the ImageErrors and NotANumberError.
+        """
+        pixels = preprocess(image, as_is)
+        return self.pack(self.symbols(pixels[None])[0], *pixels.shape[:2])
+
+    def encode_batch(self, images: Iterable[ImageInput], as_is: bool = False) -> list[bytes]:
+        """Feature files in the order of `images`; images of one size share graph calls."""
+        prepared = [preprocess(image, as_is) for image in images]
+        files: list[bytes] = [b""] * len(prepared)
+        for group in group_by_shape([pixels.shape for pixels in prepared], _BATCH):
+            height, width = prepared[group[0]].shape[:2]
+            for index, symbols in zip(group, self.symbols(np.stack([prepared[i] for i in group])), strict=True):
+                files[index] = self.pack(symbols, height, width)
+        return files
+
+    def symbols(self, pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
+        """The edge graph: pixels uint8 [N, H, W, 3], H and W multiples of 8 -> int16 [N, C, H', W'].
+
+        Raises ImageTooLargeError, ImageTooSmallError.
+        """
+        height, width = pixels.shape[1:3]
+        shape, limit = self.bundle.shape, self.bundle.max_symbols
+        if min(shape.latent(height, width)) < 1:
+            raise ImageTooSmallError(f"an image of {width}x{height} pixels leaves no symbols: enlarge it")
+        if shape.symbols(height, width) > limit:
+            raise ImageTooLargeError(
+                f"an image of {width}x{height} pixels gives {shape.symbols(height, width)} symbols, the bundle allows {limit}: "
+                "leave out --as-is, make it smaller, or export with a larger --max-pixels"
+            )
+        return self._session.run(None, {"pixels": np.ascontiguousarray(pixels)})[0]
+
+    def pack(self, symbols: NDArray[np.int16], height: int, width: int) -> bytes:
+        """The coder: symbols int16 [C, H', W'] of an image of height x width pixels -> feature file.
+
+        Raises NotANumberError.
+        """
+        return feature_file.pack(self.bundle.fingerprint, height, width, self.bundle.tables.encode(symbols))

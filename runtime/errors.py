@@ -1,0 +1,113 @@
+"""Every refusal has a class of its own here, and its text names the value and the remedy.
+
+Always holds: whatever an image, a feature file or a bundle contains, what comes out is a right
+answer or one of these.
+"""
+
+
+class EdgeCloudError(Exception):
+    """What all refusals of this package have in common."""
+
+
+class ImageError(EdgeCloudError):
+    """An image that cannot be encoded."""
+
+
+class ImageNotFoundError(ImageError):
+    """No file of that name."""
+
+
+class NotAnImageError(ImageError):
+    """A file that no image decoder recognises."""
+
+
+class DamagedImageError(ImageError):
+    """An image file that is cut short or damaged."""
+
+
+class DecompressionBombError(ImageError):
+    """An image of more pixels than is safe to decode."""
+
+
+class ImageTooSmallError(ImageError):
+    """Under 8 pixels a side, with nothing to resize it."""
+
+
+class ImageTooLargeError(ImageError):
+    """More pixels than the bundle allows."""
+
+
+class ImageArrayError(ImageError):
+    """Not a uint8 array of height x width x 3."""
+
+
+class NotANumberError(EdgeCloudError):
+    """The edge graph computed a latent that is not a number."""
+
+
+class FeatureFileError(EdgeCloudError):
+    """A feature file that is refused."""
+
+
+class FeatureFileNotFoundError(FeatureFileError):
+    """No file of that name."""
+
+
+class EmptyFeatureFileError(FeatureFileError):
+    """A file of no bytes."""
+
+
+class NotAFeatureFileError(FeatureFileError):
+    """A file of another kind."""
+
+
+class UnsupportedVersionError(FeatureFileError):
+    """A feature file of a format version that this release does not know."""
+
+
+class DamagedFeatureFileError(FeatureFileError):
+    """Bytes are not those that were written."""
+
+
+class TruncatedFeatureFileError(DamagedFeatureFileError):
+    """The file ends early."""
+
+
+class TrailingBytesError(DamagedFeatureFileError):
+    """The file goes on after its end."""
+
+
+class WrongBundleError(FeatureFileError):
+    """An intact feature file that another bundle wrote."""
+
+
+class TooManySymbolsError(FeatureFileError):
+    """A feature file of a larger image than the bundle allows."""
+
+
+class TablesError(EdgeCloudError):
+    """Entropy tables that cannot be coded with."""
+
+
+class BundleError(EdgeCloudError):
+    """A bundle that cannot be used."""
+
+
+class BundleNotFoundError(BundleError):
+    """No bundle in that folder."""
+
+
+class MissingBundleFileError(BundleError):
+    """A bundle without one of its files."""
+
+
+class AlteredBundleFileError(BundleError):
+    """A bundle's file is not the one that was exported."""
+
+
+class InconsistentBundleError(BundleError):
+    """A bundle whose parts contradict each other, or whose manifest makes no sense."""
+
+
+class UnsupportedBundleError(BundleError):
+    """A bundle of a schema or format version that this release does not know."""

@@ -1,0 +1,19 @@
+"""Builds the native coder; everything else about the distribution is in pyproject.toml."""
+
+import os
+
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import setup
+
+setup(
+    ext_modules=[
+        Pybind11Extension(
+            "runtime._coder",
+            ["csrc/bindings.cpp"],
+            depends=["csrc/rans.hpp"],
+            cxx_std=17,
+            # No -march=native: a wheel runs on machines that did not build it.
+            extra_compile_args=[] if os.name == "nt" else ["-O3", "-Wall", "-Wextra"],
+        )
+    ]
+)
