@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all that they need from nothing; a second run is quick.
+# PYTHON=python3.12 make ... chooses another interpreter, VENV=dir another environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+BUNDLE := bundles/ours_n4
+CHECKPOINT := $(wildcard checkpoints/ours_n4/lmb1.28.safetensors)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint types bench clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml constraints.txt setup.py MANIFEST.in $(wildcard csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[cloud,export,train,bench,dev]'
+	$(BIN)/python -m pip check
+	touch $@
+
+$(BUNDLE)/manifest.json: $(CHECKPOINT) $(wildcard export/*.py training/models.py training/checkpoint.py) | $(INSTALLED)
+	$(BIN)/python -m export ours_n4
+
+demo: $(INSTALLED) $(BUNDLE)/manifest.json ## install, export the default model, encode a picture, decode it, print the class
+	$(BIN)/edge-encode docs/demo/golf_ball.jpg -o feat.bin
+	$(BIN)/cloud-decode feat.bin --top-k 3
+
+test: $(INSTALLED) $(BUNDLE)/manifest.json ## run the tests
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: $(INSTALLED) $(BUNDLE)/manifest.json ## run the tests, the slow ones too
+	$(BIN)/python -m pytest -q
+
+lint: $(INSTALLED) ## ruff: rules and format of imports
+	$(BIN)/ruff check .
+
+types: $(INSTALLED) ## mypy
+	$(BIN)/mypy
+
+bench: $(INSTALLED) $(BUNDLE)/manifest.json ## time the encoder on this machine
+	$(BIN)/python benchmarks/latency.py
+
+clean: ## remove the environment, bundles and everything built
+	rm -rf $(VENV) bundles build dist *.egg-info runtime/_coder*.so feat.bin .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
