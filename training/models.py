@@ -230,3 +230,36 @@ def build_model(name: str, num_classes: int = 1000) -> FeatureCompressionModel:
         for module in model.tail_modules():
             module.requires_grad_(False)
     return model
+
+
+def fit_quantiles(model: FeatureCompressionModel) -> None:
+    """Set the outer quantiles, which bound the tables, from the trained entropy model.
+
+    The reference leaves them at -10 and 10. CompressAI finds all three by bisection; the median
+    is put back to 0, the grid that the decoder was trained on.
+    """
+    entropy = model.bottleneck_layer.entropy_bottleneck
+    entropy.update(force=True, update_quantiles=True)
+    with torch.no_grad():
+        entropy.quantiles[:, :, 0].clamp_(max=-1.0)
+        entropy.quantiles[:, :, 1] = 0.0
+        entropy.quantiles[:, :, 2].clamp_(min=1.0)
+
+
+def build_random_model(name: str, num_classes: int = 1000, seed: int = 0) -> FeatureCompressionModel:
+    """An untrained model in eval mode, the same for the same seed; for timing and tests only.
+
+    Its latent is scaled to a standard deviation of 0.6 on noise, and its entropy model to a width
+    of about one symbol, so that there is something to code and tables to code it with.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = build_model(name, num_classes).eval()
+        bottleneck = model.bottleneck_layer
+        bottleneck.entropy_bottleneck = EntropyBottleneck(model.spec.latent_channels, init_scale=1.0)
+        last = [module for module in bottleneck.encoder.modules() if isinstance(module, nn.Conv2d)][-1]
+        if last.bias is not None:
+            last.bias.zero_()
+        last.weight *= 0.6 / bottleneck.encoder(torch.randn(4, 3, 224, 224)).std()
+        fit_quantiles(model)
+    return model.eval()

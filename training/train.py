@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .checkpoint import atomic_path, save_model
 from .data import evaluation_images, split_held_out, training_images
 from .loss import distillation_loss, load_teacher, start_from_teacher
-from .models import MODELS, FeatureCompressionModel, build_model
+from .models import MODELS, FeatureCompressionModel, build_model, fit_quantiles
 
 
 class TrainingError(RuntimeError):
@@ -103,20 +103,6 @@ def _rate_factor(step: int, steps: int, warm_up: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
-
-
-def fit_quantiles(model: FeatureCompressionModel) -> None:
-    """Set the outer quantiles, which bound the tables, from the trained entropy model.
-
-    The reference leaves them at -10 and 10. CompressAI finds all three by bisection; the median
-    is put back to 0, the grid that the decoder was trained on.
-    """
-    entropy = model.bottleneck_layer.entropy_bottleneck
-    entropy.update(force=True, update_quantiles=True)
-    with torch.no_grad():
-        entropy.quantiles[:, :, 0].clamp_(max=-1.0)
-        entropy.quantiles[:, :, 1] = 0.0
-        entropy.quantiles[:, :, 2].clamp_(min=1.0)
 
 
 @torch.no_grad()
@@ -222,7 +208,9 @@ def train(args: argparse.Namespace) -> Path:
 
     model.cpu()
     fit_quantiles(model)
-    save_model(out, model, {"model": args.model, "lmb": f"{lmb:g}", "labels": json.dumps(labels), "recipe": json.dumps(recipe)})
+    # Where the data and the teacher lay is this machine's business, not the checkpoint's.
+    shared = {key: value for key, value in recipe.items() if key not in ("data", "backbone")}
+    save_model(out, model, {"model": args.model, "lmb": f"{lmb:g}", "labels": json.dumps(labels), "recipe": json.dumps(shared)})
     return out
 
 

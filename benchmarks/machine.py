@@ -1,0 +1,42 @@
+"""What machine a figure was measured on."""
+
+import os
+import platform
+from pathlib import Path
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe(threads: int) -> dict[str, object]:
+    """Processor, cores, threads in use, system and Python, for a result's record."""
+    processor = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    # Some virtual machines give a processor no better name than its maker's.
+    flags = _flags()
+    return {
+        "processor": processor,
+        "instructions": [name for name in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if name in flags],
+        "cores": cores(),
+        "threads": threads,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+
+
+def _flags() -> set[str]:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.split())
+    except OSError:
+        pass
+    return set()
