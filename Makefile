@@ -1,7 +1,9 @@
 # `make demo` and `make test` do all that they need from nothing; a second run is quick.
 # PYTHON=python3.12 make ... chooses another interpreter, VENV=dir another environment.
 
-PYTHON ?= python3
+# compressai needs numpy below 2, and so Python below 3.13.
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+  $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -15,6 +17,7 @@ help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml constraints.txt setup.py MANIFEST.in $(wildcard csrc/*)
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or 3.12 here; name one with PYTHON=/path/to/python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[cloud,export,train,bench,dev]'
 	$(BIN)/python -m pip check

@@ -21,6 +21,14 @@ from .errors import DamagedFeatureFileError, NotANumberError, TablesError
 PRECISION = 16
 
 
+def _integers(values: Sequence[int]) -> NDArray[np.int64]:
+    """A row of 32-bit integers; numpy alone would wrap larger ones, and cut fractions off."""
+    array = np.array(values)
+    if array.ndim != 1 or array.size and (array.dtype.kind != "i" or (array != array.astype(np.int32)).any()):
+        raise ValueError(f"{str(values)[:40]} is not a row of integers")
+    return array
+
+
 class Tables:
     """One static integer table a channel.
 
@@ -35,8 +43,8 @@ class Tables:
         if len(cdfs) != len(offsets):
             raise TablesError(f"{len(cdfs)} tables and {len(offsets)} offsets: export the bundle again")
         try:
-            self.cdfs = [np.array(cdf, np.uint32).reshape(-1) for cdf in cdfs]
-            self.offsets = np.array(offsets, np.int32)
+            self.cdfs = [_integers(cdf).astype(np.uint32) for cdf in cdfs]
+            self.offsets = _integers(offsets).astype(np.int32)
             flat = np.concatenate([*self.cdfs, np.empty(0, np.uint32)])
             lengths = np.array([len(cdf) for cdf in self.cdfs], np.uint32)
             self._native = _coder.Tables(flat, lengths, self.offsets)

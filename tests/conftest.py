@@ -1,0 +1,98 @@
+"""What the tests share: the project's default bundle, a small random one, and the reference data."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from numpy.typing import NDArray
+from PIL import Image
+
+from runtime import CloudDecoder, EdgeEncoder
+
+PROJECT = Path(__file__).resolve().parent.parent
+GOLF_BALL = PROJECT / "docs" / "demo" / "golf_ball.jpg"
+# Fixture values are read, never changed, and shared machines are slow at times.
+settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained ours_n4: bundles/ours_n4 if it is of the committed checkpoint, else exported now."""
+    checkpoint = PROJECT / "checkpoints" / "ours_n4" / "lmb1.28.safetensors"
+    made = PROJECT / "bundles" / "ours_n4"
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    if (made / "manifest.json").is_file() and json.loads((made / "manifest.json").read_text())["checkpoint"]["sha256"] == digest:
+        return made
+    from export.__main__ import main
+
+    out = tmp_path_factory.mktemp("bundles") / "ours_n4"
+    assert main(["ours_n4", "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def random_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ours_n0 with random weights and ten classes: another bundle, and what export itself is tested on."""
+    from export.bundle import write_bundle
+    from export.images import synthetic_images
+    from training.models import build_random_model
+
+    out = tmp_path_factory.mktemp("bundles") / "random"
+    labels = [f"class {index}" for index in range(10)]
+    write_bundle(out, build_random_model("ours_n0", 10), "ours_n0", "none", labels, synthetic_images(8), "synthetic images", weights="random")
+    return out
+
+
+@pytest.fixture(scope="session")
+def encoder(bundle: Path) -> EdgeEncoder:
+    return EdgeEncoder(bundle, threads=1)
+
+
+@pytest.fixture(scope="session")
+def decoder(bundle: Path) -> CloudDecoder:
+    return CloudDecoder(bundle, threads=1)
+
+
+@pytest.fixture(scope="session")
+def golf_ball() -> NDArray[np.uint8]:
+    """The demo's picture, uint8 [480, 640, 3]."""
+    return np.asarray(Image.open(GOLF_BALL))
+
+
+@pytest.fixture(scope="session")
+def feature_bytes(encoder: EdgeEncoder) -> bytes:
+    """The demo's feature file."""
+    return encoder.encode(GOLF_BALL)
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
+    """Copies a bundle by hard links, so that a test may replace its files (never write into them)."""
+
+    def copy(source: Path) -> Path:
+        target = tmp_path / "bundle"
+        target.mkdir()
+        for file in source.iterdir():
+            try:
+                os.link(file, target / file.name)
+            except OSError:
+                shutil.copy(file, target / file.name)
+        return target
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Reference facts and real images that stand beside the project on its developers' machines."""
+    folder = PROJECT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: the published checkpoints' keys and the image set are not part of the project")
+    return folder

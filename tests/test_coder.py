@@ -1,0 +1,207 @@
+"""The native coder against the Python one, golden bytes, and what it refuses."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import reference_coder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime import _coder
+from runtime.coder import Tables
+from runtime.errors import DamagedFeatureFileError, NotANumberError, TablesError
+
+LIMIT = 32767
+
+
+@st.composite
+def tables_and_symbols(draw: st.DrawFn) -> tuple[list[list[int]], list[int], list[list[int]]]:
+    """Any valid tables, and symbols of which some lie inside, some just outside and some far off."""
+    cdfs, offsets, symbols = [], [], []
+    row = draw(st.sampled_from([0, 1, 2, 3, 4, 5, 7, 8, 31, 130]))
+    for _ in range(draw(st.integers(1, 4))):
+        inner = draw(st.lists(st.integers(1, 65535), min_size=1, max_size=draw(st.sampled_from([1, 2, 20, 300])), unique=True))
+        cdf = [0, *sorted(inner), 65536]
+        offset = draw(st.integers(-LIMIT, LIMIT - len(cdf) + 3))
+        inside = st.integers(offset, offset + len(cdf) - 3)
+        near = st.integers(max(-LIMIT, offset - 70), min(LIMIT, offset + len(cdf) + 70))
+        anywhere = st.integers(-LIMIT, LIMIT)
+        source = draw(st.sampled_from([inside, near, anywhere, st.one_of(inside, anywhere), st.just(offset)]))
+        cdfs.append(cdf)
+        offsets.append(offset)
+        symbols.append(draw(st.lists(source, min_size=row, max_size=row)))
+    return cdfs, offsets, symbols
+
+
+def as_array(symbols: list[list[int]]) -> np.ndarray:
+    return np.array(symbols, np.int16).reshape(len(symbols), -1)
+
+
+@settings(max_examples=300)
+@given(tables_and_symbols())
+def test_both_coders_write_the_same_bytes_and_read_them_back(case) -> None:
+    cdfs, offsets, symbols = case
+    tables, array = Tables(cdfs, offsets), as_array(case[2])
+    payload = tables.encode(array)
+    assert payload == reference_coder.encode(cdfs, offsets, symbols)
+    assert np.array_equal(tables.decode(payload, array.shape[1:]), array)
+    assert reference_coder.decode(cdfs, offsets, payload, array.shape[1]) == symbols
+
+
+def skewed_tables(channels: int) -> tuple[list[list[int]], list[int]]:
+    """Nearly all mass on 0, as a trained model has it."""
+    frequencies = [1, 3, 200, 64800, 520, 10, 1, 1]
+    assert sum(frequencies) == 65536
+    return [[0, *np.cumsum(frequencies).tolist()]] * channels, [-3] * channels
+
+
+@pytest.mark.parametrize("row", [0, 1, 2, 3, 4, 5, 784, 3025])
+@pytest.mark.parametrize("kind", ["all zero", "all escape", "mixed"])
+def test_rows_of_every_length(row: int, kind: str) -> None:
+    cdfs, offsets = skewed_tables(3)
+    rng = np.random.default_rng(row)
+    symbols = {
+        "all zero": np.zeros((3, row), np.int16),
+        "all escape": rng.choice(np.array([-LIMIT, -4, 4, 67, 68, LIMIT], np.int16), (3, row)),
+        "mixed": np.where(rng.random((3, row)) < 0.1, rng.integers(-9, 9, (3, row)), 0).astype(np.int16),
+    }[kind]
+    tables = Tables(cdfs, offsets)
+    payload = tables.encode(symbols)
+    assert payload == reference_coder.encode(cdfs, offsets, symbols.tolist())
+    assert np.array_equal(tables.decode(payload, (row,)), symbols)
+
+
+def test_golden_bytes() -> None:
+    """These bytes are version 1 of the format: a change of them needs another version."""
+    cdfs = [[0, 10, 65000, 65500, 65536], [0, 1, 65535, 65536]]
+    offsets = [-1, 0]
+    symbols = [[0, 0, 0, 1, -1, 0, 0, 5, 0], [1, 1, 0, 1, -200, 1, 1, 32767, 1]]
+    golden = bytes.fromhex("320a10345e040100580401002fff0300f6ff020203008f000303faff0300")
+    assert Tables(cdfs, offsets).encode(as_array(symbols)) == golden
+    assert reference_coder.encode(cdfs, offsets, symbols) == golden
+    assert Tables(cdfs, offsets).decode(golden, (9,)).tolist() == symbols
+
+
+def test_no_symbols_are_16_bytes() -> None:
+    assert Tables([[0, 1, 65536]], [0]).encode(np.zeros((1, 0), np.int16)) == bytes.fromhex("00000100") * 4
+
+
+@settings(max_examples=300)
+@given(tables_and_symbols(), st.data())
+def test_a_damaged_payload_is_refused_or_decodes_to_itself(case, data: st.DataObject) -> None:
+    """Whatever the decoder accepts, the encoder would have written byte for byte."""
+    cdfs, offsets, symbols = case
+    tables, array = Tables(cdfs, offsets), as_array(symbols)
+    payload = bytearray(tables.encode(array))
+    payload[data.draw(st.integers(0, len(payload) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        decoded = tables.decode(bytes(payload), array.shape[1:])
+    except DamagedFeatureFileError:
+        return
+    assert tables.encode(decoded) == payload
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=200), st.integers(0, 40))
+def test_noise_is_refused_or_decodes_to_itself(noise: bytes, row: int) -> None:
+    tables = Tables(*skewed_tables(2))
+    try:
+        decoded = tables.decode(noise, (row,))
+    except DamagedFeatureFileError:
+        return
+    assert tables.encode(decoded) == noise
+
+
+@pytest.mark.parametrize("kind", ["all zero", "all escape", "mixed"])
+def test_every_truncation_and_every_addition_is_refused(kind: str) -> None:
+    tables = Tables(*skewed_tables(2))
+    rng = np.random.default_rng(1)
+    symbols = {
+        "all zero": np.zeros((2, 50), np.int16),
+        "all escape": np.full((2, 50), 900, np.int16),
+        "mixed": rng.integers(-5, 6, (2, 50)).astype(np.int16),
+    }[kind]
+    payload = tables.encode(symbols)
+    for length in range(len(payload)):
+        with pytest.raises(DamagedFeatureFileError, match="damaged"):
+            tables.decode(payload[:length], (50,))
+    for more in (b"\0", b"\0\0", b"\xff" * 40):
+        with pytest.raises(DamagedFeatureFileError, match="damaged"):
+            tables.decode(payload + more, (50,))
+
+
+def test_a_mark_of_no_number_is_refused() -> None:
+    symbols = np.zeros((2, 9), np.int16)
+    symbols[1, 4] = _coder.NOT_A_SYMBOL
+    with pytest.raises(NotANumberError, match="not a number"):
+        Tables(*skewed_tables(2)).encode(symbols)
+
+
+@pytest.mark.parametrize(
+    ("cdfs", "offsets", "text"),
+    [
+        ([], [], "no tables"),
+        ([[0, 1, 65536]], [0, 0], "1 tables and 2 offsets"),
+        ([[0, 65536]], [0], "fewer than three"),
+        ([[1, 2, 65536]], [0], "begin at 0"),
+        ([[0, 5, 5, 65536]], [0], "does not increase at value 2"),
+        ([[0, 7, 6, 65536]], [0], "does not increase at value 2"),
+        ([[0, 1, 65535]], [0], "does not end at 65536"),
+        ([[0, 1, 65536], [0, 1, 65537]], [0, 0], "table 1: .*end at 65536"),
+        ([[0, 1, 65536]], [-32768], "leave the range"),
+        ([[0, 1, 2, 65536]], [32767], "leave the range"),
+        ([[0, -1, 65536]], [0], "bad entropy tables"),
+        ([[0, 1, 65536]], [2**40], "bad entropy tables"),
+        ([["a", 1, 65536]], [0], "bad entropy tables"),
+        ([[0, 0.5, 65536]], [0], "bad entropy tables"),
+        ([None], [0], "bad entropy tables"),
+    ],
+)
+def test_bad_tables_are_refused(cdfs: list, offsets: list, text: str) -> None:
+    with pytest.raises(TablesError, match=text):
+        Tables(cdfs, offsets)
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"precision": 15, "cdfs": [], "offsets": []}', b'{"precision": 16, "cdfs": 1, "offsets": []}'])
+def test_a_bad_tables_file_is_refused(text: bytes) -> None:
+    with pytest.raises(TablesError):
+        Tables.from_json(text)
+
+
+def test_tables_survive_their_file() -> None:
+    tables = Tables(*skewed_tables(2))
+    again = Tables.from_json(tables.to_json())
+    assert again.digest() == tables.digest()
+    assert again.to_json() == tables.to_json()
+    assert Tables([[0, 1, 65536]] * 2, [0, 1]).digest() != Tables([[0, 1, 65536]] * 2, [0, 0]).digest()
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 4), np.int32), np.zeros((2, 8), np.int16)[:, ::2], np.zeros((3, 4), np.int16), np.zeros(8, np.int16)])
+def test_arrays_of_another_kind_are_refused_not_converted(bad: np.ndarray) -> None:
+    cdfs, offsets = skewed_tables(2)
+    native = _coder.Tables(np.array(cdfs, np.uint32).reshape(-1), np.array([9, 9], np.uint32), np.array(offsets, np.int32))
+    with pytest.raises((TypeError, ValueError)):
+        native.encode(bad)
+    with pytest.raises((TypeError, ValueError)):
+        native.decode(b"", bad)
+
+
+def test_one_table_set_may_be_used_by_many_threads() -> None:
+    tables = Tables(*skewed_tables(16))
+    rows = [np.random.default_rng(i).integers(-4, 5, (16, 784)).astype(np.int16) for i in range(8)]
+    expected = [tables.encode(row) for row in rows]
+
+    def work(index: int) -> bool:
+        row = rows[index % 8]
+        payload = tables.encode(row)
+        return payload == expected[index % 8] and np.array_equal(tables.decode(payload, (784,)), row)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(200)))
+
+
+def test_lane_count_is_the_formats() -> None:
+    assert _coder.LANES == reference_coder.LANES == 4
+    assert sys.byteorder == "little", "the coder is endian-neutral, but no big-endian machine has run these tests"
