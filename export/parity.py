@@ -48,7 +48,10 @@ def check_parity(
     model: FeatureCompressionModel, tables: Tables, edge: Path, cloud: Path, images: NDArray[np.uint8], source: str
 ) -> ParityReport:
     """Compare on `images`, uint8 [N, H, W, 3], in batches of 1, 2 and 5; raises ParityError."""
-    edge_session, cloud_session = (ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]) for path in (edge, cloud))
+    options = ort.SessionOptions()
+    # Its idle threads would spin while torch works.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    edge_session, cloud_session = (ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]) for path in (edge, cloud))
     reference = EdgeGraph(model).eval()
     equal = nonzero = total = payload_bytes = 0
     symbol_difference, logit_difference, top1_equal = 0, 0.0, True

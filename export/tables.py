@@ -27,11 +27,12 @@ def make_tables(model: FeatureCompressionModel) -> Tables:
     """
     entropy = model.bottleneck_layer.entropy_bottleneck
     quantiles = entropy.quantiles.detach()
-    if not bool((quantiles.abs() <= _MAX_QUANTILE).all()) or not bool((quantiles.diff(dim=2) >= 0).all()):
-        worst = int(quantiles.abs().amax((1, 2)).argmax())
+    good = (quantiles.abs() <= _MAX_QUANTILE).all(2) & (quantiles.diff(dim=2) >= 0).all(2)
+    if not good.all():
+        first = int(good.flatten().int().argmin())
         raise QuantilesError(
-            f"the checkpoint's quantiles are out of order or beyond {_MAX_QUANTILE:g} (channel {worst}: "
-            f"{quantiles[worst, 0].tolist()}): train the entropy model longer"
+            f"the checkpoint's quantiles are out of order or beyond {_MAX_QUANTILE:g} (channel {first}: "
+            f"{quantiles[first, 0].tolist()}): train the entropy model longer"
         )
     entropy.update(force=True)
     lengths = entropy.cdf_length.tolist()

@@ -7,6 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+# Threads that wait for work by spinning slow down whatever else runs; to be set before torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
@@ -38,15 +41,23 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def random_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ours_n0 with random weights and ten classes: another bundle, and what export itself is tested on."""
-    from export.bundle import write_bundle
-    from export.images import synthetic_images
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ours_n0 with random weights and ten classes."""
+    from training.checkpoint import save_model
     from training.models import build_random_model
 
+    path = tmp_path_factory.mktemp("checkpoints") / "random.safetensors"
+    save_model(path, build_random_model("ours_n0", 10), {"labels": json.dumps([f"thing {index}" for index in range(10)])})
+    return path
+
+
+@pytest.fixture(scope="session")
+def random_bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another bundle than the default, and what export itself is tested on."""
+    from export.__main__ import main
+
     out = tmp_path_factory.mktemp("bundles") / "random"
-    labels = [f"class {index}" for index in range(10)]
-    write_bundle(out, build_random_model("ours_n0", 10), "ours_n0", "none", labels, synthetic_images(8), "synthetic images", weights="random")
+    assert main(["ours_n0", "--checkpoint", str(random_checkpoint), "--out", str(out)]) == 0
     return out
 
 

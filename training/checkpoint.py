@@ -65,9 +65,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load documents no error classes for damaged files
-        raise UnreadableCheckpointError(
-            f"{path} cannot be opened with torch.load(weights_only=True): {str(error).splitlines()[0]}"
-        ) from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnreadableCheckpointError(f"{path} cannot be opened with torch.load(weights_only=True): {reason}") from error
     metadata = {}
     if isinstance(content, dict):
         if isinstance(content.get("classes"), list):

@@ -46,13 +46,20 @@ def parse_stages(text: str, epochs: int) -> list[Stage]:
     """'224' -> all epochs at 224; '112:8,160:4' -> 8 epochs at 112, then 4 at 160."""
     stages = []
     for part in text.split(","):
-        size, _, count = part.partition(":")
-        if not size.isdigit() or (count and not count.isdigit()) or ("," in text and not count):
+        size, colon, count = part.partition(":")
+        whole = size.isdigit() and (count.isdigit() if colon else "," not in text)
+        if not whole:
             raise argparse.ArgumentTypeError(f"{text!r} is neither SIZE nor SIZE:EPOCHS,SIZE:EPOCHS,...")
         if int(size) < 32 or int(size) % 8:
             raise argparse.ArgumentTypeError(f"crop size {size} is not a multiple of 8 from 32 up")
-        stages.append(Stage(int(size), int(count) if count else epochs))
+        stages.append(Stage(int(size), int(count) if colon else epochs))
     return stages
+
+
+def _schedule(text: str) -> str:
+    """The text itself if `parse_stages` understands it: that is how a run's options are recorded."""
+    parse_stages(text, 1)
+    return text
 
 
 def parse_model_args(text: str) -> float:
@@ -74,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, type=Path, help="ImageFolder of training images")
     parser.add_argument("--backbone", required=True, type=Path, help="the teacher, a ResNet-50 (.pt or .safetensors)")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--train_size", default="224", metavar="SIZE[:EPOCHS,...]", help="crop side in pixels, or a schedule (replaces --epochs)")
+    parser.add_argument("--train_size", type=_schedule, default="224", metavar="SIZE[:EPOCHS,...]", help="crop side in pixels, or a schedule (replaces --epochs)")
     parser.add_argument("--batch_size", type=int, default=384)
     parser.add_argument("--lr", type=float, default=1e-3, help="AdamW's rate for the bottleneck; a tenth of it for the tail")
     parser.add_argument("--held_out", type=int, default=500, metavar="N", help="training images kept aside to measure on (default: 500)")

@@ -1,0 +1,190 @@
+"""edge-encode and cloud-decode as their users call them: arguments, streams, exit statuses, JSON."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from runtime import cloud_cli, edge_cli, feature_file, files
+
+GOLF_BALL = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def default_bundle(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGECLOUD_BUNDLE", str(bundle))
+
+
+@pytest.fixture
+def feat(tmp_path: Path, feature_bytes: bytes) -> Path:
+    path = tmp_path / "feat.bin"
+    path.write_bytes(feature_bytes)
+    return path
+
+
+def command(name: str, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, "-m", f"runtime.{name}", *arguments], input=stdin, capture_output=True, check=False)
+
+
+def test_image_to_class(tmp_path: Path, feature_bytes: bytes, capsys: Capture) -> None:
+    out = tmp_path / "new" / "feat.bin"
+    assert edge_cli.main([str(GOLF_BALL), "-o", str(out)]) == 0
+    assert out.read_bytes() == feature_bytes
+    assert f"{len(feature_bytes)} bytes" in capsys.readouterr().out
+    assert cloud_cli.main([str(out), "--top-k", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[1].endswith("golf ball")
+    assert [path.name for path in out.parent.iterdir()] == ["feat.bin"]
+
+
+def test_through_pipes(feature_bytes: bytes) -> None:
+    encoded = command("edge_cli", "-", "-o", "-", stdin=GOLF_BALL.read_bytes())
+    assert encoded.returncode == 0, encoded.stderr
+    assert encoded.stdout == feature_bytes
+    assert b"bytes" in encoded.stderr
+    decoded = command("cloud_cli", "-", "--json", stdin=encoded.stdout)
+    assert decoded.returncode == 0, decoded.stderr
+    assert json.loads(decoded.stdout)["classes"][0]["label"] == "golf ball"
+    logits = command("cloud_cli", "-", "--logits", "-", stdin=encoded.stdout)
+    assert np.load(io.BytesIO(logits.stdout)).shape == (1, 10)
+
+
+def test_several_images_into_a_folder(tmp_path: Path, golf_ball: NDArray[np.uint8], capsys: Capture) -> None:
+    images = [tmp_path / f"{name}.png" for name in "abc"]
+    for image in images:
+        Image.fromarray(golf_ball).save(image)
+    out = tmp_path / "features"
+    assert edge_cli.main([*map(str, images), "-o", str(out), "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(path.name for path in out.iterdir()) == ["a.bin", "b.bin", "c.bin"]
+    for row in rows:
+        assert row["bytes"] == Path(row["output"]).stat().st_size
+        assert row["bpp"] == pytest.approx(8 * row["bytes"] / (224 * 224))
+        assert set(row["milliseconds"]) == {"preprocess", "graph", "coder", "write", "total"}
+    assert cloud_cli.main([*map(str, sorted(out.iterdir())), "--json", "--logits", str(tmp_path / "logits.npy")]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["classes"][0]["label"] for row in rows] == ["golf ball"] * 3
+    assert set(rows[0]["milliseconds"]) == {"coder", "graph", "total"}
+    logits = np.load(tmp_path / "logits.npy", allow_pickle=False)
+    assert logits.shape == (3, 10)
+    assert logits.dtype == np.float32
+
+
+def test_as_is(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "feat.bin"
+    assert edge_cli.main([str(GOLF_BALL), "-o", str(out), "--as-is", "--threads", "1", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert (row["width"], row["height"]) == (640, 480)
+    assert feature_file.parse(out.read_bytes()).width == 640
+
+
+def test_info_needs_no_bundle(feat: Path, feature_bytes: bytes, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("EDGECLOUD_BUNDLE", "/nowhere")
+    assert cloud_cli.main(["--info", "--json", str(feat)]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert (info["width"], info["height"], info["version"], info["bytes"]) == (224, 224, 1, len(feature_bytes))
+    assert info["bundle"] == feature_bytes[2:6].hex()
+    assert info["payload_bytes"] == len(feature_bytes) - 14
+    assert cloud_cli.main(["--info", str(feat)]) == 0
+    assert "payload bytes" in capsys.readouterr().out
+
+
+def test_one_bad_image_does_not_stop_the_others(tmp_path: Path, capsys: Capture) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    assert edge_cli.main([str(bad), str(GOLF_BALL), "-o", str(tmp_path / "out")]) == 1
+    captured = capsys.readouterr()
+    assert "bad.jpg is not an image" in captured.err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["golf_ball.bin"]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [(b"", "empty"), (b"PK\x03\x04", "not a feature file"), (b"\xfc\x09" + bytes(40), "version 9"), (None, "send it again")],
+)
+def test_a_refused_file_is_status_4_and_the_others_are_decoded(
+    tmp_path: Path, feat: Path, feature_bytes: bytes, content: bytes | None, text: str, capsys: Capture
+) -> None:
+    bad = tmp_path / "bad.bin"
+    bad.write_bytes(feature_bytes[:-1] if content is None else content)
+    logits = tmp_path / "logits.npy"
+    assert cloud_cli.main([str(bad), str(feat), "--top-k", "1", "--logits", str(logits)]) == 4
+    captured = capsys.readouterr()
+    assert "bad.bin: " in captured.err
+    assert text in captured.err
+    assert "golf ball" in captured.out
+    assert not logits.exists(), "logits that lack a row are not written"
+
+
+def test_another_bundles_file_is_status_4(feat: Path, random_bundle: Path, capsys: Capture) -> None:
+    assert cloud_cli.main([str(feat), "--bundle", str(random_bundle)]) == 4
+    assert "is of bundle" in capsys.readouterr().err
+
+
+def test_missing_files_are_status_1(tmp_path: Path, capsys: Capture) -> None:
+    missing = str(tmp_path / "missing")
+    assert edge_cli.main([missing, "-o", str(tmp_path / "out.bin")]) == 1
+    assert cloud_cli.main([missing]) == 1
+    assert cloud_cli.main([str(tmp_path)]) == 1
+    assert edge_cli.main([str(GOLF_BALL), "-o", "-", "--bundle", missing]) == 1
+    assert cloud_cli.main([missing, "--bundle", missing]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 5
+    assert all("missing" in line or "folder" in line for line in errors)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "text"),
+    [
+        (edge_cli.main, ["a.jpg"], "-o"),
+        (edge_cli.main, ["a.jpg", "-o", "x", "--threads", "0"], "--threads 0"),
+        (edge_cli.main, ["a.jpg", "b.jpg", "-o", "-"], "one feature file"),
+        (edge_cli.main, ["x/a.jpg", "y/a.png", "-o", "new"], "several images would be written to new/a.bin"),
+        (edge_cli.main, ["a.jpg", "b.jpg", "-o", __file__], "is a file"),
+        (edge_cli.main, ["a.jpg", "-o", "-", "--json"], "--json"),
+        (cloud_cli.main, [], "FILE"),
+        (cloud_cli.main, ["a", "--top-k", "0"], "--top-k 0"),
+        (cloud_cli.main, ["a", "--threads", "-1"], "--threads -1"),
+        (cloud_cli.main, ["-", "-"], "twice"),
+    ],
+)
+def test_wrong_usage_is_status_2(main, arguments: list[str], text: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "feat.bin"
+    files.write_atomically(path, b"before")
+
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="full"):
+            files.write_atomically(path, b"after")
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+    files.write_atomically(path, b"after")
+    assert path.read_bytes() == b"after"
+
+
+def test_the_installed_commands_exist() -> None:
+    """The two names that users type, installed beside this interpreter."""
+    for name in ("edge-encode", "cloud-decode"):
+        result = subprocess.run([Path(sys.executable).parent / name, "--version"], capture_output=True, text=True, check=False)
+        assert result.returncode == 0
+        assert result.stdout.startswith(name)

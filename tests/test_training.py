@@ -1,0 +1,222 @@
+"""Training on a handful of made-up images: it learns, stops on bad input, and goes on after a kill."""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import resnet50
+
+from training import train
+from training.checkpoint import CheckpointError, load_model
+from training.data import evaluation_images, split_held_out, training_images
+from training.loss import Teacher, distillation_loss, load_teacher, start_from_teacher
+from training.models import build_model
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 12 images each: light and dark noise."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name, level in (("dark", 60), ("light", 190)):
+        (root / name).mkdir()
+        for index in range(12):
+            pixels = np.clip(rng.normal(level, 30, (72, 72, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher with random weights and two classes."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
+    torch.save({"state_dict": resnet50(weights=None, num_classes=2).half().state_dict(), "classes": ["dark", "light"]}, path)
+    return path
+
+
+def options(data: Path, backbone: Path, run: Path, *more: str) -> list[str]:
+    return [
+        *("--model", "ours_n0", "--model_args", "bpp_lmb=0.5", "--data", str(data), "--backbone", str(backbone), "--run", str(run)),
+        *("--train_size", "32:1,64:1", "--batch_size", "8", "--held_out", "4", "--workers", "0"),
+        *more,
+    ]
+
+
+def run_main(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    return train.main()
+
+
+def test_a_run_from_start_to_checkpoint(
+    data: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(options(data, backbone, tmp_path / "run"), monkeypatch) == 0
+    out = tmp_path / "run" / "lmb0.5.safetensors"
+    assert f"wrote {out}" in capsys.readouterr().out
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [record["size"] for record in records] == [32, 64]
+    assert records[-1]["bpp"] < records[0]["bpp"]
+    assert 0 <= records[-1]["held_out_top1"] <= 1
+    model, metadata = load_model(out, "ours_n0")
+    assert json.loads(metadata["labels"]) == ["dark", "light"]
+    assert (metadata["model"], metadata["lmb"]) == ("ours_n0", "0.5")
+    assert str(tmp_path) not in metadata["recipe"]
+    assert str(data) not in metadata["recipe"]
+    quantiles = model.bottleneck_layer.entropy_bottleneck.quantiles
+    assert (quantiles[:, 0, 1] == 0).all()
+    assert (quantiles[:, 0, 0] <= -1).all()
+    assert (quantiles[:, 0, 2] >= 1).all()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(data: Path, backbone: Path, tmp_path: Path) -> None:
+    def command(run: Path) -> list[str]:
+        return [sys.executable, "-m", "training.train", *options(data, backbone, run)]
+
+    subprocess.run(command(tmp_path / "whole"), cwd=PROJECT, check=True, capture_output=True)
+    log = tmp_path / "killed" / "log.jsonl"
+    with subprocess.Popen(command(tmp_path / "killed"), cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and not log.exists():
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL, "the run was over before it could be killed"
+    again = subprocess.run(command(tmp_path / "killed"), cwd=PROJECT, check=True, capture_output=True, text=True)
+    assert "going on after epoch" in again.stderr
+    whole, killed = (load_model(tmp_path / name / "lmb0.5.safetensors", "ours_n0")[0].state_dict() for name in ("whole", "killed"))
+    for key, value in whole.items():
+        assert torch.allclose(value.float(), killed[key].float(), atol=1e-3, rtol=1e-2), key
+    assert not list(tmp_path.glob("killed/.*")), "temporary files are left"
+
+
+def test_another_runs_state_is_not_gone_on_with(
+    data: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.joinpath("last.pt").touch()
+    torch.save({"recipe": {"model": "ours_n8"}}, tmp_path / "last.pt")
+    assert run_main(options(data, backbone, tmp_path), monkeypatch) == 1
+    assert "other options" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--data", "/nowhere"], "/nowhere"),
+        (["--backbone", "/nowhere.pt"], "/nowhere.pt"),
+        (["--held_out", "24"], "cannot hold out 24 of 24"),
+        (["--batch_size", "100"], "do not fill one batch of 100"),
+        (["--labels", str(PROJECT / "training" / "imagenette_labels.txt")], "the labels are 10"),
+    ],
+)
+def test_what_cannot_be_trained(
+    data: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str], text: str
+) -> None:
+    assert run_main(options(data, backbone, tmp_path, *more), monkeypatch) == 1
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [["--model_args", "bpp_lmb=-1"], ["--model_args", "__import__('os')"], ["--model", "vgg"], ["--train_size", "big"]])
+def test_wrong_usage_is_status_2(data: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        run_main(options(data, backbone, tmp_path, *more), monkeypatch)
+    assert exit_info.value.code == 2
+
+
+@pytest.mark.parametrize("size", ["0", "30", "224:", "112:3,x", "112,224"])
+def test_wrong_schedules(size: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=size.split(",")[0].rstrip(":")):
+        train.parse_stages(size, 3)
+
+
+def test_schedules() -> None:
+    assert train.parse_stages("224", 3) == [train.Stage(224, 3)]
+    assert train.parse_stages("112:2,160:1", 3) == [train.Stage(112, 2), train.Stage(160, 1)]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    data: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(options(data, backbone, tmp_path, "--lr", "1e30"), monkeypatch) == 1
+    assert "smaller --lr" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_the_teacher_stays_in_eval_mode(backbone: Path) -> None:
+    teacher = load_teacher(backbone).train()
+    assert not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_a_teacher_that_is_none(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"fc.weight": torch.zeros(2, 2048)}}, tmp_path / "teacher.pt")
+    with pytest.raises(CheckpointError, match=r"missing: conv1\.weight"):
+        load_teacher(tmp_path / "teacher.pt")
+
+
+def test_the_loss_is_the_sum_of_its_terms_as_the_paper_has_them(backbone: Path) -> None:
+    teacher = load_teacher(backbone)
+    model = build_model("ours_n0", 2)
+    start_from_teacher(model, teacher)
+    assert torch.equal(model.layer3[0].conv1.weight, teacher.backbone.layer3[0].conv1.weight)
+    image, label = torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
+    with torch.no_grad():
+        ours, theirs = model.eval()(image), teacher(image)
+        terms = distillation_loss(ours, theirs, label, 2 * 64 * 64, 0.5)
+        expected = (
+            0.5 * torch.nn.functional.cross_entropy(ours.logits, label)
+            + 0.5 * (theirs.logits.softmax(1) * (theirs.logits.log_softmax(1) - ours.logits.log_softmax(1))).sum(1).mean()
+            + sum(((a - b) ** 2).mean() for a, b in zip(ours.features, theirs.features, strict=True))
+            + 0.5 * ours.bits / (2 * 64 * 64)
+        )
+        itself = distillation_loss(theirs, theirs, label, 1, 0.5)
+    assert terms.total == pytest.approx(float(expected), rel=1e-5)
+    assert [tuple(feature.shape[1:]) for feature in ours.features] == [(256, 16, 16), (512, 8, 8), (1024, 4, 4), (2048, 2, 2)]
+    assert float(itself.distillation) == pytest.approx(0, abs=1e-6)
+    assert float(itself.features) == 0
+
+
+def test_the_decoder_is_trained_on_rounded_latents_and_gradients_reach_the_encoder() -> None:
+    torch.manual_seed(0)
+    bottleneck = build_model("ours_n0", 2).bottleneck_layer.train()
+    image, seen = torch.randn(1, 3, 32, 32), []
+    bottleneck.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    features, bits = bottleneck(image)
+    assert torch.allclose(seen[0], seen[0].round(), atol=1e-5)
+    features.sum().backward()
+    assert bottleneck.encoder[0].weight.grad.abs().sum() > 0
+    assert float(bits.detach()) > 0
+
+
+def test_what_is_held_out_is_never_trained_on(data: Path) -> None:
+    whole = evaluation_images(data)
+    kept, rest = (split_held_out(images, 5, keep) for images, keep in ((whole, True), (training_images(data, 32), False)))
+    assert len(kept) == 5
+    assert len(rest) == 19
+    assert not set(kept.indices) & set(rest.indices)
+    assert {whole.targets[index] for index in kept.indices} == {0, 1}
+
+
+def test_images_of_224_are_evaluated_as_they_are(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / "a.png")
+    image, _ = evaluation_images(tmp_path)[0]
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    assert torch.allclose(image, ((torch.from_numpy(pixels) / 255 - mean) / std).permute(2, 0, 1), atol=1e-6)
+
+
+def test_a_teacher_of_no_classes_named_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "teacher.pt")
+    with pytest.raises(CheckpointError, match="missing"):
+        load_teacher(tmp_path / "teacher.pt")
+    assert isinstance(Teacher(3).backbone.fc, torch.nn.Linear)
