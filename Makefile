@@ -36,8 +36,9 @@ test: $(INSTALLED) $(BUNDLE)/manifest.json ## run the tests
 test-all: $(INSTALLED) $(BUNDLE)/manifest.json ## run the tests, the slow ones too
 	$(BIN)/python -m pytest -q
 
-lint: $(INSTALLED) ## ruff: rules and format of imports
+lint: $(INSTALLED) ## ruff: rules and layout
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: $(INSTALLED) ## mypy
 	$(BIN)/mypy

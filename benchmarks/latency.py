@@ -96,7 +96,7 @@ def reference_pipeline(model: str, threads: int) -> Callable[[NDArray[np.uint8]]
 
     @torch.inference_mode()
     def encode(pixels: NDArray[np.uint8]) -> tuple[bytes, Callable[[], NDArray[np.int32]]]:
-        image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0).float().div(255)
+        image = torch.tensor(pixels).permute(2, 0, 1).unsqueeze(0).float().div(255)
         latent = bottleneck.encoder((image - mean) / std)
         payload = bottleneck.entropy_bottleneck.compress(latent)[0]
         return payload, lambda: (latent[0] - bottleneck.medians).round().to(torch.int32).numpy()
@@ -209,7 +209,8 @@ def main() -> int:
         print(json.dumps({"benchmark": "latency", "machine": machine, "runs": args.runs, "rows": rows}, indent=1))
         return 0
     instructions = ", ".join(machine["instructions"])  # type: ignore[arg-type]
-    print(f"{machine['processor']} ({instructions}), {args.threads} of {machine['cores']} cores, {args.runs} runs in turn; medians, one 224x224 image")
+    print(f"{machine['processor']} ({instructions}), {args.threads} of {machine['cores']} cores")
+    print(f"one 224x224 image, {args.runs} runs in turn, medians\n")
     print(table(rows))
     if not with_torch:
         print("torch or CompressAI is not installed: nothing to compare with")

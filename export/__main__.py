@@ -44,9 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: checkpoints/MODEL/lmbL.safetensors or .pt")
     parser.add_argument("--lmb", type=_lmb, default="1.28", metavar="L", help="rate weight the checkpoint was trained with (default: 1.28)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: bundles/MODEL")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="text, one label a line (default: the checkpoint's, or ImageNet's for 1000 classes)")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="images for the parity check (default: a packaged synthetic set)")
-    parser.add_argument("--max-pixels", type=_pixels, default=1024 * 1024, metavar="N", help="largest image that both ends will take (default: 1048576)")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="one label a line (default: the checkpoint's, or ImageNet's)")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="images for the parity check (default: synthetic ones)")
+    parser.add_argument(
+        "--max-pixels", type=_pixels, default=1024 * 1024, metavar="N", help="largest image that both ends take (default: 1048576)"
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
@@ -121,6 +123,7 @@ def main(argv: list[str] | None = None) -> int:
             _labels(args.labels, metadata, model.fc.out_features),
             images,
             source,
+            weights=metadata.get("weights", "trained"),
             checkpoint={"file": path.name, "sha256": digest},
             max_pixels=args.max_pixels,
             report=lambda line: print(line, flush=True),

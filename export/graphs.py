@@ -12,6 +12,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -32,6 +33,10 @@ class ExportError(RuntimeError):
 
 class EdgeGraph(nn.Module):
     """Normalisation, encoder, and rounding to symbols."""
+
+    scale: Tensor
+    shift: Tensor
+    medians: Tensor
 
     def __init__(self, model: FeatureCompressionModel):
         super().__init__()
@@ -76,7 +81,7 @@ def export_cloud(model: FeatureCompressionModel, path: Path) -> None:
     _export(CloudGraph(model), symbols, "symbols", shapes, "logits", path, gelus)
 
 
-def _export(graph: nn.Module, example: Tensor, source: str, shapes: dict[int, object], target: str, path: Path, gelus: int) -> None:
+def _export(graph: nn.Module, example: Tensor, source: str, shapes: Mapping[int, object], target: str, path: Path, gelus: int) -> None:
     noise = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise), torch.no_grad():
         warnings.simplefilter("ignore")

@@ -94,9 +94,9 @@ def check_parity(
             (symbol_difference > 1, f"a symbol differs from torch's by {symbol_difference}"),
             (
                 report.nonzero_share < MIN_NONZERO_SHARE,
-                f"only {report.nonzero_share:.2%} of the symbols are not zero, so that equality means little: give livelier images with --images",
+                f"only {report.nonzero_share:.2%} of the symbols are not zero, so equality means little: give livelier --images",
             ),
-            (not logit_difference <= MAX_LOGIT_DIFFERENCE, f"a logit differs from torch's by {logit_difference:.2g}, over {MAX_LOGIT_DIFFERENCE:g}"),
+            (not logit_difference <= MAX_LOGIT_DIFFERENCE, f"a logit differs by {logit_difference:.2g}, over {MAX_LOGIT_DIFFERENCE:g}"),
             (not top1_equal, "a top-1 class differs from torch's"),
         )
         if failed

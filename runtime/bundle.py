@@ -105,7 +105,7 @@ class Bundle:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InconsistentBundleError(f"{folder / MANIFEST} is not understood ({error!r}): export the bundle again") from error
         if schema != SCHEMA:
-            raise UnsupportedBundleError(f"{folder} has schema {schema!r}, this release reads {SCHEMA}: update it, or export the bundle again")
+            raise UnsupportedBundleError(f"{folder} has schema {schema!r}, this release reads {SCHEMA}: update, or export it again")
         try:
             version = manifest["format_version"]
             shape = ShapeRule(**{key: int(value) for key, value in manifest["shape"].items()})
@@ -117,7 +117,7 @@ class Bundle:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InconsistentBundleError(f"{folder / MANIFEST} is not understood ({error!r}): export the bundle again") from error
         if version != VERSION:
-            raise UnsupportedBundleError(f"{folder} writes feature files of version {version!r}, this release reads {VERSION}: export it again")
+            raise UnsupportedBundleError(f"{folder} has feature files of version {version!r}, not {VERSION}: update, or export it again")
         if min(shape.channels, shape.stride, shape.shrink + 1, max_symbols) < 1 or BLOCK % shape.stride:
             raise InconsistentBundleError(f"{folder / MANIFEST} has an impossible shape rule, {asdict(shape)}: export the bundle again")
         tables = Tables.from_json(_verified(folder, TABLES, hashes, _MAX_TEXT_BYTES))
@@ -126,7 +126,7 @@ class Bundle:
         fingerprint = compute_fingerprint(shape, tables, bottleneck)
         if fingerprint != claimed:
             raise InconsistentBundleError(
-                f"{folder}'s manifest says fingerprint {claimed.hex()[:8]}, its contents give {fingerprint.hex()[:8]}: export the bundle again"
+                f"{folder}'s manifest says fingerprint {claimed.hex()[:8]}, its contents give {fingerprint.hex()[:8]}: export it again"
             )
         return cls(folder, manifest, shape, tables, fingerprint, max_symbols)
 

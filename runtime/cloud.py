@@ -19,11 +19,11 @@ Bytes = bytes | bytearray | memoryview
 
 
 class Prediction(NamedTuple):
-    """A class, its index among the logits, and its probability (softmax, 0 to 1)."""
+    """A class: its label, its probability (softmax, 0 to 1), and its place among the logits."""
 
     label: str
-    index: int
     probability: float
+    class_index: int
 
 
 class CloudDecoder:
@@ -56,7 +56,7 @@ class CloudDecoder:
         own = self.bundle.fingerprint[:FINGERPRINT_BYTES]
         if file.fingerprint != own:
             raise WrongBundleError(
-                f"the feature file is of bundle {file.fingerprint.hex()}, this is bundle {own.hex()}: decode it with the bundle that encoded it"
+                f"the feature file is of bundle {file.fingerprint.hex()}, this is {own.hex()}: decode it with the bundle that encoded it"
             )
         shape, limit = self.bundle.shape, self.bundle.max_symbols
         rows, columns = shape.latent(file.height, file.width)
@@ -93,4 +93,4 @@ class CloudDecoder:
         exponentials = np.exp(logits.astype(np.float64) - logits.max())
         probabilities = exponentials / exponentials.sum()
         best = np.argsort(-probabilities, kind="stable")[:top_k]
-        return [Prediction(self.labels[i], int(i), float(probabilities[i])) for i in best]
+        return [Prediction(self.labels[i], float(probabilities[i]), int(i)) for i in best]

@@ -4,8 +4,9 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import EdgeCloudError, FeatureFileError, FeatureFileNotFoundError
@@ -31,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="classes to print (default: 5)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the cloud graph (default: one a core)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line: classes, bytes, bpp, milliseconds by stage")
-    parser.add_argument("--logits", metavar="FILE.npy", help="also write the logits, float32 [files, classes]; - for standard output, alone")
+    parser.add_argument("--logits", metavar="FILE.npy", help="write the logits too, float32 [files, classes]; - for standard output")
     parser.add_argument("--info", action="store_true", help="print what the headers say, and decode nothing; needs no bundle")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
-def _each(names: list[str], work) -> int:  # type: ignore[no-untyped-def]
+def _each(names: list[str], work: Callable[[str, bytes], None]) -> int:
     """Do `work` for each file; report what is refused and go on."""
     status = EXIT_DONE
     for name in names:
@@ -106,7 +107,7 @@ def _each(names: list[str], work) -> int:  # type: ignore[no-untyped-def]
     return status
 
 
-def _decode(decoder: "CloudDecoder", name: str, data: bytes, top_k: int) -> tuple[dict[str, object], "NDArray[np.float32]"]:
+def _decode(decoder: "CloudDecoder", name: str, data: bytes, top_k: int) -> tuple[dict[str, Any], "NDArray[np.float32]"]:
     from . import feature_file
 
     start = time.perf_counter()
@@ -115,7 +116,7 @@ def _decode(decoder: "CloudDecoder", name: str, data: bytes, top_k: int) -> tupl
     logits = decoder.logits_of_symbols(symbols[None])[0]
     done = time.perf_counter()
     header = feature_file.parse(data)
-    result: dict[str, object] = {
+    result: dict[str, Any] = {
         "file": name,
         "bytes": len(data),
         "bpp": 8 * len(data) / header.pixels,
@@ -129,7 +130,7 @@ def _decode(decoder: "CloudDecoder", name: str, data: bytes, top_k: int) -> tupl
     return result, logits
 
 
-def _lines(result: dict) -> str:  # type: ignore[type-arg]
+def _lines(result: dict[str, Any]) -> str:
     lines = [f"{result['file']}: {result['bytes']} bytes, {result['bpp']:.3f} bpp, {result['milliseconds']['total']:.1f} ms"]
     lines += [f"  {100 * entry['probability']:5.1f} %  {entry['label']}" for entry in result["classes"]]
     return "\n".join(lines)

@@ -24,7 +24,7 @@ PRECISION = 16
 def _integers(values: Sequence[int]) -> NDArray[np.int64]:
     """A row of 32-bit integers; numpy alone would wrap larger ones, and cut fractions off."""
     array = np.array(values)
-    if array.ndim != 1 or array.size and (array.dtype.kind != "i" or (array != array.astype(np.int32)).any()):
+    if array.ndim != 1 or (array.size and (array.dtype.kind != "i" or (array != array.astype(np.int32)).any())):
         raise ValueError(f"{str(values)[:40]} is not a row of integers")
     return array
 

@@ -1,14 +1,18 @@
 """edge-encode: images in, feature files out."""
 
 import argparse
+import itertools
 import json
 import sys
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import EdgeCloudError
+
+if TYPE_CHECKING:
+    from .edge import EdgeEncoder
 
 EXIT_DONE, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 
@@ -20,9 +24,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 done, 1 an image failed (the others are encoded), 2 wrong usage.",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or - for standard input")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE_OR_DIR", help="feature file, a folder (for several: NAME.bin each), or - for standard output")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE_OR_DIR",
+        help="feature file, folder (gets a NAME.bin for each image), or - for standard output",
+    )
     parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
-    parser.add_argument("--as-is", action="store_true", help="take the pixels as they are, cropped to multiples of 8, instead of resizing and cropping to 224x224")
+    parser.add_argument("--as-is", action="store_true", help="do not resize to 224x224; crop to multiples of 8")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the encoder graph (default: one a core)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line: bytes, bpp, milliseconds by stage")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -79,13 +89,13 @@ def main(argv: list[str] | None = None) -> int:
             name = "standard output" if target is None else target
             print(
                 f"{image} -> {name}: {result['bytes']} bytes, {result['bpp']:.3f} bpp at {result['width']}x{result['height']}, "
-                f"{result['milliseconds']['total']:.1f} ms",  # type: ignore[index]
+                f"{result['milliseconds']['total']:.1f} ms",
                 file=report,
             )
     return status
 
 
-def _encode(encoder: "EdgeEncoder", image: str, target: Path | None, as_is: bool) -> dict[str, object]:  # type: ignore[name-defined] # noqa: F821
+def _encode(encoder: "EdgeEncoder", image: str, target: Path | None, as_is: bool) -> dict[str, Any]:
     from io import BytesIO
 
     from .files import write_atomically
@@ -107,7 +117,7 @@ def _encode(encoder: "EdgeEncoder", image: str, target: Path | None, as_is: bool
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, data)
     clock.append(time.perf_counter())
-    stages = [round(1e3 * (after - before), 3) for before, after in zip(clock, clock[1:], strict=False)]
+    stages = [round(1e3 * (after - before), 3) for before, after in itertools.pairwise(clock)]
     milliseconds = dict(zip(("preprocess", "graph", "coder", "write"), stages, strict=True))
     milliseconds["total"] = round(1e3 * (clock[-1] - clock[0]), 3)
     return {

@@ -47,7 +47,9 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training.models import build_random_model
 
     path = tmp_path_factory.mktemp("checkpoints") / "random.safetensors"
-    save_model(path, build_random_model("ours_n0", 10), {"labels": json.dumps([f"thing {index}" for index in range(10)])})
+    save_model(
+        path, build_random_model("ours_n0", 10), {"weights": "random", "labels": json.dumps([f"thing {index}" for index in range(10)])}
+    )
     return path
 
 

@@ -164,7 +164,9 @@ def test_bad_tables_are_refused(cdfs: list, offsets: list, text: str) -> None:
         Tables(cdfs, offsets)
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"precision": 15, "cdfs": [], "offsets": []}', b'{"precision": 16, "cdfs": 1, "offsets": []}'])
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"{}", b'{"precision": 15, "cdfs": [], "offsets": []}', b'{"precision": 16, "cdfs": 1, "offsets": []}']
+)
 def test_a_bad_tables_file_is_refused(text: bytes) -> None:
     with pytest.raises(TablesError):
         Tables.from_json(text)
@@ -178,7 +180,9 @@ def test_tables_survive_their_file() -> None:
     assert Tables([[0, 1, 65536]] * 2, [0, 1]).digest() != Tables([[0, 1, 65536]] * 2, [0, 0]).digest()
 
 
-@pytest.mark.parametrize("bad", [np.zeros((2, 4), np.int32), np.zeros((2, 8), np.int16)[:, ::2], np.zeros((3, 4), np.int16), np.zeros(8, np.int16)])
+@pytest.mark.parametrize(
+    "bad", [np.zeros((2, 4), np.int32), np.zeros((2, 8), np.int16)[:, ::2], np.zeros((3, 4), np.int16), np.zeros(8, np.int16)]
+)
 def test_arrays_of_another_kind_are_refused_not_converted(bad: np.ndarray) -> None:
     cdfs, offsets = skewed_tables(2)
     native = _coder.Tables(np.array(cdfs, np.uint32).reshape(-1), np.array([9, 9], np.uint32), np.array(offsets, np.int32))

@@ -86,7 +86,9 @@ def test_a_latent_that_is_no_number_is_marked_and_huge_ones_are_clamped(model: F
 def test_the_gate_sees_other_weights(random_bundle: Path) -> None:
     other = build_random_model("ours_n0", 10, seed=1)
     with pytest.raises(ParityError, match="of the symbols equal torch's"):
-        check_parity(other, make_tables(other), random_bundle / "edge.onnx", random_bundle / "cloud.onnx", synthetic_images(3), "synthetic images")
+        check_parity(
+            other, make_tables(other), random_bundle / "edge.onnx", random_bundle / "cloud.onnx", synthetic_images(3), "synthetic images"
+        )
 
 
 def test_the_gate_sees_another_tail(random_checkpoint: Path, random_bundle: Path) -> None:
@@ -94,7 +96,9 @@ def test_the_gate_sees_another_tail(random_checkpoint: Path, random_bundle: Path
     with torch.no_grad():
         other.fc.bias[3] += 0.01
     with pytest.raises(ParityError, match="a logit differs"):
-        check_parity(other, make_tables(other), random_bundle / "edge.onnx", random_bundle / "cloud.onnx", synthetic_images(1), "synthetic images")
+        check_parity(
+            other, make_tables(other), random_bundle / "edge.onnx", random_bundle / "cloud.onnx", synthetic_images(1), "synthetic images"
+        )
 
 
 def test_the_gate_wants_symbols_that_are_not_zero(model: FeatureCompressionModel, random_bundle: Path) -> None:
@@ -139,6 +143,7 @@ def test_checkpoint_to_class(random_checkpoint: Path, random_bundle: Path, tmp_p
     assert CloudDecoder(out, 1).classify(data, 1)[0].label.startswith("label ")
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["max_symbols"] == 64 * 32 * 32
+    assert manifest["weights"] == "random"
     assert manifest["checkpoint"]["file"] == "random.safetensors"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.txt", "out"]
 
@@ -147,7 +152,12 @@ def test_no_checkpoint_says_where_to_put_one(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     assert command.main(["ours_n8", "--lmb", "5.12"]) == 1
     error = capsys.readouterr().err
-    for text in ("checkpoints/ours_n8/lmb5.12.safetensors", "lmb5.12.pt", "checkpoints/README.md", "python -m training.train --model ours_n8"):
+    for text in (
+        "checkpoints/ours_n8/lmb5.12.safetensors",
+        "lmb5.12.pt",
+        "checkpoints/README.md",
+        "python -m training.train --model ours_n8",
+    ):
         assert text in error
     assert list(tmp_path.iterdir()) == []
 
@@ -194,7 +204,7 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
 
 
 def test_the_command_knows_every_model() -> None:
-    assert command.MODEL_NAMES == tuple(MODELS)
+    assert tuple(MODELS) == command.MODEL_NAMES
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e6, -20.0])

@@ -10,7 +10,7 @@ from runtime import errors
 from runtime.feature_file import FeatureFile, pack, parse
 
 FINGERPRINT = bytes.fromhex("0badcafe")
-GOLDEN = bytes.fromhex("fc01" "0badcafe" "1c" "50" "05" "68656c6c6f" "12b5289d")
+GOLDEN = bytes.fromhex("fc010badcafe1c500568656c6c6f12b5289d")
 
 
 def sealed(body: bytes) -> bytes:

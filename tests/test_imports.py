@@ -20,12 +20,16 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_runtime_imports_no_torch_and_no_other_room() -> None:
     blocked = {"torch", "torchvision", "compressai", "onnx", "safetensors", "training", "export", "tests", "benchmarks", "scipy"}
-    code = f"BLOCKED = {blocked!r}" + BLOCK_TORCH + (
-        "import pkgutil, importlib, runtime\n"
-        "names = [m.name for m in pkgutil.iter_modules(runtime.__path__)]\n"
-        "assert 'edge' in names and 'cloud_cli' in names\n"
-        "[importlib.import_module('runtime.' + name) for name in names]\n"
-        "from runtime import EdgeEncoder, CloudDecoder\n"
+    code = (
+        f"BLOCKED = {blocked!r}"
+        + BLOCK_TORCH
+        + (
+            "import pkgutil, importlib, runtime\n"
+            "names = [m.name for m in pkgutil.iter_modules(runtime.__path__)]\n"
+            "assert 'edge' in names and 'cloud_cli' in names\n"
+            "[importlib.import_module('runtime.' + name) for name in names]\n"
+            "from runtime import EdgeEncoder, CloudDecoder\n"
+        )
     )
     result = run(code)
     assert result.returncode == 0, result.stderr
@@ -41,7 +45,8 @@ def test_training_imports_neither_runtime_nor_export() -> None:
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(module: str, option: str) -> None:
     code = (
-        "BLOCKED = {'numpy', 'onnxruntime', 'PIL', 'torch', 'onnx', 'compressai'}" + BLOCK_TORCH
+        "BLOCKED = {'numpy', 'onnxruntime', 'PIL', 'torch', 'onnx', 'compressai'}"
+        + BLOCK_TORCH
         + f"import importlib; sys.argv = ['command', {option!r}]; importlib.import_module({module!r}).main()\n"
     )
     result = run(code)

@@ -86,7 +86,7 @@ def test_a_panorama_does_not_explode() -> None:
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(errors.ImageNotFoundError, match="no such file: .*missing.jpg"):
+    with pytest.raises(errors.ImageNotFoundError, match=r"no such file: .*missing\.jpg"):
         preprocess(tmp_path / "missing.jpg")
     with pytest.raises(errors.ImageNotFoundError, match="is a folder"):
         preprocess(tmp_path)

@@ -19,7 +19,7 @@ def test_the_demo_gives_the_right_class(decoder: CloudDecoder, feature_bytes: by
     assert 500 < len(feature_bytes) < 2500
     best, *others = decoder.classify(feature_bytes, top_k=3)
     assert best.label == "golf ball"
-    assert decoder.labels[best.index] == "golf ball"
+    assert decoder.labels[best.class_index] == "golf ball"
     assert best.probability > max(other.probability for other in others)
     everything = decoder.classify(feature_bytes, top_k=99)
     assert len(everything) == 10

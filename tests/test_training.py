@@ -119,13 +119,21 @@ def test_another_runs_state_is_not_gone_on_with(
     ],
 )
 def test_what_cannot_be_trained(
-    data: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str], text: str
+    data: Path,
+    backbone: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    text: str,
 ) -> None:
     assert run_main(options(data, backbone, tmp_path, *more), monkeypatch) == 1
     assert text in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("more", [["--model_args", "bpp_lmb=-1"], ["--model_args", "__import__('os')"], ["--model", "vgg"], ["--train_size", "big"]])
+@pytest.mark.parametrize(
+    "more", [["--model_args", "bpp_lmb=-1"], ["--model_args", "__import__('os')"], ["--model", "vgg"], ["--train_size", "big"]]
+)
 def test_wrong_usage_is_status_2(data: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         run_main(options(data, backbone, tmp_path, *more), monkeypatch)

@@ -59,7 +59,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     if path.suffix == ".safetensors":
         try:
             with safe_open(str(path), "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
         except SafetensorError as error:
             raise UnreadableCheckpointError(f"{path} is not a safetensors file: {error}") from error
     try:

@@ -70,9 +70,7 @@ def distillation_loss(student: Outputs, teacher: Outputs, labels: Tensor, pixels
     """The loss above for a batch; labels int64 [N], pixels = N * H * W of the input."""
     logits = student.logits.float()
     ce = cross_entropy(logits, labels)
-    kl = kl_div(
-        log_softmax(logits, 1), log_softmax(teacher.logits.float(), 1), reduction="batchmean", log_target=True
-    )
+    kl = kl_div(log_softmax(logits, 1), log_softmax(teacher.logits.float(), 1), reduction="batchmean", log_target=True)
     features = torch.stack(
         [mse_loss(ours.float(), theirs.float()) for ours, theirs in zip(student.features, teacher.features, strict=True)]
     ).sum()

@@ -20,7 +20,7 @@ import torch
 from compressai.entropy_models import EntropyBottleneck
 from compressai.layers import GDN1
 from torch import Tensor, nn
-from torchvision.models import resnet50
+from torchvision.models import ResNet, resnet50
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class FeatureCompressionModel(nn.Module):
         return Outputs([features, *stages], logits, bits)
 
 
-def classify_features(tail: nn.Module, features: Tensor) -> tuple[list[Tensor], Tensor]:
+def classify_features(tail: FeatureCompressionModel | ResNet, features: Tensor) -> tuple[list[Tensor], Tensor]:
     """Run layer2..fc of a ResNet-50 or of a model; gives the three stages' outputs and logits."""
     second = tail.layer2(features)
     third = tail.layer3(second)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -81,13 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, type=Path, help="ImageFolder of training images")
     parser.add_argument("--backbone", required=True, type=Path, help="the teacher, a ResNet-50 (.pt or .safetensors)")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--train_size", type=_schedule, default="224", metavar="SIZE[:EPOCHS,...]", help="crop side in pixels, or a schedule (replaces --epochs)")
+    parser.add_argument(
+        "--train_size", type=_schedule, default="224", metavar="SIZE[:EPOCHS,...]", help="crop side, or a schedule that replaces --epochs"
+    )
     parser.add_argument("--batch_size", type=int, default=384)
     parser.add_argument("--lr", type=float, default=1e-3, help="AdamW's rate for the bottleneck; a tenth of it for the tail")
     parser.add_argument("--held_out", type=int, default=500, metavar="N", help="training images kept aside to measure on (default: 500)")
     parser.add_argument("--workers", type=int, default=2, help="image loading processes")
     parser.add_argument("--fixseed", type=int, default=0, metavar="SEED")
-    parser.add_argument("--labels", type=Path, help="text file, one label a line in the order of DIR's folders (default: the folders' names)")
+    parser.add_argument("--labels", type=Path, help="one label a line, in the order of DIR's folders (default: their names)")
     parser.add_argument("--run", type=Path, help="folder of the run's state (default: runs/MODEL_lmbL)")
     parser.add_argument("--out", type=Path, help="finished checkpoint (default: RUN/lmbL.safetensors)")
     return parser
@@ -95,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _optimizer(model: FeatureCompressionModel, lr: float) -> torch.optim.Optimizer:
     """AdamW without decay: the entropy model fast, the encoder and decoder at lr, the tail, already trained, slowly."""
-    entropy, rest = [], []
+    entropy: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.bottleneck_layer.named_parameters():
         # The median stays 0 in training, and the outer quantiles follow from the rest at the end.
         if name != "entropy_bottleneck.quantiles":
@@ -144,7 +147,7 @@ def train(args: argparse.Namespace) -> Path:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     torch.manual_seed(args.fixseed)
-    teacher = load_teacher(args.backbone).to(device, memory_format=torch.channels_last)
+    teacher = load_teacher(args.backbone).to(device).to(memory_format=torch.channels_last)
     held_out = split_held_out(evaluation_images(args.data), args.held_out, keep_held_out=True)
     classes: list[str] = held_out.dataset.classes  # type: ignore[attr-defined]
     labels = args.labels.read_text().split("\n") if args.labels else classes
@@ -156,7 +159,7 @@ def train(args: argparse.Namespace) -> Path:
         )
     model = build_model(args.model, num_classes)
     start_from_teacher(model, teacher)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     optimizer = _optimizer(model, args.lr)
     base_rates = [group["lr"] for group in optimizer.param_groups]
 

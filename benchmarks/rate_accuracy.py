@@ -1,0 +1,166 @@
+"""Top-1 and bpp of a bundle on labelled images, through real feature files and onnxruntime.
+
+    python benchmarks/rate_accuracy.py --data DIR [--bundle DIR] [--as-is] [--teacher FILE] [--json]
+
+DIR has one folder of images a class; their sorted names stand for the bundle's labels in order.
+Every image becomes the bytes of a feature file, and those bytes logits, as on a device and a
+server. With --teacher, a ResNet-50 in torch sees the same pixels and the difference is given.
+
+Always holds: bpp counts whole feature files, headers and checksums included.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from benchmarks.machine import cores, describe
+from runtime import CloudDecoder, EdgeEncoder, __version__
+from runtime.errors import EdgeCloudError
+from runtime.feature_file import parse
+from runtime.preprocess import preprocess
+
+BATCH = 8
+
+
+class DataError(ValueError):
+    """The folder of images does not fit the bundle."""
+
+
+def labelled_images(folder: Path, classes: int) -> list[tuple[Path, int]]:
+    """(path, class index) of all files below the class folders; raises DataError."""
+    names = sorted(path for path in folder.iterdir() if path.is_dir())
+    if len(names) != classes:
+        raise DataError(f"{folder} has {len(names)} class folders, the bundle {classes} classes")
+    found = [(path, index) for index, name in enumerate(names) for path in sorted(name.rglob("*")) if path.is_file()]
+    if not found:
+        raise DataError(f"{folder} has no images")
+    return found
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """95 % interval of a share (E. B. Wilson, 1927)."""
+    z = 1.959964
+    share, scale = right / count, 1 + z * z / count
+    middle = (share + z * z / (2 * count)) / scale
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / scale
+    return middle - half, middle + half
+
+
+def paired(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> dict[str, float]:
+    """Difference of two shares on the same images, with its 95 % interval (normal approximation)."""
+    difference: NDArray[np.float64] = ours.astype(float) - theirs
+    half = 1.959964 * float(difference.std(ddof=1)) / math.sqrt(len(difference))
+    mean = float(difference.mean())
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def measure(data: Path, bundle: Path | None, as_is: bool, teacher: Path | None, threads: int) -> dict[str, Any]:
+    """All figures, as the JSON has them."""
+    encoder, decoder = EdgeEncoder(bundle, threads), CloudDecoder(bundle, threads)
+    images = labelled_images(data, len(decoder.labels))
+    judge = _teacher(teacher, threads) if teacher else None
+    right: list[bool] = []
+    teacher_right: list[bool] = []
+    sizes, bpp = [], []
+    for start in tqdm(range(0, len(images), BATCH), unit="batch", disable=not sys.stderr.isatty()):
+        batch = images[start : start + BATCH]
+        pixels = [preprocess(path, as_is) for path, _ in batch]
+        files = [encoder.encode(one, as_is=True) for one in pixels]
+        labels = [label for _, label in batch]
+        right += (decoder.logits(files).argmax(1) == labels).tolist()
+        sizes += [len(file) for file in files]
+        bpp += [8 * len(file) / parse(file).pixels for file in files]
+        if judge:
+            teacher_right += [judge(one) == label for one, label in zip(pixels, labels, strict=True)]
+    manifest = decoder.bundle.manifest
+    low, high = wilson(sum(right), len(right))
+    result: dict[str, Any] = {
+        "benchmark": "rate_accuracy",
+        "machine": describe(threads),
+        "model": manifest["model"],
+        "lmb": manifest["lmb"],
+        "weights": manifest["weights"],
+        "bundle": manifest["fingerprint"][:8],
+        "images": len(images),
+        "as_is": as_is,
+        "top1": {"share": sum(right) / len(right), "low": low, "high": high},
+        "bpp": {"mean": float(np.mean(bpp)), "p5": float(np.percentile(bpp, 5)), "p95": float(np.percentile(bpp, 95))},
+        "bytes": {"mean": float(np.mean(sizes)), "p5": float(np.percentile(sizes, 5)), "p95": float(np.percentile(sizes, 95))},
+    }
+    if judge:
+        low, high = wilson(sum(teacher_right), len(teacher_right))
+        result["teacher_top1"] = {"share": sum(teacher_right) / len(teacher_right), "low": low, "high": high}
+        result["top1_minus_teacher"] = paired(np.array(right), np.array(teacher_right))
+    return result
+
+
+def _teacher(path: Path, threads: int) -> Any:
+    """A function from pixels uint8 [H, W, 3] to the teacher's class, in float32."""
+    import torch
+
+    from training.data import MEAN, STD
+    from training.loss import load_teacher
+
+    torch.set_num_threads(threads)
+    teacher = load_teacher(path)
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
+
+    @torch.inference_mode()
+    def classify(pixels: NDArray[np.uint8]) -> int:
+        image = (torch.tensor(pixels).permute(2, 0, 1) / 255 - mean) / std
+        return int(teacher(image[None]).logits.argmax())
+
+    return classify
+
+
+def text(result: dict[str, Any]) -> str:
+    def share(entry: dict[str, float]) -> str:
+        return f"{entry['share']:.2%} (95 % interval {entry['low']:.2%} to {entry['high']:.2%})"
+
+    lines = [
+        f"{result['model']} lmb {result['lmb']}, {result['weights']} weights, bundle {result['bundle']}, {result['images']} images",
+        f"top-1    {share(result['top1'])}",
+        "bpp      {mean:.4f} mean, {p5:.4f} to {p95:.4f} (5th to 95th percentile)".format(**result["bpp"]),
+        "bytes    {mean:.0f} mean, {p5:.0f} to {p95:.0f}".format(**result["bytes"]),
+    ]
+    if "teacher_top1" in result:
+        difference = result["top1_minus_teacher"]
+        lines += [
+            f"teacher  {share(result['teacher_top1'])}",
+            "top-1 minus teacher's  {mean:+.2%} (95 % interval {low:+.2%} to {high:+.2%}, paired)".format(**difference),
+        ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="one folder of images a class")
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
+    parser.add_argument("--as-is", action="store_true", help="take the images' pixels as they are")
+    parser.add_argument("--teacher", type=Path, metavar="FILE", help="a ResNet-50 to compare with")
+    parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="default: one a core")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    args = parser.parse_args()
+    if args.threads < 1:
+        parser.error("--threads begins at 1")
+    try:
+        result = measure(args.data, args.bundle, args.as_is, args.teacher, args.threads)
+    except (DataError, EdgeCloudError, ValueError, OSError) as error:
+        print(f"rate_accuracy: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(result, indent=1) if args.json else text(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""The native coder, csrc/bindings.cpp. `runtime.coder` is its public face."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+LANES: int
+NOT_A_SYMBOL: int
+
+class Tables:
+    """Raises ValueError naming the first table that breaks a rule."""
+
+    def __init__(self, cdf: NDArray[np.uint32], lengths: NDArray[np.uint32], offsets: NDArray[np.int32]) -> None: ...
+    def encode(self, symbols: NDArray[np.int16]) -> bytes:
+        """Symbols [channels, row] -> payload; ValueError on NOT_A_SYMBOL."""
+
+    def decode(self, payload: bytes | bytearray | memoryview, out: NDArray[np.int16]) -> str | None:
+        """Fill `out` [channels, row]; gives the reason where the payload is refused."""
