@@ -5,6 +5,7 @@ import itertools
 import json
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -70,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     # After the usage is checked: numpy and onnxruntime take a while.
     from .edge import EdgeEncoder
 
+    # Pillow warns at half of the size that it refuses, and of every oddity in a TIFF.
+    warnings.simplefilter("ignore")
     try:
         encoder = EdgeEncoder(args.bundle, args.threads)
     except (EdgeCloudError, OSError) as error:

@@ -8,7 +8,6 @@ before they are decoded.
 """
 
 import os
-import warnings
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
@@ -26,6 +25,7 @@ from .errors import (
 from .feature_file import BLOCK
 
 RESIZE, CROP = 256, 224
+_PROGRAMS = {"EPS", "WMF"}  # Pillow hands these to an interpreter of the system
 
 ImageInput: TypeAlias = "str | os.PathLike[str] | BinaryIO | Image.Image | NDArray[np.uint8]"
 
@@ -37,12 +37,11 @@ def load_image(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     """
     name = "the image" if hasattr(source, "read") else str(source)
     try:
-        with warnings.catch_warnings():
-            # Pillow warns at half of the size that it refuses.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(source)
-            image.load()
-            return image
+        image = Image.open(source)
+        if image.format in _PROGRAMS:
+            raise NotAnImageError(f"{name} is a program that draws ({image.format}), and is not run: convert it to JPEG or PNG")
+        image.load()
+        return image
     except (FileNotFoundError, NotADirectoryError):
         raise ImageNotFoundError(f"no such file: {name}") from None
     except IsADirectoryError:
@@ -51,16 +50,23 @@ def load_image(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         raise DecompressionBombError(f"{name} has too many pixels to decode safely ({error}): make it smaller first") from error
     except UnidentifiedImageError:
         raise NotAnImageError(f"{name} is not an image that Pillow can read: convert it to JPEG or PNG") from None
-    except PermissionError:
+    except (PermissionError, MemoryError, NotAnImageError):
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError) as error:
-        # Pillow's decoders have no common class for damage.
+    except Exception as error:  # Pillow's decoders have no common class for damage
         raise DamagedImageError(f"{name} is damaged or cut short ({error}): copy it again") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright and in mode RGB, from any mode; 16-bit levels are scaled to 8 bits."""
-    image = ImageOps.exif_transpose(image)
+    """Upright and in mode RGB, from any mode; 16-bit levels are scaled to 8 bits.
+
+    Raises DamagedImageError.
+    """
+    try:
+        image = ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception as error:  # an image that was opened and not loaded, or EXIF data that make no sense
+        raise DamagedImageError(f"the image is damaged or cut short ({error}): copy it again") from error
     if image.mode == "RGB":
         return image
     if image.mode == "I" or image.mode.startswith("I;16"):

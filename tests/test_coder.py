@@ -2,6 +2,7 @@
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from runtime.coder import Tables
 from runtime.errors import DamagedFeatureFileError, NotANumberError, TablesError
 
 LIMIT = 32767
+FORMAT = Path(__file__).resolve().parent.parent / "docs" / "FORMAT.md"
 
 
 @st.composite
@@ -82,6 +84,7 @@ def test_golden_bytes() -> None:
     assert Tables(cdfs, offsets).encode(as_array(symbols)) == golden
     assert reference_coder.encode(cdfs, offsets, symbols) == golden
     assert Tables(cdfs, offsets).decode(golden, (9,)).tolist() == symbols
+    assert golden.hex() in FORMAT.read_text()
 
 
 def test_no_symbols_are_16_bytes() -> None:

@@ -1,5 +1,6 @@
 """Preprocessing: torchvision's transform, any PIL mode, EXIF, --as-is, and every image that is refused."""
 
+import contextlib
 import io
 import struct
 import zlib
@@ -108,6 +109,38 @@ def test_truncated_image(tmp_path: Path, suffix: str, part: float) -> None:
     path.write_bytes(whole.read_bytes()[: int(part * whole.stat().st_size)])
     with pytest.raises((errors.DamagedImageError, errors.NotAnImageError), match=r"damaged or cut short|not an image"):
         preprocess(path)
+
+
+def test_a_program_that_draws_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "drawing.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(errors.NotAnImageError, match="not run"):
+        preprocess(path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
+def test_damage_is_refused_or_harmless(form: str) -> None:
+    """Bytes overwritten at random, the header's above all, EXIF data among them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(picture(40, 32)).save(buffer, form, **({"exif": exif} if form in ("JPEG", "PNG", "WEBP") else {}))
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        data = bytearray(buffer.getvalue())
+        for _ in range(rng.integers(1, 6)):
+            data[rng.integers(min(len(data), rng.choice([64, 400, 10**6])))] = rng.choice([0, 255, rng.integers(256)])
+        with contextlib.suppress(errors.ImageError):
+            assert preprocess(io.BytesIO(bytes(data))).shape == (224, 224, 3)
+
+
+def test_an_image_that_was_opened_and_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "part.png"
+    Image.fromarray(picture(200, 200)).save(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(errors.DamagedImageError):
+        preprocess(Image.open(path))
 
 
 def png_header(width: int, height: int) -> bytes:
