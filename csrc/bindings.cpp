@@ -27,11 +27,19 @@ const char* reason(rans::Status status) {
   return "";
 }
 
-rans::Tables make_tables(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths, const Array<int32_t>& offsets) {
+constexpr std::pair<rans::Path, const char*> kPaths[] = {{rans::Path::avx2, "avx2"}, {rans::Path::portable, "portable"}};
+
+rans::Path find_path(const std::string& name) {
+  for (const auto& [path, known] : kPaths)
+    if (rans::is_here(path) && (name.empty() || name == known)) return path;
+  throw std::invalid_argument("this machine has no path " + name);
+}
+
+rans::Tables make_tables(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths, const Array<int32_t>& offsets, const std::string& path) {
   if (lengths.ndim() != 1 || offsets.ndim() != 1 || cdf.ndim() != 1 || lengths.size() != offsets.size())
     throw std::invalid_argument("lengths and offsets are one-dimensional and equally long");
   return rans::Tables(cdf.data(), static_cast<size_t>(cdf.size()), lengths.data(), offsets.data(),
-                      static_cast<size_t>(lengths.size()));
+                      static_cast<size_t>(lengths.size()), find_path(path));
 }
 
 py::bytes encode(const rans::Tables& tables, const Array<int16_t>& symbols) {
@@ -71,10 +79,16 @@ py::object decode(const rans::Tables& tables, const py::buffer& payload, Array<i
 
 PYBIND11_MODULE(_coder, module) {
   module.doc() = "rANS coder with static integer tables; see csrc/rans.hpp";
-  module.attr("LANES") = rans::kLanes;
+  module.attr("NARROW_LANES") = rans::kNarrowLanes;
+  module.attr("WIDE_LANES") = rans::kWideLanes;
+  py::list paths;
+  for (const auto& [path, name] : kPaths)
+    if (rans::is_here(path)) paths.append(name);
+  module.attr("PATHS") = py::tuple(paths);
   module.attr("NOT_A_SYMBOL") = rans::kNotASymbol;
   py::class_<rans::Tables>(module, "Tables")
-      .def(py::init(&make_tables), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(), py::arg("offsets").noconvert())
+      .def(py::init(&make_tables), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(), py::arg("offsets").noconvert(),
+           py::arg("path") = "")
       .def("encode", &encode, py::arg("symbols").noconvert())
       .def("decode", &decode, py::arg("payload"), py::arg("out").noconvert());
 }

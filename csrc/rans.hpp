@@ -1,33 +1,49 @@
-// Interleaved range asymmetric numeral systems (rANS) with static integer tables.
+// Range asymmetric numeral systems (rANS) for rows of quantised features, under static integer tables.
 //
 // Codes `channels` rows of 16-bit integers, each row under the table of its channel. What holds:
-//   * Bytes are the same on every machine: integer arithmetic only, 16-bit little-endian words.
+//   * Bytes are the same on every machine and instruction set: integer arithmetic only, 16-bit
+//     little-endian words, lane counts that belong to the format.
 //   * The decoder reads no byte outside its input and writes no symbol outside its output, on any
 //     input; it accepts a payload only if every byte of it is consumed and the lanes end in the
-//     state in which the encoder began.
+//     states that the format prescribes.
 //   * Tables are validated once, by the constructor of Tables; coding trusts them.
 //
+// How it is fast: most channels are nearly all one symbol, their mode. There a *run* of modes and
+// the one symbol that ends it are two steps instead of one step a symbol, at the same code length.
+// Where many channels are not like that, sixteen lanes code them side by side (the wide part).
+//
 // Method: J. Duda, "Asymmetric numeral systems" (arXiv 1311.2540); interleaving after F. Giesen,
-// "Interleaved entropy coders" (arXiv 1402.3392). docs/FORMAT.md describes the payload; the
+// "Interleaved entropy coders" (arXiv 1402.3392). docs/FORMAT.md is the specification; the
 // pure-Python coder in tests/reference_coder.py is its oracle.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#include "wide_avx2.hpp"
+
 namespace rans {
 
-constexpr uint32_t kPrecision = 16;          // bits; a table's frequencies sum to 2^16
+constexpr uint32_t kOne = 1u << 16;          // a table's frequencies sum to 2^16
 constexpr uint32_t kLowerBound = 1u << 16;   // a lane's state lies in [2^16, 2^32)
-constexpr size_t kLanes = 4;                 // symbol i of a row belongs to lane i mod 4
-constexpr size_t kStateBytes = 4 * kLanes;   // the lanes' final states, before the words
+constexpr size_t kNarrowLanes = 2;           // lane 0 codes runs, lane 1 what ends them
+constexpr size_t kWideLanes = 16;            // symbol i of a row belongs to wide lane i mod 16
+constexpr size_t kWideSymbols = 16384;       // fewer symbols than this are not worth sixteen lanes' bytes
+constexpr uint32_t kRunFrequency = 57344;    // a mode of 7/8 or more is coded in runs
+constexpr uint32_t kMaxRun = 256;            // modes that one step can code
 constexpr int32_t kNotASymbol = -32768;      // the edge graph's mark for a NaN latent
-constexpr size_t kMaxSymbolWords = 3;        // words one symbol can take: its own and its escape's
+constexpr size_t kMaxSymbolWords = 4;        // words one symbol can take: a run's, its own, its escape's
+constexpr size_t kSlack = 32;                // bytes before the words that a vector may overwrite
 
 // Symbols that a table lacks are coded as its last entry, then their distance from the table in
 // base 128, least significant digit first, each digit in 8 bits whose top bit says "more follows".
@@ -35,14 +51,22 @@ constexpr size_t kMaxSymbolWords = 3;        // words one symbol can take: its o
 constexpr uint32_t kMoreDigits = 128;
 constexpr int kMaxDigits = 3;  // 2^17 distances at most
 
-constexpr uint32_t kSkewed = 60000;  // from this frequency on the decoder bets on a table's mode; speed only
+// Ways to do the same: the wide part's groups one symbol at a time, or with vectors.
+enum class Path { portable, avx2 };
+
+inline bool is_here(Path path) {
+#if defined(RANS_AVX2)
+  if (path == Path::avx2) return avx2::is_here();
+#endif
+  return path == Path::portable;
+}
 
 enum class Status {
   ok,
-  truncated,      // the payload ends before the symbols do
-  trailing,       // the symbols end before the payload does
-  bad_state,      // a lane begins outside [2^16, 2^32) or does not end where the encoder began
-  bad_escape,     // an escaped symbol lies in the table, out of range, or is not in shortest form
+  truncated,   // the payload ends before the symbols do
+  trailing,    // the symbols end before the payload does
+  bad_state,   // a lane begins or ends in a state that the encoder does not leave
+  bad_escape,  // an escaped symbol lies in the table, out of range, or is not in shortest form
 };
 
 // One integer cumulative distribution a channel: entry k covers [cdf[k], cdf[k+1]) of 2^16; entry k
@@ -51,7 +75,9 @@ class Tables {
  public:
   // cdf: the channels' values one after the other, lengths[c] of them for channel c, each run
   // strictly increasing from 0 to 2^16, of three values at least. Throws std::invalid_argument.
-  Tables(const uint32_t* cdf, size_t cdf_size, const uint32_t* lengths, const int32_t* offsets, size_t channels) {
+  // `path` is one that is_here.
+  Tables(const uint32_t* cdf, size_t cdf_size, const uint32_t* lengths, const int32_t* offsets, size_t channels, Path path)
+      : path_(path) {
     if (channels == 0) throw std::invalid_argument("there are no tables");
     size_t begin = 0;
     for (size_t c = 0; c < channels; ++c) {
@@ -63,124 +89,206 @@ class Tables {
       if (values[0] != 0) throw std::invalid_argument(where + "its CDF does not begin at 0");
       for (size_t k = 1; k < length; ++k)
         if (values[k] <= values[k - 1]) throw std::invalid_argument(where + "its CDF does not increase at value " + std::to_string(k));
-      if (values[length - 1] != 1u << kPrecision) throw std::invalid_argument(where + "its CDF does not end at 65536");
+      if (values[length - 1] != kOne) throw std::invalid_argument(where + "its CDF does not end at 65536");
       const int64_t in_table = static_cast<int64_t>(length) - 2;
       if (offsets[c] <= kNotASymbol || offsets[c] + in_table - 1 > 32767)
         throw std::invalid_argument(where + "its symbols leave the range -32767..32767");
-      Channel channel{entries_.size(), offsets[c], static_cast<uint32_t>(in_table), Found{0}};
-      for (uint32_t k = 0; k + 1 < length; ++k) {
-        entries_.push_back(Entry::make(values[k], values[k + 1] - values[k]));
-        const Found found = Found::make(k, entries_.back());
-        if (k < in_table && found.frequency() > channel.mode.frequency()) channel.mode = found;
-      }
-      channels_.push_back(channel);
+      channels_.emplace_back(values, length - 1, offsets[c]);
       begin += length;
     }
     if (begin != cdf_size) throw std::invalid_argument("CDF values are left over after the last table");
-    // starts_[c][b]: the entry that covers b * 256, from which the decoder's search goes up.
-    starts_.resize(channels * 256);
-    for (size_t c = 0; c < channels; ++c) {
-      const Entry* entries = &entries_[channels_[c].entries];
-      uint16_t k = 0;
-      for (uint32_t b = 0; b < 256; ++b) {
-        while (b * 256 >= entries[k].start + entries[k].frequency) ++k;
-        starts_[c * 256 + b] = Found::make(k, entries[k]);
-      }
-    }
+    for (size_t c = 0; c < channels; ++c)
+      if (!channels_[c].in_runs) plain_.push_back(c);
   }
 
   size_t channels() const { return channels_.size(); }
 
   // Bytes that `row` symbols a channel can take at most, escapes included.
-  size_t max_payload(size_t row) const { return kStateBytes + 2 * kMaxSymbolWords * channels() * row; }
+  size_t max_payload(size_t row) const {
+    return kSlack + 4 * (kNarrowLanes + kWideLanes) + 2 * kMaxSymbolWords * channels() * row;
+  }
 
   // Encode symbols[channels][row] to at most max_payload(row) bytes, written to the end of
   // `buffer`, which has that size; gives their number, the bytes being the buffer's last. Throws
   // std::domain_error on kNotASymbol.
   size_t encode(const int16_t* symbols, size_t row, uint8_t* buffer) const {
+    const uint8_t* end = buffer + max_payload(row);
     Writer writer{buffer + max_payload(row)};
-    uint32_t lane[kLanes];
-    std::fill(lane, lane + kLanes, kLowerBound);
-    // A decoder pops what was pushed last: from the last symbol to the first.
+    // A decoder pops what was pushed last: the last channel and the last symbol come first here.
+    const size_t wide = wide_channels(row);
+    uint32_t narrow[kNarrowLanes] = {kLowerBound, kLowerBound};
     for (size_t c = channels(); c-- > 0;) {
-      const Channel channel = channels_[c];
-      const Entry* entries = &entries_[channel.entries];
-      const int16_t* values = symbols + c * row;
-      size_t i = row;
-      for (; i % kLanes; --i) push(lane[(i - 1) % kLanes], values[i - 1], channel, entries, writer);
-      for (; i > 0; i -= kLanes) {
-        push(lane[3], values[i - 1], channel, entries, writer);
-        push(lane[2], values[i - 2], channel, entries, writer);
-        push(lane[1], values[i - 3], channel, entries, writer);
-        push(lane[0], values[i - 4], channel, entries, writer);
+      const Channel& channel = channels_[c];
+      if (channel.in_runs) push_runs(narrow, channel, symbols + c * row, row, writer);
+      else if (!is_wide(c, wide)) push_narrow(narrow, channel, symbols + c * row, row, writer);
+    }
+    push_states(narrow, writer);
+    if (wide) {
+      // The wide lanes begin with the narrow part's first words in their low halves.
+      uint32_t lane[kWideLanes];
+      for (uint32_t& state : lane) {
+        state = kLowerBound;
+        if (writer.at != end) state |= writer.take();
       }
+      for (size_t w = wide; w-- > 0;) push_wide(lane, channels_[plain_[w]], symbols + plain_[w] * row, row, writer);
+      push_states(lane, writer);
     }
-    for (size_t l = kLanes; l-- > 0;) {
-      writer.push(static_cast<uint16_t>(lane[l] >> 16));
-      writer.push(static_cast<uint16_t>(lane[l]));
-    }
-    return static_cast<size_t>(buffer + max_payload(row) - writer.at);
+    return static_cast<size_t>(end - writer.at);
   }
 
-  // Decode a payload of `size` bytes to symbols[channels][row]. Unless the status is ok the
-  // symbols mean nothing.
+  // Decode a payload of `size` bytes to symbols[channels][row]. Takes memory for a copy of the
+  // payload. Unless the status is ok the symbols mean nothing.
   Status decode(const uint8_t* payload, size_t size, size_t row, int16_t* symbols) const {
-    if (size < kStateBytes || size % 2) return Status::truncated;
-    Reader reader{payload, payload + size};
-    uint32_t lane[kLanes];
-    for (uint32_t& state : lane) {
-      const uint32_t low = reader.pop();
-      state = low | static_cast<uint32_t>(reader.pop()) << 16;
-      if (state < kLowerBound) return Status::bad_state;
-    }
-    for (size_t c = 0; c < channels(); ++c) {
-      const Channel channel = channels_[c];
-      const Entry* entries = &entries_[channel.entries];
-      const Found* starts = &starts_[c * 256];
-      int16_t* values = symbols + c * row;
-      size_t i = 0;
-      while (i < row) {
-        i += pop_groups(lane, channel, entries, starts, reader, values + i, row - i);
-        // Up to four with checks, then without them again.
-        for (const size_t stop = std::min(row, i + kLanes); i < stop; ++i) {
-          const Status status = pop(lane[i % kLanes], channel, entries, starts, reader, values[i]);
-          if (status != Status::ok) return status;
-        }
+    if (size % 2) return Status::truncated;
+    // A copy with room on both sides: in front for the words that the wide lanes give back, behind
+    // so that a step may look at words before it is known whether they are there.
+    constexpr size_t kFront = 2 * kWideLanes, kBehind = 2 * kWideLanes * (1 + 2 * kMaxDigits);
+    std::unique_ptr<uint8_t[]> copy(new uint8_t[kFront + size + kBehind]);
+    if (size) std::memcpy(copy.get() + kFront, payload, size);
+    std::memset(copy.get() + kFront + size, 0, kBehind);
+    Reader reader{copy.get() + kFront, copy.get() + kFront + size};
+
+    const size_t wide = wide_channels(row);
+    bool padded = false;  // the narrow part may be shorter than what the wide lanes can carry
+    if (wide) {
+      uint32_t lane[kWideLanes];
+      if (const Status status = pop_states(lane, reader); status != Status::ok) return status;
+      for (size_t w = 0; w < wide; ++w) {
+        const Status status = pop_wide(lane, channels_[plain_[w]], reader, symbols + plain_[w] * row, row);
+        if (status != Status::ok) return status;
       }
+      padded = reader.at == reader.end;
+      for (size_t l = kWideLanes; l-- > 0;) {
+        if (lane[l] >> 16 != 1) return Status::bad_state;
+        reader.give_back(static_cast<uint16_t>(lane[l]));
+      }
+    }
+    uint32_t lane[kNarrowLanes];
+    if (const Status status = pop_states(lane, reader); status != Status::ok) return status;
+    for (size_t c = 0; c < channels(); ++c) {
+      const Channel& channel = channels_[c];
+      Status status = Status::ok;
+      if (channel.in_runs) status = pop_runs(lane, channel, reader, symbols + c * row, row);
+      else if (!is_wide(c, wide)) status = pop_narrow(lane, channel, reader, symbols + c * row, row);
+      if (status != Status::ok) return status;
     }
     for (const uint32_t state : lane)
       if (state != kLowerBound) return Status::bad_state;
-    return reader.words() ? Status::trailing : Status::ok;
+    if (padded)
+      while (reader.at != reader.end && reader.word() == 0) reader.at += 2;
+    return reader.at == reader.end ? Status::ok : Status::trailing;
   }
 
  private:
+  static constexpr size_t kGroup = 16;
+
+  // Bit i says whether values[i] is another symbol than `mode`, for sixteen of them.
+  static uint32_t other_than(int16_t mode, const int16_t* values) {
+#if defined(__SSE2__)
+    const __m128i modes = _mm_set1_epi16(mode);
+    const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+    const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + 8));
+    return 0xffff ^ static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(_mm_cmpeq_epi16(low, modes), _mm_cmpeq_epi16(high, modes))));
+#else
+    uint16_t any = 0;  // compilers make vectors of this
+    for (size_t i = 0; i < kGroup; ++i) any |= static_cast<uint16_t>(values[i] ^ mode);
+    uint32_t mask = 0;
+    for (size_t i = 0; any && i < kGroup; ++i) mask |= static_cast<uint32_t>(values[i] != mode) << i;
+    return mask;
+#endif
+  }
+
+  static uint32_t highest_bit(uint32_t bits) {
+#if defined(__GNUC__)
+    return 31u - static_cast<uint32_t>(__builtin_clz(bits));
+#else
+    uint32_t place = 0;
+    while (bits >>= 1) ++place;
+    return place;
+#endif
+  }
+
+  // What a step needs of one entry: of a table, or of a channel's runs.
   struct Entry {
     uint64_t reciprocal;  // ceil(2^48 / frequency)
     uint32_t start, frequency;
 
     // For x < frequency * 2^16, (x * ceil(2^48 / f)) >> 48 is floor(x / f) exactly: rounding the
     // reciprocal up adds less than x / 2^48 < 2^-16 to the quotient, and x / f is never nearer
-    // than 1 / f > 2^-16 to the next integer. The product stays below 2^64 because f < 2^16.
-    static Entry make(uint32_t start, uint32_t frequency) {
-      return Entry{((uint64_t{1} << 48) + frequency - 1) / frequency, start, frequency};
+    // than 1 / f >= 2^-16 to the next integer. The product stays below 2^64 because f <= 2^16.
+    Entry(uint32_t start, uint32_t frequency)
+        : reciprocal(((uint64_t{1} << 48) + frequency - 1) / frequency), start(start), frequency(frequency) {}
+  };
+
+  // Entries side by side, and for each 64 of the 2^16 slots the entry that covers the first.
+  struct Entries {
+    static constexpr uint32_t kBucket = 6;
+    std::vector<Entry> entries;
+    std::vector<uint16_t> first;
+
+    size_t size() const { return entries.size(); }
+    const Entry& operator[](size_t k) const { return entries[k]; }
+    void make_buckets() {
+      first.resize(kOne >> kBucket);
+      size_t k = 0;
+      for (uint32_t b = 0; b < first.size(); ++b) {
+        while (k + 1 < entries.size() && b << kBucket >= entries[k + 1].start) ++k;
+        first[b] = static_cast<uint16_t>(k);
+      }
     }
   };
 
-  // What the decoder needs of an entry, packed to travel in one register: index, start, frequency.
-  struct Found {
-    uint64_t packed;
-    static Found make(uint32_t k, const Entry& entry) { return Found{k | uint64_t{entry.start} << 16 | uint64_t{entry.frequency} << 32}; }
-    uint32_t k() const { return packed & 0xffff; }
-    uint32_t start() const { return packed >> 16 & 0xffff; }
-    uint32_t frequency() const { return static_cast<uint32_t>(packed >> 32); }
+  struct Channel {
+    int32_t offset;     // symbol of the first entry
+    uint32_t in_table;  // entries that stand for symbols; the escape follows them
+    uint32_t mode = 0;  // the most frequent of them, the first of equals
+    bool in_runs;
+    Entries values;     // all entries; of a channel in runs all but the mode, scaled to 2^16
+    Entries runs;       // entry k: k modes and then another symbol
+#if defined(RANS_AVX2)
+    avx2::Window window;
+#endif
+
+    Channel(const uint32_t* cdf, size_t count, int32_t first_symbol) : offset(first_symbol), in_table(static_cast<uint32_t>(count - 1)) {
+      const auto frequency = [&](size_t k) { return cdf[k + 1] - cdf[k]; };
+      for (uint32_t k = 1; k < in_table; ++k)
+        if (frequency(k) > frequency(mode)) mode = k;
+      const uint32_t often = frequency(mode), seldom = kOne - often;
+      in_runs = often >= kRunFrequency;
+      if (!in_runs) {
+        for (size_t k = 0; k < count; ++k) values.entries.emplace_back(cdf[k], frequency(k));
+      } else {
+        // Given that it is not the mode, a symbol's distribution is the table without the mode.
+        // Frequencies grow by 2^16 / seldom >= 8, so that none becomes 0.
+        const auto scaled = [&](size_t k) { return static_cast<uint32_t>((uint64_t{cdf[k]} - (k > mode ? often : 0)) * kOne / seldom); };
+        for (size_t k = 0; k < count; ++k)
+          if (k != mode) values.entries.emplace_back(scaled(k), scaled(k + 1) - scaled(k));
+        // The probability of more than k modes falls by the mode's own at each step (47 bits after
+        // the point, rounded down to 16). A run is as long as steps are left that can be told apart.
+        uint64_t survival = uint64_t{1} << 47;
+        uint32_t start = 0;
+        while (runs.size() < kMaxRun) {
+          survival = (survival >> 16) * often + ((survival & 0xffff) * often >> 16);
+          const uint32_t next = kOne - static_cast<uint32_t>(survival >> 31);
+          if (next == start || next >= kOne) break;
+          runs.entries.emplace_back(start, next - start);
+          start = next;
+        }
+        runs.entries.emplace_back(start, kOne - start);  // a bound for the last; a run that goes on
+        runs.make_buckets();
+      }
+      values.make_buckets();
+#if defined(RANS_AVX2)
+      if (!in_runs) window = avx2::Window(values.entries.data(), in_table);
+#endif
+    }
+    uint32_t max_run() const { return static_cast<uint32_t>(runs.size()) - 1; }
   };
 
-  struct Channel {
-    size_t entries;     // index of the first entry
-    int32_t offset;     // symbol of the first entry
-    uint32_t in_table;  // entries that stand for symbols; the escape's entry follows them
-    Found mode;         // the most frequent symbol's entry
-  };
+  // Channels that are not coded in runs; all but the last are wide where there are many symbols of
+  // them. The last one's words fill the wide lanes' first states.
+  size_t wide_channels(size_t row) const { return plain_.size() * row < kWideSymbols ? 0 : plain_.size() - 1; }
+  bool is_wide(size_t c, size_t wide) const { return wide && c != plain_.back(); }
 
   // Words are written from the buffer's end to its beginning, so that the decoder reads forwards.
   struct Writer {
@@ -190,39 +298,39 @@ class Tables {
       at[0] = static_cast<uint8_t>(word);
       at[1] = static_cast<uint8_t>(word >> 8);
     }
-  };
-
-  struct Reader {
-    const uint8_t* at;
-    const uint8_t* end;
-    size_t words() const { return static_cast<size_t>(end - at) / 2; }
-    uint16_t pop() {
+    uint16_t take() {  // the decoder's first word
       const uint16_t word = static_cast<uint16_t>(at[0] | at[1] << 8);
       at += 2;
       return word;
     }
+  };
+
+  // May look at most kBehind bytes past its end, where zeros are; whoever steps checks `past_end`.
+  struct Reader {
+    uint8_t* at;
+    uint8_t* end;
+    bool past_end() const { return at > end; }
+    uint32_t word() const { return static_cast<uint32_t>(at[0] | at[1] << 8); }
+    uint32_t pop() {
+      const uint32_t first = word();
+      at += 2;
+      return first;
+    }
+    void give_back(uint16_t word) {
+      at -= 2;
+      at[0] = static_cast<uint8_t>(word);
+      at[1] = static_cast<uint8_t>(word >> 8);
+    }
     // No branch on whether a word is due: it is read in any case, and kept if so.
-    void refill_unchecked(uint32_t& state) {
+    void refill(uint32_t& state) {
       const bool due = state < kLowerBound;
-      const uint32_t refilled = state << 16 | static_cast<uint32_t>(at[0] | at[1] << 8);
+      const uint32_t refilled = state << 16 | word();
       state = due ? refilled : state;
       at += due ? 2 : 0;
     }
-    bool refill(uint32_t& state) {
-      if (state >= kLowerBound) return true;
-      if (at == end) return false;
-      state = state << 16 | pop();
-      return true;
-    }
   };
 
-  static void push(uint32_t& state, int16_t symbol, const Channel& channel, const Entry* entries, Writer& writer) {
-    uint32_t k = static_cast<uint32_t>(symbol - channel.offset);
-    if (k >= channel.in_table) {
-      push_escape(state, symbol, channel, writer);
-      k = channel.in_table;
-    }
-    const Entry entry = entries[k];
+  static void push_entry(uint32_t& state, const Entry& entry, Writer& writer) {
     // Keep the state below 2^32 after the step: at most one word leaves.
     const bool full = (state >> 16) >= entry.frequency;
     writer.at[-2] = static_cast<uint8_t>(state);
@@ -231,10 +339,67 @@ class Tables {
     state = full ? state >> 16 : state;
     // state = quotient * 2^16 + remainder + start, the remainder being state - quotient * frequency
     const uint32_t quotient = static_cast<uint32_t>((state * entry.reciprocal) >> 48);
-    state += quotient * ((1u << kPrecision) - entry.frequency) + entry.start;
+    state += quotient * (kOne - entry.frequency) + entry.start;
   }
 
-  static void push_escape(uint32_t& state, int32_t symbol, const Channel& channel, Writer& writer) {
+  static void pop_entry(uint32_t& state, uint32_t start, uint32_t frequency, Reader& reader) {
+    state = frequency * (state >> 16) + (state & 0xffff) - start;
+    reader.refill(state);
+  }
+
+  // Index of the entry that covers the state's low 16 bits.
+  static uint32_t find(uint32_t state, const Entries& table) {
+    const uint32_t slot = state & 0xffff;
+    uint32_t k = table.first[slot >> Entries::kBucket];
+    while (slot - table[k].start >= table[k].frequency) ++k;
+    return k;
+  }
+
+  // Bits as they are, up to 16 of them.
+  static void push_bits(uint32_t& state, uint32_t count, uint32_t bits, Writer& writer) {
+    if (uint64_t{state} << count >> 32) {
+      writer.push(static_cast<uint16_t>(state));
+      state >>= 16;
+    }
+    state = state << count | bits;
+  }
+
+  static uint32_t pop_bits(uint32_t& state, uint32_t count, Reader& reader) {
+    const uint32_t bits = state & ((1u << count) - 1);
+    state >>= count;
+    reader.refill(state);
+    return bits;
+  }
+
+  // The lanes' last states, from the last lane to the first: the low half of each as a word, the
+  // high half, which has as many bits as it has, in the lane before it. Lane 0 is written whole.
+  template <size_t lanes>
+  static void push_states(uint32_t (&lane)[lanes], Writer& writer) {
+    for (size_t l = lanes - 1; l > 0; --l) {
+      writer.push(static_cast<uint16_t>(lane[l]));
+      const uint32_t high = lane[l] >> 16, bits = highest_bit(high);
+      push_bits(lane[l - 1], bits, high ^ 1u << bits, writer);
+      push_bits(lane[l - 1], 4, bits, writer);
+    }
+    writer.push(static_cast<uint16_t>(lane[0] >> 16));
+    writer.push(static_cast<uint16_t>(lane[0]));
+  }
+
+  template <size_t lanes>
+  static Status pop_states(uint32_t (&lane)[lanes], Reader& reader) {
+    lane[0] = reader.pop();
+    lane[0] |= reader.pop() << 16;
+    for (size_t l = 1; l < lanes; ++l) {
+      if (lane[l - 1] < kLowerBound) break;
+      const uint32_t bits = pop_bits(lane[l - 1], 4, reader);
+      lane[l] = (1u << bits | pop_bits(lane[l - 1], bits, reader)) << 16;
+      lane[l] |= reader.pop();
+    }
+    if (reader.past_end()) return Status::truncated;
+    return lane[0] < kLowerBound ? Status::bad_state : Status::ok;
+  }
+
+  static void push_digits(uint32_t& state, int32_t symbol, const Channel& channel, Writer& writer) {
     if (symbol == kNotASymbol) throw std::domain_error("a latent is not a number");
     const int32_t end = channel.offset + static_cast<int32_t>(channel.in_table);
     uint32_t distance = symbol >= end ? 2 * static_cast<uint32_t>(symbol - end)
@@ -243,78 +408,15 @@ class Tables {
     int count = 0;
     for (; distance >= kMoreDigits; distance /= kMoreDigits) digits[count++] = distance % kMoreDigits + kMoreDigits;
     digits[count++] = distance;
-    while (count-- > 0) {
-      if (state >= 1u << 24) {
-        writer.push(static_cast<uint16_t>(state));
-        state >>= 16;
-      }
-      state = state << 8 | digits[count];
-    }
+    while (count-- > 0) push_bits(state, 8, digits[count], writer);
   }
 
-  // The entry that covers the state's low 16 bits.
-  static Found find(uint32_t state, const Entry* entries, const Found* starts) {
-    const uint32_t slot = state & 0xffff;
-    Found found = starts[slot >> 8];
-    while (slot - found.start() >= found.frequency()) found = Found::make(found.k() + 1, entries[found.k() + 1]);
-    return found;
-  }
-
-  static void pop_entry(uint32_t& state, Found found) {
-    state = found.frequency() * (state >> 16) + (state & 0xffff) - found.start();
-  }
-
-  // Pops symbols in groups of four while no escape is among them and four words are left, so that
-  // none needs a bounds check; gives how many. One variable a lane: compilers keep those in
-  // registers, and elements of an array in memory, which costs a third of the speed.
-  static size_t pop_groups(uint32_t* lane, const Channel channel, const Entry* entries, const Found* starts, Reader& shared,
-                           int16_t* values, size_t count) {
-    uint32_t s0 = lane[0], s1 = lane[1], s2 = lane[2], s3 = lane[3];
-    Reader reader = shared;
-    size_t i = 0;
-    const auto step = [&](uint32_t& state, Found found, size_t l) {
-      pop_entry(state, found);
-      reader.refill_unchecked(state);
-      values[i + l] = static_cast<int16_t>(channel.offset + static_cast<int32_t>(found.k()));
-    };
-    const uint32_t start = channel.mode.start(), frequency = channel.mode.frequency();
-    const auto is_mode = [&](uint32_t state) { return (state & 0xffff) - start < frequency; };
-    for (; i + kLanes <= count && reader.words() >= kLanes; i += kLanes) {
-      // Most channels are nearly all zero: then the next entry is known without a look at the table.
-      if (frequency >= kSkewed && (is_mode(s0) & is_mode(s1) & is_mode(s2) & is_mode(s3))) {
-        step(s0, channel.mode, 0);
-        step(s1, channel.mode, 1);
-        step(s2, channel.mode, 2);
-        step(s3, channel.mode, 3);
-        continue;
-      }
-      const Found f0 = find(s0, entries, starts), f1 = find(s1, entries, starts);
-      const Found f2 = find(s2, entries, starts), f3 = find(s3, entries, starts);
-      if (std::max(std::max(f0.k(), f1.k()), std::max(f2.k(), f3.k())) == channel.in_table) break;
-      step(s0, f0, 0);
-      step(s1, f1, 1);
-      step(s2, f2, 2);
-      step(s3, f3, 3);
-    }
-    lane[0] = s0, lane[1] = s1, lane[2] = s2, lane[3] = s3;
-    shared = reader;
-    return i;
-  }
-
-  static Status pop(uint32_t& state, const Channel& channel, const Entry* entries, const Found* starts, Reader& reader, int16_t& value) {
-    const Found found = find(state, entries, starts);
-    pop_entry(state, found);
-    if (!reader.refill(state)) return Status::truncated;
-    if (found.k() < channel.in_table) {
-      value = static_cast<int16_t>(channel.offset + static_cast<int32_t>(found.k()));
-      return Status::ok;
-    }
+  static Status pop_digits(uint32_t& state, const Channel& channel, Reader& reader, int16_t& value) {
     uint32_t distance = 0, digit = kMoreDigits;
     for (int count = 0; digit >= kMoreDigits; ++count) {
       if (count == kMaxDigits) return Status::bad_escape;
-      digit = state & 0xff;
-      state >>= 8;
-      if (!reader.refill(state)) return Status::truncated;
+      digit = pop_bits(state, 8, reader);
+      if (reader.past_end()) return Status::truncated;
       distance |= (digit % kMoreDigits) << (7 * count);
       if (digit == 0 && count > 0) return Status::bad_escape;
     }
@@ -325,9 +427,171 @@ class Tables {
     return Status::ok;
   }
 
+  // Index among channel.values of a symbol other than a mode in runs; of the escape, after its digits.
+  static void push_value(uint32_t& state, int16_t symbol, const Channel& channel, Writer& writer) {
+    const uint32_t k = static_cast<uint32_t>(symbol - channel.offset);
+    if (k < channel.in_table) {
+      push_entry(state, channel.values[k - (channel.in_runs && k > channel.mode)], writer);
+    } else {
+      push_digits(state, symbol, channel, writer);
+      push_entry(state, channel.values[channel.values.size() - 1], writer);
+    }
+  }
+
+  static Status pop_value(uint32_t& state, const Channel& channel, Reader& reader, int16_t& value) {
+    const uint32_t k = find(state, channel.values);
+    const Entry& entry = channel.values[k];
+    pop_entry(state, entry.start, entry.frequency, reader);
+    if (k + 1 == channel.values.size()) return pop_digits(state, channel, reader, value);
+    value = static_cast<int16_t>(channel.offset + static_cast<int32_t>(k + (channel.in_runs && k >= channel.mode)));
+    return Status::ok;
+  }
+
+  // Symbols, each by itself, in lanes 0 and 1 by turns.
+  static void push_narrow(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row, Writer& writer) {
+    uint32_t even = lane[0], odd = lane[1];
+    size_t i = row;
+    if (i % 2) push_value(even, values[--i], channel, writer);
+    for (; i > 0; i -= 2) {
+      push_value(odd, values[i - 1], channel, writer);
+      push_value(even, values[i - 2], channel, writer);
+    }
+    lane[0] = even, lane[1] = odd;
+  }
+
+  static Status pop_narrow(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values, size_t row) {
+    Reader reader = shared;
+    uint32_t even = lane[0], odd = lane[1];
+    Status status = Status::ok;
+    for (size_t i = 0; i < row && status == Status::ok; ++i) {
+      status = pop_value(even, channel, reader, values[i]);
+      if (++i < row && status == Status::ok) status = pop_value(odd, channel, reader, values[i]);
+      if (reader.past_end()) status = Status::truncated;
+    }
+    lane[0] = even, lane[1] = odd;
+    shared = reader;
+    return status;
+  }
+
+  // Runs: lane 0 has the number of modes before the next other symbol, lane 1 that symbol. A run
+  // that reaches max_run, or the row's end, is coded as "so many or more", and another may follow.
+  static void push_runs(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row, Writer& writer) {
+    uint32_t run_lane = lane[0], value_lane = lane[1];
+    const int16_t mode = static_cast<int16_t>(channel.offset + static_cast<int32_t>(channel.mode));
+    size_t stop = row;  // what is to the right of it is coded
+    bool ended = false;  // the run before it is, by another symbol; the last one is by the row's end
+    const auto push_other = [&](size_t i) {
+      push_run(run_lane, stop - i - 1, ended, channel, writer);
+      push_value(value_lane, values[i], channel, writer);
+      stop = i;
+      ended = true;
+    };
+    size_t i = row;
+    for (; i % kGroup; --i)
+      if (values[i - 1] != mode) push_other(i - 1);
+    for (; i > 0; i -= kGroup)
+      for (uint32_t others = other_than(mode, values + i - kGroup); others;) {
+        const uint32_t last = highest_bit(others);
+        others ^= 1u << last;
+        push_other(i - kGroup + last);
+      }
+    push_run(run_lane, stop, ended, channel, writer);
+    lane[0] = run_lane, lane[1] = value_lane;
+  }
+
+  static void push_run(uint32_t& state, size_t run, bool ended, const Channel& channel, Writer& writer) {
+    const size_t max_run = channel.max_run();
+    size_t full = 0;  // runs that go on; a decoder meets them first
+    if (run >= max_run) full = run / max_run, run %= max_run;
+    if (ended) push_entry(state, channel.runs[run], writer);
+    else if (run) push_entry(state, Entry(channel.runs[run].start, kOne - channel.runs[run].start), writer);
+    for (; full; --full) push_entry(state, channel.runs[max_run], writer);
+  }
+
+  static Status pop_runs(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values, size_t row) {
+    std::fill(values, values + row, static_cast<int16_t>(channel.offset + static_cast<int32_t>(channel.mode)));
+    Reader reader = shared;
+    uint32_t run_lane = lane[0], value_lane = lane[1];
+    const uint32_t max_run = channel.max_run();
+    Status status = Status::ok;
+    for (size_t i = 0; i < row;) {
+      const uint32_t most = static_cast<uint32_t>(std::min<size_t>(max_run, row - i));
+      const uint32_t start = channel.runs[most].start;
+      if ((run_lane & 0xffff) >= start) {
+        pop_entry(run_lane, start, kOne - start, reader);
+        i += most;
+      } else {
+        const uint32_t run = find(run_lane, channel.runs);
+        pop_entry(run_lane, channel.runs[run].start, channel.runs[run].frequency, reader);
+        i += run;
+        status = pop_value(value_lane, channel, reader, values[i]);
+        if (status != Status::ok) break;
+        ++i;
+      }
+      if (reader.past_end()) {
+        status = Status::truncated;
+        break;
+      }
+    }
+    lane[0] = run_lane, lane[1] = value_lane;
+    shared = reader;
+    return status;
+  }
+
+  // Groups of sixteen symbols: their entries in the order of the lanes, then the digits of the
+  // escapes among them in the order of the lanes.
+  void push_wide(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row, Writer& writer) const {
+    for (size_t stop = row; stop > 0;) {
+#if defined(RANS_AVX2)
+      if (path_ == Path::avx2 && stop % kWideLanes == 0) stop = avx2::push_groups(lane, channel.window, channel.offset, writer.at, values, stop);
+      if (stop == 0) break;
+#endif
+      const size_t begin = (stop - 1) / kWideLanes * kWideLanes;
+      uint32_t entry[kWideLanes];
+      for (size_t i = stop; i-- > begin;) {
+        const uint32_t k = static_cast<uint32_t>(values[i] - channel.offset);
+        entry[i - begin] = std::min(k, channel.in_table);
+        if (k >= channel.in_table) push_digits(lane[i - begin], values[i], channel, writer);
+      }
+      for (size_t l = stop - begin; l-- > 0;) push_entry(lane[l], channel.values[entry[l]], writer);
+      stop = begin;
+    }
+  }
+
+  Status pop_wide(uint32_t* lane, const Channel& channel, Reader& reader, int16_t* values, size_t row) const {
+    for (size_t begin = 0; begin < row; begin += kWideLanes) {
+#if defined(RANS_AVX2)
+      if (path_ == Path::avx2) {
+        const uint8_t* at = reader.at;
+        begin += avx2::pop_groups(lane, channel.window, channel.offset, at, reader.end, values + begin, row - begin);
+        reader.at += at - reader.at;
+        if (reader.past_end()) return Status::truncated;
+        if (begin == row) break;
+      }
+#endif
+      const size_t count = std::min(kWideLanes, row - begin);
+      bool escapes = false;
+      uint32_t found[kWideLanes];
+      for (size_t l = 0; l < count; ++l) {
+        const uint32_t k = find(lane[l], channel.values);
+        pop_entry(lane[l], channel.values[k].start, channel.values[k].frequency, reader);
+        values[begin + l] = static_cast<int16_t>(channel.offset + static_cast<int32_t>(k));
+        found[l] = k;
+        escapes |= k == channel.in_table;
+      }
+      for (size_t l = 0; escapes && l < count; ++l) {
+        if (found[l] != channel.in_table) continue;
+        const Status status = pop_digits(lane[l], channel, reader, values[begin + l]);
+        if (status != Status::ok) return status;
+      }
+      if (reader.past_end()) return Status::truncated;
+    }
+    return Status::ok;
+  }
+
+  Path path_;
   std::vector<Channel> channels_;
-  std::vector<Entry> entries_;
-  std::vector<Found> starts_;
+  std::vector<size_t> plain_;  // channels that are not coded in runs
 };
 
 }  // namespace rans

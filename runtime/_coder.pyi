@@ -3,13 +3,17 @@
 import numpy as np
 from numpy.typing import NDArray
 
-LANES: int
+NARROW_LANES: int
+WIDE_LANES: int
 NOT_A_SYMBOL: int
+PATHS: tuple[str, ...]
 
 class Tables:
     """Raises ValueError naming the first table that breaks a rule."""
 
-    def __init__(self, cdf: NDArray[np.uint32], lengths: NDArray[np.uint32], offsets: NDArray[np.int32]) -> None: ...
+    def __init__(self, cdf: NDArray[np.uint32], lengths: NDArray[np.uint32], offsets: NDArray[np.int32], path: str = "") -> None:
+        """`path`: one of PATHS, or "" for the fastest; all give the same bytes."""
+
     def encode(self, symbols: NDArray[np.int16]) -> bytes:
         """Symbols [channels, row] -> payload; ValueError on NOT_A_SYMBOL."""
 
