@@ -10,6 +10,7 @@ object does not change and may be shared between threads; coding releases the GI
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,7 +77,7 @@ class Tables:
 
         Raises DamagedFeatureFileError unless the payload is consumed exactly.
         """
-        out = np.empty((self.channels, int(np.prod(shape))), np.int16)
+        out = np.empty((self.channels, math.prod(shape)), np.int16)
         reason = self._native.decode(payload, out)
         if reason is not None:
             raise DamagedFeatureFileError(f"the payload of {len(payload)} bytes is damaged, {reason}: send it again")
