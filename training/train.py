@@ -17,6 +17,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -92,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels", type=Path, help="one label a line, in the order of DIR's folders (default: their names)")
     parser.add_argument("--run", type=Path, help="folder of the run's state (default: runs/MODEL_lmbL)")
     parser.add_argument("--out", type=Path, help="finished checkpoint (default: RUN/lmbL.safetensors)")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('edgecloud-features')}")
     return parser
 
 
