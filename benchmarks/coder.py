@@ -92,9 +92,8 @@ def ideal_bits(tables: Tables, symbols: Symbols) -> float:
 def ours(tables: Tables, symbols: Symbols, path: str) -> Coder:
     if path == _coder.PATHS[0]:
         return Coder("ours", lambda: tables.encode(symbols), lambda data: tables.decode(data, (SIDE, SIDE)), np.asarray, len)
-    flat, lengths = np.concatenate(tables.cdfs), np.array([len(cdf) for cdf in tables.cdfs], np.uint32)
     native, rows, out = (
-        _coder.Tables(flat, lengths, tables.offsets, path),
+        _coder.Tables(*tables.flat(), path),
         symbols.reshape(CHANNELS, -1),
         np.empty((CHANNELS, SIDE * SIDE), np.int16),
     )

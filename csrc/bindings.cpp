@@ -7,6 +7,7 @@
 
 #include <memory>
 
+#include "compressai_stream.hpp"
 #include "rans.hpp"
 
 namespace py = pybind11;
@@ -35,17 +36,30 @@ rans::Path find_path(const std::string& name) {
   throw std::invalid_argument("this machine has no path " + name);
 }
 
-rans::Tables make_tables(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths, const Array<int32_t>& offsets, const std::string& path) {
+void check_lists(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths, const Array<int32_t>& offsets) {
   if (lengths.ndim() != 1 || offsets.ndim() != 1 || cdf.ndim() != 1 || lengths.size() != offsets.size())
     throw std::invalid_argument("lengths and offsets are one-dimensional and equally long");
+}
+
+rans::Tables make_tables(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths, const Array<int32_t>& offsets, const std::string& path) {
+  check_lists(cdf, lengths, offsets);
   return rans::Tables(cdf.data(), static_cast<size_t>(cdf.size()), lengths.data(), offsets.data(),
                       static_cast<size_t>(lengths.size()), find_path(path));
 }
 
-py::bytes encode(const rans::Tables& tables, const Array<int16_t>& symbols) {
-  if (symbols.ndim() != 2 || static_cast<size_t>(symbols.shape(0)) != tables.channels())
+rans::CompressAiStream make_stream(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths, const Array<int32_t>& offsets) {
+  make_tables(cdf, lengths, offsets, "");  // throws on what is not valid
+  return rans::CompressAiStream(cdf.data(), lengths.data(), offsets.data(), static_cast<size_t>(lengths.size()));
+}
+
+size_t row_of(size_t channels, const Array<int16_t>& symbols) {
+  if (symbols.ndim() != 2 || static_cast<size_t>(symbols.shape(0)) != channels)
     throw std::invalid_argument("symbols have the shape [channels, row]");
-  const size_t row = static_cast<size_t>(symbols.shape(1));
+  return static_cast<size_t>(symbols.shape(1));
+}
+
+py::bytes encode(const rans::Tables& tables, const Array<int16_t>& symbols) {
+  const size_t row = row_of(tables.channels(), symbols);
   const size_t capacity = tables.max_payload(row);
   // Not initialised: of a worst case that never comes only the pages in use are touched.
   std::unique_ptr<uint8_t[]> buffer(new uint8_t[capacity]);
@@ -57,15 +71,27 @@ py::bytes encode(const rans::Tables& tables, const Array<int16_t>& symbols) {
   return py::bytes(reinterpret_cast<const char*>(buffer.get() + capacity - size), size);
 }
 
+py::bytes encode_stream(const rans::CompressAiStream& tables, const Array<int16_t>& symbols) {
+  const size_t row = row_of(tables.channels(), symbols);
+  std::vector<uint8_t> bytes;
+  {
+    py::gil_scoped_release release;
+    const std::vector<uint32_t> words = tables.encode(symbols.data(), row);
+    bytes.reserve(4 * words.size());
+    for (size_t w = words.size(); w-- > 0;)
+      for (int shift = 0; shift < 32; shift += 8) bytes.push_back(static_cast<uint8_t>(words[w] >> shift));
+  }
+  return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+}
+
 // Fills `out` and gives None, or gives the reason why the payload is refused.
-py::object decode(const rans::Tables& tables, const py::buffer& payload, Array<int16_t>& out) {
+template <typename Tables>
+py::object decode(const Tables& tables, const py::buffer& payload, Array<int16_t>& out) {
   const py::buffer_info info = payload.request();
   if (info.ndim != 1 || info.itemsize != 1 || (info.size > 0 && info.strides[0] != 1))
     throw std::invalid_argument("a payload is contiguous bytes");
-  if (out.ndim() != 2 || static_cast<size_t>(out.shape(0)) != tables.channels())
-    throw std::invalid_argument("symbols have the shape [channels, row]");
+  const size_t row = row_of(tables.channels(), out);
   int16_t* values = out.mutable_data();
-  const size_t row = static_cast<size_t>(out.shape(1));
   rans::Status status;
   {
     py::gil_scoped_release release;
@@ -90,5 +116,9 @@ PYBIND11_MODULE(_coder, module) {
       .def(py::init(&make_tables), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(), py::arg("offsets").noconvert(),
            py::arg("path") = "")
       .def("encode", &encode, py::arg("symbols").noconvert())
-      .def("decode", &decode, py::arg("payload"), py::arg("out").noconvert());
+      .def("decode", &decode<rans::Tables>, py::arg("payload"), py::arg("out").noconvert());
+  py::class_<rans::CompressAiStream>(module, "CompressAiStream")
+      .def(py::init(&make_stream), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(), py::arg("offsets").noconvert())
+      .def("encode", &encode_stream, py::arg("symbols").noconvert())
+      .def("decode", &decode<rans::CompressAiStream>, py::arg("payload"), py::arg("out").noconvert());
 }

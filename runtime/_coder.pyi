@@ -19,3 +19,10 @@ class Tables:
 
     def decode(self, payload: bytes | bytearray | memoryview, out: NDArray[np.int16]) -> str | None:
         """Fill `out` [channels, row]; gives the reason where the payload is refused."""
+
+class CompressAiStream:
+    """The same tables' streams as CompressAI writes them."""
+
+    def __init__(self, cdf: NDArray[np.uint32], lengths: NDArray[np.uint32], offsets: NDArray[np.int32]) -> None: ...
+    def encode(self, symbols: NDArray[np.int16]) -> bytes: ...
+    def decode(self, payload: bytes | bytearray | memoryview, out: NDArray[np.int16]) -> str | None: ...

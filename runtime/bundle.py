@@ -17,13 +17,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from . import feature_file
 from .coder import Tables
 from .errors import (
     AlteredBundleFileError,
     BundleNotFoundError,
+    DamagedFeatureFileError,
     InconsistentBundleError,
     MissingBundleFileError,
+    TooManySymbolsError,
     UnsupportedBundleError,
+    WrongBundleError,
 )
 from .feature_file import BLOCK, VERSION
 
@@ -129,6 +136,36 @@ class Bundle:
                 f"{folder}'s manifest says fingerprint {claimed.hex()[:8]}, its contents give {fingerprint.hex()[:8]}: export it again"
             )
         return cls(folder, manifest, shape, tables, fingerprint, max_symbols)
+
+    def encode(self, symbols: NDArray[np.int16], height: int, width: int) -> bytes:
+        """The coder: symbols int16 [C, H', W'] of an image of height x width pixels -> feature file.
+
+        Raises NotANumberError.
+        """
+        return feature_file.pack(self.fingerprint, height, width, self.tables.encode(symbols))
+
+    def decode(self, data: feature_file.Bytes) -> NDArray[np.int16]:
+        """The coder: a feature file -> symbols int16 [C, H', W'].
+
+        Raises the FeatureFileErrors. No memory is taken before the header is found to be this
+        bundle's and within its limits.
+        """
+        file = feature_file.parse(data)
+        own = self.fingerprint[: feature_file.FINGERPRINT_BYTES]
+        if file.fingerprint != own:
+            raise WrongBundleError(
+                f"the feature file is of bundle {file.fingerprint.hex()}, this is {own.hex()}: decode it with the bundle that encoded it"
+            )
+        rows, columns = self.shape.latent(file.height, file.width)
+        if rows < 1 or columns < 1:
+            raise DamagedFeatureFileError(f"a feature file of {file.width}x{file.height} pixels is impossible: send it again")
+        count = self.shape.symbols(file.height, file.width)
+        if count > self.max_symbols:
+            raise TooManySymbolsError(
+                f"the feature file is of {file.width}x{file.height} pixels, {count} symbols; "
+                f"the bundle allows {self.max_symbols}: export with a larger --max-pixels"
+            )
+        return self.tables.decode(file.payload, (rows, columns))
 
     def read(self, name: str) -> bytes:
         """The verified bytes of one of the bundle's files.

@@ -7,15 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import feature_file
 from .bundle import CLOUD_GRAPH, LABELS, Bundle, default_bundle
-from .errors import DamagedFeatureFileError, InconsistentBundleError, TooManySymbolsError, WrongBundleError
-from .feature_file import FINGERPRINT_BYTES
+from .errors import InconsistentBundleError
+from .feature_file import Bytes
 from .session import group_by_shape, open_graph
 
 _BATCH = 8  # feature files of one graph call, which bounds its memory
-
-Bytes = bytes | bytearray | memoryview
 
 
 class Prediction(NamedTuple):
@@ -49,25 +46,9 @@ class CloudDecoder:
     def symbols(self, data: Bytes) -> NDArray[np.int16]:
         """The coder: one feature file -> symbols int16 [C, H', W'].
 
-        Raises the FeatureFileErrors. No memory is taken before the header is found to be this
-        bundle's and within its limits.
+        Raises the FeatureFileErrors.
         """
-        file = feature_file.parse(data)
-        own = self.bundle.fingerprint[:FINGERPRINT_BYTES]
-        if file.fingerprint != own:
-            raise WrongBundleError(
-                f"the feature file is of bundle {file.fingerprint.hex()}, this is {own.hex()}: decode it with the bundle that encoded it"
-            )
-        shape, limit = self.bundle.shape, self.bundle.max_symbols
-        rows, columns = shape.latent(file.height, file.width)
-        if rows < 1 or columns < 1:
-            raise DamagedFeatureFileError(f"a feature file of {file.width}x{file.height} pixels is impossible: send it again")
-        if shape.symbols(file.height, file.width) > limit:
-            raise TooManySymbolsError(
-                f"the feature file is of {file.width}x{file.height} pixels, {shape.symbols(file.height, file.width)} symbols; "
-                f"the bundle allows {limit}: export with a larger --max-pixels"
-            )
-        return self.bundle.tables.decode(file.payload, (rows, columns))
+        return self.bundle.decode(data)
 
     def logits_of_symbols(self, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
         """The cloud graph: symbols int16 [N, C, H', W'] -> logits float32 [N, classes]."""

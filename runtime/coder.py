@@ -46,13 +46,16 @@ class Tables:
         try:
             self.cdfs = [_integers(cdf).astype(np.uint32) for cdf in cdfs]
             self.offsets = _integers(offsets).astype(np.int32)
-            flat = np.concatenate([*self.cdfs, np.empty(0, np.uint32)])
-            lengths = np.array([len(cdf) for cdf in self.cdfs], np.uint32)
-            self._native = _coder.Tables(flat, lengths, self.offsets)
+            self._native = _coder.Tables(*self.flat())
         except (ValueError, OverflowError, TypeError) as error:
             raise TablesError(f"bad entropy tables, {error}: export the bundle again") from error
         for array in (*self.cdfs, self.offsets):
             array.setflags(write=False)
+
+    def flat(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int32]]:
+        """All CDFs one after the other, the length of each, and the offsets: what the native coder takes."""
+        lengths = np.array([len(cdf) for cdf in self.cdfs], np.uint32)
+        return np.concatenate([*self.cdfs, np.empty(0, np.uint32)]), lengths, self.offsets
 
     @property
     def channels(self) -> int:

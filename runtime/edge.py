@@ -6,7 +6,6 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from . import feature_file
 from .bundle import EDGE_GRAPH, Bundle, default_bundle
 from .errors import ImageTooLargeError, ImageTooSmallError
 from .preprocess import ImageInput, preprocess
@@ -71,4 +70,4 @@ class EdgeEncoder:
 
         Raises NotANumberError.
         """
-        return feature_file.pack(self.bundle.fingerprint, height, width, self.bundle.tables.encode(symbols))
+        return self.bundle.encode(symbols, height, width)

@@ -85,6 +85,14 @@ class TooManySymbolsError(FeatureFileError):
     """A feature file of a larger image than the bundle allows."""
 
 
+class DamagedStreamError(EdgeCloudError):
+    """Bytes that are no rANS stream of CompressAI's under the tables."""
+
+
+class StreamShapeError(EdgeCloudError):
+    """Pixels of which a stream of CompressAI's cannot be."""
+
+
 class TablesError(EdgeCloudError):
     """Entropy tables that cannot be coded with."""
 

@@ -27,6 +27,7 @@ MAGIC = 0xFC
 VERSION = 1
 FINGERPRINT_BYTES = 4
 BLOCK = 8  # heights and widths are multiples of this many pixels
+Bytes = bytes | bytearray | memoryview
 _MAX_VARINT_BYTES = 4
 _CRC_BYTES = 4
 
@@ -92,7 +93,7 @@ def pack(fingerprint: bytes, height: int, width: int, payload: bytes) -> bytes:
     return body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
 
 
-def parse(data: bytes | bytearray | memoryview) -> FeatureFile:
+def parse(data: Bytes) -> FeatureFile:
     """Check everything that can be checked without a bundle, and take the file apart.
 
     Raises EmptyFeatureFileError, NotAFeatureFileError, UnsupportedVersionError,
