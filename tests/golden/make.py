@@ -1,0 +1,115 @@
+"""Writes the golden files: cases of the coder beside this file, and bad feature files in errors/.
+
+    python tests/golden/make.py
+
+They are committed, and change only with the format's version. Payloads come from the plain-Python
+coder; the native one, from Python and from C++, is held to them.
+
+A case is text: "channels row", for each channel "offset cdf...", for each channel its symbols, and
+the payload in hex. A bad feature file is named by its defect; `intact.bin` is the one that it spoils.
+"""
+
+import random
+import sys
+import zlib
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import reference_coder
+
+HERE = Path(__file__).resolve().parent
+
+SKEWED = [0, 1, 4, 204, 65004, 65524, 65534, 65535, 65536]  # symbols -3..3 and the escape, nearly all 0
+PLAIN = [0, 4000, 30000, 50000, 65000, 65536]  # symbols 0..3 and the escape
+FINGERPRINT = bytes.fromhex("0badcafe")
+
+
+def cases() -> dict[str, tuple[list[list[int]], list[int], list[list[int]]]]:
+    rng = random.Random(0)
+    mixed = [[rng.choice([0] * 20 + [1, -1, 2, -3]) for _ in range(100)], [rng.choice([0, 1, 1, 2, 3]) for _ in range(100)]]
+    return {
+        "no_symbols": ([SKEWED, PLAIN], [-3, 0], [[], []]),
+        "one_symbol": ([SKEWED], [-3], [[1]]),
+        "two_symbols": ([PLAIN], [0], [[3, 0]]),
+        "all_zero": ([SKEWED], [-3], [[0] * 784]),
+        "mixed": ([SKEWED, PLAIN], [-3, 0], mixed),
+        "all_escapes": ([SKEWED, PLAIN], [-3, 0], [[4, -4, 67, -68, 32767, -32767], [4, -1, 67, -65, 32767, -32767]]),
+        "wide": ([PLAIN] * 3, [0, -2, -1], [[(i * i + c) % 7 % 5 - 1 for i in range(5470)] for c in range(3)]),
+    }
+
+
+def write_cases() -> None:
+    for name, (cdfs, offsets, symbols) in cases().items():
+        payload = reference_coder.encode(cdfs, offsets, symbols)
+        lines = [[len(cdfs), len(symbols[0])], *([offset, *cdf] for offset, cdf in zip(offsets, cdfs, strict=True)), *symbols]
+        text = "".join(" ".join(map(str, line)) + "\n" for line in lines) + payload.hex() + "\n"
+        (HERE / f"{name}.txt").write_text(text)
+
+
+def sealed(body: bytes) -> bytes:
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+def feature_file(payload: bytes, rows: bytes = b"\x02", columns: bytes = b"\x03", length: bytes | None = None) -> bytes:
+    """Of 16x24 pixels, two channels of 2x3 symbols, unless said otherwise."""
+    return sealed(b"\xfc\x01" + FINGERPRINT + rows + columns + (bytes([len(payload)]) if length is None else length) + payload)
+
+
+def write_bad_files() -> None:
+    tables = [SKEWED, PLAIN], [-3, 0]
+    symbols = [[0, 0, 2, 0, -90, 0], [1, 0, 3, 2, 1, 500]]
+    payload = reference_coder.encode(*tables, symbols)
+    intact = feature_file(payload)
+
+    def with_digits(symbol: int, digits: list[int]) -> bytes:
+        """The payload of an encoder that writes other digits than it should for `symbol`."""
+        right = reference_coder.Channel.digits
+        reference_coder.Channel.digits = lambda channel, value: digits if value == symbol else right(channel, value)
+        try:
+            return feature_file(reference_coder.encode(*tables, symbols))
+        finally:
+            reference_coder.Channel.digits = right
+
+    def with_last_state() -> bytes:
+        """The payload of an encoder that begins with another state than 2^16."""
+        reference_coder.LOWER += 1
+        try:
+            return feature_file(reference_coder.encode(*tables, symbols))
+        finally:
+            reference_coder.LOWER -= 1
+
+    bad = {
+        "empty": b"",
+        "other_kind": b"\xff\xd8\xff\xe0" + intact,
+        "version_0": sealed(b"\xfc\x00" + intact[2:-4]),
+        "version_2": sealed(b"\xfc\x02" + intact[2:-4]),
+        "header_cut": intact[:7],
+        "payload_cut": intact[:-6],
+        "checksum_cut": intact[:-1],
+        "byte_after_the_end": intact + b"\0",
+        "bit_flipped": intact[:12] + bytes([intact[12] ^ 4]) + intact[13:],
+        "checksum_flipped": intact[:-1] + bytes([intact[-1] ^ 128]),
+        "field_longer_than_need_be": feature_file(payload, rows=b"\x82\x00"),
+        "field_of_five_bytes": feature_file(payload, rows=b"\x82\x80\x80\x80\x01"),
+        "other_bundle": sealed(b"\xfc\x01\xde\xad\xbe\xef" + intact[6:-4]),
+        "no_pixels": feature_file(payload, rows=b"\x00"),
+        "too_many_symbols": feature_file(payload, rows=b"\xff\xff\xff\x7f", columns=b"\xff\xff\xff\x7f"),
+        "more_symbols_than_payload": feature_file(payload, columns=b"\x7f"),
+        "payload_of_no_bytes": feature_file(b""),
+        "payload_odd": feature_file(payload + b"\0"),
+        "payload_word_left": feature_file(payload + b"\0\0"),
+        "payload_first_state_small": feature_file(payload[:2] + b"\0\0" + payload[4:]),
+        "payload_last_state": with_last_state(),
+        "escape_longer_than_need_be": with_digits(500, [*reference_coder.Channel(PLAIN, 0).digits(500)[:-1], 128 + 7, 0]),
+        "escape_of_four_digits": with_digits(500, [255, 255, 255, 1]),
+        "escape_out_of_range": with_digits(500, [255, 255, 7]),
+    }
+    (HERE / "intact.bin").write_bytes(intact)
+    for name, data in bad.items():
+        (HERE / "errors" / f"{name}.bin").write_bytes(data)
+
+
+if __name__ == "__main__":
+    write_cases()
+    write_bad_files()
