@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 def find_checkpoint(model: str, lmb: str) -> Path:
     """`checkpoints/<model>/lmb<L>.{safetensors,pt}` under the current folder, else under the project's."""
     names = [f"lmb{text}{suffix}" for text in dict.fromkeys((lmb, f"{float(lmb):g}")) for suffix in (".safetensors", ".pt")]
-    for root in dict.fromkeys((Path.cwd(), _PROJECT)):
+    for root in (Path(), _PROJECT):
         for name in names:
             if (root / "checkpoints" / model / name).is_file():
                 return root / "checkpoints" / model / name

@@ -148,7 +148,7 @@ def _print_info(name: str, data: bytes, as_json: bool) -> None:
         "width": file.width,
         "height": file.height,
         "payload_bytes": len(file.payload),
-        "bpp": 8 * len(data) / file.pixels if file.pixels else None,
+        "bpp": round(8 * len(data) / file.pixels, 6) if file.pixels else None,
         "checksum": "right",
     }
     print(json.dumps(info) if as_json else "\n".join(f"{key.replace('_', ' '):>13}  {value}" for key, value in info.items()))

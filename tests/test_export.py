@@ -167,9 +167,9 @@ def test_a_checkpoint_is_found_by_model_and_lmb(tmp_path: Path, monkeypatch: pyt
     folder = tmp_path / "checkpoints" / "ours_n8"
     folder.mkdir(parents=True)
     (folder / "lmb2.56.pt").touch()
-    assert command.find_checkpoint("ours_n8", "2.56") == folder / "lmb2.56.pt"
+    assert command.find_checkpoint("ours_n8", "2.56").resolve() == folder / "lmb2.56.pt"
     (folder / "lmb2.56.safetensors").touch()
-    assert command.find_checkpoint("ours_n8", "2.560") == folder / "lmb2.56.safetensors"
+    assert command.find_checkpoint("ours_n8", "2.560").resolve() == folder / "lmb2.56.safetensors"
 
 
 @pytest.mark.parametrize(
