@@ -140,6 +140,7 @@ class Tables {
   // payload. Unless the status is ok the symbols mean nothing.
   Status decode(const uint8_t* payload, size_t size, size_t row, int16_t* symbols) const {
     if (size % 2) return Status::truncated;
+    if (size > max_payload(row)) return Status::trailing;  // before a copy is made of it
     // A copy with room on both sides: in front for the words that the wide lanes give back, behind
     // so that a step may look at words before it is known whether they are there.
     constexpr size_t kFront = 2 * kWideLanes, kBehind = 2 * kWideLanes * (1 + 2 * kMaxDigits);
