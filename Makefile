@@ -8,10 +8,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUNDLE := bundles/ours_n4
+FUZZ_SECONDS ?= 60
 CHECKPOINT := $(wildcard checkpoints/ours_n4/lmb1.28.safetensors)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types bench clean
+.PHONY: help demo test test-all lint types fuzz bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +43,15 @@ lint: $(INSTALLED) ## ruff: rules and layout
 
 types: $(INSTALLED) ## mypy
 	$(BIN)/mypy
+
+fuzz: ## a minute of fuzzing the coder under sanitizers (FUZZ_SECONDS=600 for longer)
+	mkdir -p build
+	@if command -v clang++ >/dev/null; then set -ex; \
+	  clang++ -std=c++17 -O1 -g -DRANS_LIBFUZZER -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all csrc/fuzz.cpp -o build/fuzz; \
+	  build/fuzz -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1; \
+	else echo "no clang++ here, so no libFuzzer: random inputs instead"; set -ex; \
+	  $(CXX) -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all csrc/fuzz.cpp -o build/fuzz; \
+	  build/fuzz $(FUZZ_SECONDS); fi
 
 bench: $(INSTALLED) $(BUNDLE)/manifest.json ## time the encoder on this machine
 	$(BIN)/python benchmarks/latency.py
