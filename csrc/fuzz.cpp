@@ -8,7 +8,6 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <random>
 #include <set>
 #include <vector>
@@ -70,6 +69,27 @@ Lists valid_lists(Input& input) {
 
 size_t any_row(Input& input) { return input.byte() & 3 ? input.below(70) : 3000 + input.below(9000); }
 
+std::vector<int16_t> any_symbols(Input& input, const Lists& lists, size_t row) {
+  const size_t count = lists.lengths.size() * row;
+  const uint32_t likely = input.byte();
+  std::vector<int16_t> symbols(count);
+  uint32_t state = 1 + input.below(1 << 23);  // where the input ends, a generator goes on
+  for (size_t i = 0; i < count; ++i) {
+    state = state * 1664525 + 1013904223 + input.byte();
+    const int32_t first = lists.offsets[i / row], entries = static_cast<int32_t>(lists.lengths[i / row]) - 2;
+    const int32_t inside = first + static_cast<int32_t>((state >> 8) % static_cast<uint32_t>(entries));
+    const int32_t anywhere = static_cast<int32_t>((state >> 8) % 65535) - 32767;
+    symbols[i] = static_cast<int16_t>((state >> 24) <= likely ? inside : (state & 64 ? first + entries / 2 : anywhere));
+  }
+  return symbols;
+}
+
+std::vector<uint8_t> encode(const rans::Tables& tables, const std::vector<int16_t>& symbols, size_t row) {
+  std::vector<uint8_t> buffer(tables.max_payload(row));
+  const size_t size = tables.encode(symbols.data(), row, buffer.data());
+  return {buffer.end() - static_cast<std::ptrdiff_t>(size), buffer.end()};
+}
+
 void any_tables(Input& input) {
   Lists lists;
   const uint32_t channels = input.below(4);
@@ -88,7 +108,19 @@ void any_payload(Input& input) {
   const Lists lists = valid_lists(input);
   const size_t row = any_row(input);
   // Of its exact size, so that a sanitizer sees a read beyond it.
-  const std::vector<uint8_t> payload(input.rest(), input.rest() + input.left());
+  std::vector<uint8_t> payload;
+  if (input.byte() & 1) {
+    payload = encode(make(lists, rans::Path::portable), any_symbols(input, lists, row), row);
+    for (uint32_t edits = input.below(4); edits > 0; --edits) {
+      const uint32_t kind = input.byte() % 3;
+      if (kind == 0) payload.resize(payload.size() + 2 * input.below(4), static_cast<uint8_t>(input.byte() & 1 ? 0 : input.byte()));
+      if (kind == 1) payload.resize(input.below(static_cast<uint32_t>(payload.size()) + 1));
+      if (kind == 2 && !payload.empty()) payload[input.below(static_cast<uint32_t>(payload.size()))] ^= static_cast<uint8_t>(input.byte());
+    }
+    payload.shrink_to_fit();
+  } else {
+    payload.assign(input.rest(), input.rest() + input.left());
+  }
   std::vector<int16_t> symbols(lists.lengths.size() * row);
   const rans::CompressAiStream stream(lists.cdf.data(), lists.lengths.data(), lists.offsets.data(), lists.lengths.size());
   if (stream.decode(payload.data(), payload.size(), row, symbols.data()) == rans::Status::ok)
@@ -97,33 +129,20 @@ void any_payload(Input& input) {
     if (!rans::is_here(path)) continue;
     const rans::Tables tables = make(lists, path);
     if (tables.decode(payload.data(), payload.size(), row, symbols.data()) != rans::Status::ok) continue;
-    std::vector<uint8_t> buffer(tables.max_payload(row));
-    const size_t size = tables.encode(symbols.data(), row, buffer.data());
-    require(size == payload.size() && std::memcmp(buffer.data() + buffer.size() - size, payload.data(), size) == 0,
-            "a payload was accepted that the encoder does not write");
+    require(encode(tables, symbols, row) == payload, "a payload was accepted that the encoder does not write");
   }
 }
 
 void round_trip(Input& input) {
   const Lists lists = valid_lists(input);
   const size_t row = any_row(input), count = lists.lengths.size() * row;
-  const uint32_t likely = input.byte();
-  std::vector<int16_t> symbols(count), decoded(count);
-  uint32_t state = 1 + input.below(1 << 23);  // where the input ends, a generator goes on
-  for (size_t i = 0; i < count; ++i) {
-    state = state * 1664525 + 1013904223 + input.byte();
-    const int32_t first = lists.offsets[i / row], entries = static_cast<int32_t>(lists.lengths[i / row]) - 2;
-    const int32_t inside = first + static_cast<int32_t>((state >> 8) % static_cast<uint32_t>(entries));
-    const int32_t anywhere = static_cast<int32_t>((state >> 8) % 65535) - 32767;
-    symbols[i] = static_cast<int16_t>((state >> 24) <= likely ? inside : (state & 64 ? first + entries / 2 : anywhere));
-  }
+  const std::vector<int16_t> symbols = any_symbols(input, lists, row);
+  std::vector<int16_t> decoded(count);
   std::vector<uint8_t> first;
   for (const rans::Path path : {rans::Path::portable, rans::Path::avx2}) {
     if (!rans::is_here(path)) continue;
     const rans::Tables tables = make(lists, path);
-    std::vector<uint8_t> buffer(tables.max_payload(row));
-    const size_t size = tables.encode(symbols.data(), row, buffer.data());
-    const std::vector<uint8_t> payload(buffer.end() - static_cast<std::ptrdiff_t>(size), buffer.end());
+    const std::vector<uint8_t> payload = encode(tables, symbols, row);
     require(first.empty() || payload == first, "two paths write different bytes");
     first = payload;
     require(tables.decode(payload.data(), payload.size(), row, decoded.data()) == rans::Status::ok && decoded == symbols,
