@@ -121,7 +121,7 @@ class Bundle:
             bottleneck = str(manifest["bottleneck_sha256"])
             bytes.fromhex(bottleneck)
             hashes = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise InconsistentBundleError(f"{folder / MANIFEST} is not understood ({error!r}): export the bundle again") from error
         if version != VERSION:
             raise UnsupportedBundleError(f"{folder} has feature files of version {version!r}, not {VERSION}: update, or export it again")

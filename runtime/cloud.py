@@ -37,9 +37,12 @@ class CloudDecoder:
 
     def __init__(self, bundle_dir: str | os.PathLike[str] | None = None, threads: int | None = None):
         self.bundle = Bundle.load(default_bundle() if bundle_dir is None else bundle_dir)
-        self.labels = self.bundle.read(LABELS).decode().splitlines()
+        try:
+            self.labels = self.bundle.read(LABELS).decode().splitlines()
+        except UnicodeDecodeError as error:
+            raise InconsistentBundleError(f"{self.bundle.folder / LABELS} is not UTF-8 ({error}): export the bundle again") from error
         self._session = open_graph(self.bundle, CLOUD_GRAPH, threads)
-        classes = self._session.get_outputs()[0].shape[1]
+        classes = self._session.get_outputs()[0].shape[-1]
         if classes != len(self.labels):
             raise InconsistentBundleError(f"{self.bundle.folder} has {len(self.labels)} labels for {classes} classes: export it again")
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from . import __version__
-from .errors import EdgeCloudError
+from .errors import EdgeCloudError, ImageFileTooLargeError
 
 if TYPE_CHECKING:
     from .edge import EdgeEncoder
 
 EXIT_DONE, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
+_MAX_STDIN_BYTES = 256 << 20  # larger than any image file that is decoded; more is not read
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,7 +106,13 @@ def _encode(encoder: "EdgeEncoder", image: str, target: Path | None, as_is: bool
     from .preprocess import preprocess
 
     clock = [time.perf_counter()]
-    source = BytesIO(sys.stdin.buffer.read()) if image == "-" else image
+    source: BytesIO | str = image
+    if image == "-":
+        source = BytesIO(sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1))
+        if source.getbuffer().nbytes > _MAX_STDIN_BYTES:
+            raise ImageFileTooLargeError(
+                f"standard input has more than {_MAX_STDIN_BYTES} bytes, no image is so large: make it smaller first"
+            )
     pixels = preprocess(source, as_is)
     clock.append(time.perf_counter())
     symbols = encoder.symbols(pixels[None])[0]

@@ -29,6 +29,10 @@ class DecompressionBombError(ImageError):
     """An image of more pixels than is safe to decode."""
 
 
+class ImageFileTooLargeError(ImageError):
+    """More bytes on standard input than an image file has."""
+
+
 class ImageTooSmallError(ImageError):
     """Under 8 pixels a side, with nothing to resize it."""
 

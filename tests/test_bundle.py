@@ -121,6 +121,13 @@ def test_too_few_labels(random_bundle: Path, copy_of: Copy) -> None:
         CloudDecoder(folder)
 
 
+def test_labels_that_are_no_text(random_bundle: Path, copy_of: Copy) -> None:
+    folder = copy_of(random_bundle)
+    put(folder, "labels.txt", b"\xff\xfe\n" * 10)
+    with pytest.raises(errors.InconsistentBundleError, match="not UTF-8"):
+        CloudDecoder(folder)
+
+
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{}", b"{", b'{"schema": 1}', b"\xff", b"[" * 100_000])
 def test_a_manifest_that_is_none(random_bundle: Path, copy_of: Copy, text: bytes) -> None:
     folder = copy_of(random_bundle)
@@ -143,6 +150,7 @@ def test_a_manifest_that_is_none(random_bundle: Path, copy_of: Copy, text: bytes
         (lambda m: m["shape"].update(more=1), errors.InconsistentBundleError, "not understood"),
         (lambda m: m["shape"].update(channels=None), errors.InconsistentBundleError, "not understood"),
         (lambda m: m.update(max_symbols=0), errors.InconsistentBundleError, "impossible"),
+        (lambda m: m.update(max_symbols=float("inf")), errors.InconsistentBundleError, "not understood"),
         (lambda m: m.update(files=[]), errors.InconsistentBundleError, "not understood"),
         (lambda m: m["files"].pop("tables.json"), errors.InconsistentBundleError, "does not name tables.json"),
     ],

@@ -58,6 +58,14 @@ def test_through_pipes(feature_bytes: bytes) -> None:
     assert np.load(io.BytesIO(logits.stdout)).shape == (1, 10)
 
 
+def test_standard_input_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(edge_cli, "_MAX_STDIN_BYTES", 1000)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(5000))))
+    assert edge_cli.main(["-", "-o", str(tmp_path / "feat.bin")]) == 1
+    assert "more than 1000 bytes" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_several_images_into_a_folder(tmp_path: Path, golf_ball: NDArray[np.uint8], capsys: Capture) -> None:
     images = [tmp_path / f"{name}.png" for name in "abc"]
     for image in images:

@@ -165,6 +165,12 @@ def test_the_teacher_stays_in_eval_mode(backbone: Path) -> None:
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
+def test_a_teacher_whose_classifier_is_a_number(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"fc.weight": torch.tensor(1.0)}}, tmp_path / "teacher.pt")
+    with pytest.raises(CheckpointError, match=r"misshaped: fc\.weight|missing"):
+        load_teacher(tmp_path / "teacher.pt")
+
+
 def test_a_teacher_that_is_none(tmp_path: Path) -> None:
     torch.save({"state_dict": {"fc.weight": torch.zeros(2, 2048)}}, tmp_path / "teacher.pt")
     with pytest.raises(CheckpointError, match=r"missing: conv1\.weight"):

@@ -45,7 +45,8 @@ def load_teacher(path: str | os.PathLike[str]) -> Teacher:
     Raises FileNotFoundError, UnreadableCheckpointError, CheckpointKeysError.
     """
     state, _ = read_state_dict(path)
-    teacher = Teacher(state["fc.weight"].shape[0] if "fc.weight" in state else 1000)
+    classifier = state.get("fc.weight")
+    teacher = Teacher(classifier.shape[0] if classifier is not None and classifier.ndim == 2 else 1000)
     load_state(teacher.backbone, state, str(path))
     return teacher
 
