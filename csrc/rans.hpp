@@ -53,6 +53,11 @@ constexpr int kMaxDigits = 3;  // 2^17 distances at most
 
 // Ways to do the same: the wide part's groups one symbol at a time, or with vectors.
 enum class Path { portable, avx2 };
+struct NamedPath {
+  Path path;
+  const char* name;
+};
+constexpr NamedPath kPaths[] = {{Path::avx2, "avx2"}, {Path::portable, "portable"}};  // the fastest first
 
 inline bool is_here(Path path) {
 #if defined(RANS_AVX2)
@@ -247,7 +252,7 @@ class Tables {
     Entries values;     // all entries; of a channel in runs all but the mode, scaled to 2^16
     Entries runs;       // entry k: k modes and then another symbol
 #if defined(RANS_AVX2)
-    avx2::Window window;
+    Window window;
 #endif
 
     Channel(const uint32_t* cdf, size_t count, int32_t first_symbol) : offset(first_symbol), in_table(static_cast<uint32_t>(count - 1)) {
@@ -280,7 +285,7 @@ class Tables {
       }
       values.make_buckets();
 #if defined(RANS_AVX2)
-      if (!in_runs) window = avx2::Window(values.entries.data(), in_table);
+      if (!in_runs) window = Window(values.entries.data(), in_table);
 #endif
     }
     uint32_t max_run() const { return static_cast<uint32_t>(runs.size()) - 1; }

@@ -1,9 +1,4 @@
-// The wide part's groups of sixteen symbols with AVX2, byte for byte what rans.hpp does without.
-//
-// A lane's state is held as two 16-bit halves, so that one register has a half of all sixteen. All
-// lanes are under one table, and of it under a window of sixteen entries that has nearly all the
-// mass: a symbol is then a count of thresholds passed, and what belongs to it comes from byte
-// shuffles, without a gather. A group with a symbol outside the window is left to the caller.
+// The wide part's groups of sixteen symbols with AVX2: see wide_window.hpp.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -13,6 +8,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+
+#include "wide_window.hpp"
 
 namespace rans {
 namespace avx2 {
@@ -44,72 +41,41 @@ struct Shuffles {
 };
 inline constexpr Shuffles kShuffles{};
 
-// Sixteen 16-bit values, one byte of each in each half, to be looked up by byte shuffles.
-struct Lookup {
-  alignas(16) std::array<uint8_t, 16> low{}, high{};
-  void set(size_t k, uint32_t value) {
-    low[k] = static_cast<uint8_t>(value);
-    high[k] = static_cast<uint8_t>(value >> 8);
-  }
-};
-
-// Up to sixteen entries of a table, side by side.
-struct Window {
-  static constexpr size_t kEntries = 16;
-  uint32_t first = 0, count = 0;   // entries of the table
-  uint32_t begin = 0, end = 0;     // slots that they cover
-  std::array<int16_t, kEntries - 1> thresholds{};  // starts of all but the first, less 2^15: compared as signed
-  Lookup start, frequency, reciprocal_low, reciprocal_high;  // floor(2^32 / frequency), at most 2^32 - 1
-
-  Window() = default;
-  // The `count` entries with most mass, of entries[0 .. size).
-  template <typename Entry>
-  Window(const Entry* entries, size_t size) : count(static_cast<uint32_t>(size < kEntries ? size : kEntries)) {
-    uint32_t most = 0;
-    for (uint32_t k = 0; k + count <= size; ++k) {
-      const uint32_t stop = entries[k + count - 1].start + entries[k + count - 1].frequency;
-      if (stop - entries[k].start > most) first = k, begin = entries[k].start, end = stop, most = end - begin;
-    }
-    for (uint32_t k = 0; k < count; ++k) {
-      const Entry& entry = entries[first + k];
-      const uint32_t reciprocal = entry.frequency > 1 ? static_cast<uint32_t>((uint64_t{1} << 32) / entry.frequency) : 0xffffffffu;
-      if (k > 0) thresholds[k - 1] = static_cast<int16_t>(entry.start - 0x8000u);
-      start.set(k, entry.start);
-      frequency.set(k, entry.frequency);
-      reciprocal_low.set(k, reciprocal & 0xffff);
-      reciprocal_high.set(k, reciprocal >> 16);
-    }
-  }
-};
-
 struct Lanes {
   __m256i low, high;
 
   RANS_INLINE void load(const uint32_t* lane) {
-    alignas(32) uint16_t halves[2][16];
-    for (size_t l = 0; l < 16; ++l) halves[0][l] = static_cast<uint16_t>(lane[l]), halves[1][l] = static_cast<uint16_t>(lane[l] >> 16);
-    low = _mm256_load_si256(reinterpret_cast<const __m256i*>(halves[0]));
-    high = _mm256_load_si256(reinterpret_cast<const __m256i*>(halves[1]));
+    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lane)), b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lane + 8));
+    const __m256i below = _mm256_set1_epi32(0xffff);
+    low = in_order(_mm256_packus_epi32(_mm256_and_si256(a, below), _mm256_and_si256(b, below)));
+    high = in_order(_mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16)));
   }
   RANS_INLINE void store(uint32_t* lane) const {
-    alignas(32) uint16_t halves[2][16];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(halves[0]), low);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(halves[1]), high);
-    for (size_t l = 0; l < 16; ++l) lane[l] = static_cast<uint32_t>(halves[1][l]) << 16 | halves[0][l];
+    const __m256i a = _mm256_unpacklo_epi16(low, high), b = _mm256_unpackhi_epi16(low, high);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(lane), _mm256_permute2x128_si256(a, b, 0x20));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(lane + 8), _mm256_permute2x128_si256(a, b, 0x31));
   }
+  // AVX2 packs each half of a register by itself.
+  static RANS_INLINE __m256i in_order(__m256i packed) { return _mm256_permute4x64_epi64(packed, 0xd8); }
 };
 
-RANS_INLINE __m256i broadcast(const std::array<uint8_t, 16>& bytes) {
-  return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes.data())));
-}
-// Looks up sixteen indexes: a byte shuffle gives 0 where an index byte's top bit is set.
+// Sixteen 16-bit values to be looked up by byte shuffles: one byte of each, in both halves of a register.
+struct Lookup {
+  __m256i low, high;
+  RANS_INLINE explicit Lookup(const Window::Column& column) {
+    const __m256i words = _mm256_load_si256(reinterpret_cast<const __m256i*>(column.data()));
+    const __m256i l = _mm256_and_si256(words, _mm256_set1_epi16(0xff)), h = _mm256_srli_epi16(words, 8);
+    low = _mm256_permute4x64_epi64(_mm256_packus_epi16(l, l), 0x88);
+    high = _mm256_permute4x64_epi64(_mm256_packus_epi16(h, h), 0x88);
+  }
+};
+// Looks up sixteen indexes, each in both bytes of its place: a byte shuffle gives 0 where an index byte's top bit is set.
 struct Index {
   __m256i low, high;
   RANS_INLINE explicit Index(__m256i k)
-      : low(_mm256_or_si256(k, _mm256_set1_epi16(static_cast<int16_t>(0x8000)))),
-        high(_mm256_or_si256(_mm256_slli_epi16(k, 8), _mm256_set1_epi16(0x0080))) {}
-  RANS_INLINE __m256i of(__m256i table_low, __m256i table_high) const {
-    return _mm256_or_si256(_mm256_shuffle_epi8(table_low, low), _mm256_shuffle_epi8(table_high, high));
+      : low(_mm256_or_si256(k, _mm256_set1_epi16(static_cast<int16_t>(0x8000)))), high(_mm256_or_si256(k, _mm256_set1_epi16(0x0080))) {}
+  RANS_INLINE __m256i of(const Lookup& table) const {
+    return _mm256_or_si256(_mm256_shuffle_epi8(table.low, low), _mm256_shuffle_epi8(table.high, high));
   }
 };
 RANS_INLINE __m256i at_least(__m256i a, __m256i b) { return _mm256_cmpeq_epi16(_mm256_max_epu16(a, b), a); }  // unsigned
@@ -128,52 +94,61 @@ RANS_INLINE __m256i high_products(__m256i a, __m256i b) {  // of 32-bit lanes
 
 // Pops groups from values[0] on, while all of a group lies in the window and `end` is not passed;
 // gives how many symbols. May look 32 bytes past `at`.
+//
+// What counts is how soon a group's states follow from those before. So who needs a word is known
+// before the new states are, and the words come from two early loads by shuffles, not from an address.
 RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32_t offset, const uint8_t*& shared, const uint8_t* end,
                                      int16_t* values, size_t count) {
   Lanes lanes;
   lanes.load(lane);
   const uint8_t* at = shared;
-  const __m256i start_low = broadcast(window.start.low), start_high = broadcast(window.start.high);
-  const __m256i frequency_low = broadcast(window.frequency.low), frequency_high = broadcast(window.frequency.high);
+  const Lookup start(window.start), frequency(window.frequency), due_high(window.due_high), due_slot(window.due_slot);
   const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(0x8000)), zero = _mm256_setzero_si256();
   const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset));
-  const __m256i begin = _mm256_set1_epi16(static_cast<int16_t>(window.begin - 0x8000));
-  const __m256i last = _mm256_set1_epi16(static_cast<int16_t>(window.end - 1 - 0x8000));
-  const bool whole = window.begin == 0 && window.end == 0x10000;
+  const __m256i begin = _mm256_set1_epi16(static_cast<int16_t>(window.begin));
+  const __m256i last = _mm256_set1_epi16(Window::signed_order(window.end - window.begin - 1));
   const size_t thresholds = window.count - 1;
-  const __m256i most = _mm256_set1_epi16(static_cast<int16_t>(thresholds));
+  const __m256i most = _mm256_set1_epi8(static_cast<char>(thresholds));
   __m256i threshold[16];
-  for (size_t t = 0; t < 16; ++t) threshold[t] = t < thresholds ? _mm256_set1_epi16(window.thresholds[t]) : bias;  // above no slot
+  for (size_t t = 0; t < 16; ++t) threshold[t] = _mm256_set1_epi16(window.thresholds[t]);
+  // Lanes 0-7 take a word of the first eight, lanes 8-15 of all sixteen: byte indexes for either half of
+  // those, less 2 for a count that begins at 1. Of the second half an index below 0 gives 0, of the first
+  // one of 0x80 or more.
+  const __m256i to_first = _mm256_set1_epi16(0x6f6e);
+  const __m256i to_own = _mm256_set_m128i(_mm_set1_epi16(static_cast<int16_t>(0xefee)), _mm_set1_epi16(static_cast<int16_t>(0xfffe)));
+  const __m256i two = _mm256_set1_epi8(2), eighth = _mm256_set1_epi8(8);
   // Slots are compared as signed, and so kept less 2^15: `low` and what is made of it are.
   __m256i low = _mm256_xor_si256(lanes.low, bias), high = lanes.high;
   size_t i = 0;
   for (; i + 16 <= count && at <= end; i += 16) {
-    if (!whole && _mm256_movemask_epi8(_mm256_or_si256(_mm256_cmpgt_epi16(begin, low), _mm256_cmpgt_epi16(low, last)))) break;
-    // A comparison gives -1 where it holds: k is the count of those, negated.
-    __m256i passed[4] = {zero, zero, zero, zero};
+    if (_mm256_movemask_epi8(_mm256_cmpgt_epi16(_mm256_sub_epi16(low, begin), last))) break;
+    const __m256i own_words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    const __m256i first_words = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+    // A comparison gives -1 in both bytes where it holds: k is the count of those, negated.
+    __m256i passed[4] = {most, zero, zero, zero};
     for (size_t t = 0; t < thresholds; t += 4)
-      for (size_t j = 0; j < 4; ++j) passed[j] = _mm256_add_epi16(passed[j], _mm256_cmpgt_epi16(threshold[t + j], low));
-    const __m256i above = _mm256_add_epi16(_mm256_add_epi16(passed[0], passed[1]), _mm256_add_epi16(passed[2], passed[3]));
-    const __m256i k = _mm256_add_epi16(above, most);
+      for (size_t j = 0; j < 4; ++j) passed[j] = _mm256_add_epi8(passed[j], _mm256_cmpgt_epi16(threshold[t + j], low));
+    const __m256i k = _mm256_add_epi8(_mm256_add_epi8(passed[0], passed[1]), _mm256_add_epi8(passed[2], passed[3]));
     const Index index(k);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi16(k, first));
-    // state = frequency * high + slot - start, in halves with a carry
-    const __m256i frequency = index.of(frequency_low, frequency_high);
-    const __m256i rest = _mm256_sub_epi16(low, index.of(start_low, start_high));
-    const __m256i next = _mm256_add_epi16(_mm256_mullo_epi16(frequency, high), rest);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi16(_mm256_srli_epi16(k, 8), first));
+    const __m256i below = _mm256_cmpgt_epi16(index.of(due_slot), low);
+    const __m256i due = _mm256_cmpgt_epi16(index.of(due_high), _mm256_add_epi16(_mm256_xor_si256(high, bias), below));
+    // In both bytes, twice the count of lanes due up to this one: within each half, then over both.
+    __m256i place = _mm256_and_si256(due, two);
+    place = _mm256_add_epi8(place, _mm256_slli_si256(place, 2));
+    place = _mm256_add_epi8(place, _mm256_slli_si256(place, 4));
+    place = _mm256_add_epi8(place, _mm256_slli_si256(place, 8));
+    const __m256i sums = _mm256_sad_epu8(_mm256_permute2x128_si256(due, due, 0x08), zero);  // of lanes 0-3 and 4-7, negated
+    place = _mm256_sub_epi8(place, _mm256_add_epi8(_mm256_shuffle_epi8(sums, zero), _mm256_shuffle_epi8(sums, eighth)));
+    const __m256i words = _mm256_or_si256(_mm256_shuffle_epi8(own_words, _mm256_add_epi8(place, to_own)),
+                                          _mm256_shuffle_epi8(first_words, _mm256_add_epi8(place, to_first)));
+    at += __builtin_popcount(static_cast<uint32_t>(_mm256_movemask_epi8(due)));
+    // state = frequency * high + slot - start, in halves with a carry; the high half is 0 where a word is due
+    const __m256i f = index.of(frequency), rest = _mm256_sub_epi16(low, index.of(start));
+    const __m256i next = _mm256_add_epi16(_mm256_mullo_epi16(f, high), rest);
     const __m256i carry = _mm256_cmpgt_epi16(rest, next);
-    high = _mm256_sub_epi16(_mm256_mulhi_epu16(frequency, high), carry);
-    const __m256i due = _mm256_cmpeq_epi16(high, zero);
-    const uint32_t set = lane_set(due), lower = set & 0xff, upper = set >> 16;
-    const uint8_t* middle = at + 2 * __builtin_popcount(lower);
-    const __m128i words_low = _mm_shuffle_epi8(_mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)), _mm256_castsi256_si128(bias)),
-                                               shuffle_of(kShuffles.spread, lower));
-    const __m128i words_high = _mm_shuffle_epi8(_mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(middle)), _mm256_castsi256_si128(bias)),
-                                                shuffle_of(kShuffles.spread, upper));
-    at += 2 * __builtin_popcount(set);
-    // Where a word is due the high half is 0, and where not the word is.
-    high = _mm256_or_si256(high, _mm256_and_si256(due, _mm256_xor_si256(next, bias)));
-    low = _mm256_or_si256(_mm256_andnot_si256(due, next), _mm256_set_m128i(words_high, words_low));
+    high = _mm256_or_si256(_mm256_sub_epi16(_mm256_mulhi_epu16(f, high), carry), _mm256_and_si256(due, _mm256_xor_si256(next, bias)));
+    low = _mm256_xor_si256(_mm256_and_si256(due, words), _mm256_blendv_epi8(next, bias, due));
   }
   lanes.low = _mm256_xor_si256(low, bias);
   lanes.high = high;
@@ -189,10 +164,8 @@ RANS_TARGET inline size_t push_groups(uint32_t* lane, const Window& window, int3
   Lanes lanes;
   lanes.load(lane);
   uint8_t* at = shared;
-  const __m256i start_low = broadcast(window.start.low), start_high = broadcast(window.start.high);
-  const __m256i frequency_low = broadcast(window.frequency.low), frequency_high = broadcast(window.frequency.high);
-  const __m256i ll = broadcast(window.reciprocal_low.low), lh = broadcast(window.reciprocal_low.high);
-  const __m256i hl = broadcast(window.reciprocal_high.low), hh = broadcast(window.reciprocal_high.high);
+  const Lookup start(window.start), frequency(window.frequency);
+  const Lookup reciprocal_low(window.reciprocal_low), reciprocal_high(window.reciprocal_high);
   const __m256i zero = _mm256_setzero_si256();
   const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset));
   const __m256i last = _mm256_set1_epi16(static_cast<int16_t>(window.count - 1));
@@ -200,9 +173,9 @@ RANS_TARGET inline size_t push_groups(uint32_t* lane, const Window& window, int3
     const __m256i k = _mm256_sub_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + count - 16)), first);
     if (_mm256_movemask_epi8(at_least(last, k)) != -1) break;
     count -= 16;
-    const Index index(k);
-    const __m256i frequency = index.of(frequency_low, frequency_high);
-    const __m256i full = at_least(lanes.high, frequency);
+    const Index index(_mm256_or_si256(k, _mm256_slli_epi16(k, 8)));
+    const __m256i f = index.of(frequency);
+    const __m256i full = at_least(lanes.high, f);
     // The words that leave, right before those that are there; what is written before them is not yet used.
     const uint32_t set = lane_set(full), lower = set & 0xff, upper = set >> 16;
     const __m128i words_low = _mm_shuffle_epi8(_mm256_castsi256_si128(lanes.low), shuffle_of(kShuffles.gather, lower));
@@ -214,19 +187,19 @@ RANS_TARGET inline size_t push_groups(uint32_t* lane, const Window& window, int3
     const __m256i low = _mm256_blendv_epi8(lanes.low, lanes.high, full);
     const __m256i high = _mm256_andnot_si256(full, lanes.high);
     // quotient = state * floor(2^32 / frequency) / 2^32 is right, or one too small.
-    const __m256i reciprocal_low = index.of(ll, lh), reciprocal_high = index.of(hl, hh);
+    const __m256i r_low = index.of(reciprocal_low), r_high = index.of(reciprocal_high);
     const __m256i quotient =
-        _mm256_packus_epi32(high_products(_mm256_unpacklo_epi16(low, high), _mm256_unpacklo_epi16(reciprocal_low, reciprocal_high)),
-                            high_products(_mm256_unpackhi_epi16(low, high), _mm256_unpackhi_epi16(reciprocal_low, reciprocal_high)));
+        _mm256_packus_epi32(high_products(_mm256_unpacklo_epi16(low, high), _mm256_unpacklo_epi16(r_low, r_high)),
+                            high_products(_mm256_unpackhi_epi16(low, high), _mm256_unpackhi_epi16(r_low, r_high)));
     // remainder = state - quotient * frequency, in halves with a borrow; frequency or more if the quotient is too small
-    const __m256i product = _mm256_mullo_epi16(quotient, frequency);
+    const __m256i product = _mm256_mullo_epi16(quotient, f);
     const __m256i remainder = _mm256_sub_epi16(low, product);
     const __m256i borrow = _mm256_andnot_si256(at_least(low, product), _mm256_set1_epi16(1));
-    const __m256i above = _mm256_sub_epi16(_mm256_sub_epi16(high, _mm256_mulhi_epu16(quotient, frequency)), borrow);
-    const __m256i fits = _mm256_andnot_si256(at_least(remainder, frequency), _mm256_cmpeq_epi16(above, zero));
+    const __m256i above = _mm256_sub_epi16(_mm256_sub_epi16(high, _mm256_mulhi_epu16(quotient, f)), borrow);
+    const __m256i fits = _mm256_andnot_si256(at_least(remainder, f), _mm256_cmpeq_epi16(above, zero));
     const __m256i small = _mm256_cmpeq_epi16(fits, zero);
     lanes.high = _mm256_sub_epi16(quotient, small);
-    lanes.low = _mm256_add_epi16(_mm256_sub_epi16(remainder, _mm256_and_si256(small, frequency)), index.of(start_low, start_high));
+    lanes.low = _mm256_add_epi16(_mm256_sub_epi16(remainder, _mm256_and_si256(small, f)), index.of(start));
   }
   lanes.store(lane);
   shared = at;

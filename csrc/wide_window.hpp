@@ -1,0 +1,57 @@
+// Of a table, what coding the wide part with vectors needs: shared by wide_avx2.hpp, wide_avx512.hpp
+// and wide_neon.hpp, which do byte for byte what rans.hpp does without.
+//
+// A lane's state is held as two 16-bit halves, so that one register, or two, have a half of all
+// sixteen lanes. All lanes are under one table, and of it under a window of at most sixteen entries
+// that has nearly all the mass: a symbol is then a count of thresholds passed, and what belongs to it
+// comes from shuffles, without a gather. A group with a symbol outside the window is left to the caller.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace rans {
+
+// Up to sixteen entries of a table, side by side.
+struct Window {
+  static constexpr size_t kEntries = 16;
+  using Column = std::array<uint16_t, kEntries>;
+
+  uint32_t first = 0, count = 0;  // entries of the table
+  uint32_t begin = 0, end = 0;    // slots that they cover; the escape lies outside
+  std::array<int16_t, kEntries> thresholds{};  // starts of all but the first, then zeros, less 2^15: to be compared as signed
+  alignas(32) Column start{}, frequency{};
+  alignas(32) Column reciprocal_low{}, reciprocal_high{};  // floor(2^32 / frequency), at most 2^32 - 1
+  // A decoder's lane needs a word if frequency * high + slot - start < 2^16. With 2^16 = frequency * q + r,
+  // r <= frequency, that is if high < q, or high = q and slot < start + r: known before the product is.
+  // For a frequency of 1, q = 2^16 - 1 and r = 1 make it true for all states, as it has to be.
+  alignas(32) Column due_high{}, due_slot{};  // q and start + r, both less 2^15: to be compared as signed
+
+  Window() = default;
+  // The `count` entries with most mass, of entries[0 .. size).
+  template <typename Entry>
+  Window(const Entry* entries, size_t size) : count(static_cast<uint32_t>(size < kEntries ? size : kEntries)) {
+    uint32_t most = 0;
+    for (uint32_t k = 0; k + count <= size; ++k) {
+      const uint32_t stop = entries[k + count - 1].start + entries[k + count - 1].frequency;
+      if (stop - entries[k].start > most) first = k, begin = entries[k].start, end = stop, most = end - begin;
+    }
+    thresholds.fill(signed_order(0));
+    for (uint32_t k = 0; k < count; ++k) {
+      const Entry& entry = entries[first + k];
+      const uint32_t reciprocal = entry.frequency > 1 ? static_cast<uint32_t>((uint64_t{1} << 32) / entry.frequency) : 0xffffffffu;
+      const uint32_t q = entry.frequency > 1 ? 0x10000u / entry.frequency : 0xffffu, r = 0x10000u - entry.frequency * q;
+      if (k > 0) thresholds[k - 1] = signed_order(entry.start);
+      start[k] = static_cast<uint16_t>(entry.start);
+      frequency[k] = static_cast<uint16_t>(entry.frequency);
+      reciprocal_low[k] = static_cast<uint16_t>(reciprocal);
+      reciprocal_high[k] = static_cast<uint16_t>(reciprocal >> 16);
+      due_high[k] = static_cast<uint16_t>(signed_order(q));
+      due_slot[k] = static_cast<uint16_t>(signed_order(entry.start + r));
+    }
+  }
+  static int16_t signed_order(uint32_t value) { return static_cast<int16_t>(static_cast<int32_t>(value) - 0x8000); }
+};
+
+}  // namespace rans
