@@ -31,6 +31,7 @@
 #endif
 
 #include "wide_avx2.hpp"
+#include "wide_avx512.hpp"
 
 namespace rans {
 
@@ -52,16 +53,19 @@ constexpr uint32_t kMoreDigits = 128;
 constexpr int kMaxDigits = 3;  // 2^17 distances at most
 
 // Ways to do the same: the wide part's groups one symbol at a time, or with vectors.
-enum class Path { portable, avx2 };
+enum class Path { portable, avx2, avx512 };
 struct NamedPath {
   Path path;
   const char* name;
 };
-constexpr NamedPath kPaths[] = {{Path::avx2, "avx2"}, {Path::portable, "portable"}};  // the fastest first
+constexpr NamedPath kPaths[] = {{Path::avx512, "avx512"}, {Path::avx2, "avx2"}, {Path::portable, "portable"}};  // the fastest first
 
 inline bool is_here(Path path) {
 #if defined(RANS_AVX2)
   if (path == Path::avx2) return avx2::is_here();
+#endif
+#if defined(RANS_AVX512)
+  if (path == Path::avx512) return avx512::is_here();
 #endif
   return path == Path::portable;
 }
@@ -549,6 +553,7 @@ class Tables {
   void push_wide(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row, Writer& writer) const {
     for (size_t stop = row; stop > 0;) {
 #if defined(RANS_AVX2)
+      if (path_ == Path::avx512 && stop % kWideLanes == 0) stop = avx512::push_groups(lane, channel.window, channel.offset, writer.at, values, stop);
       if (path_ == Path::avx2 && stop % kWideLanes == 0) stop = avx2::push_groups(lane, channel.window, channel.offset, writer.at, values, stop);
       if (stop == 0) break;
 #endif
@@ -567,6 +572,13 @@ class Tables {
   Status pop_wide(uint32_t* lane, const Channel& channel, Reader& reader, int16_t* values, size_t row) const {
     for (size_t begin = 0; begin < row; begin += kWideLanes) {
 #if defined(RANS_AVX2)
+      if (path_ == Path::avx512) {
+        const uint8_t* at = reader.at;
+        begin += avx512::pop_groups(lane, channel.window, channel.offset, at, reader.end, values + begin, row - begin);
+        reader.at += at - reader.at;
+        if (reader.past_end()) return Status::truncated;
+        if (begin == row) break;
+      }
       if (path_ == Path::avx2) {
         const uint8_t* at = reader.at;
         begin += avx2::pop_groups(lane, channel.window, channel.offset, at, reader.end, values + begin, row - begin);

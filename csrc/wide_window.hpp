@@ -22,6 +22,7 @@ struct Window {
   uint32_t begin = 0, end = 0;    // slots that they cover; the escape lies outside
   std::array<int16_t, kEntries> thresholds{};  // starts of all but the first, then zeros, less 2^15: to be compared as signed
   alignas(32) Column start{}, frequency{};
+  alignas(64) std::array<uint64_t, kEntries> reciprocal{};  // ceil(2^52 / frequency), at most 2^52 - 1
   alignas(32) Column reciprocal_low{}, reciprocal_high{};  // floor(2^32 / frequency), at most 2^32 - 1
   // A decoder's lane needs a word if frequency * high + slot - start < 2^16. With 2^16 = frequency * q + r,
   // r <= frequency, that is if high < q, or high = q and slot < start + r: known before the product is.
@@ -45,6 +46,7 @@ struct Window {
       if (k > 0) thresholds[k - 1] = signed_order(entry.start);
       start[k] = static_cast<uint16_t>(entry.start);
       frequency[k] = static_cast<uint16_t>(entry.frequency);
+      this->reciprocal[k] = entry.frequency > 1 ? ((uint64_t{1} << 52) + entry.frequency - 1) / entry.frequency : (uint64_t{1} << 52) - 1;
       reciprocal_low[k] = static_cast<uint16_t>(reciprocal);
       reciprocal_high[k] = static_cast<uint16_t>(reciprocal >> 16);
       due_high[k] = static_cast<uint16_t>(signed_order(q));

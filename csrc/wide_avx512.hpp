@@ -1,0 +1,118 @@
+// The wide part's groups of sixteen symbols with AVX-512: see wide_window.hpp.
+//
+// For decoding as with AVX2, but what belongs to an entry is looked up in one instruction, and words
+// go to the lanes that need them in one. For encoding a lane's state is whole in 32 bits, and the
+// quotients are exact: their products have 104 bits.
+#pragma once
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define RANS_AVX512 1
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "wide_window.hpp"
+
+namespace rans {
+namespace avx512 {
+
+#define RANS_TARGET __attribute__((target("avx2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi2,avx512ifma")))
+#define RANS_INLINE __attribute__((target("avx2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi2,avx512ifma"), always_inline)) inline
+
+inline bool is_here() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("avx512f") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi2") &&
+         __builtin_cpu_supports("avx512ifma");
+}
+
+RANS_INLINE __m256i load(const Window::Column& column) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(column.data())); }
+
+// Pops groups from values[0] on, while all of a group lies in the window and `end` is not passed;
+// gives how many symbols. May look 32 bytes past `at`.
+RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32_t offset, const uint8_t*& shared, const uint8_t* end,
+                                     int16_t* values, size_t count) {
+  const uint8_t* at = shared;
+  const __m256i start = load(window.start), frequency = load(window.frequency);
+  const __m256i due_high = load(window.due_high), due_slot = load(window.due_slot);
+  const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(0x8000)), zero = _mm256_setzero_si256();
+  const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset));
+  const __m256i begin = _mm256_set1_epi16(static_cast<int16_t>(window.begin));
+  const __m256i last = _mm256_set1_epi16(Window::signed_order(window.end - window.begin - 1));
+  const size_t thresholds = window.count - 1;
+  const __m256i most = _mm256_set1_epi16(static_cast<int16_t>(thresholds));
+  __m256i threshold[16];
+  for (size_t t = 0; t < 16; ++t) threshold[t] = _mm256_set1_epi16(window.thresholds[t]);
+  const __m512i states = _mm512_loadu_si512(lane);
+  // Slots are compared as signed, and so kept less 2^15: `low` and what is made of it are.
+  __m256i low = _mm256_xor_si256(_mm512_cvtepi32_epi16(states), bias), high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(states, 16));
+  size_t i = 0;
+  for (; i + 16 <= count && at <= end; i += 16) {
+    if (_mm256_cmpgt_epi16_mask(_mm256_sub_epi16(low, begin), last)) break;
+    const __m256i words = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), bias);
+    // A comparison gives -1 where it holds: k is the count of those, negated.
+    __m256i passed[4] = {most, zero, zero, zero};
+    for (size_t t = 0; t < thresholds; t += 4)
+      for (size_t j = 0; j < 4; ++j) passed[j] = _mm256_add_epi16(passed[j], _mm256_cmpgt_epi16(threshold[t + j], low));
+    const __m256i k = _mm256_add_epi16(_mm256_add_epi16(passed[0], passed[1]), _mm256_add_epi16(passed[2], passed[3]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi16(k, first));
+    const __m256i below = _mm256_cmpgt_epi16(_mm256_permutexvar_epi16(k, due_slot), low);
+    const __mmask16 due = _mm256_cmpgt_epi16_mask(_mm256_permutexvar_epi16(k, due_high), _mm256_add_epi16(_mm256_xor_si256(high, bias), below));
+    at += 2 * __builtin_popcount(due);
+    // state = frequency * high + slot - start, in halves with a carry
+    const __m256i f = _mm256_permutexvar_epi16(k, frequency), rest = _mm256_sub_epi16(low, _mm256_permutexvar_epi16(k, start));
+    const __m256i next = _mm256_add_epi16(_mm256_mullo_epi16(f, high), rest);
+    const __m256i carry = _mm256_cmpgt_epi16(rest, next);
+    high = _mm256_mask_mov_epi16(_mm256_sub_epi16(_mm256_mulhi_epu16(f, high), carry), due, _mm256_xor_si256(next, bias));
+    low = _mm256_mask_expand_epi16(next, due, words);
+  }
+  low = _mm256_xor_si256(low, bias);
+  _mm512_storeu_si512(lane, _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
+  shared = at;
+  return i;
+}
+
+// Pushes groups from values[count - 1] down to values[0], count being a multiple of sixteen, while
+// all of a group lies in the window; gives how many symbols are left.
+RANS_TARGET inline size_t push_groups(uint32_t* lane, const Window& window, int32_t offset, uint8_t*& shared, const int16_t* values, size_t count) {
+  uint8_t* at = shared;
+  const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset));
+  const __m256i last = _mm256_set1_epi16(static_cast<int16_t>(window.count - 1));
+  const __m512i frequency = _mm512_cvtepu16_epi32(load(window.frequency)), one = _mm512_set1_epi32(1 << 16);
+  const __m512i limit = _mm512_slli_epi32(frequency, 16), complement = _mm512_sub_epi32(one, frequency);
+  const __m512i ones = _mm512_set1_epi32(1);
+  // With a frequency of 1 the quotient is one too small.
+  const __m512i plain_start = _mm512_cvtepu16_epi32(load(window.start));
+  const __m512i start = _mm512_mask_add_epi32(plain_start, _mm512_cmpeq_epi32_mask(frequency, ones), plain_start, complement);
+  const __m512i reciprocal_first = _mm512_load_si512(window.reciprocal.data()), reciprocal_second = _mm512_load_si512(window.reciprocal.data() + 8);
+  const __m512i evens = _mm512_set1_epi64(0xffffffff), zero = _mm512_setzero_si512();
+  __m512i state = _mm512_loadu_si512(lane);
+  while (count > 0) {
+    const __m256i k16 = _mm256_sub_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + count - 16)), first);
+    if (_mm256_cmpgt_epu16_mask(k16, last)) break;
+    count -= 16;
+    const __m512i k = _mm512_cvtepu16_epi32(k16), k_odd = _mm512_srli_epi64(k, 32);
+    const __mmask16 full = _mm512_cmpge_epu32_mask(state, _mm512_permutexvar_epi32(k, limit));
+    const uint32_t words = static_cast<uint32_t>(__builtin_popcount(full));
+    at -= 2 * words;
+    _mm256_mask_storeu_epi16(at, static_cast<__mmask16>((1u << words) - 1), _mm256_maskz_compress_epi16(full, _mm512_cvtepi32_epi16(state)));
+    state = _mm512_mask_srli_epi32(state, full, state, 16);
+    // state + quotient * (2^16 - frequency) + start, each other lane by itself
+    const __m512i sum = _mm512_add_epi32(state, _mm512_permutexvar_epi32(k, start)), c = _mm512_permutexvar_epi32(k, complement);
+    const __m512i even = _mm512_madd52hi_epu64(zero, _mm512_and_si512(state, evens), _mm512_permutex2var_epi64(reciprocal_first, k, reciprocal_second));
+    const __m512i odd = _mm512_madd52hi_epu64(zero, _mm512_srli_epi64(state, 32), _mm512_permutex2var_epi64(reciprocal_first, k_odd, reciprocal_second));
+    const __m512i next_even = _mm512_madd52lo_epu64(_mm512_and_si512(sum, evens), even, _mm512_and_si512(c, evens));
+    const __m512i next_odd = _mm512_madd52lo_epu64(_mm512_srli_epi64(sum, 32), odd, _mm512_srli_epi64(c, 32));
+    state = _mm512_or_si512(next_even, _mm512_slli_epi64(next_odd, 32));
+  }
+  _mm512_storeu_si512(lane, state);
+  shared = at;
+  return count;
+}
+
+#undef RANS_INLINE
+#undef RANS_TARGET
+
+}  // namespace avx512
+}  // namespace rans
+#endif
