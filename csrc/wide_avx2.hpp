@@ -69,13 +69,42 @@ struct Lookup {
     high = _mm256_permute4x64_epi64(_mm256_packus_epi16(h, h), 0x88);
   }
 };
-// Looks up sixteen indexes, each in both bytes of its place: a byte shuffle gives 0 where an index byte's top bit is set.
+// Looks up sixteen indexes, each in both bytes of its place, of which 0x80 is added to the other one: a
+// byte shuffle gives 0 where an index byte's top bit is set.
 struct Index {
   __m256i low, high;
-  RANS_INLINE explicit Index(__m256i k)
-      : low(_mm256_or_si256(k, _mm256_set1_epi16(static_cast<int16_t>(0x8000)))), high(_mm256_or_si256(k, _mm256_set1_epi16(0x0080))) {}
   RANS_INLINE __m256i of(const Lookup& table) const {
     return _mm256_or_si256(_mm256_shuffle_epi8(table.low, low), _mm256_shuffle_epi8(table.high, high));
+  }
+};
+constexpr int16_t kLowIndex = static_cast<int16_t>(0x8000), kHighIndex = 0x0080;
+
+// Finds the entries of sixteen slots that lie in the window.
+struct Search {
+  __m256i quarters[3], places[3];
+
+  RANS_INLINE explicit Search(const Window& window) {
+    for (size_t j = 0; j < 3; ++j) {
+      quarters[j] = _mm256_set1_epi16(window.quarters[j]);
+      places[j] = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(window.places[j].data())));
+    }
+  }
+  // An entry is base - other, in both bytes of its place, up to a constant that `base` can take up.
+  struct Found {
+    __m256i base, other;
+    RANS_INLINE __m256i plus(int16_t bytes) const {
+      // base is 16 too much in the upper byte.
+      return _mm256_sub_epi8(_mm256_add_epi8(base, _mm256_set1_epi16(static_cast<int16_t>(bytes - 0x1000))), other);
+    }
+  };
+  // `low`: slots less 2^15. A comparison gives -1 in both bytes where it holds.
+  RANS_INLINE Found operator()(__m256i low) const {
+    const __m256i byte_places = _mm256_set1_epi16(0x0400);
+    const __m256i quarter = _mm256_sub_epi8(_mm256_sub_epi8(byte_places, _mm256_cmpgt_epi16(low, quarters[0])),
+                                            _mm256_add_epi8(_mm256_cmpgt_epi16(low, quarters[1]), _mm256_cmpgt_epi16(low, quarters[2])));
+    __m256i passed[3];
+    for (size_t j = 0; j < 3; ++j) passed[j] = _mm256_cmpgt_epi16(low, _mm256_shuffle_epi8(places[j], quarter));
+    return {_mm256_sub_epi8(_mm256_slli_epi16(quarter, 2), passed[0]), _mm256_add_epi8(passed[1], passed[2])};
   }
 };
 RANS_INLINE __m256i at_least(__m256i a, __m256i b) { return _mm256_cmpeq_epi16(_mm256_max_epu16(a, b), a); }  // unsigned
@@ -107,10 +136,7 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
   const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset));
   const __m256i begin = _mm256_set1_epi16(static_cast<int16_t>(window.begin));
   const __m256i last = _mm256_set1_epi16(Window::signed_order(window.end - window.begin - 1));
-  const size_t thresholds = window.count - 1;
-  const __m256i most = _mm256_set1_epi8(static_cast<char>(thresholds));
-  __m256i threshold[16];
-  for (size_t t = 0; t < 16; ++t) threshold[t] = _mm256_set1_epi16(window.thresholds[t]);
+  const Search search(window);
   // Lanes 0-7 take a word of the first eight, lanes 8-15 of all sixteen: byte indexes for either half of
   // those, less 2 for a count that begins at 1. Of the second half an index below 0 gives 0, of the first
   // one of 0x80 or more.
@@ -124,13 +150,9 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
     if (_mm256_movemask_epi8(_mm256_cmpgt_epi16(_mm256_sub_epi16(low, begin), last))) break;
     const __m256i own_words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
     const __m256i first_words = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-    // A comparison gives -1 in both bytes where it holds: k is the count of those, negated.
-    __m256i passed[4] = {most, zero, zero, zero};
-    for (size_t t = 0; t < thresholds; t += 4)
-      for (size_t j = 0; j < 4; ++j) passed[j] = _mm256_add_epi8(passed[j], _mm256_cmpgt_epi16(threshold[t + j], low));
-    const __m256i k = _mm256_add_epi8(_mm256_add_epi8(passed[0], passed[1]), _mm256_add_epi8(passed[2], passed[3]));
-    const Index index(k);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi16(_mm256_srli_epi16(k, 8), first));
+    const Search::Found found = search(low);
+    const Index index{found.plus(kLowIndex), found.plus(kHighIndex)};
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi16(_mm256_srli_epi16(index.high, 8), first));
     const __m256i below = _mm256_cmpgt_epi16(index.of(due_slot), low);
     const __m256i due = _mm256_cmpgt_epi16(index.of(due_high), _mm256_add_epi16(_mm256_xor_si256(high, bias), below));
     // In both bytes, twice the count of lanes due up to this one: within each half, then over both.
@@ -173,7 +195,8 @@ RANS_TARGET inline size_t push_groups(uint32_t* lane, const Window& window, int3
     const __m256i k = _mm256_sub_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + count - 16)), first);
     if (_mm256_movemask_epi8(at_least(last, k)) != -1) break;
     count -= 16;
-    const Index index(_mm256_or_si256(k, _mm256_slli_epi16(k, 8)));
+    const __m256i both = _mm256_or_si256(k, _mm256_slli_epi16(k, 8));
+    const Index index{_mm256_or_si256(both, _mm256_set1_epi16(kLowIndex)), _mm256_or_si256(both, _mm256_set1_epi16(kHighIndex))};
     const __m256i f = index.of(frequency);
     const __m256i full = at_least(lanes.high, f);
     // The words that leave, right before those that are there; what is written before them is not yet used.

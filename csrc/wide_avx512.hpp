@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "wide_avx2.hpp"
 #include "wide_window.hpp"
 
 namespace rans {
@@ -35,14 +36,11 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
   const uint8_t* at = shared;
   const __m256i start = load(window.start), frequency = load(window.frequency);
   const __m256i due_high = load(window.due_high), due_slot = load(window.due_slot);
-  const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(0x8000)), zero = _mm256_setzero_si256();
+  const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(0x8000));
   const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset));
   const __m256i begin = _mm256_set1_epi16(static_cast<int16_t>(window.begin));
   const __m256i last = _mm256_set1_epi16(Window::signed_order(window.end - window.begin - 1));
-  const size_t thresholds = window.count - 1;
-  const __m256i most = _mm256_set1_epi16(static_cast<int16_t>(thresholds));
-  __m256i threshold[16];
-  for (size_t t = 0; t < 16; ++t) threshold[t] = _mm256_set1_epi16(window.thresholds[t]);
+  const avx2::Search search(window);
   const __m512i states = _mm512_loadu_si512(lane);
   // Slots are compared as signed, and so kept less 2^15: `low` and what is made of it are.
   __m256i low = _mm256_xor_si256(_mm512_cvtepi32_epi16(states), bias), high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(states, 16));
@@ -50,12 +48,8 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
   for (; i + 16 <= count && at <= end; i += 16) {
     if (_mm256_cmpgt_epi16_mask(_mm256_sub_epi16(low, begin), last)) break;
     const __m256i words = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), bias);
-    // A comparison gives -1 where it holds: k is the count of those, negated.
-    __m256i passed[4] = {most, zero, zero, zero};
-    for (size_t t = 0; t < thresholds; t += 4)
-      for (size_t j = 0; j < 4; ++j) passed[j] = _mm256_add_epi16(passed[j], _mm256_cmpgt_epi16(threshold[t + j], low));
-    const __m256i k = _mm256_add_epi16(_mm256_add_epi16(passed[0], passed[1]), _mm256_add_epi16(passed[2], passed[3]));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi16(k, first));
+    const __m256i k = search(low).plus(0);  // in both bytes of its place; a lookup sees the last four bits
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi16(_mm256_srli_epi16(k, 8), first));
     const __m256i below = _mm256_cmpgt_epi16(_mm256_permutexvar_epi16(k, due_slot), low);
     const __mmask16 due = _mm256_cmpgt_epi16_mask(_mm256_permutexvar_epi16(k, due_high), _mm256_add_epi16(_mm256_xor_si256(high, bias), below));
     at += 2 * __builtin_popcount(due);

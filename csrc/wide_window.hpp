@@ -3,8 +3,8 @@
 //
 // A lane's state is held as two 16-bit halves, so that one register, or two, have a half of all
 // sixteen lanes. All lanes are under one table, and of it under a window of at most sixteen entries
-// that has nearly all the mass: a symbol is then a count of thresholds passed, and what belongs to it
-// comes from shuffles, without a gather. A group with a symbol outside the window is left to the caller.
+// that has nearly all the mass: a symbol is then found by counting starts that are passed, and what belongs
+// to it by shuffles, without a gather. A group with a symbol outside the window is left to the caller.
 #pragma once
 
 #include <array>
@@ -20,7 +20,12 @@ struct Window {
 
   uint32_t first = 0, count = 0;  // entries of the table
   uint32_t begin = 0, end = 0;    // slots that they cover; the escape lies outside
-  std::array<int16_t, kEntries> thresholds{};  // starts of all but the first, then zeros, less 2^15: to be compared as signed
+  // A slot's entry is found in two steps: its quarter of the window by the starts of three quarters, and
+  // its place there by the starts of the quarter's three other entries, which are looked up: bytes 0-3 have
+  // the four quarters' low bytes, bytes 4-7 their high ones. All are the last slot before the start, less
+  // 2^15, to be compared as signed; where there is no entry, the last of all slots, which is an escape's.
+  std::array<int16_t, 3> quarters{};
+  alignas(16) std::array<std::array<uint8_t, 16>, 3> places{};
   alignas(32) Column start{}, frequency{};
   alignas(64) std::array<uint64_t, kEntries> reciprocal{};  // ceil(2^52 / frequency), at most 2^52 - 1
   alignas(32) Column reciprocal_low{}, reciprocal_high{};  // floor(2^32 / frequency), at most 2^32 - 1
@@ -38,12 +43,19 @@ struct Window {
       const uint32_t stop = entries[k + count - 1].start + entries[k + count - 1].frequency;
       if (stop - entries[k].start > most) first = k, begin = entries[k].start, end = stop, most = end - begin;
     }
-    thresholds.fill(signed_order(0));
+    for (uint32_t k = 1; k < kEntries; ++k) {
+      const int16_t before = signed_order((k < count ? entries[first + k].start : 0x10000u) - 1);
+      if (k % 4 == 0) {
+        quarters[k / 4 - 1] = before;
+      } else {
+        places[k % 4 - 1][k / 4] = static_cast<uint8_t>(before);
+        places[k % 4 - 1][k / 4 + 4] = static_cast<uint8_t>(before >> 8);
+      }
+    }
     for (uint32_t k = 0; k < count; ++k) {
       const Entry& entry = entries[first + k];
       const uint32_t reciprocal = entry.frequency > 1 ? static_cast<uint32_t>((uint64_t{1} << 32) / entry.frequency) : 0xffffffffu;
       const uint32_t q = entry.frequency > 1 ? 0x10000u / entry.frequency : 0xffffu, r = 0x10000u - entry.frequency * q;
-      if (k > 0) thresholds[k - 1] = signed_order(entry.start);
       start[k] = static_cast<uint16_t>(entry.start);
       frequency[k] = static_cast<uint16_t>(entry.frequency);
       this->reciprocal[k] = entry.frequency > 1 ? ((uint64_t{1} << 52) + entry.frequency - 1) / entry.frequency : (uint64_t{1} << 52) - 1;
