@@ -59,15 +59,13 @@ struct Lanes {
   static RANS_INLINE __m256i in_order(__m256i packed) { return _mm256_permute4x64_epi64(packed, 0xd8); }
 };
 
+RANS_INLINE __m256i broadcast(const uint8_t* bytes) {
+  return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
+}
 // Sixteen 16-bit values to be looked up by byte shuffles: one byte of each, in both halves of a register.
 struct Lookup {
   __m256i low, high;
-  RANS_INLINE explicit Lookup(const Window::Column& column) {
-    const __m256i words = _mm256_load_si256(reinterpret_cast<const __m256i*>(column.data()));
-    const __m256i l = _mm256_and_si256(words, _mm256_set1_epi16(0xff)), h = _mm256_srli_epi16(words, 8);
-    low = _mm256_permute4x64_epi64(_mm256_packus_epi16(l, l), 0x88);
-    high = _mm256_permute4x64_epi64(_mm256_packus_epi16(h, h), 0x88);
-  }
+  RANS_INLINE explicit Lookup(const Window::Column& column) : low(broadcast(column.bytes.data())), high(broadcast(column.bytes.data() + 16)) {}
 };
 // Looks up sixteen indexes, each in both bytes of its place, of which 0x80 is added to the other one: a
 // byte shuffle gives 0 where an index byte's top bit is set.
@@ -86,16 +84,13 @@ struct Search {
   RANS_INLINE explicit Search(const Window& window) {
     for (size_t j = 0; j < 3; ++j) {
       quarters[j] = _mm256_set1_epi16(window.quarters[j]);
-      places[j] = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(window.places[j].data())));
+      places[j] = broadcast(window.places[j].data());
     }
   }
-  // An entry is base - other, in both bytes of its place, up to a constant that `base` can take up.
+  // An entry is base - other, in both bytes of its place, the upper one being 16 too much.
   struct Found {
     __m256i base, other;
-    RANS_INLINE __m256i plus(int16_t bytes) const {
-      // base is 16 too much in the upper byte.
-      return _mm256_sub_epi8(_mm256_add_epi8(base, _mm256_set1_epi16(static_cast<int16_t>(bytes - 0x1000))), other);
-    }
+    RANS_INLINE __m256i plus(int16_t bytes) const { return _mm256_sub_epi8(_mm256_add_epi8(base, _mm256_set1_epi16(bytes)), other); }
   };
   // `low`: slots less 2^15. A comparison gives -1 in both bytes where it holds.
   RANS_INLINE Found operator()(__m256i low) const {
@@ -151,7 +146,7 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
     const __m256i own_words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
     const __m256i first_words = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
     const Search::Found found = search(low);
-    const Index index{found.plus(kLowIndex), found.plus(kHighIndex)};
+    const Index index{found.plus(static_cast<int16_t>(kLowIndex - 0x1000)), found.plus(kHighIndex - 0x1000)};
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi16(_mm256_srli_epi16(index.high, 8), first));
     const __m256i below = _mm256_cmpgt_epi16(index.of(due_slot), low);
     const __m256i due = _mm256_cmpgt_epi16(index.of(due_high), _mm256_add_epi16(_mm256_xor_si256(high, bias), below));

@@ -18,16 +18,20 @@
 namespace rans {
 namespace avx512 {
 
-#define RANS_TARGET __attribute__((target("avx2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi2,avx512ifma")))
-#define RANS_INLINE __attribute__((target("avx2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi2,avx512ifma"), always_inline)) inline
+#define RANS_TARGET __attribute__((target("avx2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512ifma")))
+#define RANS_INLINE __attribute__((target("avx2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512ifma"), always_inline)) inline
 
 inline bool is_here() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("avx512f") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi2") &&
-         __builtin_cpu_supports("avx512ifma");
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512ifma");
 }
 
-RANS_INLINE __m256i load(const Window::Column& column) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(column.data())); }
+RANS_INLINE __m256i load(const Window::Column& column) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(column.bytes.data())); }
+RANS_INLINE __m512i widened(const Window::Column& column) {
+  const __m128i* halves = reinterpret_cast<const __m128i*>(column.bytes.data());
+  return _mm512_or_si512(_mm512_cvtepu8_epi32(_mm_load_si128(halves)), _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_load_si128(halves + 1)), 8));
+}
 
 // Pops groups from values[0] on, while all of a group lies in the window and `end` is not passed;
 // gives how many symbols. May look 32 bytes past `at`.
@@ -37,7 +41,7 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
   const __m256i start = load(window.start), frequency = load(window.frequency);
   const __m256i due_high = load(window.due_high), due_slot = load(window.due_slot);
   const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(0x8000));
-  const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset));
+  const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset - 16));
   const __m256i begin = _mm256_set1_epi16(static_cast<int16_t>(window.begin));
   const __m256i last = _mm256_set1_epi16(Window::signed_order(window.end - window.begin - 1));
   const avx2::Search search(window);
@@ -48,13 +52,15 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
   for (; i + 16 <= count && at <= end; i += 16) {
     if (_mm256_cmpgt_epi16_mask(_mm256_sub_epi16(low, begin), last)) break;
     const __m256i words = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), bias);
-    const __m256i k = search(low).plus(0);  // in both bytes of its place; a lookup sees the last four bits
+    // In both bytes of its place, 16 more in the upper one, where a column has the high bytes.
+    const avx2::Search::Found found = search(low);
+    const __m256i k = _mm256_sub_epi8(found.base, found.other);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi16(_mm256_srli_epi16(k, 8), first));
-    const __m256i below = _mm256_cmpgt_epi16(_mm256_permutexvar_epi16(k, due_slot), low);
-    const __mmask16 due = _mm256_cmpgt_epi16_mask(_mm256_permutexvar_epi16(k, due_high), _mm256_add_epi16(_mm256_xor_si256(high, bias), below));
+    const __m256i below = _mm256_cmpgt_epi16(_mm256_permutexvar_epi8(k, due_slot), low);
+    const __mmask16 due = _mm256_cmpgt_epi16_mask(_mm256_permutexvar_epi8(k, due_high), _mm256_add_epi16(_mm256_xor_si256(high, bias), below));
     at += 2 * __builtin_popcount(due);
     // state = frequency * high + slot - start, in halves with a carry
-    const __m256i f = _mm256_permutexvar_epi16(k, frequency), rest = _mm256_sub_epi16(low, _mm256_permutexvar_epi16(k, start));
+    const __m256i f = _mm256_permutexvar_epi8(k, frequency), rest = _mm256_sub_epi16(low, _mm256_permutexvar_epi8(k, start));
     const __m256i next = _mm256_add_epi16(_mm256_mullo_epi16(f, high), rest);
     const __m256i carry = _mm256_cmpgt_epi16(rest, next);
     high = _mm256_mask_mov_epi16(_mm256_sub_epi16(_mm256_mulhi_epu16(f, high), carry), due, _mm256_xor_si256(next, bias));
@@ -72,11 +78,11 @@ RANS_TARGET inline size_t push_groups(uint32_t* lane, const Window& window, int3
   uint8_t* at = shared;
   const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset));
   const __m256i last = _mm256_set1_epi16(static_cast<int16_t>(window.count - 1));
-  const __m512i frequency = _mm512_cvtepu16_epi32(load(window.frequency)), one = _mm512_set1_epi32(1 << 16);
+  const __m512i frequency = widened(window.frequency), one = _mm512_set1_epi32(1 << 16);
   const __m512i limit = _mm512_slli_epi32(frequency, 16), complement = _mm512_sub_epi32(one, frequency);
   const __m512i ones = _mm512_set1_epi32(1);
   // With a frequency of 1 the quotient is one too small.
-  const __m512i plain_start = _mm512_cvtepu16_epi32(load(window.start));
+  const __m512i plain_start = widened(window.start);
   const __m512i start = _mm512_mask_add_epi32(plain_start, _mm512_cmpeq_epi32_mask(frequency, ones), plain_start, complement);
   const __m512i reciprocal_first = _mm512_load_si512(window.reciprocal.data()), reciprocal_second = _mm512_load_si512(window.reciprocal.data() + 8);
   const __m512i evens = _mm512_set1_epi64(0xffffffff), zero = _mm512_setzero_si512();

@@ -16,7 +16,14 @@ namespace rans {
 // Up to sixteen entries of a table, side by side.
 struct Window {
   static constexpr size_t kEntries = 16;
-  using Column = std::array<uint16_t, kEntries>;
+  // Sixteen 16-bit values as shuffles of bytes look them up: their low bytes, then their high ones.
+  struct Column {
+    alignas(32) std::array<uint8_t, 2 * kEntries> bytes{};
+    void set(size_t k, uint32_t value) {
+      bytes[k] = static_cast<uint8_t>(value);
+      bytes[k + kEntries] = static_cast<uint8_t>(value >> 8);
+    }
+  };
 
   uint32_t first = 0, count = 0;  // entries of the table
   uint32_t begin = 0, end = 0;    // slots that they cover; the escape lies outside
@@ -26,13 +33,13 @@ struct Window {
   // 2^15, to be compared as signed; where there is no entry, the last of all slots, which is an escape's.
   std::array<int16_t, 3> quarters{};
   alignas(16) std::array<std::array<uint8_t, 16>, 3> places{};
-  alignas(32) Column start{}, frequency{};
+  Column start, frequency;
   alignas(64) std::array<uint64_t, kEntries> reciprocal{};  // ceil(2^52 / frequency), at most 2^52 - 1
-  alignas(32) Column reciprocal_low{}, reciprocal_high{};  // floor(2^32 / frequency), at most 2^32 - 1
+  Column reciprocal_low, reciprocal_high;  // floor(2^32 / frequency), at most 2^32 - 1
   // A decoder's lane needs a word if frequency * high + slot - start < 2^16. With 2^16 = frequency * q + r,
   // r <= frequency, that is if high < q, or high = q and slot < start + r: known before the product is.
   // For a frequency of 1, q = 2^16 - 1 and r = 1 make it true for all states, as it has to be.
-  alignas(32) Column due_high{}, due_slot{};  // q and start + r, both less 2^15: to be compared as signed
+  Column due_high, due_slot;  // q and start + r, both less 2^15: to be compared as signed
 
   Window() = default;
   // The `count` entries with most mass, of entries[0 .. size).
@@ -56,13 +63,13 @@ struct Window {
       const Entry& entry = entries[first + k];
       const uint32_t reciprocal = entry.frequency > 1 ? static_cast<uint32_t>((uint64_t{1} << 32) / entry.frequency) : 0xffffffffu;
       const uint32_t q = entry.frequency > 1 ? 0x10000u / entry.frequency : 0xffffu, r = 0x10000u - entry.frequency * q;
-      start[k] = static_cast<uint16_t>(entry.start);
-      frequency[k] = static_cast<uint16_t>(entry.frequency);
+      start.set(k, entry.start);
+      frequency.set(k, entry.frequency);
       this->reciprocal[k] = entry.frequency > 1 ? ((uint64_t{1} << 52) + entry.frequency - 1) / entry.frequency : (uint64_t{1} << 52) - 1;
-      reciprocal_low[k] = static_cast<uint16_t>(reciprocal);
-      reciprocal_high[k] = static_cast<uint16_t>(reciprocal >> 16);
-      due_high[k] = static_cast<uint16_t>(signed_order(q));
-      due_slot[k] = static_cast<uint16_t>(signed_order(entry.start + r));
+      reciprocal_low.set(k, reciprocal & 0xffff);
+      reciprocal_high.set(k, reciprocal >> 16);
+      due_high.set(k, q - 0x8000);
+      due_slot.set(k, entry.start + r - 0x8000);
     }
   }
   static int16_t signed_order(uint32_t value) { return static_cast<int16_t>(static_cast<int32_t>(value) - 0x8000); }
