@@ -127,7 +127,7 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
   lanes.load(lane);
   const uint8_t* at = shared;
   const Lookup start(window.start), frequency(window.frequency), due_high(window.due_high), due_slot(window.due_slot);
-  const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(0x8000)), zero = _mm256_setzero_si256();
+  const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(0x8000));
   const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset));
   const __m256i begin = _mm256_set1_epi16(static_cast<int16_t>(window.begin));
   const __m256i last = _mm256_set1_epi16(Window::signed_order(window.end - window.begin - 1));
@@ -137,7 +137,7 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
   // one of 0x80 or more.
   const __m256i to_first = _mm256_set1_epi16(0x6f6e);
   const __m256i to_own = _mm256_set_m128i(_mm_set1_epi16(static_cast<int16_t>(0xefee)), _mm_set1_epi16(static_cast<int16_t>(0xfffe)));
-  const __m256i two = _mm256_set1_epi8(2), eighth = _mm256_set1_epi8(8);
+  const __m256i two = _mm256_set1_epi8(2);
   // Slots are compared as signed, and so kept less 2^15: `low` and what is made of it are.
   __m256i low = _mm256_xor_si256(lanes.low, bias), high = lanes.high;
   size_t i = 0;
@@ -155,8 +155,7 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
     place = _mm256_add_epi8(place, _mm256_slli_si256(place, 2));
     place = _mm256_add_epi8(place, _mm256_slli_si256(place, 4));
     place = _mm256_add_epi8(place, _mm256_slli_si256(place, 8));
-    const __m256i sums = _mm256_sad_epu8(_mm256_permute2x128_si256(due, due, 0x08), zero);  // of lanes 0-3 and 4-7, negated
-    place = _mm256_sub_epi8(place, _mm256_add_epi8(_mm256_shuffle_epi8(sums, zero), _mm256_shuffle_epi8(sums, eighth)));
+    place = _mm256_add_epi8(place, _mm256_shuffle_epi8(_mm256_permute2x128_si256(place, place, 0x08), _mm256_set1_epi8(15)));
     const __m256i words = _mm256_or_si256(_mm256_shuffle_epi8(own_words, _mm256_add_epi8(place, to_own)),
                                           _mm256_shuffle_epi8(first_words, _mm256_add_epi8(place, to_first)));
     at += __builtin_popcount(static_cast<uint32_t>(_mm256_movemask_epi8(due)));
@@ -164,8 +163,9 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
     const __m256i f = index.of(frequency), rest = _mm256_sub_epi16(low, index.of(start));
     const __m256i next = _mm256_add_epi16(_mm256_mullo_epi16(f, high), rest);
     const __m256i carry = _mm256_cmpgt_epi16(rest, next);
-    high = _mm256_or_si256(_mm256_sub_epi16(_mm256_mulhi_epu16(f, high), carry), _mm256_and_si256(due, _mm256_xor_si256(next, bias)));
-    low = _mm256_xor_si256(_mm256_and_si256(due, words), _mm256_blendv_epi8(next, bias, due));
+    const __m256i moved = _mm256_and_si256(due, _mm256_xor_si256(next, bias));
+    high = _mm256_or_si256(_mm256_sub_epi16(_mm256_mulhi_epu16(f, high), carry), moved);
+    low = _mm256_xor_si256(_mm256_and_si256(due, words), _mm256_xor_si256(next, moved));
   }
   lanes.low = _mm256_xor_si256(low, bias);
   lanes.high = high;
