@@ -28,10 +28,8 @@ const char* reason(rans::Status status) {
   return "";
 }
 
-constexpr std::pair<rans::Path, const char*> kPaths[] = {{rans::Path::avx2, "avx2"}, {rans::Path::portable, "portable"}};
-
 rans::Path find_path(const std::string& name) {
-  for (const auto& [path, known] : kPaths)
+  for (const auto& [path, known] : rans::kPaths)
     if (rans::is_here(path) && (name.empty() || name == known)) return path;
   throw std::invalid_argument("this machine has no path " + name);
 }
@@ -108,7 +106,7 @@ PYBIND11_MODULE(_coder, module) {
   module.attr("NARROW_LANES") = rans::kNarrowLanes;
   module.attr("WIDE_LANES") = rans::kWideLanes;
   py::list paths;
-  for (const auto& [path, name] : kPaths)
+  for (const auto& [path, name] : rans::kPaths)
     if (rans::is_here(path)) paths.append(name);
   module.attr("PATHS") = py::tuple(paths);
   module.attr("NOT_A_SYMBOL") = rans::kNotASymbol;

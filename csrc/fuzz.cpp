@@ -125,7 +125,7 @@ void any_payload(Input& input) {
   const rans::CompressAiStream stream(lists.cdf.data(), lists.lengths.data(), lists.offsets.data(), lists.lengths.size());
   if (stream.decode(payload.data(), payload.size(), row, symbols.data()) == rans::Status::ok)
     require(4 * stream.encode(symbols.data(), row).size() == payload.size(), "a stream of another length than is written was accepted");
-  for (const rans::Path path : {rans::Path::portable, rans::Path::avx2}) {
+  for (const auto& [path, name] : rans::kPaths) {
     if (!rans::is_here(path)) continue;
     const rans::Tables tables = make(lists, path);
     if (tables.decode(payload.data(), payload.size(), row, symbols.data()) != rans::Status::ok) continue;
@@ -139,7 +139,7 @@ void round_trip(Input& input) {
   const std::vector<int16_t> symbols = any_symbols(input, lists, row);
   std::vector<int16_t> decoded(count);
   std::vector<uint8_t> first;
-  for (const rans::Path path : {rans::Path::portable, rans::Path::avx2}) {
+  for (const auto& [path, name] : rans::kPaths) {
     if (!rans::is_here(path)) continue;
     const rans::Tables tables = make(lists, path);
     const std::vector<uint8_t> payload = encode(tables, symbols, row);

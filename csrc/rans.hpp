@@ -32,6 +32,8 @@
 
 #include "wide_avx2.hpp"
 #include "wide_avx512.hpp"
+#include "wide_neon.hpp"
+#include "wide_window.hpp"
 
 namespace rans {
 
@@ -53,21 +55,26 @@ constexpr uint32_t kMoreDigits = 128;
 constexpr int kMaxDigits = 3;  // 2^17 distances at most
 
 // Ways to do the same: the wide part's groups one symbol at a time, or with vectors.
-enum class Path { portable, avx2, avx512 };
+enum class Path { portable, neon, avx2, avx512 };
 struct NamedPath {
   Path path;
   const char* name;
 };
-constexpr NamedPath kPaths[] = {{Path::avx512, "avx512"}, {Path::avx2, "avx2"}, {Path::portable, "portable"}};  // the fastest first
+// The fastest first; of those that is_here the first is to be taken.
+constexpr NamedPath kPaths[] = {{Path::avx512, "avx512"}, {Path::avx2, "avx2"}, {Path::neon, "neon"}, {Path::portable, "portable"}};
 
 inline bool is_here(Path path) {
-#if defined(RANS_AVX2)
-  if (path == Path::avx2) return avx2::is_here();
+  switch (path) {
+#if defined(RANS_X86)
+    case Path::avx512: return avx512::is_here();
+    case Path::avx2: return avx2::is_here();
 #endif
-#if defined(RANS_AVX512)
-  if (path == Path::avx512) return avx512::is_here();
+#if defined(RANS_NEON)
+    case Path::neon: return true;
 #endif
-  return path == Path::portable;
+    case Path::portable: return true;
+    default: return false;
+  }
 }
 
 enum class Status {
@@ -255,9 +262,7 @@ class Tables {
     bool in_runs;
     Entries values;     // all entries; of a channel in runs all but the mode, scaled to 2^16
     Entries runs;       // entry k: k modes and then another symbol
-#if defined(RANS_AVX2)
-    Window window;
-#endif
+    Window window;  // of the values, if not in runs
 
     Channel(const uint32_t* cdf, size_t count, int32_t first_symbol) : offset(first_symbol), in_table(static_cast<uint32_t>(count - 1)) {
       const auto frequency = [&](size_t k) { return cdf[k + 1] - cdf[k]; };
@@ -288,9 +293,7 @@ class Tables {
         runs.make_buckets();
       }
       values.make_buckets();
-#if defined(RANS_AVX2)
       if (!in_runs) window = Window(values.entries.data(), in_table);
-#endif
     }
     uint32_t max_run() const { return static_cast<uint32_t>(runs.size()) - 1; }
   };
@@ -548,15 +551,41 @@ class Tables {
     return status;
   }
 
+  // With vectors, groups of sixteen symbols from values[count - 1] down, or from values[0] on, until
+  // one is met that is for push_wide and pop_wide to code; these give how many symbols are left, and
+  // how many are done. `count` symbols are whole groups when pushed.
+  size_t push_groups(uint32_t* lane, const Channel& channel, const int16_t* values, size_t count, Writer& writer) const {
+    switch (path_) {
+#if defined(RANS_X86)
+      case Path::avx512: return avx512::push_groups(lane, channel.window, channel.offset, writer.at, values, count);
+      case Path::avx2: return avx2::push_groups(lane, channel.window, channel.offset, writer.at, values, count);
+#endif
+#if defined(RANS_NEON)
+      case Path::neon: return neon::push_groups(lane, channel.window, channel.offset, writer.at, values, count);
+#endif
+      default: return count;
+    }
+  }
+
+  size_t pop_groups(uint32_t* lane, const Channel& channel, Reader& reader, int16_t* values, size_t count) const {
+    switch (path_) {
+#if defined(RANS_X86)
+      case Path::avx512: return avx512::pop_groups(lane, channel.window, channel.offset, reader.at, reader.end, values, count);
+      case Path::avx2: return avx2::pop_groups(lane, channel.window, channel.offset, reader.at, reader.end, values, count);
+#endif
+#if defined(RANS_NEON)
+      case Path::neon: return neon::pop_groups(lane, channel.window, channel.offset, reader.at, reader.end, values, count);
+#endif
+      default: return 0;
+    }
+  }
+
   // Groups of sixteen symbols: their entries in the order of the lanes, then the digits of the
   // escapes among them in the order of the lanes.
   void push_wide(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row, Writer& writer) const {
     for (size_t stop = row; stop > 0;) {
-#if defined(RANS_AVX2)
-      if (path_ == Path::avx512 && stop % kWideLanes == 0) stop = avx512::push_groups(lane, channel.window, channel.offset, writer.at, values, stop);
-      if (path_ == Path::avx2 && stop % kWideLanes == 0) stop = avx2::push_groups(lane, channel.window, channel.offset, writer.at, values, stop);
+      if (stop % kWideLanes == 0) stop = push_groups(lane, channel, values, stop, writer);
       if (stop == 0) break;
-#endif
       const size_t begin = (stop - 1) / kWideLanes * kWideLanes;
       uint32_t entry[kWideLanes];
       for (size_t i = stop; i-- > begin;) {
@@ -571,22 +600,9 @@ class Tables {
 
   Status pop_wide(uint32_t* lane, const Channel& channel, Reader& reader, int16_t* values, size_t row) const {
     for (size_t begin = 0; begin < row; begin += kWideLanes) {
-#if defined(RANS_AVX2)
-      if (path_ == Path::avx512) {
-        const uint8_t* at = reader.at;
-        begin += avx512::pop_groups(lane, channel.window, channel.offset, at, reader.end, values + begin, row - begin);
-        reader.at += at - reader.at;
-        if (reader.past_end()) return Status::truncated;
-        if (begin == row) break;
-      }
-      if (path_ == Path::avx2) {
-        const uint8_t* at = reader.at;
-        begin += avx2::pop_groups(lane, channel.window, channel.offset, at, reader.end, values + begin, row - begin);
-        reader.at += at - reader.at;
-        if (reader.past_end()) return Status::truncated;
-        if (begin == row) break;
-      }
-#endif
+      begin += pop_groups(lane, channel, reader, values + begin, row - begin);
+      if (reader.past_end()) return Status::truncated;
+      if (begin == row) break;
       const size_t count = std::min(kWideLanes, row - begin);
       bool escapes = false;
       uint32_t found[kWideLanes];

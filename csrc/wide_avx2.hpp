@@ -2,10 +2,9 @@
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define RANS_AVX2 1
+#define RANS_X86 1
 #include <immintrin.h>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -18,28 +17,6 @@ namespace avx2 {
 #define RANS_INLINE __attribute__((target("avx2,popcnt"), always_inline)) inline
 
 inline bool is_here() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt"); }
-
-// For each set of eight lanes, as byte shuffles: words one after the other to the lanes of the set
-// (`spread`), and the words of the set's lanes to the end of the register (`gather`).
-struct Shuffles {
-  alignas(16) std::array<std::array<uint8_t, 16>, 256> spread{}, gather{};
-  constexpr Shuffles() {
-    for (unsigned set = 0; set < 256; ++set) {
-      unsigned count = 0;
-      for (unsigned lane = 0; lane < 8; ++lane) count += set >> lane & 1;
-      unsigned seen = 0;
-      for (unsigned lane = 0; lane < 8; ++lane) {
-        const bool in = set >> lane & 1;
-        for (unsigned byte = 0; byte < 2; ++byte) {
-          spread[set][2 * lane + byte] = static_cast<uint8_t>(in ? 2 * seen + byte : 0x80);
-          if (in) gather[set][2 * (8 - count + seen) + byte] = static_cast<uint8_t>(2 * lane + byte);
-        }
-        seen += in;
-      }
-    }
-  }
-};
-inline constexpr Shuffles kShuffles{};
 
 struct Lanes {
   __m256i low, high;
@@ -107,8 +84,8 @@ RANS_INLINE __m256i at_least(__m256i a, __m256i b) { return _mm256_cmpeq_epi16(_
 RANS_INLINE uint32_t lane_set(__m256i mask) {
   return static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_packs_epi16(mask, _mm256_setzero_si256())));
 }
-RANS_INLINE __m128i shuffle_of(const std::array<std::array<uint8_t, 16>, 256>& shuffles, uint32_t set) {
-  return _mm_load_si128(reinterpret_cast<const __m128i*>(shuffles[set].data()));
+RANS_INLINE __m128i gather(__m128i words, uint32_t set) {
+  return _mm_shuffle_epi8(words, _mm_load_si128(reinterpret_cast<const __m128i*>(kGather.shuffles[set].data())));
 }
 RANS_INLINE __m256i high_products(__m256i a, __m256i b) {  // of 32-bit lanes
   const __m256i evens = _mm256_srli_epi64(_mm256_mul_epu32(a, b), 32);
@@ -121,11 +98,11 @@ RANS_INLINE __m256i high_products(__m256i a, __m256i b) {  // of 32-bit lanes
 //
 // What counts is how soon a group's states follow from those before. So who needs a word is known
 // before the new states are, and the words come from two early loads by shuffles, not from an address.
-RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32_t offset, const uint8_t*& shared, const uint8_t* end,
+RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32_t offset, uint8_t*& shared, const uint8_t* end,
                                      int16_t* values, size_t count) {
   Lanes lanes;
   lanes.load(lane);
-  const uint8_t* at = shared;
+  uint8_t* at = shared;
   const Lookup start(window.start), frequency(window.frequency), due_high(window.due_high), due_slot(window.due_slot);
   const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(0x8000));
   const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset));
@@ -196,8 +173,8 @@ RANS_TARGET inline size_t push_groups(uint32_t* lane, const Window& window, int3
     const __m256i full = at_least(lanes.high, f);
     // The words that leave, right before those that are there; what is written before them is not yet used.
     const uint32_t set = lane_set(full), lower = set & 0xff, upper = set >> 16;
-    const __m128i words_low = _mm_shuffle_epi8(_mm256_castsi256_si128(lanes.low), shuffle_of(kShuffles.gather, lower));
-    const __m128i words_high = _mm_shuffle_epi8(_mm256_extracti128_si256(lanes.low, 1), shuffle_of(kShuffles.gather, upper));
+    const __m128i words_low = gather(_mm256_castsi256_si128(lanes.low), lower);
+    const __m128i words_high = gather(_mm256_extracti128_si256(lanes.low, 1), upper);
     uint8_t* middle = at - 2 * __builtin_popcount(upper);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(at - 16), words_high);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(middle - 16), words_low);

@@ -6,7 +6,6 @@
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define RANS_AVX512 1
 #include <immintrin.h>
 
 #include <cstddef>
@@ -35,9 +34,9 @@ RANS_INLINE __m512i widened(const Window::Column& column) {
 
 // Pops groups from values[0] on, while all of a group lies in the window and `end` is not passed;
 // gives how many symbols. May look 32 bytes past `at`.
-RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32_t offset, const uint8_t*& shared, const uint8_t* end,
+RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32_t offset, uint8_t*& shared, const uint8_t* end,
                                      int16_t* values, size_t count) {
-  const uint8_t* at = shared;
+  uint8_t* at = shared;
   const __m256i start = load(window.start), frequency = load(window.frequency);
   const __m256i due_high = load(window.due_high), due_slot = load(window.due_slot);
   const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(0x8000));

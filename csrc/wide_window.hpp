@@ -75,4 +75,20 @@ struct Window {
   static int16_t signed_order(uint32_t value) { return static_cast<int16_t>(static_cast<int32_t>(value) - 0x8000); }
 };
 
+// For each set of eight lanes a shuffle of bytes: the words of the set's lanes to the end of the register.
+struct Gather {
+  alignas(16) std::array<std::array<uint8_t, 16>, 256> shuffles{};
+  constexpr Gather() {
+    for (unsigned set = 0; set < 256; ++set) {
+      size_t place = 16;
+      for (unsigned lane = 8; lane-- > 0;) {
+        if (!(set >> lane & 1)) continue;
+        shuffles[set][--place] = static_cast<uint8_t>(2 * lane + 1);
+        shuffles[set][--place] = static_cast<uint8_t>(2 * lane);
+      }
+    }
+  }
+};
+inline constexpr Gather kGather{};
+
 }  // namespace rans
