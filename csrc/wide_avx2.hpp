@@ -3,7 +3,17 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define RANS_X86 1
+
+// GCC 12 takes the undefined registers of its own intrinsics for mistakes, wherever they are used.
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 #include <cstddef>
 #include <cstdint>
