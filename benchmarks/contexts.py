@@ -63,9 +63,9 @@ def ways() -> dict[str, Callable[[Planes, Planes], Planes]]:
 
     return {
         "one table": lambda x, p: np.zeros_like(x),
-        "|above| + |left|, 2 classes": lambda x, p: np.digitize(size(x), [1]),
-        "|above| + |left|, 3 classes": lambda x, p: np.digitize(size(x), [1, 3]),
-        "|above| + |left|, 4 classes": lambda x, p: np.digitize(size(x), [1, 2, 4]),
+        "sizes above + left, 2 classes": lambda x, p: np.digitize(size(x), [1]),
+        "sizes above + left, 3 classes": lambda x, p: np.digitize(size(x), [1, 3]),
+        "sizes above + left, 4 classes": lambda x, p: np.digitize(size(x), [1, 2, 4]),
         "previous channel, 3 classes": lambda x, p: banded(p, 1),
         "above + left, 3 classes": lambda x, p: banded(above(x) + left(x), 1),
         "above + left, 5 classes": lambda x, p: banded(above(x) + left(x), 1, 2),
@@ -117,9 +117,7 @@ def main() -> int:
         "--bundle", type=Path, default=default_bundle(), metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4"
     )
     parser.add_argument("--as-is", action="store_true", help="take the images' pixels as they are")
-    parser.add_argument(
-        "--images", type=int, default=1000, metavar="N", help="images of each folder at most, evenly spread (default: 1000)"
-    )
+    parser.add_argument("--images", type=int, default=1000, metavar="N", help="of each folder at most, evenly spread (default: 1000)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     args = parser.parse_args()
@@ -140,9 +138,8 @@ def main() -> int:
     if args.json:
         print(json.dumps({"benchmark": "contexts", "machine": describe(1), "images": counts, "results": rows}, indent=1))
     else:
-        print(
-            f"tables fitted to {counts['train']} images, judged on {counts['held']} others\n\n| tables | ideal bytes an image | change |\n|---|--:|--:|"
-        )
+        print(f"tables fitted to {counts['train']} images, judged on {counts['held']} others\n")
+        print("| tables | ideal bytes an image | change |\n|---|--:|--:|")
         for row in rows:
             print(f"| {row['tables']} | {row['ideal_bytes']:.1f} | {row['change']:+.1%} |")
     return 0
