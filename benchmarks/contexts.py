@@ -4,7 +4,7 @@
 
 Tables are fitted to images from one folder and judged on images from another: for each way to
 choose a symbol's table, the mean ideal code length of an image over all channels, against one
-static table a channel. The small mode (docs/FORMAT.md) is the way "5 levels above x 5 left".
+static table a channel. Small files (docs/FORMAT.md) are coded the way "5 levels above x 5 left".
 
 Always holds: the two folders share no file; a channel whose symbols are nearly all zero (under one
 in 2,000 others) keeps its static table, whatever the way.

@@ -6,7 +6,7 @@ DIR has one folder of images a class; their sorted names stand for the bundle's 
 Every image becomes the bytes of a feature file, and those bytes logits, as on a device and a
 server. With --teacher, a ResNet-50 in torch sees the same pixels and the difference is given.
 
-Beside the files of the bundle's own mode, the same symbols are coded in the other mode, and under
+Beside the files of the bundle's own profile, the same symbols are coded in the other, and under
 the tables that the checkpoint's entropy model gives by itself, before any fitting.
 
 Always holds: bpp counts whole feature files, headers and checksums included.
@@ -111,8 +111,8 @@ def measure(data: Path, bundle: Path | None, as_is: bool, teacher: Path | None, 
         "as_is": as_is,
         "top1": {"share": sum(right) / len(right), "low": low, "high": high},
         "bpp": {"mean": float(np.mean(bpp)), "p5": float(np.percentile(bpp, 5)), "p95": float(np.percentile(bpp, 95))},
-        "mode": "small" if encoder.small else "plain",
-        "mean_bytes_by_mode": {way: float(np.mean(counted)) for way, counted in by_way.items()},
+        "profile": "small" if encoder.small else "plain",
+        "mean_bytes_by_profile": {way: float(np.mean(counted)) for way, counted in by_way.items()},
         "bytes": {"mean": float(np.mean(sizes)), "p5": float(np.percentile(sizes, 5)), "p95": float(np.percentile(sizes, 95))},
     }
     if judge:
@@ -151,7 +151,7 @@ def text(result: dict[str, Any]) -> str:
         "bpp      {mean:.4f} mean, {p5:.4f} to {p95:.4f} (5th to 95th percentile)".format(**result["bpp"]),
         "bytes    {mean:.0f} mean, {p5:.0f} to {p95:.0f}".format(**result["bytes"]),
     ]
-    lines += [f"bytes    {mean:.1f} mean, {way}" for way, mean in result["mean_bytes_by_mode"].items()]
+    lines += [f"bytes    {mean:.1f} mean, {way}" for way, mean in result["mean_bytes_by_profile"].items()]
     if "teacher_top1" in result:
         difference = result["top1_minus_teacher"]
         lines += [

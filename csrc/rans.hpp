@@ -52,7 +52,7 @@ constexpr size_t kSlack = 32;                // bytes before the words that a ve
 constexpr uint32_t kMoreDigits = 128;
 constexpr int kMaxDigits = 3;  // 2^17 distances at most
 
-// Small mode: the table of a symbol is chosen by the levels of the symbols above and to the left.
+// Small payloads: the table of a symbol is chosen by the levels of the symbols above and to the left.
 constexpr size_t kLevels = 5;
 constexpr size_t kContexts = kLevels * kLevels;
 constexpr size_t kManyContexts = 16;         // channels with context tables that are worth four lanes' bytes
@@ -109,7 +109,7 @@ class Tables {
 
   size_t channels() const { return channels_.size(); }
 
-  // Gives a channel context tables, for the small mode: thresholds[0 .. kLevels - 2], strictly
+  // Gives a channel context tables, for small payloads: thresholds[0 .. kLevels - 2], strictly
   // increasing, and kContexts CDFs one after the other, each as long as the channel's own. Channels
   // come in increasing order, before anything is coded. Throws std::invalid_argument.
   void add_contexts(size_t channel, const int32_t* thresholds, const uint32_t* cdf, size_t cdf_size) {
@@ -159,7 +159,7 @@ class Tables {
     return static_cast<size_t>(end - writer.at);
   }
 
-  // The same in small mode, for symbols[channels][rows][columns].
+  // A small payload, of symbols[channels][rows][columns].
   size_t encode_small(const int16_t* symbols, size_t rows, size_t columns, uint8_t* buffer) const {
     return contexts_.size() < kManyContexts ? encode_small_in<2>(symbols, rows, columns, buffer)
                                             : encode_small_in<4>(symbols, rows, columns, buffer);
@@ -201,7 +201,7 @@ class Tables {
     return end_of(lane, reader);
   }
 
-  // The same in small mode, to symbols[channels][rows][columns].
+  // A small payload, to symbols[channels][rows][columns].
   Status decode_small(const uint8_t* payload, size_t size, size_t rows, size_t columns, int16_t* symbols) const {
     return contexts_.size() < kManyContexts ? decode_small_in<2>(payload, size, rows, columns, symbols)
                                             : decode_small_in<4>(payload, size, rows, columns, symbols);
@@ -325,7 +325,7 @@ class Tables {
   size_t wide_channels(size_t row) const { return plain_.size() * row < kWideSymbols ? 0 : plain_.size() - 1; }
   bool is_wide(size_t c, size_t wide) const { return wide && c != plain_.back(); }
 
-  // A channel's tables by context, for the small mode.
+  // A channel's tables by context, for small payloads.
   struct Contexts {
     // What a decoder needs of an entry, in eight bytes.
     struct Slot {
@@ -633,7 +633,7 @@ class Tables {
     return status;
   }
 
-  // Small mode: one part, all channels without context tables first, then those with, as many of
+  // A small payload: one part, all channels without context tables first, then those with, as many of
   // them side by side as there are lanes.
   template <size_t lanes>
   size_t encode_small_in(const int16_t* symbols, size_t rows, size_t columns, uint8_t* buffer) const {

@@ -73,7 +73,7 @@ def write_bundle(
         checkpoint: "file" and "sha256" of where the weights came from, recorded.
         make_counts: is given the edge graph, the model's own tables and the bottleneck's SHA-256; gives
             the counts that tables are fitted to, or None for the model's own tables.
-        small: the mode of the files that the edge writes; None for small where there are context tables.
+        small: the profile of the files that the edge writes; None for small where there are context tables.
         max_pixels: the largest image that both ends will take.
         report: is given a line per stage.
 

@@ -24,7 +24,7 @@ class Tables:
     def add_contexts(
         self, channels: NDArray[np.uint32], thresholds: NDArray[np.int32], cdf: NDArray[np.uint32], lengths: NDArray[np.uint32]
     ) -> None:
-        """Tables by context of some channels [n], for the small mode: thresholds [n, 4], all CDFs, how many values each has."""
+        """Tables by context of some channels [n], for small files: thresholds [n, 4], all CDFs, how many values each has."""
 
     def encode_small(self, symbols: NDArray[np.int16]) -> bytes:
         """Symbols [channels, rows, columns] -> payload; ValueError on NOT_A_SYMBOL."""

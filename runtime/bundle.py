@@ -95,7 +95,7 @@ class Bundle:
     tables: Tables
     fingerprint: bytes
     max_symbols: int
-    small: bool = False  # the mode of the files that are written, unless asked otherwise
+    small: bool = False  # the profile of the files that are written, unless asked otherwise
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Bundle":
@@ -147,7 +147,7 @@ class Bundle:
     def encode(self, symbols: NDArray[np.int16], height: int, width: int, small: bool | None = None) -> bytes:
         """The coder: symbols int16 [C, H', W'] of an image of height x width pixels -> feature file.
 
-        `small` chooses the mode, None the bundle's own. Raises NotANumberError, NoContextTablesError.
+        `small` chooses the profile, None the bundle's own. Raises NotANumberError, NoContextTablesError.
         """
         small = self.small if small is None else small
         if small:
@@ -181,7 +181,7 @@ class Bundle:
                 f"the bundle allows {self.max_symbols}: export with a larger --max-pixels"
             )
         if file.small and not self.tables.contexts:
-            raise DamagedFeatureFileError("the feature file is in small mode, for which its bundle has no tables: send it again")
+            raise DamagedFeatureFileError("the feature file says that it is a small one, for which its bundle has no tables: send it again")
         return self.tables.decode(file.payload, (rows, columns), file.small)
 
     def compressai_tables(self) -> Tables:

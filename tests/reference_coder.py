@@ -124,7 +124,7 @@ def context_of(thresholds: list[int], values: list[int], at: int, columns: int) 
 
 
 def groups(contexts: Contexts) -> tuple[int, list[list[int]]]:
-    """How many lanes the small mode has, and the channels with context tables that go side by side."""
+    """How many lanes a small payload has, and the channels with context tables that go side by side."""
     lanes = 2 if len(contexts) < MANY_CONTEXTS else 4
     channels = sorted(contexts)
     whole = len(channels) // lanes * lanes
@@ -194,7 +194,7 @@ def encode(cdfs: list[list[int]], offsets: list[int], symbols: list[list[int]]) 
 
 
 def encode_small(cdfs: list[list[int]], offsets: list[int], contexts: Contexts, symbols: list[list[int]], columns: int) -> bytes:
-    """symbols[channel][position] of rows of `columns` -> payload in small mode."""
+    """symbols[channel][position] of rows of `columns` -> small payload."""
     channels = [Channel(cdf, offset) for cdf, offset in zip(cdfs, offsets, strict=True)]
     lanes, side_by_side = groups(contexts)
     steps = [step for c in range(len(channels)) if c not in contexts for step in narrow_steps(channels[c], symbols[c])]
