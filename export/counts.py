@@ -145,8 +145,8 @@ def thresholds_for(cdf: NDArray[np.uint32], offset: int) -> tuple[int, ...]:
     frequencies = np.diff(cdf.astype(np.int64))[:-1]
     symbols = offset + np.arange(len(frequencies))
     mode = int(symbols[frequencies.argmax()])
-    spread = float(np.sqrt((frequencies * (symbols - mode) ** 2).sum() / frequencies.sum()))
-    step = max(1, round(spread / 1.3))
+    # The mean distance, not its square: entries that are there only because none may be 0 weigh little.
+    step = max(1, round(float((frequencies * np.abs(symbols - mode)).sum() / frequencies.sum())))
     bounds = [-((3 * step) // 2), -(step // 2), step // 2 + 1, (3 * step) // 2 + 1]
     return tuple(int(np.clip(mode + bound, -32000, 32000)) for bound in bounds)
 
@@ -198,7 +198,9 @@ def fit_tables(own: Tables, counts: Counts) -> Tables:
         if size > MAX_ENTRIES:
             continue
         rows = np.stack([_frequencies(_smooth(row, static, CONTEXT_PRIOR)) for row in counted])
-        saved = (counted * np.log2(rows / frequencies)).sum()
+        # Against a static table that the model's belief holds back no more than it does these.
+        one = _frequencies(_smooth(counted.sum(0), static, CONTEXT_PRIOR))
+        saved = (counted * np.log2(rows / one)).sum()
         # Tables fitted to few symbols flatter themselves: half a logarithm for each number that was fitted.
         total = counted.sum()
         flattery = 0.5 * np.log2(max(total, 1)) * ((counted > 0).sum() - (counted.sum(0) > 0).sum())
