@@ -111,28 +111,30 @@ def _labels(path: Path | None, metadata: dict[str, str], classes: int) -> list[s
     return [f"class {index}" for index in range(classes)]
 
 
-def _make_counts(args: argparse.Namespace, checkpoint: Path) -> "Callable[[Path, Tables, str], Counts | None]":
-    """How write_bundle comes by counts: from the images of --refit, from a file, or not at all."""
+def _make_counts(args: argparse.Namespace, checkpoint: Path, bottleneck: str) -> "Callable[[Path, Tables], Counts | None]":
+    """How write_bundle comes by counts: from a file, which is read now, from the images of --refit, or not at all."""
     from training.checkpoint import atomic_path
 
     from .counts import Counts, count, symbols_of
     from .images import image_paths
 
-    def make(graph: Path, own: "Tables", bottleneck_sha256: str) -> Counts | None:
-        if args.refit:
-            from tqdm import tqdm
+    file = args.counts or checkpoint.with_suffix(".counts.json")
+    stored = None
+    if not args.refit and not args.own_tables and (args.counts or file.is_file()):
+        stored = Counts.read(file, bottleneck)
+    to_count = image_paths(args.refit) if args.refit else []
 
-            paths = tqdm(image_paths(args.refit), "counting", unit="image", disable=not sys.stderr.isatty())
-            batches = symbols_of(graph, paths, args.as_is)
-            counts = count(batches, own, bottleneck_sha256, args.refit.resolve().name)
-            if args.counts:
-                with atomic_path(args.counts) as temporary:
-                    Path(temporary).write_text(counts.to_json())
-            return counts
-        file = args.counts or checkpoint.with_suffix(".counts.json")
-        if args.own_tables or not (args.counts or file.is_file()):
-            return None
-        return Counts.read(file, bottleneck_sha256)
+    def make(graph: Path, own: "Tables") -> Counts | None:
+        if not to_count:
+            return stored
+        from tqdm import tqdm
+
+        progress = tqdm(to_count, "counting", unit="image", disable=not sys.stderr.isatty())
+        counts = count(symbols_of(graph, progress, args.as_is), own, bottleneck, args.refit.resolve().name)
+        if args.counts:
+            with atomic_path(args.counts) as temporary:
+                Path(temporary).write_text(counts.to_json())
+        return counts
 
     return make
 
@@ -159,6 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     from .graphs import ExportError
     from .images import folder_images, synthetic_images
     from .parity import ParityError
+    from .tables import bottleneck_sha256
 
     try:
         model, metadata = load_model(path, args.model)
@@ -178,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
             source,
             weights=metadata.get("weights", "trained"),
             checkpoint={"file": path.name, "sha256": digest},
-            make_counts=_make_counts(args, path),
+            make_counts=_make_counts(args, path, bottleneck_sha256(model)),
             small=args.small,
             max_pixels=args.max_pixels,
             report=lambda line: print(line, flush=True),

@@ -58,7 +58,7 @@ def write_bundle(
     *,
     weights: str = "trained",
     checkpoint: dict[str, str] | None = None,
-    make_counts: Callable[[Path, Tables, str], Counts | None] = lambda graph, own, bottleneck_sha256: None,
+    make_counts: Callable[[Path, Tables], Counts | None] = lambda graph, own: None,
     small: bool | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     report: Callable[[str], None] = lambda line: None,
@@ -71,8 +71,8 @@ def write_bundle(
         images: uint8 [N, H, W, 3] for the parity gate; `image_source` says what they are.
         weights: "trained" or "random", recorded in the manifest.
         checkpoint: "file" and "sha256" of where the weights came from, recorded.
-        make_counts: is given the edge graph, the model's own tables and the bottleneck's SHA-256; gives
-            the counts that tables are fitted to, or None for the model's own tables.
+        make_counts: is given the edge graph and the model's own tables; gives the counts that tables are
+            fitted to, or None for the model's own.
         small: the profile of the files that the edge writes; None for small where there are context tables.
         max_pixels: the largest image that both ends will take.
         report: is given a line per stage.
@@ -105,7 +105,7 @@ def write_bundle(
             export(model, work / file)
             done(stage, size(file))
         own = tables = make_tables(model)
-        counts = make_counts(work / EDGE_GRAPH, own, bottleneck)
+        counts = make_counts(work / EDGE_GRAPH, own)
         if counts:
             tables = fit_tables(own, counts)
             (work / COMPRESSAI_TABLES).write_bytes(own.to_json())

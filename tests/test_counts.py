@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from test_coder import skewed_tables
 
-from export.__main__ import main
+from export import __main__ as export_main
 from export.counts import Counts, CountsError, count, fit_tables, symbols_of, thresholds_for
 from export.images import NoImagesError, synthetic_images
 from runtime import CloudDecoder, EdgeEncoder
@@ -141,38 +141,39 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_export_refits_keeps_counts_and_uses_them_again(
-    random_checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    random_checkpoint: Path, random_bundle: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """`random_bundle` is of the same checkpoint, with the model's own tables."""
     checkpoint = tmp_path / "model.safetensors"
     checkpoint.write_bytes(random_checkpoint.read_bytes())
     beside = tmp_path / "model.counts.json"
 
     def export(name: str, *options: str) -> dict:
-        assert main(["ours_n0", "--checkpoint", str(checkpoint), "--out", str(tmp_path / name), *options]) == 0
+        assert export_main.main(["ours_n0", "--checkpoint", str(checkpoint), "--out", str(tmp_path / name), *options]) == 0
         return json.loads((tmp_path / name / "manifest.json").read_text())
 
     first = export("first", "--refit", str(pictures), "--as-is", "--counts", str(beside))
     assert first["tables"]["images"] == 7
     assert first["tables"]["source"] == pictures.name
     assert "fitted to 7 images" in capsys.readouterr().out
-    again, own = export("again"), export("own", "--own-tables")
+    again, own = export("again"), json.loads((random_bundle / "manifest.json").read_text())
     assert again["fingerprint"] == first["fingerprint"] != own["fingerprint"]
     assert own["tables"] is None
     assert "compressai.json" not in own["files"]
-    assert Bundle.load(tmp_path / "again").compressai_tables().digest() == Bundle.load(tmp_path / "own").tables.digest()
+    assert Bundle.load(tmp_path / "again").compressai_tables().digest() == Bundle.load(random_bundle).tables.digest()
     # Each profile, both ends.
     picture = pictures / "3.png"
     encoder = EdgeEncoder(tmp_path / "again", 1)
     assert encoder.small == again["small"] == bool(again["tables"]["context_channels"])
     data = encoder.encode(picture)
     assert parse(data).small == encoder.small
-    own_data = EdgeEncoder(tmp_path / "own", 1).encode(picture)
-    assert np.array_equal(
-        CloudDecoder(tmp_path / "again", 1).bundle.decode(data), CloudDecoder(tmp_path / "own", 1).bundle.decode(own_data)
-    )
-    # Counts that no longer fit are an error, not a fallback.
+    own_data = EdgeEncoder(random_bundle, 1).encode(picture)
+    assert np.array_equal(CloudDecoder(tmp_path / "again", 1).bundle.decode(data), CloudDecoder(random_bundle, 1).bundle.decode(own_data))
+    # Counts that no longer fit are an error, not a fallback, unless they are not wanted.
+    options = export_main._parser().parse_args(["ours_n0", "--own-tables"])
+    assert export_main._make_counts(options, checkpoint, "0" * 64)(tmp_path, Tables(*skewed_tables(1))) is None
     beside.write_text(beside.read_text().replace(first["bottleneck_sha256"], "0" * 64))
-    assert main(["ours_n0", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "stale")]) == 1
+    assert export_main.main(["ours_n0", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "stale")]) == 1
     assert "--own-tables" in capsys.readouterr().err
     assert not (tmp_path / "stale").exists()
 
@@ -181,10 +182,10 @@ def test_small_files_cannot_be_asked_of_a_model_without_counts(
     random_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["ours_n0", "--checkpoint", str(random_checkpoint), "--out", str(tmp_path / "out"), "--small"]
-    assert main(arguments) == 1
+    assert export_main.main(arguments) == 1
     assert "--refit DIR" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main([*arguments, "--own-tables"])
+        export_main.main([*arguments, "--own-tables"])
 
 
 def test_the_defaults_counts_are_of_its_checkpoint(bundle: Path) -> None:
