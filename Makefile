@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUNDLE := bundles/ours_n4
 FUZZ_SECONDS ?= 60
+FUZZ_FLAGS := -std=c++17 -O2 -g -fno-sanitize-recover=all -fsanitize=address,undefined
 CHECKPOINT := $(wildcard checkpoints/ours_n4/lmb1.28.safetensors)
 
 .DEFAULT_GOAL := help
@@ -24,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py MANIFEST.in $(wildcard csr
 	$(BIN)/python -m pip check
 	touch $@
 
-$(BUNDLE)/manifest.json: $(CHECKPOINT) $(wildcard export/*.py training/models.py training/checkpoint.py) | $(INSTALLED)
+$(BUNDLE)/manifest.json: $(CHECKPOINT) $(CHECKPOINT:.safetensors=.counts.json) $(wildcard export/*.py training/models.py training/checkpoint.py) | $(INSTALLED)
 	$(BIN)/python -m export ours_n4
 
 demo: $(INSTALLED) $(BUNDLE)/manifest.json ## install, export the default model, encode a picture, decode it, print the class
@@ -44,14 +45,15 @@ lint: $(INSTALLED) ## ruff: rules and layout
 types: $(INSTALLED) ## mypy
 	$(BIN)/mypy
 
-fuzz: ## a minute of fuzzing the coder under sanitizers (FUZZ_SECONDS=600 for longer)
-	mkdir -p build
-	@if command -v clang++ >/dev/null; then set -ex; \
-	  clang++ -std=c++17 -O1 -g -DRANS_LIBFUZZER -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all csrc/fuzz.cpp -o build/fuzz; \
-	  build/fuzz -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1; \
-	else echo "no clang++ here, so no libFuzzer: random inputs instead"; set -ex; \
-	  $(CXX) -std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all csrc/fuzz.cpp -o build/fuzz; \
-	  build/fuzz $(FUZZ_SECONDS); fi
+fuzz: ## a minute of fuzzing the coder under sanitizers (FUZZ_SECONDS=1800 for ten minutes a target)
+	@if command -v clang++ >/dev/null; then \
+	  for target in any_tables any_payload round_trip; do ( set -ex; mkdir -p build/corpus/$$target; \
+	    clang++ $(FUZZ_FLAGS),fuzzer -DFUZZ_TARGET=$$target csrc/fuzz.cpp -o build/fuzz_$$target; \
+	    build/fuzz_$$target -max_total_time=$$(( $(FUZZ_SECONDS) / 3 )) -verbosity=0 -print_final_stats=1 -artifact_prefix=build/ \
+	      build/corpus/$$target tests/corpus/$$target ) || exit 1; done; \
+	elif test "$$CI" = true; then echo "no clang++ here, which CI must have: apt-get install clang" >&2; exit 1; \
+	else echo "no clang++ here, so no libFuzzer: random inputs instead (apt-get install clang)"; set -ex; \
+	  mkdir -p build; $(CXX) $(FUZZ_FLAGS) csrc/fuzz.cpp -o build/fuzz; build/fuzz $(FUZZ_SECONDS); fi
 
 bench: $(INSTALLED) $(BUNDLE)/manifest.json ## time the encoder on this machine
 	$(BIN)/python benchmarks/latency.py

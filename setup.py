@@ -10,7 +10,14 @@ setup(
         Pybind11Extension(
             "runtime._coder",
             ["csrc/bindings.cpp"],
-            depends=["csrc/rans.hpp", "csrc/wide_avx2.hpp", "csrc/compressai_stream.hpp"],
+            depends=[
+                "csrc/rans.hpp",
+                "csrc/wide_window.hpp",
+                "csrc/wide_avx2.hpp",
+                "csrc/wide_avx512.hpp",
+                "csrc/wide_neon.hpp",
+                "csrc/compressai_stream.hpp",
+            ],
             cxx_std=17,
             # No -march=native: a wheel runs on machines that did not build it.
             extra_compile_args=[] if os.name == "nt" else ["-O3", "-Wall", "-Wextra"],

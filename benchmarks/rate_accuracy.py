@@ -6,6 +6,9 @@ DIR has one folder of images a class; their sorted names stand for the bundle's 
 Every image becomes the bytes of a feature file, and those bytes logits, as on a device and a
 server. With --teacher, a ResNet-50 in torch sees the same pixels and the difference is given.
 
+Beside the files of the bundle's own profile, the same symbols are coded in the other, and under
+the tables that the checkpoint's entropy model gives by itself, before any fitting.
+
 Always holds: bpp counts whole feature files, headers and checksums included.
 """
 
@@ -13,6 +16,8 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +30,7 @@ from tqdm import tqdm
 from benchmarks.machine import cores, describe
 from runtime import CloudDecoder, EdgeEncoder, __version__
 from runtime.errors import EdgeCloudError
-from runtime.feature_file import parse
+from runtime.feature_file import pack, parse
 from runtime.preprocess import preprocess
 
 BATCH = 8
@@ -71,10 +76,22 @@ def measure(data: Path, bundle: Path | None, as_is: bool, teacher: Path | None, 
     right: list[bool] = []
     teacher_right: list[bool] = []
     sizes, bpp = [], []
+    used = encoder.bundle
+    ways: dict[str, Callable[[NDArray[np.int16], int, int], bytes]] = {"plain": partial(used.encode, small=False)}
+    if used.tables.contexts:
+        ways["small"] = partial(used.encode, small=True)
+        own = used.compressai_tables()
+        ways["plain, the model's own tables"] = lambda symbols, height, width: pack(used.fingerprint, height, width, own.encode(symbols))
+    by_way: dict[str, list[int]] = {way: [] for way in ways}
     for start in tqdm(range(0, len(images), BATCH), unit="batch", disable=not sys.stderr.isatty()):
         batch = images[start : start + BATCH]
         pixels = [preprocess(path, as_is) for path, _ in batch]
-        files = [encoder.encode(one, as_is=True) for one in pixels]
+        files = []
+        for one in pixels:
+            symbols, (height, width) = encoder.symbols(one[None])[0], one.shape[:2]
+            files.append(encoder.pack(symbols, height, width))
+            for way, encode in ways.items():
+                by_way[way].append(len(encode(symbols, height, width)))
         labels = [label for _, label in batch]
         right += (decoder.logits(files).argmax(1) == labels).tolist()
         sizes += [len(file) for file in files]
@@ -94,6 +111,8 @@ def measure(data: Path, bundle: Path | None, as_is: bool, teacher: Path | None, 
         "as_is": as_is,
         "top1": {"share": sum(right) / len(right), "low": low, "high": high},
         "bpp": {"mean": float(np.mean(bpp)), "p5": float(np.percentile(bpp, 5)), "p95": float(np.percentile(bpp, 95))},
+        "profile": "small" if encoder.small else "plain",
+        "mean_bytes_by_profile": {way: float(np.mean(counted)) for way, counted in by_way.items()},
         "bytes": {"mean": float(np.mean(sizes)), "p5": float(np.percentile(sizes, 5)), "p95": float(np.percentile(sizes, 95))},
     }
     if judge:
@@ -132,6 +151,7 @@ def text(result: dict[str, Any]) -> str:
         "bpp      {mean:.4f} mean, {p5:.4f} to {p95:.4f} (5th to 95th percentile)".format(**result["bpp"]),
         "bytes    {mean:.0f} mean, {p5:.0f} to {p95:.0f}".format(**result["bytes"]),
     ]
+    lines += [f"bytes    {mean:.1f} mean, {way}" for way, mean in result["mean_bytes_by_profile"].items()]
     if "teacher_top1" in result:
         difference = result["top1_minus_teacher"]
         lines += [

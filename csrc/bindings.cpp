@@ -50,6 +50,23 @@ rans::CompressAiStream make_stream(const Array<uint32_t>& cdf, const Array<uint3
   return rans::CompressAiStream(cdf.data(), lengths.data(), offsets.data(), static_cast<size_t>(lengths.size()));
 }
 
+// channels: those that have context tables; for each four thresholds and 25 CDFs, one after the other.
+void add_contexts(rans::Tables& tables, const Array<uint32_t>& channels, const Array<int32_t>& thresholds, const Array<uint32_t>& cdf,
+                  const Array<uint32_t>& lengths) {
+  const py::ssize_t count = channels.size(), levels = static_cast<py::ssize_t>(rans::kLevels);
+  if (channels.ndim() != 1 || thresholds.ndim() != 2 || thresholds.shape(0) != count || thresholds.shape(1) != levels - 1 || cdf.ndim() != 1 ||
+      lengths.ndim() != 1 || lengths.size() != count)
+    throw std::invalid_argument("context tables are channels [n], thresholds [n, 4], CDFs one after the other, and n lengths of those");
+  size_t begin = 0;
+  for (py::ssize_t k = 0; k < count; ++k) {
+    const size_t length = lengths.data()[k];
+    if (length > static_cast<size_t>(cdf.size()) - begin) throw std::invalid_argument("context tables are cut short");
+    tables.add_contexts(channels.data()[k], thresholds.data() + (levels - 1) * k, cdf.data() + begin, length);
+    begin += length;
+  }
+  if (begin != static_cast<size_t>(cdf.size())) throw std::invalid_argument("CDF values are left over after the last context table");
+}
+
 size_t row_of(size_t channels, const Array<int16_t>& symbols) {
   if (symbols.ndim() != 2 || static_cast<size_t>(symbols.shape(0)) != channels)
     throw std::invalid_argument("symbols have the shape [channels, row]");
@@ -69,6 +86,24 @@ py::bytes encode(const rans::Tables& tables, const Array<int16_t>& symbols) {
   return py::bytes(reinterpret_cast<const char*>(buffer.get() + capacity - size), size);
 }
 
+void check_planes(size_t channels, const Array<int16_t>& symbols) {
+  if (symbols.ndim() != 3 || static_cast<size_t>(symbols.shape(0)) != channels)
+    throw std::invalid_argument("symbols have the shape [channels, rows, columns]");
+}
+
+py::bytes encode_small(const rans::Tables& tables, const Array<int16_t>& symbols) {
+  check_planes(tables.channels(), symbols);
+  const size_t rows = static_cast<size_t>(symbols.shape(1)), columns = static_cast<size_t>(symbols.shape(2));
+  const size_t capacity = tables.max_payload(rows * columns);
+  std::unique_ptr<uint8_t[]> buffer(new uint8_t[capacity]);
+  size_t size;
+  {
+    py::gil_scoped_release release;
+    size = tables.encode_small(symbols.data(), rows, columns, buffer.get());
+  }
+  return py::bytes(reinterpret_cast<const char*>(buffer.get() + capacity - size), size);
+}
+
 py::bytes encode_stream(const rans::CompressAiStream& tables, const Array<int16_t>& symbols) {
   const size_t row = row_of(tables.channels(), symbols);
   std::vector<uint8_t> bytes;
@@ -82,21 +117,33 @@ py::bytes encode_stream(const rans::CompressAiStream& tables, const Array<int16_
   return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
 }
 
-// Fills `out` and gives None, or gives the reason why the payload is refused.
-template <typename Tables>
-py::object decode(const Tables& tables, const py::buffer& payload, Array<int16_t>& out) {
+// Gives None if `decode(bytes, size)` says ok, else the reason why the payload is refused.
+template <typename Decode>
+py::object reason_of(const py::buffer& payload, const Decode& decode) {
   const py::buffer_info info = payload.request();
   if (info.ndim != 1 || info.itemsize != 1 || (info.size > 0 && info.strides[0] != 1))
     throw std::invalid_argument("a payload is contiguous bytes");
-  const size_t row = row_of(tables.channels(), out);
-  int16_t* values = out.mutable_data();
   rans::Status status;
   {
     py::gil_scoped_release release;
-    status = tables.decode(static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size), row, values);
+    status = decode(static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size));
   }
   if (status == rans::Status::ok) return py::none();
   return py::str(reason(status));
+}
+
+template <typename Tables>
+py::object decode(const Tables& tables, const py::buffer& payload, Array<int16_t>& out) {
+  const size_t row = row_of(tables.channels(), out);
+  int16_t* values = out.mutable_data();
+  return reason_of(payload, [&](const uint8_t* bytes, size_t size) { return tables.decode(bytes, size, row, values); });
+}
+
+py::object decode_small(const rans::Tables& tables, const py::buffer& payload, Array<int16_t>& out) {
+  check_planes(tables.channels(), out);
+  const size_t rows = static_cast<size_t>(out.shape(1)), columns = static_cast<size_t>(out.shape(2));
+  int16_t* values = out.mutable_data();
+  return reason_of(payload, [&](const uint8_t* bytes, size_t size) { return tables.decode_small(bytes, size, rows, columns, values); });
 }
 
 }  // namespace
@@ -109,12 +156,17 @@ PYBIND11_MODULE(_coder, module) {
   for (const auto& [path, name] : rans::kPaths)
     if (rans::is_here(path)) paths.append(name);
   module.attr("PATHS") = py::tuple(paths);
+  module.attr("LEVELS") = rans::kLevels;
   module.attr("NOT_A_SYMBOL") = rans::kNotASymbol;
   py::class_<rans::Tables>(module, "Tables")
       .def(py::init(&make_tables), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(), py::arg("offsets").noconvert(),
            py::arg("path") = "")
       .def("encode", &encode, py::arg("symbols").noconvert())
-      .def("decode", &decode<rans::Tables>, py::arg("payload"), py::arg("out").noconvert());
+      .def("decode", &decode<rans::Tables>, py::arg("payload"), py::arg("out").noconvert())
+      .def("add_contexts", &add_contexts, py::arg("channels").noconvert(), py::arg("thresholds").noconvert(), py::arg("cdf").noconvert(),
+           py::arg("lengths").noconvert())
+      .def("encode_small", &encode_small, py::arg("symbols").noconvert())
+      .def("decode_small", &decode_small, py::arg("payload"), py::arg("out").noconvert());
   py::class_<rans::CompressAiStream>(module, "CompressAiStream")
       .def(py::init(&make_stream), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(), py::arg("offsets").noconvert())
       .def("encode", &encode_stream, py::arg("symbols").noconvert())

@@ -1,8 +1,10 @@
-// Fuzz target of the coder: tables from any bytes, payloads of any bytes, symbols of any values.
+// Fuzz targets of the coder: `any_tables` from any bytes, `any_payload` of any bytes, `round_trip` of
+// symbols of any values.
 //
-//   make fuzz            a minute of it; FUZZ_SECONDS=600 make fuzz for longer
+//   make fuzz            a minute of them; FUZZ_SECONDS=1800 make fuzz for ten minutes each
 //
-// With clang this is a libFuzzer target; without, main() below feeds it random inputs. Under the
+// With clang each is a libFuzzer target, -DFUZZ_TARGET=any_tables and so on, which begins with its
+// corpus in tests/corpus; without, main() below feeds random inputs to all three. Under the
 // address and undefined-behaviour sanitizers both find what reads or writes outside its bounds; the
 // checks here find what is accepted and is not what an encoder writes, and paths that differ.
 #include <chrono>
@@ -40,18 +42,32 @@ class Input {
   const uint8_t* end_;
 };
 
+struct ContextLists {
+  size_t channel;
+  int32_t thresholds[rans::kLevels - 1];
+  std::vector<uint32_t> cdf;
+};
+
 struct Lists {
   std::vector<uint32_t> cdf, lengths;
   std::vector<int32_t> offsets;
+  std::vector<ContextLists> contexts;
+};
+
+struct Shape {
+  size_t rows, columns;
+  size_t row() const { return rows * columns; }
 };
 
 rans::Tables make(const Lists& lists, rans::Path path) {
-  return {lists.cdf.data(), lists.cdf.size(), lists.lengths.data(), lists.offsets.data(), lists.lengths.size(), path};
+  rans::Tables tables(lists.cdf.data(), lists.cdf.size(), lists.lengths.data(), lists.offsets.data(), lists.lengths.size(), path);
+  for (const ContextLists& one : lists.contexts) tables.add_contexts(one.channel, one.thresholds, one.cdf.data(), one.cdf.size());
+  return tables;
 }
 
 Lists valid_lists(Input& input) {
   Lists lists;
-  const uint32_t channels = 1 + input.below(5), kind = input.byte();
+  const uint32_t kind = input.byte(), channels = 1 + input.below(kind & 16 ? 20 : 5);
   for (uint32_t c = 0; c < channels; ++c) {
     std::set<uint32_t> inner;
     const uint32_t count = 1 + input.below(kind & 1 ? 40 : 4);
@@ -62,12 +78,29 @@ Lists valid_lists(Input& input) {
     lists.cdf.insert(lists.cdf.end(), inner.begin(), inner.end());
     lists.cdf.push_back(65536);
     lists.lengths.push_back(static_cast<uint32_t>(inner.size()) + 2);
-    lists.offsets.push_back(static_cast<int32_t>(input.below(65535 - static_cast<uint32_t>(inner.size()))) - 32767);
+    const int32_t offset = static_cast<int32_t>(input.below(65535 - static_cast<uint32_t>(inner.size()))) - 32767;
+    lists.offsets.push_back(offset);
+    if (!(kind & 4) || (kind & 8 && c % 3 == 0)) continue;
+    ContextLists contexts{c, {}, {}};
+    for (int32_t t = 0; t < 4; ++t) contexts.thresholds[t] = std::min(std::max(offset, -32766) + t * static_cast<int32_t>(1 + kind % 3), 32764 + t);
+    uint32_t state = 1 + input.below(1 << 23);
+    // Equal frequencies, but for what is left over, at one end.
+    const uint32_t entries = static_cast<uint32_t>(inner.size()) + 1;
+    for (size_t context = 0; context < rans::kContexts; ++context) {
+      state = state * 1664525 + 1013904223;
+      const uint32_t frequency = 1 + (state >> 8) % (state >> 31 ? 65536 / entries : 40);
+      for (uint32_t k = 0; k <= entries; ++k)
+        contexts.cdf.push_back(k == 0 ? 0 : k == entries ? 65536 : state >> 30 & 1 ? k * frequency : 65536 - (entries - k) * frequency);
+    }
+    lists.contexts.push_back(contexts);
   }
   return lists;
 }
 
-size_t any_row(Input& input) { return input.byte() & 3 ? input.below(70) : 3000 + input.below(9000); }
+Shape any_shape(Input& input) {
+  const size_t row = (input.byte() & 31) < 31 ? input.below(70) : 3000 + input.below(9000), columns = 1 + input.below(40);
+  return {row / columns, columns};
+}
 
 std::vector<int16_t> any_symbols(Input& input, const Lists& lists, size_t row) {
   const size_t count = lists.lengths.size() * row;
@@ -84,33 +117,47 @@ std::vector<int16_t> any_symbols(Input& input, const Lists& lists, size_t row) {
   return symbols;
 }
 
-std::vector<uint8_t> encode(const rans::Tables& tables, const std::vector<int16_t>& symbols, size_t row) {
-  std::vector<uint8_t> buffer(tables.max_payload(row));
-  const size_t size = tables.encode(symbols.data(), row, buffer.data());
+std::vector<uint8_t> encode(const rans::Tables& tables, const std::vector<int16_t>& symbols, Shape shape, bool small) {
+  std::vector<uint8_t> buffer(tables.max_payload(shape.row()));
+  const size_t size = small ? tables.encode_small(symbols.data(), shape.rows, shape.columns, buffer.data())
+                            : tables.encode(symbols.data(), shape.row(), buffer.data());
   return {buffer.end() - static_cast<std::ptrdiff_t>(size), buffer.end()};
 }
 
-void any_tables(Input& input) {
+rans::Status decode(const rans::Tables& tables, const std::vector<uint8_t>& payload, Shape shape, bool small, std::vector<int16_t>& symbols) {
+  return small ? tables.decode_small(payload.data(), payload.size(), shape.rows, shape.columns, symbols.data())
+               : tables.decode(payload.data(), payload.size(), shape.row(), symbols.data());
+}
+
+[[maybe_unused]] void any_tables(Input& input) {
   Lists lists;
   const uint32_t channels = input.below(4);
   for (uint32_t c = 0; c < channels; ++c) {
     lists.lengths.push_back(input.below(7));
     lists.offsets.push_back(static_cast<int32_t>(input.below(1 << 17)) - (1 << 16));
   }
-  while (input.left()) lists.cdf.push_back(input.byte() & 1 ? input.below(1 << 17) : 65536);
+  const bool contexts = input.byte() & 1;
+  if (contexts) lists.contexts.push_back({input.below(4), {}, {}});
+  for (size_t t = 0; contexts && t + 1 < rans::kLevels; ++t) lists.contexts[0].thresholds[t] = static_cast<int32_t>(input.below(1 << 17)) - (1 << 16);
+  while (input.left()) {
+    const uint32_t kind = input.byte(), value = kind & 1 ? input.below(1 << 17) : kind & 2 ? 0 : 65536;
+    (contexts && kind & 4 ? lists.contexts[0].cdf : lists.cdf).push_back(value);
+  }
   try {
     make(lists, rans::Path::portable);
   } catch (const std::invalid_argument&) {
   }
 }
 
-void any_payload(Input& input) {
+[[maybe_unused]] void any_payload(Input& input) {
   const Lists lists = valid_lists(input);
-  const size_t row = any_row(input);
+  const Shape shape = any_shape(input);
+  const size_t row = shape.row();
+  const bool small = !lists.contexts.empty() && input.byte() & 1;
   // Of its exact size, so that a sanitizer sees a read beyond it.
   std::vector<uint8_t> payload;
   if (input.byte() & 1) {
-    payload = encode(make(lists, rans::Path::portable), any_symbols(input, lists, row), row);
+    payload = encode(make(lists, rans::Path::portable), any_symbols(input, lists, row), shape, small);
     for (uint32_t edits = input.below(4); edits > 0; --edits) {
       const uint32_t kind = input.byte() % 3;
       if (kind == 0) payload.resize(payload.size() + 2 * input.below(4), static_cast<uint8_t>(input.byte() & 1 ? 0 : input.byte()));
@@ -128,24 +175,26 @@ void any_payload(Input& input) {
   for (const auto& [path, name] : rans::kPaths) {
     if (!rans::is_here(path)) continue;
     const rans::Tables tables = make(lists, path);
-    if (tables.decode(payload.data(), payload.size(), row, symbols.data()) != rans::Status::ok) continue;
-    require(encode(tables, symbols, row) == payload, "a payload was accepted that the encoder does not write");
+    if (decode(tables, payload, shape, small, symbols) != rans::Status::ok) continue;
+    require(encode(tables, symbols, shape, small) == payload, "a payload was accepted that the encoder does not write");
   }
 }
 
-void round_trip(Input& input) {
+[[maybe_unused]] void round_trip(Input& input) {
   const Lists lists = valid_lists(input);
-  const size_t row = any_row(input), count = lists.lengths.size() * row;
+  const Shape shape = any_shape(input);
+  const size_t row = shape.row(), count = lists.lengths.size() * row;
+  const bool small = !lists.contexts.empty() && input.byte() & 1;
   const std::vector<int16_t> symbols = any_symbols(input, lists, row);
   std::vector<int16_t> decoded(count);
   std::vector<uint8_t> first;
   for (const auto& [path, name] : rans::kPaths) {
     if (!rans::is_here(path)) continue;
     const rans::Tables tables = make(lists, path);
-    const std::vector<uint8_t> payload = encode(tables, symbols, row);
+    const std::vector<uint8_t> payload = encode(tables, symbols, shape, small);
     require(first.empty() || payload == first, "two paths write different bytes");
     first = payload;
-    require(tables.decode(payload.data(), payload.size(), row, decoded.data()) == rans::Status::ok && decoded == symbols,
+    require(decode(tables, payload, shape, small, decoded) == rans::Status::ok && decoded == symbols,
             "symbols do not come back");
   }
   const rans::CompressAiStream stream(lists.cdf.data(), lists.lengths.data(), lists.offsets.data(), lists.lengths.size());
@@ -161,15 +210,19 @@ void round_trip(Input& input) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Input input(data, size);
+#if defined(FUZZ_TARGET)
+  FUZZ_TARGET(input);
+#else
   switch (input.byte() % 3) {
     case 0: any_tables(input); break;
     case 1: any_payload(input); break;
     default: round_trip(input);
   }
+#endif
   return 0;
 }
 
-#if !defined(RANS_LIBFUZZER)
+#if !defined(FUZZ_TARGET)
 int main(int count, char** arguments) {
   const double seconds = count > 1 ? std::atof(arguments[1]) : 60;
   const auto start = std::chrono::steady_clock::now();

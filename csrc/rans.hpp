@@ -18,6 +18,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -53,6 +54,12 @@ constexpr size_t kSlack = 32;                // bytes before the words that a ve
 // distance = 2 * (symbol - end of table) above it, 2 * (start of table - 1 - symbol) + 1 below it.
 constexpr uint32_t kMoreDigits = 128;
 constexpr int kMaxDigits = 3;  // 2^17 distances at most
+
+// Small payloads: the table of a symbol is chosen by the levels of the symbols above and to the left.
+constexpr size_t kLevels = 5;
+constexpr size_t kContexts = kLevels * kLevels;
+constexpr size_t kManyContexts = 16;         // channels with context tables that are worth four lanes' bytes
+constexpr size_t kMaxContextEntries = 256;  // of a channel that has context tables
 
 // Ways to do the same: the wide part's groups one symbol at a time, or with vectors.
 enum class Path { portable, neon, avx2, avx512 };
@@ -102,10 +109,7 @@ class Tables {
       if (length < 3) throw std::invalid_argument(where + "fewer than three CDF values");
       if (length > cdf_size - begin) throw std::invalid_argument(where + "its CDF is cut short");
       const uint32_t* values = cdf + begin;
-      if (values[0] != 0) throw std::invalid_argument(where + "its CDF does not begin at 0");
-      for (size_t k = 1; k < length; ++k)
-        if (values[k] <= values[k - 1]) throw std::invalid_argument(where + "its CDF does not increase at value " + std::to_string(k));
-      if (values[length - 1] != kOne) throw std::invalid_argument(where + "its CDF does not end at 65536");
+      check_cdf(values, length, where);
       const int64_t in_table = static_cast<int64_t>(length) - 2;
       if (offsets[c] <= kNotASymbol || offsets[c] + in_table - 1 > 32767)
         throw std::invalid_argument(where + "its symbols leave the range -32767..32767");
@@ -117,7 +121,26 @@ class Tables {
       if (!channels_[c].in_runs) plain_.push_back(c);
   }
 
+  Tables(Tables&&) = default;  // not copied: context tables point at their channels
+
   size_t channels() const { return channels_.size(); }
+
+  // Gives a channel context tables, for small payloads: thresholds[0 .. kLevels - 2], strictly
+  // increasing, and kContexts CDFs one after the other, each as long as the channel's own. Channels
+  // come in increasing order, before anything is coded. Throws std::invalid_argument.
+  void add_contexts(size_t channel, const int32_t* thresholds, const uint32_t* cdf, size_t cdf_size) {
+    const std::string where = "context tables of channel " + std::to_string(channel) + ": ";
+    if (channel >= channels() || (!contexts_.empty() && channel <= contexts_.back().channel))
+      throw std::invalid_argument(where + "channels are out of order");
+    const size_t entries = size_t{channels_[channel].in_table} + 1;
+    if (entries > kMaxContextEntries) throw std::invalid_argument(where + "more than 256 entries");
+    if (cdf_size != kContexts * (entries + 1)) throw std::invalid_argument(where + "not 25 CDFs as long as the channel's own");
+    for (size_t t = 0; t + 1 < kLevels; ++t)
+      if (thresholds[t] <= kNotASymbol || thresholds[t] > 32767 || (t > 0 && thresholds[t] <= thresholds[t - 1]))
+        throw std::invalid_argument(where + "thresholds do not increase within -32767..32767");
+    for (size_t context = 0; context < kContexts; ++context) check_cdf(cdf + context * (entries + 1), entries + 1, where);
+    contexts_.emplace_back(channel, channels_[channel], thresholds, cdf);
+  }
 
   // Bytes that `row` symbols a channel can take at most, escapes included.
   size_t max_payload(size_t row) const {
@@ -152,19 +175,19 @@ class Tables {
     return static_cast<size_t>(end - writer.at);
   }
 
+  // A small payload, of symbols[channels][rows][columns].
+  size_t encode_small(const int16_t* symbols, size_t rows, size_t columns, uint8_t* buffer) const {
+    return contexts_.size() < kManyContexts ? encode_small_in<2>(symbols, rows, columns, buffer)
+                                            : encode_small_in<4>(symbols, rows, columns, buffer);
+  }
+
   // Decode a payload of `size` bytes to symbols[channels][row]. Takes memory for a copy of the
   // payload. Unless the status is ok the symbols mean nothing.
   Status decode(const uint8_t* payload, size_t size, size_t row, int16_t* symbols) const {
     if (size % 2) return Status::truncated;
     if (size > max_payload(row)) return Status::trailing;  // before a copy is made of it
-    // A copy with room on both sides: in front for the words that the wide lanes give back, behind
-    // so that a step may look at words before it is known whether they are there.
-    constexpr size_t kFront = 2 * kWideLanes, kBehind = 2 * kWideLanes * (1 + 2 * kMaxDigits);
-    std::unique_ptr<uint8_t[]> copy(new uint8_t[kFront + size + kBehind]);
-    if (size) std::memcpy(copy.get() + kFront, payload, size);
-    std::memset(copy.get() + kFront + size, 0, kBehind);
-    Reader reader{copy.get() + kFront, copy.get() + kFront + size};
-
+    const Copy copy(payload, size);
+    Reader reader = copy.reader();
     const size_t wide = wide_channels(row);
     bool padded = false;  // the narrow part may be shorter than what the wide lanes can carry
     if (wide) {
@@ -189,14 +212,25 @@ class Tables {
       else if (!is_wide(c, wide)) status = pop_narrow(lane, channel, reader, symbols + c * row, row);
       if (status != Status::ok) return status;
     }
-    for (const uint32_t state : lane)
-      if (state != kLowerBound) return Status::bad_state;
     if (padded)
       while (reader.at != reader.end && reader.word() == 0) reader.at += 2;
-    return reader.at == reader.end ? Status::ok : Status::trailing;
+    return end_of(lane, reader);
+  }
+
+  // A small payload, to symbols[channels][rows][columns].
+  Status decode_small(const uint8_t* payload, size_t size, size_t rows, size_t columns, int16_t* symbols) const {
+    return contexts_.size() < kManyContexts ? decode_small_in<2>(payload, size, rows, columns, symbols)
+                                            : decode_small_in<4>(payload, size, rows, columns, symbols);
   }
 
  private:
+  static void check_cdf(const uint32_t* values, size_t length, const std::string& where) {
+    if (values[0] != 0) throw std::invalid_argument(where + "its CDF does not begin at 0");
+    for (size_t k = 1; k < length; ++k)
+      if (values[k] <= values[k - 1]) throw std::invalid_argument(where + "its CDF does not increase at value " + std::to_string(k));
+    if (values[length - 1] != kOne) throw std::invalid_argument(where + "its CDF does not end at 65536");
+  }
+
   static constexpr size_t kGroup = 16;
 
   // Bit i says whether values[i] is another symbol than `mode`, for sixteen of them.
@@ -303,6 +337,46 @@ class Tables {
   size_t wide_channels(size_t row) const { return plain_.size() * row < kWideSymbols ? 0 : plain_.size() - 1; }
   bool is_wide(size_t c, size_t wide) const { return wide && c != plain_.back(); }
 
+  // A channel's tables by context, for small payloads.
+  struct Contexts {
+    // What a decoder needs of an entry, in eight bytes.
+    struct Slot {
+      uint16_t start, frequency;
+      int16_t symbol;
+      uint8_t level;
+      bool escape;
+    };
+    // The slots of one context are size() apart; so are its `first` from the next context's.
+    static constexpr uint32_t kBucket = 8;
+    size_t channel;
+    const Channel& own;
+    std::array<int16_t, kLevels - 1> thresholds;
+    std::vector<Entry> entries;
+    std::vector<Slot> slots;
+    std::vector<uint8_t> first;  // for each 256 of the 2^16 slots the entry that covers the first
+
+    Contexts(size_t channel, const Channel& own, const int32_t* bounds, const uint32_t* cdf) : channel(channel), own(own) {
+      for (size_t t = 0; t < thresholds.size(); ++t) thresholds[t] = static_cast<int16_t>(bounds[t]);
+      for (size_t context = 0; context < kContexts; ++context, cdf += size() + 1) {
+        for (size_t k = 0; k < size(); ++k) {
+          const int16_t symbol = static_cast<int16_t>(own.offset + static_cast<int32_t>(k));
+          entries.emplace_back(cdf[k], cdf[k + 1] - cdf[k]);
+          slots.push_back({static_cast<uint16_t>(cdf[k]), static_cast<uint16_t>(cdf[k + 1] - cdf[k]), symbol, level(symbol), k == own.in_table});
+        }
+        for (uint32_t slot = 0, k = 0; slot < kOne; slot += 1u << kBucket) {
+          while (cdf[k + 1] <= slot) ++k;
+          first.push_back(static_cast<uint8_t>(k));
+        }
+      }
+    }
+    size_t size() const { return size_t{own.in_table} + 1; }  // entries of a table
+    uint8_t level(int16_t symbol) const {
+      uint8_t passed = 0;
+      for (const int16_t threshold : thresholds) passed += symbol >= threshold;
+      return passed;
+    }
+  };
+
   // Words are written from the buffer's end to its beginning, so that the decoder reads forwards.
   struct Writer {
     uint8_t* at;
@@ -342,6 +416,26 @@ class Tables {
       at += due ? 2 : 0;
     }
   };
+
+  // A copy of a payload with room on both sides: in front for the words that the wide lanes give
+  // back, behind so that a step may look at words before it is known whether they are there.
+  struct Copy {
+    static constexpr size_t kFront = 2 * kWideLanes, kBehind = 2 * kWideLanes * (1 + 2 * kMaxDigits);
+    size_t size;
+    std::unique_ptr<uint8_t[]> bytes;
+    Copy(const uint8_t* payload, size_t size) : size(size), bytes(new uint8_t[kFront + size + kBehind]) {
+      if (size) std::memcpy(bytes.get() + kFront, payload, size);
+      std::memset(bytes.get() + kFront + size, 0, kBehind);
+    }
+    Reader reader() const { return {bytes.get() + kFront, bytes.get() + kFront + size}; }
+  };
+
+  template <size_t lanes>
+  static Status end_of(const uint32_t (&lane)[lanes], const Reader& reader) {
+    for (const uint32_t state : lane)
+      if (state != kLowerBound) return Status::bad_state;
+    return reader.at == reader.end ? Status::ok : Status::trailing;
+  }
 
   static void push_entry(uint32_t& state, const Entry& entry, Writer& writer) {
     // Keep the state below 2^32 after the step: at most one word leaves.
@@ -551,6 +645,131 @@ class Tables {
     return status;
   }
 
+  // A small payload: one part, all channels without context tables first, then those with, as many of
+  // them side by side as there are lanes.
+  template <size_t lanes>
+  size_t encode_small_in(const int16_t* symbols, size_t rows, size_t columns, uint8_t* buffer) const {
+    const size_t row = rows * columns;
+    const uint8_t* end = buffer + max_payload(row);
+    Writer writer{buffer + max_payload(row)};
+    uint32_t lane[lanes];
+    std::fill(lane, lane + lanes, kLowerBound);
+    std::vector<uint8_t> scratch(2 * row * lanes);
+    size_t k = contexts_.size();
+    for (; k % lanes; --k) push_contexts<1>(lane, &contexts_[k - 1], symbols, rows, columns, scratch.data(), writer);
+    for (; k > 0; k -= lanes) push_contexts<lanes>(lane, &contexts_[k - lanes], symbols, rows, columns, scratch.data(), writer);
+    k = contexts_.size();
+    for (size_t c = channels(); c-- > 0;) {
+      if (k > 0 && contexts_[k - 1].channel == c) --k;
+      else if (channels_[c].in_runs) push_runs(lane, channels_[c], symbols + c * row, row, writer);
+      else push_narrow(lane, channels_[c], symbols + c * row, row, writer);
+    }
+    push_states(lane, writer);
+    return static_cast<size_t>(end - writer.at);
+  }
+
+  template <size_t lanes>
+  Status decode_small_in(const uint8_t* payload, size_t size, size_t rows, size_t columns, int16_t* symbols) const {
+    const size_t row = rows * columns;
+    if (size % 2) return Status::truncated;
+    if (size > max_payload(row)) return Status::trailing;
+    const Copy copy(payload, size);
+    Reader reader = copy.reader();
+    uint32_t lane[lanes];
+    Status status = pop_states(lane, reader);
+    size_t k = 0;
+    for (size_t c = 0; c < channels() && status == Status::ok; ++c) {
+      if (k < contexts_.size() && contexts_[k].channel == c) ++k;
+      else if (channels_[c].in_runs) status = pop_runs(lane, channels_[c], reader, symbols + c * row, row);
+      else status = pop_narrow(lane, channels_[c], reader, symbols + c * row, row);
+    }
+    std::vector<uint8_t> above(columns * lanes);
+    for (k = 0; k + lanes <= contexts_.size() && status == Status::ok; k += lanes)
+      status = pop_contexts<lanes>(lane, &contexts_[k], reader, symbols, row, columns, above.data());
+    for (; k < contexts_.size() && status == Status::ok; ++k)
+      status = pop_contexts<1>(lane, &contexts_[k], reader, symbols, row, columns, above.data());
+    return status == Status::ok ? end_of(lane, reader) : status;
+  }
+
+  // Symbols of `count` channels, position by position, each channel's in a lane of its own: none
+  // waits for another's, as each waits for its own left neighbour.
+  template <size_t count>
+  static void push_contexts(uint32_t* lane, const Contexts* channels, const int16_t* symbols, size_t rows, size_t columns, uint8_t* scratch, Writer& shared) {
+    // Bytes that are written could be anything's, so what the loops read again and again is local.
+    Writer writer = shared;
+    const size_t row = rows * columns;
+    uint8_t* const context = scratch;
+    uint8_t* const level = scratch + count * row;
+    uint32_t state[count], in_table[count];
+    const int16_t* values[count];
+    const Entry* entries[count];
+    for (size_t l = 0; l < count; ++l) {
+      state[l] = lane[l], in_table[l] = channels[l].own.in_table;
+      values[l] = symbols + channels[l].channel * row, entries[l] = channels[l].entries.data();
+      const auto thresholds = channels[l].thresholds;
+      for (size_t i = 0; i < row; ++i) {
+        uint16_t passed = 0;
+        for (const int16_t threshold : thresholds) passed = static_cast<uint16_t>(passed + (values[l][i] >= threshold));
+        level[i] = static_cast<uint8_t>(passed);
+      }
+      const uint8_t outside = channels[l].level(0);
+      uint8_t* own = context + l * row;
+      for (size_t i = 0; i < row; i += columns) {
+        own[i] = outside;
+        for (size_t x = 1; x < columns; ++x) own[i + x] = level[i + x - 1];
+        for (size_t x = 0; x < columns; ++x) own[i + x] = static_cast<uint8_t>(own[i + x] + kLevels * (i ? level[i + x - columns] : outside));
+      }
+    }
+    for (size_t i = row; i-- > 0;)
+      for (size_t l = count; l-- > 0;) {
+        const uint32_t k = std::min(static_cast<uint32_t>(values[l][i] - channels[l].own.offset), in_table[l]);
+        if (k == in_table[l]) push_digits(state[l], values[l][i], channels[l].own, writer);
+        push_entry(state[l], entries[l][context[l * row + i] * (in_table[l] + 1) + k], writer);
+      }
+    for (size_t l = 0; l < count; ++l) lane[l] = state[l];
+    shared = writer;
+  }
+
+  template <size_t count>
+  static Status pop_contexts(uint32_t* lane, const Contexts* channels, Reader& shared, int16_t* symbols, size_t row, size_t columns, uint8_t* above) {
+    Reader reader = shared;
+    uint32_t state[count];
+    uint8_t left[count], outside[count];
+    size_t size[count];
+    int16_t* values[count];
+    const uint8_t* first[count];
+    const typename Contexts::Slot* slots[count];
+    for (size_t l = 0; l < count; ++l) {
+      state[l] = lane[l], size[l] = channels[l].size(), outside[l] = channels[l].level(0);
+      values[l] = symbols + channels[l].channel * row, first[l] = channels[l].first.data(), slots[l] = channels[l].slots.data();
+      std::fill(above + l * columns, above + (l + 1) * columns, outside[l]);
+    }
+    for (size_t begin = 0; begin < row; begin += columns) {
+      for (size_t l = 0; l < count; ++l) left[l] = outside[l];
+      for (size_t x = 0; x < columns; ++x) {
+        for (size_t l = 0; l < count; ++l) {
+          const size_t context = kLevels * above[l * columns + x] + left[l];
+          const uint32_t slot = state[l] & 0xffff;
+          const auto* entry = slots[l] + context * size[l] + first[l][context << (16 - Contexts::kBucket) | slot >> Contexts::kBucket];
+          while (slot - entry->start >= entry->frequency) ++entry;
+          int16_t symbol = entry->symbol;
+          left[l] = entry->level;
+          pop_entry(state[l], entry->start, entry->frequency, reader);
+          if (entry->escape) {
+            if (const Status status = pop_digits(state[l], channels[l].own, reader, symbol); status != Status::ok) return status;
+            left[l] = channels[l].level(symbol);
+          }
+          above[l * columns + x] = left[l];
+          values[l][begin + x] = symbol;
+        }
+        if (reader.past_end()) return Status::truncated;
+      }
+    }
+    for (size_t l = 0; l < count; ++l) lane[l] = state[l];
+    shared = reader;
+    return Status::ok;
+  }
+
   // With vectors, groups of sixteen symbols from values[count - 1] down, or from values[0] on, until
   // one is met that is for push_wide and pop_wide to code; these give how many symbols are left, and
   // how many are done. `count` symbols are whole groups when pushed.
@@ -626,6 +845,7 @@ class Tables {
   Path path_;
   std::vector<Channel> channels_;
   std::vector<size_t> plain_;  // channels that are not coded in runs
+  std::vector<Contexts> contexts_;  // of some channels, in their order
 };
 
 }  // namespace rans

@@ -7,8 +7,16 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runtime import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runtime.coder import Tables
+
+    from .counts import Counts
 
 EXIT_DONE, EXIT_FAILURE, EXIT_USAGE, EXIT_PARITY = 0, 1, 2, 3
 MODEL_NAMES = ("ours_n0", "ours_n4", "ours_n8", "ours_n0_enc", "ours_n4_enc", "ours_n8_enc", "matsubara2022wacv")
@@ -46,6 +54,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: bundles/MODEL")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="one label a line (default: the checkpoint's, or ImageNet's)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="images for the parity check (default: synthetic ones)")
+    tables = parser.add_mutually_exclusive_group()
+    tables.add_argument("--refit", type=Path, metavar="DIR", help="count the symbols of the images in DIR and fit the tables to them")
+    tables.add_argument("--own-tables", action="store_true", help="the entropy model's own tables, though there are counts")
+    parser.add_argument("--as-is", action="store_true", help="do not resize the images of --refit to 224x224; crop to multiples of 8")
+    parser.add_argument(
+        "--counts",
+        type=Path,
+        metavar="FILE",
+        help="counts to fit the tables to (default: CHECKPOINT.counts.json if there is one); with --refit, where to keep them",
+    )
+    parser.add_argument(
+        "--small",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="whether the edge writes small files unless asked otherwise (default: if there are context tables)",
+    )
     parser.add_argument(
         "--max-pixels", type=_pixels, default=1024 * 1024, metavar="N", help="largest image that both ends take (default: 1048576)"
     )
@@ -87,8 +111,39 @@ def _labels(path: Path | None, metadata: dict[str, str], classes: int) -> list[s
     return [f"class {index}" for index in range(classes)]
 
 
+def _make_counts(args: argparse.Namespace, checkpoint: Path, bottleneck: str) -> "Callable[[Path, Tables], Counts | None]":
+    """How write_bundle comes by counts: from a file, which is read now, from the images of --refit, or not at all."""
+    from training.checkpoint import atomic_path
+
+    from .counts import Counts, count, symbols_of
+    from .images import image_paths
+
+    file = args.counts or checkpoint.with_suffix(".counts.json")
+    stored = None
+    if not args.refit and not args.own_tables and (args.counts or file.is_file()):
+        stored = Counts.read(file, bottleneck)
+    to_count = image_paths(args.refit) if args.refit else []
+
+    def make(graph: Path, own: "Tables") -> Counts | None:
+        if not to_count:
+            return stored
+        from tqdm import tqdm
+
+        progress = tqdm(to_count, "counting", unit="image", disable=not sys.stderr.isatty())
+        counts = count(symbols_of(graph, progress, args.as_is), own, bottleneck, args.refit.resolve().name)
+        if args.counts:
+            with atomic_path(args.counts) as temporary:
+                Path(temporary).write_text(counts.to_json())
+        return counts
+
+    return make
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.own_tables and (args.counts or args.small):
+        parser.error("--own-tables leaves no counts to use: leave out --counts and --small")
     out: Path = args.out or Path("bundles") / args.model
     try:
         path = args.checkpoint or find_checkpoint(args.model, args.lmb)
@@ -106,6 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     from .graphs import ExportError
     from .images import folder_images, synthetic_images
     from .parity import ParityError
+    from .tables import bottleneck_sha256
 
     try:
         model, metadata = load_model(path, args.model)
@@ -125,6 +181,8 @@ def main(argv: list[str] | None = None) -> int:
             source,
             weights=metadata.get("weights", "trained"),
             checkpoint={"file": path.name, "sha256": digest},
+            make_counts=_make_counts(args, path, bottleneck_sha256(model)),
+            small=args.small,
             max_pixels=args.max_pixels,
             report=lambda line: print(line, flush=True),
         )

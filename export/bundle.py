@@ -19,11 +19,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 import runtime
-from runtime.bundle import CLOUD_GRAPH, EDGE_GRAPH, LABELS, MANIFEST, SCHEMA, TABLES, ShapeRule, compute_fingerprint
+from runtime.bundle import (
+    CLOUD_GRAPH,
+    COMPRESSAI_TABLES,
+    EDGE_GRAPH,
+    LABELS,
+    MANIFEST,
+    SCHEMA,
+    TABLES,
+    ShapeRule,
+    compute_fingerprint,
+)
+from runtime.coder import Tables
 from runtime.feature_file import VERSION
 from runtime.preprocess import CROP, RESIZE
 from training.models import FeatureCompressionModel
 
+from .counts import Counts, CountsError, fit_tables
 from .graphs import OPSET, export_cloud, export_edge, stamp
 from .parity import check_parity
 from .tables import bottleneck_sha256, make_tables
@@ -46,6 +58,8 @@ def write_bundle(
     *,
     weights: str = "trained",
     checkpoint: dict[str, str] | None = None,
+    make_counts: Callable[[Path, Tables], Counts | None] = lambda graph, own: None,
+    small: bool | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -57,10 +71,14 @@ def write_bundle(
         images: uint8 [N, H, W, 3] for the parity gate; `image_source` says what they are.
         weights: "trained" or "random", recorded in the manifest.
         checkpoint: "file" and "sha256" of where the weights came from, recorded.
+        make_counts: is given the edge graph and the model's own tables; gives the counts that tables are
+            fitted to, or None for the model's own.
+        small: the profile of the files that the edge writes; None for small where there are context tables.
         max_pixels: the largest image that both ends will take.
         report: is given a line per stage.
 
-    Gives the manifest. Raises ParityError, ExportError, QuantilesError, OutputInTheWayError.
+    Gives the manifest. Raises ParityError, ExportError, QuantilesError, CountsError, OutputInTheWayError,
+    and what `make_counts` raises.
     """
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise OutputInTheWayError(f"{out} exists and is not a bundle: name another folder with --out, or remove it")
@@ -80,12 +98,23 @@ def write_bundle(
         return f"{file}, {(work / file).stat().st_size:,} bytes"
 
     try:
-        tables = make_tables(model)
-        (work / TABLES).write_bytes(tables.to_json())
-        done("tables", f"{size(TABLES)}, {tables.channels} tables")
         spec = model.spec
         shape = ShapeRule(spec.latent_channels, spec.stride, spec.latent_shrink)
         bottleneck = bottleneck_sha256(model)
+        for stage, file, export in (("edge graph", EDGE_GRAPH, export_edge), ("cloud graph", CLOUD_GRAPH, export_cloud)):
+            export(model, work / file)
+            done(stage, size(file))
+        own = tables = make_tables(model)
+        counts = make_counts(work / EDGE_GRAPH, own)
+        if counts:
+            tables = fit_tables(own, counts)
+            (work / COMPRESSAI_TABLES).write_bytes(own.to_json())
+        small = bool(tables.contexts) if small is None else small
+        if small and not tables.contexts:
+            raise CountsError("no channel has context tables, which small files need: give images to count with --refit DIR")
+        (work / TABLES).write_bytes(tables.to_json())
+        source = f"fitted to {counts.images} images ({counts.source})" if counts else "the entropy model's own"
+        done("tables", f"{size(TABLES)}, {tables.channels} channels, {len(tables.contexts)} of them with context tables; {source}")
         fingerprint = compute_fingerprint(shape, tables, bottleneck).hex()
         properties = {
             "model": name,
@@ -95,10 +124,8 @@ def write_bundle(
             "torch": version("torch"),
             "onnx": version("onnx"),
         }
-        for stage, file, export in (("edge graph", EDGE_GRAPH, export_edge), ("cloud graph", CLOUD_GRAPH, export_cloud)):
-            export(model, work / file)
+        for file in (EDGE_GRAPH, CLOUD_GRAPH):
             stamp(work / file, properties)
-            done(stage, size(file))
         (work / LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
         parity = check_parity(model, tables, work / EDGE_GRAPH, work / CLOUD_GRAPH, images, image_source)
         done(
@@ -117,6 +144,8 @@ def write_bundle(
             "shape": {"channels": shape.channels, "stride": shape.stride, "shrink": shape.shrink},
             "max_symbols": max(1, shape.channels * (max_pixels // shape.stride**2)),
             "preprocessing": {"resize": RESIZE, "crop": CROP, "interpolation": "bilinear", "antialias": True},
+            "small": small,
+            "tables": {"images": counts.images, "source": counts.source, "context_channels": list(tables.contexts)} if counts else None,
             "classes": len(labels),
             "checkpoint": checkpoint,
             "opset": OPSET,
@@ -125,7 +154,7 @@ def write_bundle(
             "parity": parity.as_dict(),
             "files": {
                 file: {"bytes": (work / file).stat().st_size, "sha256": _sha256(work / file)}
-                for file in (TABLES, EDGE_GRAPH, CLOUD_GRAPH, LABELS)
+                for file in (TABLES, *([COMPRESSAI_TABLES] if counts else []), EDGE_GRAPH, CLOUD_GRAPH, LABELS)
             },
         }
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")

@@ -52,12 +52,20 @@ def _stretch(grid: NDArray[np.float64], side: int) -> NDArray[np.float64]:
     return grid[:, low] * (1 - part)[None, :, None] + grid[:, low + 1] * part[None, :, None]
 
 
+def image_paths(folder: Path) -> list[Path]:
+    """All image files in `folder` and below, sorted. Raises NoImagesError."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise NoImagesError(f"no image in {folder}: name a folder of JPEG or PNG files")
+    return paths
+
+
 def folder_images(folder: Path, limit: int = 40) -> NDArray[np.uint8]:
     """Up to `limit` images from `folder` and below, evenly spread over the sorted names, 224x224.
 
     Raises NoImagesError; files that are no images are passed over.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = image_paths(folder)
     images = []
     for path in paths[:: max(1, len(paths) // limit)][:limit]:
         try:
@@ -65,5 +73,5 @@ def folder_images(folder: Path, limit: int = 40) -> NDArray[np.uint8]:
         except ImageError:
             continue
     if not images:
-        raise NoImagesError(f"no image in {folder}: name a folder of JPEG or PNG files with --images")
+        raise NoImagesError(f"no image in {folder}: name a folder of JPEG or PNG files")
     return np.stack(images)

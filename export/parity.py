@@ -39,6 +39,7 @@ class ParityReport:
     largest_logit_difference: float
     top1_equal: bool
     mean_payload_bytes: float
+    mean_small_payload_bytes: float | None  # where there are context tables
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -53,7 +54,7 @@ def check_parity(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     edge_session, cloud_session = (ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]) for path in (edge, cloud))
     reference = EdgeGraph(model).eval()
-    equal = nonzero = total = payload_bytes = 0
+    equal = nonzero = total = payload_bytes = small_bytes = 0
     symbol_difference, logit_difference, top1_equal = 0, 0.0, True
     start = index = 0
     while start < len(images):
@@ -73,9 +74,13 @@ def check_parity(
         top1_equal &= bool((logits.argmax(1) == expected_logits.argmax(1)).all())
         for one in symbols:
             payload_bytes += _round_trip(tables, one)
+            small_bytes += _round_trip(tables, one, small=True) if tables.contexts else 0
         start += len(batch)
         index += 1
-    _round_trip(tables, _with_escapes(symbols[-1], tables))
+    forced = _with_escapes(symbols[-1], tables)
+    _round_trip(tables, forced)
+    if tables.contexts:
+        _round_trip(tables, forced, small=True)
     report = ParityReport(
         images=len(images),
         source=source,
@@ -86,6 +91,7 @@ def check_parity(
         largest_logit_difference=logit_difference,
         top1_equal=top1_equal,
         mean_payload_bytes=payload_bytes / len(images),
+        mean_small_payload_bytes=small_bytes / len(images) if tables.contexts else None,
     )
     failures = [
         text
@@ -106,11 +112,11 @@ def check_parity(
     return report
 
 
-def _round_trip(tables: Tables, symbols: NDArray[np.int16]) -> int:
+def _round_trip(tables: Tables, symbols: NDArray[np.int16], small: bool = False) -> int:
     if (symbols == NOT_A_SYMBOL).any():
         raise ParityError("the encoder computes latents that are not numbers: the checkpoint is broken")
-    payload = tables.encode(symbols)
-    if not np.array_equal(tables.decode(payload, symbols.shape[1:]), symbols):
+    payload = tables.encode(symbols, small)
+    if not np.array_equal(tables.decode(payload, symbols.shape[1:], small), symbols):
         raise ParityError("the coder does not give back the symbols that it was given")
     return len(payload)
 

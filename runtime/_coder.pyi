@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 NARROW_LANES: int
 WIDE_LANES: int
+LEVELS: int
 NOT_A_SYMBOL: int
 PATHS: tuple[str, ...]
 
@@ -19,6 +20,17 @@ class Tables:
 
     def decode(self, payload: bytes | bytearray | memoryview, out: NDArray[np.int16]) -> str | None:
         """Fill `out` [channels, row]; gives the reason where the payload is refused."""
+
+    def add_contexts(
+        self, channels: NDArray[np.uint32], thresholds: NDArray[np.int32], cdf: NDArray[np.uint32], lengths: NDArray[np.uint32]
+    ) -> None:
+        """Tables by context of some channels [n], for small files: thresholds [n, 4], all CDFs, how many values each has."""
+
+    def encode_small(self, symbols: NDArray[np.int16]) -> bytes:
+        """Symbols [channels, rows, columns] -> payload; ValueError on NOT_A_SYMBOL."""
+
+    def decode_small(self, payload: bytes | bytearray | memoryview, out: NDArray[np.int16]) -> str | None:
+        """Fill `out` [channels, rows, columns]; gives the reason where the payload is refused."""
 
 class CompressAiStream:
     """The same tables' streams as CompressAI writes them."""

@@ -2,6 +2,7 @@
 
     manifest.json   what all this is, with the SHA-256 of each other file
     tables.json     entropy tables
+    compressai.json the tables of CompressAI's streams, where those are others
     edge.onnx       pixels to symbols           } the edge half
     cloud.onnx      symbols to logits           }
     labels.txt      one label a line            } the cloud half
@@ -28,14 +29,16 @@ from .errors import (
     DamagedFeatureFileError,
     InconsistentBundleError,
     MissingBundleFileError,
+    NoContextTablesError,
     TooManySymbolsError,
     UnsupportedBundleError,
     WrongBundleError,
 )
 from .feature_file import BLOCK, VERSION
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST, TABLES, EDGE_GRAPH, CLOUD_GRAPH, LABELS = "manifest.json", "tables.json", "edge.onnx", "cloud.onnx", "labels.txt"
+COMPRESSAI_TABLES = "compressai.json"
 _MAX_TEXT_BYTES = 16 << 20  # manifest, tables, labels
 _MAX_GRAPH_BYTES = 2 << 30
 
@@ -92,6 +95,7 @@ class Bundle:
     tables: Tables
     fingerprint: bytes
     max_symbols: int
+    small: bool = False  # the profile of the files that are written, unless asked otherwise
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Bundle":
@@ -117,6 +121,7 @@ class Bundle:
             version = manifest["format_version"]
             shape = ShapeRule(**{key: int(value) for key, value in manifest["shape"].items()})
             max_symbols = int(manifest["max_symbols"])
+            small = bool(manifest["small"])
             claimed = bytes.fromhex(manifest["fingerprint"])
             bottleneck = str(manifest["bottleneck_sha256"])
             bytes.fromhex(bottleneck)
@@ -130,19 +135,29 @@ class Bundle:
         tables = Tables.from_json(_verified(folder, TABLES, hashes, _MAX_TEXT_BYTES))
         if tables.channels != shape.channels:
             raise InconsistentBundleError(f"{folder} has {tables.channels} tables for {shape.channels} channels: export the bundle again")
+        if small and not tables.contexts:
+            raise InconsistentBundleError(f"{folder} is to write small files and has no context tables: export the bundle again")
         fingerprint = compute_fingerprint(shape, tables, bottleneck)
         if fingerprint != claimed:
             raise InconsistentBundleError(
                 f"{folder}'s manifest says fingerprint {claimed.hex()[:8]}, its contents give {fingerprint.hex()[:8]}: export it again"
             )
-        return cls(folder, manifest, shape, tables, fingerprint, max_symbols)
+        return cls(folder, manifest, shape, tables, fingerprint, max_symbols, small)
 
-    def encode(self, symbols: NDArray[np.int16], height: int, width: int) -> bytes:
+    def encode(self, symbols: NDArray[np.int16], height: int, width: int, small: bool | None = None) -> bytes:
         """The coder: symbols int16 [C, H', W'] of an image of height x width pixels -> feature file.
 
-        Raises NotANumberError.
+        `small` chooses the profile, None the bundle's own. Raises NotANumberError, NoContextTablesError.
         """
-        return feature_file.pack(self.fingerprint, height, width, self.tables.encode(symbols))
+        small = self.small if small is None else small
+        if small:
+            self.require_contexts()
+        return feature_file.pack(self.fingerprint, height, width, self.tables.encode(symbols, small), small)
+
+    def require_contexts(self) -> None:
+        """Raises NoContextTablesError where small files cannot be written."""
+        if not self.tables.contexts:
+            raise NoContextTablesError(f"{self.folder} has no context tables, which small files need: export it with --refit DIR")
 
     def decode(self, data: feature_file.Bytes) -> NDArray[np.int16]:
         """The coder: a feature file -> symbols int16 [C, H', W'].
@@ -165,7 +180,16 @@ class Bundle:
                 f"the feature file is of {file.width}x{file.height} pixels, {count} symbols; "
                 f"the bundle allows {self.max_symbols}: export with a larger --max-pixels"
             )
-        return self.tables.decode(file.payload, (rows, columns))
+        if file.small and not self.tables.contexts:
+            raise DamagedFeatureFileError("the feature file says that it is a small one, for which its bundle has no tables: send it again")
+        return self.tables.decode(file.payload, (rows, columns), file.small)
+
+    def compressai_tables(self) -> Tables:
+        """The tables that the checkpoint's own entropy model gives, which CompressAI codes under.
+
+        Raises as `read` does, and TablesError.
+        """
+        return Tables.from_json(self.read(COMPRESSAI_TABLES)) if COMPRESSAI_TABLES in self.manifest["files"] else self.tables
 
     def read(self, name: str) -> bytes:
         """The verified bytes of one of the bundle's files.

@@ -61,7 +61,7 @@ def to_feature_file(string: bytes, height: int, width: int, bundle: Bundle | str
     bad = height % feature_file.BLOCK or width % feature_file.BLOCK or min(bundle.shape.latent(height, width)) < 1
     if bad or bundle.shape.symbols(height, width) > bundle.max_symbols:
         raise StreamShapeError(f"{width}x{height} pixels are not multiples of 8 within the bundle's limit of {bundle.max_symbols} symbols")
-    symbols = CompressAiCoder(bundle.tables).decode(string, bundle.shape.latent(height, width))
+    symbols = CompressAiCoder(bundle.compressai_tables()).decode(string, bundle.shape.latent(height, width))
     return bundle.encode(symbols, height, width)
 
 
@@ -73,4 +73,4 @@ def from_feature_file(data: bytes, bundle: Bundle | str | os.PathLike[str]) -> t
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     symbols = bundle.decode(data)
     rows, columns = symbols.shape[1:]
-    return CompressAiCoder(bundle.tables).encode(symbols), (rows, columns)
+    return CompressAiCoder(bundle.compressai_tables()).encode(symbols), (rows, columns)

@@ -22,12 +22,17 @@ class EdgeEncoder:
     Args:
         bundle_dir: default `$EDGECLOUD_BUNDLE`, else `bundles/ours_n4`.
         threads: of the graph; None for one a core.
+        small: whether to write small files: about a quarter fewer bytes, some microseconds more; None
+            for what the bundle says.
 
     Raises the BundleErrors.
     """
 
-    def __init__(self, bundle_dir: str | os.PathLike[str] | None = None, threads: int | None = None):
+    def __init__(self, bundle_dir: str | os.PathLike[str] | None = None, threads: int | None = None, small: bool | None = None):
         self.bundle = Bundle.load(default_bundle() if bundle_dir is None else bundle_dir)
+        self.small = self.bundle.small if small is None else small
+        if self.small:
+            self.bundle.require_contexts()
         self._session = open_graph(self.bundle, EDGE_GRAPH, threads)
 
     def encode(self, image: ImageInput, as_is: bool = False) -> bytes:
@@ -70,4 +75,4 @@ class EdgeEncoder:
 
         Raises NotANumberError.
         """
-        return self.bundle.encode(symbols, height, width)
+        return self.bundle.encode(symbols, height, width, self.small)

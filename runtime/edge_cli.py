@@ -35,6 +35,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
     parser.add_argument("--as-is", action="store_true", help="do not resize to 224x224; crop to multiples of 8")
+    parser.add_argument(
+        "--small",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="write small files: fewer bytes for some microseconds more (default: as the bundle says)",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the encoder graph (default: one a core)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line: bytes, bpp, milliseconds by stage")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -75,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     # Pillow warns at half of the size that it refuses, and of every oddity in a TIFF.
     warnings.simplefilter("ignore")
     try:
-        encoder = EdgeEncoder(args.bundle, args.threads)
+        encoder = EdgeEncoder(args.bundle, args.threads, args.small)
     except (EdgeCloudError, OSError) as error:
         print(f"edge-encode: {error}", file=sys.stderr)
         return EXIT_FAILURE

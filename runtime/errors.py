@@ -121,5 +121,9 @@ class InconsistentBundleError(BundleError):
     """A bundle whose parts contradict each other, or whose manifest makes no sense."""
 
 
+class NoContextTablesError(BundleError):
+    """Small files are asked of a bundle without context tables."""
+
+
 class UnsupportedBundleError(BundleError):
     """A bundle of a schema or format version that this release does not know."""

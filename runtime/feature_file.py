@@ -1,7 +1,7 @@
 """The feature file: what travels from the edge to the cloud. docs/FORMAT.md is its specification.
 
     byte 0      0xFC
-    byte 1      format version
+    byte 1      format version in the low four bits, profile in the high four: 0 plain, 1 small
     bytes 2-5   fingerprint, the first four bytes of the bundle's
     then        height / 8, width / 8 and payload length, each an unsigned LEB128 of 1 to 4 bytes
     then        payload
@@ -30,6 +30,7 @@ BLOCK = 8  # heights and widths are multiples of this many pixels
 Bytes = bytes | bytearray | memoryview
 _MAX_VARINT_BYTES = 4
 _CRC_BYTES = 4
+_PROFILE_SHIFT = 4
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class FeatureFile:
     height: int
     width: int
     payload: memoryview
+    small: bool = False
     version: int = VERSION
 
     @property
@@ -71,18 +73,19 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
     raise DamagedFeatureFileError(f"the header field at byte {at} is damaged: send the feature file again")
 
 
-def pack(fingerprint: bytes, height: int, width: int, payload: bytes) -> bytes:
+def pack(fingerprint: bytes, height: int, width: int, payload: bytes, small: bool = False) -> bytes:
     """Header, payload and checksum.
 
     Args:
         fingerprint: four bytes or more, the first four are written.
         height, width: pixels, multiples of 8, up to 2^31.
+        small: the profile of the payload.
     """
     if height % BLOCK or width % BLOCK:
         raise ValueError(f"{width}x{height} pixels are not multiples of {BLOCK}")
     body = b"".join(
         [
-            bytes([MAGIC, VERSION]),
+            bytes([MAGIC, VERSION | small << _PROFILE_SHIFT]),
             fingerprint[:FINGERPRINT_BYTES],
             _varint(height // BLOCK),
             _varint(width // BLOCK),
@@ -108,9 +111,11 @@ def parse(data: Bytes) -> FeatureFile:
         )
     if len(view) < 2:
         raise TruncatedFeatureFileError("a feature file of 1 byte ends in its header: send it again")
-    if view[1] > VERSION or view[1] == 0:
+    version, profile = view[1] % (1 << _PROFILE_SHIFT), view[1] >> _PROFILE_SHIFT
+    if version != VERSION or profile > 1:
         raise UnsupportedVersionError(
-            f"feature file of format version {view[1]}, this release reads version {VERSION}: update the cloud side"
+            f"feature file of format version {version}, profile {profile}; this release reads version {VERSION}, profiles 0 and 1: "
+            "update the cloud side"
         )
     if len(view) < 2 + FINGERPRINT_BYTES:
         raise TruncatedFeatureFileError(f"a feature file of {len(view)} bytes ends in its header: send it again")
@@ -131,4 +136,5 @@ def parse(data: Bytes) -> FeatureFile:
         height=rows * BLOCK,
         width=columns * BLOCK,
         payload=view[at : at + length],
+        small=bool(profile),
     )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtime import CloudDecoder, EdgeEncoder
+from runtime.bundle import SCHEMA
 
 PROJECT = Path(__file__).resolve().parent.parent
 GOLF_BALL = PROJECT / "docs" / "demo" / "golf_ball.jpg"
@@ -31,8 +32,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = PROJECT / "checkpoints" / "ours_n4" / "lmb1.28.safetensors"
     made = PROJECT / "bundles" / "ours_n4"
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    if (made / "manifest.json").is_file() and json.loads((made / "manifest.json").read_text())["checkpoint"]["sha256"] == digest:
-        return made
+    if (made / "manifest.json").is_file():
+        manifest = json.loads((made / "manifest.json").read_text())
+        if manifest["schema"] == SCHEMA and manifest["checkpoint"]["sha256"] == digest:
+            return made
     from export.__main__ import main
 
     out = tmp_path_factory.mktemp("bundles") / "ours_n4"

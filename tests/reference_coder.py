@@ -13,6 +13,10 @@ NARROW_LANES, WIDE_LANES = 2, 16
 WIDE_SYMBOLS = 16384
 RUN_FREQUENCY = 57344
 MAX_RUN = 256
+LEVELS = 5
+MANY_CONTEXTS = 16  # channels with context tables from which on there are four lanes
+
+Contexts = dict[int, tuple[list[int], list[list[int]]]]  # channel -> thresholds, 25 CDFs
 
 
 @dataclass
@@ -108,6 +112,25 @@ def narrow_steps(channel: Channel, row: list[int]) -> list[Step]:
     return steps
 
 
+def level(thresholds: list[int], symbol: int) -> int:
+    return sum(symbol >= threshold for threshold in thresholds)
+
+
+def context_of(thresholds: list[int], values: list[int], at: int, columns: int) -> int:
+    """Of the symbol at position `at`: only what lies before it in `values` is looked at."""
+    above = values[at - columns] if at >= columns else 0
+    left = values[at - 1] if at % columns else 0
+    return LEVELS * level(thresholds, above) + level(thresholds, left)
+
+
+def groups(contexts: Contexts) -> tuple[int, list[list[int]]]:
+    """How many lanes a small payload has, and the channels with context tables that go side by side."""
+    lanes = 2 if len(contexts) < MANY_CONTEXTS else 4
+    channels = sorted(contexts)
+    whole = len(channels) // lanes * lanes
+    return lanes, [channels[i : i + lanes] for i in range(0, whole, lanes)] + [[c] for c in channels[whole:]]
+
+
 def wide_steps(channel: Channel, row: list[int]) -> list[Step]:
     """The steps of one row in the wide part: of sixteen symbols the entries first, then the digits."""
     steps: list[Step] = []
@@ -167,6 +190,28 @@ def encode(cdfs: list[list[int]], offsets: list[int], symbols: list[list[int]]) 
         lanes = [LOWER | (words.pop() if words else 0) for _ in range(WIDE_LANES)]
         push(lanes, [step for c in wide for step in wide_steps(channels[c], symbols[c])], words)
         push_states(lanes, words)
+    return b"".join(word.to_bytes(2, "little") for word in reversed(words))
+
+
+def encode_small(cdfs: list[list[int]], offsets: list[int], contexts: Contexts, symbols: list[list[int]], columns: int) -> bytes:
+    """symbols[channel][position] of rows of `columns` -> small payload."""
+    channels = [Channel(cdf, offset) for cdf, offset in zip(cdfs, offsets, strict=True)]
+    lanes, side_by_side = groups(contexts)
+    steps = [step for c in range(len(channels)) if c not in contexts for step in narrow_steps(channels[c], symbols[c])]
+    for group in side_by_side:
+        for at in range(len(symbols[0])):
+            for lane, c in enumerate(group):
+                thresholds, tables = contexts[c]
+                cdf = tables[context_of(thresholds, symbols[c], at, columns)]
+                k = symbols[c][at] - offsets[c]
+                entry = k if 0 <= k < channels[c].in_table else channels[c].in_table
+                steps.append((lane, cdf[entry], cdf[entry + 1] - cdf[entry]))
+                if entry == channels[c].in_table:
+                    steps.extend((lane, digit) for digit in channels[c].digits(symbols[c][at]))
+    words: list[int] = []
+    states = [LOWER] * lanes
+    push(states, steps, words)
+    push_states(states, words)
     return b"".join(word.to_bytes(2, "little") for word in reversed(words))
 
 
@@ -256,4 +301,28 @@ def decode(cdfs: list[list[int]], offsets: list[int], payload: bytes, row: int) 
         symbols[c] = pop_narrow(stream, channels[c], row)
     assert stream.lanes == [LOWER] * NARROW_LANES
     assert not any(words) if padded else not words
+    return symbols
+
+
+def decode_small(cdfs: list[list[int]], offsets: list[int], contexts: Contexts, payload: bytes, row: int, columns: int) -> list[list[int]]:
+    """Inverse of `encode_small`; AssertionError or IndexError on anything else than it writes."""
+    assert len(payload) % 2 == 0
+    channels = [Channel(cdf, offset) for cdf, offset in zip(cdfs, offsets, strict=True)]
+    lanes, side_by_side = groups(contexts)
+    words = [int.from_bytes(payload[i : i + 2], "little") for i in range(0, len(payload), 2)]
+    words.reverse()
+    stream = Stream(words, lanes)
+    symbols: list[list[int]] = [[] for _ in channels]
+    for c, channel in enumerate(channels):
+        if c not in contexts:
+            symbols[c] = pop_narrow(stream, channel, row)
+    for group in side_by_side:
+        for at in range(row):
+            for lane, c in enumerate(group):
+                thresholds, tables = contexts[c]
+                entry = stream.pop(lane, tables[context_of(thresholds, symbols[c], at, columns)])
+                escape = entry == channels[c].in_table
+                symbols[c].append(stream.pop_digits(lane, channels[c]) if escape else offsets[c] + entry)
+    assert stream.lanes == [LOWER] * lanes
+    assert not words
     return symbols

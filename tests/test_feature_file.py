@@ -59,10 +59,18 @@ def test_another_kind_of_file(data: bytes) -> None:
         parse(data)
 
 
-@pytest.mark.parametrize("version", [0, 2, 255])
-def test_another_version(version: int) -> None:
-    with pytest.raises(errors.UnsupportedVersionError, match=f"version {version}, this release reads version 1"):
+@pytest.mark.parametrize("version", [0x00, 0x02, 0x0F, 0x12, 0x21, 0xF1, 0xFF])
+def test_another_version_or_profile(version: int) -> None:
+    text = f"version {version % 16}, profile {version // 16}; this release reads version 1, profiles 0 and 1"
+    with pytest.raises(errors.UnsupportedVersionError, match=text):
         parse(sealed(bytes([0xFC, version]) + GOLDEN[2:-4]))
+
+
+def test_the_profile_is_the_high_half_of_the_second_byte() -> None:
+    data = pack(FINGERPRINT, 224, 640, b"hello", small=True)
+    assert data[:2] == b"\xfc\x11"
+    assert data[2:-4] == GOLDEN[2:-4]
+    assert parse(data) == FeatureFile(FINGERPRINT, 224, 640, memoryview(b"hello"), small=True)
 
 
 @pytest.mark.parametrize("length", range(1, len(GOLDEN)))

@@ -11,11 +11,12 @@ import reference_coder
 
 from runtime import errors
 from runtime.bundle import Bundle, ShapeRule
-from runtime.coder import Tables
+from runtime.coder import Contexts, Tables
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 CASES = sorted(GOLDEN.glob("*.txt"))
-TABLES = Tables([[0, 1, 4, 204, 65004, 65524, 65534, 65535, 65536], [0, 4000, 30000, 50000, 65000, 65536]], [-3, 0])
+CONTEXTS = Contexts([0, 1, 2, 3], [[0, 4000 + 500 * context, 30000, 50000 + 400 * context, 65000, 65536] for context in range(25)])
+TABLES = Tables([[0, 1, 4, 204, 65004, 65524, 65534, 65535, 65536], [0, 4000, 30000, 50000, 65000, 65536]], [-3, 0], {1: CONTEXTS})
 BUNDLE = Bundle(GOLDEN, {}, ShapeRule(2, 8, 0), TABLES, bytes.fromhex("0badcafe") + bytes(28), max_symbols=1 << 16)
 
 ERRORS = {
@@ -23,6 +24,11 @@ ERRORS = {
     "other_kind": errors.NotAFeatureFileError,
     "version_0": errors.UnsupportedVersionError,
     "version_2": errors.UnsupportedVersionError,
+    "profile_2": errors.UnsupportedVersionError,
+    "plain_said_to_be_small": errors.DamagedFeatureFileError,
+    "small_said_to_be_plain": errors.DamagedFeatureFileError,
+    "small_payload_cut": errors.DamagedFeatureFileError,
+    "small_payload_word_left": errors.DamagedFeatureFileError,
     "header_cut": errors.TruncatedFeatureFileError,
     "payload_cut": errors.TruncatedFeatureFileError,
     "checksum_cut": errors.TruncatedFeatureFileError,
@@ -46,23 +52,52 @@ ERRORS = {
 }
 
 
-def read(path: Path) -> tuple[list[list[int]], list[int], list[list[int]], bytes]:
-    lines = path.read_text().split("\n")
-    channels, row = map(int, lines[0].split())
-    tables = [list(map(int, line.split())) for line in lines[1 : 1 + channels]]
-    symbols = [list(map(int, line.split())) for line in lines[1 + channels : 1 + 2 * channels]]
-    assert all(len(values) == row for values in symbols)
-    return [table[1:] for table in tables], [table[0] for table in tables], symbols, bytes.fromhex(lines[1 + 2 * channels])
+def read(path: Path) -> tuple[list[list[int]], list[int], reference_coder.Contexts, list[list[int]], list[int], bytes]:
+    """Tables, context tables, symbols, the shape of a plane and the payload."""
+    lines = [line.split() for line in path.read_text().split("\n")]
+    (channels, *shape), rest = map(int, lines[0]), iter(lines[1:])
+    tables = [list(map(int, next(rest))) for _ in range(channels)]
+    own = [list(map(int, next(rest))) for _ in range(channels)] if len(shape) == 2 else []
+    contexts = {}
+    for c, values in enumerate(own):
+        width = len(tables[c]) - 1
+        if values:
+            contexts[c] = (values[:4], [values[at : at + width] for at in range(4, len(values), width)])
+    symbols = [list(map(int, next(rest))) for _ in range(channels)]
+    payload = bytes.fromhex("".join(next(rest)))
+    return [table[1:] for table in tables], [table[0] for table in tables], contexts, symbols, shape, payload
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_cases(path: Path) -> None:
-    cdfs, offsets, symbols, payload = read(path)
-    array = np.array(symbols, np.int16).reshape(len(symbols), -1)
+    cdfs, offsets, contexts, symbols, shape, payload = read(path)
+    array = np.array(symbols, np.int16).reshape(len(symbols), *shape)
+    if len(shape) == 2:
+        tables = Tables(cdfs, offsets, {channel: Contexts(*pair) for channel, pair in contexts.items()})
+        assert tables.encode(array, small=True) == payload
+        assert np.array_equal(tables.decode(payload, array.shape[1:], small=True), array)
+        assert reference_coder.encode_small(cdfs, offsets, contexts, symbols, shape[1]) == payload
+        assert reference_coder.decode_small(cdfs, offsets, contexts, payload, shape[0] * shape[1], shape[1]) == symbols
+        return
     assert Tables(cdfs, offsets).encode(array) == payload
     assert np.array_equal(Tables(cdfs, offsets).decode(payload, array.shape[1:]), array)
     assert reference_coder.encode(cdfs, offsets, symbols) == payload
     assert reference_coder.decode(cdfs, offsets, payload, array.shape[1]) == symbols
+
+
+FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
+
+
+def test_cases_on_arm(tmp_path: Path) -> None:
+    """The portable path and NEON's, on a machine that is emulated."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if not compiler or not emulator:
+        assert os.environ.get("CI") != "true", "CI must have aarch64-linux-gnu-g++ and qemu-aarch64"
+        pytest.skip("no aarch64-linux-gnu-g++ or qemu-aarch64: apt-get install g++-aarch64-linux-gnu qemu-user")
+    program = tmp_path / "coder_test"
+    subprocess.run([compiler, *FLAGS, "-static", GOLDEN / "coder_test.cpp", "-o", program], check=True)
+    result = subprocess.run([emulator, program, *CASES], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout.split()) == (0, ["neon", "portable"]), result.stdout + result.stderr
 
 
 def test_cases_from_cpp_under_sanitizers(tmp_path: Path) -> None:
@@ -70,20 +105,31 @@ def test_cases_from_cpp_under_sanitizers(tmp_path: Path) -> None:
     if not compiler:
         pytest.skip("no C++ compiler to build tests/golden/coder_test.cpp with")
     program = tmp_path / "coder_test"
-    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     built = subprocess.run(
-        [compiler, *flags, *sanitizers, GOLDEN / "coder_test.cpp", "-o", program], capture_output=True, text=True, check=False
+        [compiler, *FLAGS, *sanitizers, GOLDEN / "coder_test.cpp", "-o", program], capture_output=True, text=True, check=False
     )
     if built.returncode and "sanitize" in built.stderr + built.stdout:
-        built = subprocess.run([compiler, *flags, GOLDEN / "coder_test.cpp", "-o", program], capture_output=True, text=True, check=False)
+        built = subprocess.run([compiler, *FLAGS, GOLDEN / "coder_test.cpp", "-o", program], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     result = subprocess.run([program, *CASES], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_the_intact_file_is_decoded() -> None:
+    assert np.array_equal(*(BUNDLE.decode((GOLDEN / name).read_bytes()) for name in ("intact.bin", "intact_small.bin")))
     assert BUNDLE.decode((GOLDEN / "intact.bin").read_bytes()).tolist() == [[[0, 0, 2], [0, -90, 0]], [[1, 0, 3], [2, 1, 500]]]
+
+
+@pytest.mark.parametrize("name", ["intact.bin", "intact_small.bin"])
+def test_every_changed_byte_and_every_truncation_is_refused(name: str) -> None:
+    data = (GOLDEN / name).read_bytes()
+    for at in range(len(data)):
+        with pytest.raises(errors.FeatureFileError):
+            BUNDLE.decode(data[:at])
+        for change in range(1, 256):
+            with pytest.raises(errors.FeatureFileError):
+                BUNDLE.decode(data[:at] + bytes([data[at] ^ change]) + data[at + 1 :])
 
 
 @pytest.mark.parametrize("path", sorted((GOLDEN / "errors").glob("*.bin")), ids=lambda path: path.stem)

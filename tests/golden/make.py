@@ -5,13 +5,17 @@
 They are committed, and change only with the format's version. Payloads come from the plain-Python
 coder; the native one, from Python and from C++, is held to them.
 
-A case is text: "channels row", for each channel "offset cdf...", for each channel its symbols, and
-the payload in hex. A bad feature file is named by its defect; `intact.bin` is the one that it spoils.
+A case is text: "channels row", or "channels rows columns" for a small payload; for each channel
+"offset cdf..."; for a small payload for each channel a line of four thresholds and 25 CDFs, or an
+empty one; for each channel its symbols; and the payload in hex. A bad feature file is named by its
+defect; `intact.bin`, and `intact_small.bin` with the context tables of the second channel, are the
+ones that it spoils.
 """
 
 import random
 import sys
 import zlib
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -22,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 
 SKEWED = [0, 1, 4, 204, 65004, 65524, 65534, 65535, 65536]  # symbols -3..3 and the escape, nearly all 0
 PLAIN = [0, 4000, 30000, 50000, 65000, 65536]  # symbols 0..3 and the escape
+CONTEXTS = ([0, 1, 2, 3], [[0, 4000 + 500 * context, 30000, 50000 + 400 * context, 65000, 65536] for context in range(25)])
 FINGERPRINT = bytes.fromhex("0badcafe")
 
 
@@ -39,7 +44,24 @@ def cases() -> dict[str, tuple[list[list[int]], list[int], list[list[int]]]]:
     }
 
 
+def small_cases() -> dict[str, tuple[list[list[int]], list[int], reference_coder.Contexts, list[list[int]], int]]:
+    """With a number of columns at the end."""
+    rng = random.Random(1)
+    smooth = [[min(4, max(-1, (i // 9 + i % 9) // 4 + rng.choice([-1, 0, 0, 0, 1]))) for i in range(99)] for _ in range(18)]
+    return {
+        "small": ([SKEWED, PLAIN, PLAIN, PLAIN], [-3, 0, 0, 0], {c: CONTEXTS for c in (1, 2, 3)}, [[0] * 99, *smooth[:3]], 9),
+        "small_four_lanes": ([PLAIN] * 18, [0] * 18, {c: CONTEXTS for c in range(18)}, smooth, 9),
+    }
+
+
 def write_cases() -> None:
+    for name, (cdfs, offsets, contexts, symbols, columns) in small_cases().items():
+        payload = reference_coder.encode_small(cdfs, offsets, contexts, symbols, columns)
+        nothing: tuple[list[int], list[list[int]]] = ([], [])
+        own = [[*thresholds, *chain(*tables)] for thresholds, tables in (contexts.get(c, nothing) for c in range(len(cdfs)))]
+        lines = [[len(cdfs), len(symbols[0]) // columns, columns], *([offset, *cdf] for offset, cdf in zip(offsets, cdfs, strict=True))]
+        text = "".join(" ".join(map(str, line)) + "\n" for line in [*lines, *own, *symbols]) + payload.hex() + "\n"
+        (HERE / f"{name}.txt").write_text(text)
     for name, (cdfs, offsets, symbols) in cases().items():
         payload = reference_coder.encode(cdfs, offsets, symbols)
         lines = [[len(cdfs), len(symbols[0])], *([offset, *cdf] for offset, cdf in zip(offsets, cdfs, strict=True)), *symbols]
@@ -51,9 +73,11 @@ def sealed(body: bytes) -> bytes:
     return body + zlib.crc32(body).to_bytes(4, "little")
 
 
-def feature_file(payload: bytes, rows: bytes = b"\x02", columns: bytes = b"\x03", length: bytes | None = None) -> bytes:
+def feature_file(
+    payload: bytes, rows: bytes = b"\x02", columns: bytes = b"\x03", length: bytes | None = None, version: bytes = b"\x01"
+) -> bytes:
     """Of 16x24 pixels, two channels of 2x3 symbols, unless said otherwise."""
-    return sealed(b"\xfc\x01" + FINGERPRINT + rows + columns + (bytes([len(payload)]) if length is None else length) + payload)
+    return sealed(b"\xfc" + version + FINGERPRINT + rows + columns + (bytes([len(payload)]) if length is None else length) + payload)
 
 
 def write_bad_files() -> None:
@@ -61,6 +85,8 @@ def write_bad_files() -> None:
     symbols = [[0, 0, 2, 0, -90, 0], [1, 0, 3, 2, 1, 500]]
     payload = reference_coder.encode(*tables, symbols)
     intact = feature_file(payload)
+    small_payload = reference_coder.encode_small(*tables, {1: CONTEXTS}, symbols, 3)
+    intact_small = feature_file(small_payload, version=b"\x11")
 
     def with_digits(symbol: int, digits: list[int]) -> bytes:
         """The payload of an encoder that writes other digits than it should for `symbol`."""
@@ -84,6 +110,11 @@ def write_bad_files() -> None:
         "other_kind": b"\xff\xd8\xff\xe0" + intact,
         "version_0": sealed(b"\xfc\x00" + intact[2:-4]),
         "version_2": sealed(b"\xfc\x02" + intact[2:-4]),
+        "profile_2": sealed(b"\xfc\x21" + intact[2:-4]),
+        "plain_said_to_be_small": feature_file(payload, version=b"\x11"),
+        "small_said_to_be_plain": feature_file(small_payload),
+        "small_payload_cut": feature_file(small_payload[:-2], version=b"\x11"),
+        "small_payload_word_left": feature_file(small_payload + b"\0\0", version=b"\x11"),
         "header_cut": intact[:7],
         "payload_cut": intact[:-6],
         "checksum_cut": intact[:-1],
@@ -106,6 +137,7 @@ def write_bad_files() -> None:
         "escape_out_of_range": with_digits(500, [255, 255, 7]),
     }
     (HERE / "intact.bin").write_bytes(intact)
+    (HERE / "intact_small.bin").write_bytes(intact_small)
     for name, data in bad.items():
         (HERE / "errors" / f"{name}.bin").write_bytes(data)
 
