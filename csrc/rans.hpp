@@ -799,6 +799,24 @@ class Tables {
     }
   }
 
+  // push_entry and pop_entry without a branch, for lanes that do not wait for one another: whether a
+  // word is due can be foreseen less the more symbols take one. A word is read or written in any case.
+  static uint8_t* push_step(uint32_t& state, const Entry& entry, uint8_t* at) {
+    const uint32_t full = (state >> 16) >= entry.frequency;
+    at[-2] = static_cast<uint8_t>(state);
+    at[-1] = static_cast<uint8_t>(state >> 8);
+    const uint32_t rest = state >> (16 * full);
+    state = rest + static_cast<uint32_t>((rest * entry.reciprocal) >> 48) * (kOne - entry.frequency) + entry.start;
+    return at - 2 * full;
+  }
+
+  static uint8_t* pop_step(uint32_t& state, const Entry& entry, uint8_t* at) {
+    const uint32_t next = entry.frequency * (state >> 16) + (state & 0xffff) - entry.start, due = next < kLowerBound;
+    const uint32_t word = static_cast<uint32_t>(at[0] | at[1] << 8);
+    state = next << (16 * due) | (word & (0 - due));
+    return at + 2 * due;
+  }
+
   // Groups of sixteen symbols: their entries in the order of the lanes, then the digits of the
   // escapes among them in the order of the lanes.
   void push_wide(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row, Writer& writer) const {
@@ -812,7 +830,9 @@ class Tables {
         entry[i - begin] = std::min(k, channel.in_table);
         if (k >= channel.in_table) push_digits(lane[i - begin], values[i], channel, writer);
       }
-      for (size_t l = stop - begin; l-- > 0;) push_entry(lane[l], channel.values[entry[l]], writer);
+      uint8_t* at = writer.at;
+      for (size_t l = stop - begin; l-- > 0;) at = push_step(lane[l], channel.values[entry[l]], at);
+      writer.at = at;
       stop = begin;
     }
   }
@@ -827,7 +847,7 @@ class Tables {
       uint32_t found[kWideLanes];
       for (size_t l = 0; l < count; ++l) {
         const uint32_t k = find(lane[l], channel.values);
-        pop_entry(lane[l], channel.values[k].start, channel.values[k].frequency, reader);
+        reader.at = pop_step(lane[l], channel.values[k], reader.at);
         values[begin + l] = static_cast<int16_t>(channel.offset + static_cast<int32_t>(k));
         found[l] = k;
         escapes |= k == channel.in_table;
