@@ -54,15 +54,15 @@ struct Lookup {
   __m256i low, high;
   RANS_INLINE explicit Lookup(const Window::Column& column) : low(broadcast(column.bytes.data())), high(broadcast(column.bytes.data() + 16)) {}
 };
-// Looks up sixteen indexes, each in both bytes of its place, of which 0x80 is added to the other one: a
-// byte shuffle gives 0 where an index byte's top bit is set.
+// Looks up sixteen indexes. Each is in both bytes of its place, but that for the low bytes of what is
+// looked up, and then for the high ones, the other byte has its top bit set, and so gives 0.
 struct Index {
   __m256i low, high;
   RANS_INLINE __m256i of(const Lookup& table) const {
     return _mm256_or_si256(_mm256_shuffle_epi8(table.low, low), _mm256_shuffle_epi8(table.high, high));
   }
 };
-constexpr int16_t kLowIndex = static_cast<int16_t>(0x8000), kHighIndex = 0x0080;
+constexpr int16_t kLowIndex = static_cast<int16_t>(0x8000), kHighIndex = 0x0080;  // those bits
 
 // Finds the entries of sixteen slots that lie in the window.
 struct Search {
@@ -74,7 +74,8 @@ struct Search {
       places[j] = broadcast(window.places[j].data());
     }
   }
-  // An entry is base - other, in both bytes of its place, the upper one being 16 too much.
+  // An entry is base - other, in both bytes of its place, the upper one being kUpper too much.
+  static constexpr int16_t kUpper = 0x1000;
   struct Found {
     __m256i base, other;
     RANS_INLINE __m256i plus(int16_t bytes) const { return _mm256_sub_epi8(_mm256_add_epi8(base, _mm256_set1_epi16(bytes)), other); }
@@ -133,7 +134,7 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
     const __m256i own_words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
     const __m256i first_words = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
     const Search::Found found = search(low);
-    const Index index{found.plus(static_cast<int16_t>(kLowIndex - 0x1000)), found.plus(kHighIndex - 0x1000)};
+    const Index index{found.plus(static_cast<int16_t>(kLowIndex - Search::kUpper)), found.plus(kHighIndex - Search::kUpper)};
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi16(_mm256_srli_epi16(index.high, 8), first));
     const __m256i below = _mm256_cmpgt_epi16(index.of(due_slot), low);
     const __m256i due = _mm256_cmpgt_epi16(index.of(due_high), _mm256_add_epi16(_mm256_xor_si256(high, bias), below));

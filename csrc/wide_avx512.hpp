@@ -1,8 +1,8 @@
 // The wide part's groups of sixteen symbols with AVX-512: see wide_window.hpp.
 //
-// For decoding as with AVX2, but what belongs to an entry is looked up in one instruction, and words
-// go to the lanes that need them in one. For encoding a lane's state is whole in 32 bits, and the
-// quotients are exact: their products have 104 bits.
+// Decoding is as with AVX2, but what belongs to an entry is looked up in one instruction, and words go
+// to the lanes that need them in one. For encoding a lane's state is whole, in 32 bits, and quotients
+// come from products of 52 by 52 bits, which make them exact.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -21,9 +21,9 @@ namespace avx512 {
 #define RANS_INLINE __attribute__((target("avx2,popcnt,avx512f,avx512bw,avx512vl,avx512vbmi,avx512vbmi2,avx512ifma"), always_inline)) inline
 
 inline bool is_here() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("avx512f") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") &&
-         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512ifma");
+  return avx2::is_here() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+         __builtin_cpu_supports("avx512ifma");
 }
 
 RANS_INLINE __m256i load(const Window::Column& column) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(column.bytes.data())); }
@@ -77,29 +77,32 @@ RANS_TARGET inline size_t push_groups(uint32_t* lane, const Window& window, int3
   uint8_t* at = shared;
   const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset));
   const __m256i last = _mm256_set1_epi16(static_cast<int16_t>(window.count - 1));
-  const __m512i frequency = widened(window.frequency), one = _mm512_set1_epi32(1 << 16);
-  const __m512i limit = _mm512_slli_epi32(frequency, 16), complement = _mm512_sub_epi32(one, frequency);
-  const __m512i ones = _mm512_set1_epi32(1);
-  // With a frequency of 1 the quotient is one too small.
-  const __m512i plain_start = widened(window.start);
-  const __m512i start = _mm512_mask_add_epi32(plain_start, _mm512_cmpeq_epi32_mask(frequency, ones), plain_start, complement);
-  const __m512i reciprocal_first = _mm512_load_si512(window.reciprocal.data()), reciprocal_second = _mm512_load_si512(window.reciprocal.data() + 8);
+  const __m512i frequency = widened(window.frequency), limit = _mm512_slli_epi32(frequency, 16);
+  const __m512i complement = _mm512_sub_epi32(_mm512_set1_epi32(1 << 16), frequency);
+  // For state < frequency * 2^16 the quotient is exact, as with Entry in rans.hpp: its rounding up adds
+  // less than state / 2^52 <= 2^-20. Only with a frequency of 1 it is one too small: `start` has what
+  // is then missing.
+  const __m512i own_start = widened(window.start);
+  const __m512i start = _mm512_mask_add_epi32(own_start, _mm512_cmpeq_epi32_mask(frequency, _mm512_set1_epi32(1)), own_start, complement);
+  const __m512i reciprocals[2] = {_mm512_load_si512(window.reciprocal.data()), _mm512_load_si512(window.reciprocal.data() + 8)};
   const __m512i evens = _mm512_set1_epi64(0xffffffff), zero = _mm512_setzero_si512();
   __m512i state = _mm512_loadu_si512(lane);
   while (count > 0) {
-    const __m256i k16 = _mm256_sub_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + count - 16)), first);
-    if (_mm256_cmpgt_epu16_mask(k16, last)) break;
+    const __m256i index = _mm256_sub_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + count - 16)), first);
+    if (_mm256_cmpgt_epu16_mask(index, last)) break;
     count -= 16;
-    const __m512i k = _mm512_cvtepu16_epi32(k16), k_odd = _mm512_srli_epi64(k, 32);
+    const __m512i k = _mm512_cvtepu16_epi32(index);
     const __mmask16 full = _mm512_cmpge_epu32_mask(state, _mm512_permutexvar_epi32(k, limit));
     const uint32_t words = static_cast<uint32_t>(__builtin_popcount(full));
     at -= 2 * words;
     _mm256_mask_storeu_epi16(at, static_cast<__mmask16>((1u << words) - 1), _mm256_maskz_compress_epi16(full, _mm512_cvtepi32_epi16(state)));
     state = _mm512_mask_srli_epi32(state, full, state, 16);
-    // state + quotient * (2^16 - frequency) + start, each other lane by itself
+    // state + quotient * (2^16 - frequency) + start, for even lanes and for odd ones
     const __m512i sum = _mm512_add_epi32(state, _mm512_permutexvar_epi32(k, start)), c = _mm512_permutexvar_epi32(k, complement);
-    const __m512i even = _mm512_madd52hi_epu64(zero, _mm512_and_si512(state, evens), _mm512_permutex2var_epi64(reciprocal_first, k, reciprocal_second));
-    const __m512i odd = _mm512_madd52hi_epu64(zero, _mm512_srli_epi64(state, 32), _mm512_permutex2var_epi64(reciprocal_first, k_odd, reciprocal_second));
+    const __m512i r_even = _mm512_permutex2var_epi64(reciprocals[0], k, reciprocals[1]);
+    const __m512i r_odd = _mm512_permutex2var_epi64(reciprocals[0], _mm512_srli_epi64(k, 32), reciprocals[1]);
+    const __m512i even = _mm512_madd52hi_epu64(zero, _mm512_and_si512(state, evens), r_even);
+    const __m512i odd = _mm512_madd52hi_epu64(zero, _mm512_srli_epi64(state, 32), r_odd);
     const __m512i next_even = _mm512_madd52lo_epu64(_mm512_and_si512(sum, evens), even, _mm512_and_si512(c, evens));
     const __m512i next_odd = _mm512_madd52lo_epu64(_mm512_srli_epi64(sum, 32), odd, _mm512_srli_epi64(c, 32));
     state = _mm512_or_si512(next_even, _mm512_slli_epi64(next_odd, 32));

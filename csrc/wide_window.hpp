@@ -1,10 +1,10 @@
 // Of a table, what coding the wide part with vectors needs: shared by wide_avx2.hpp, wide_avx512.hpp
 // and wide_neon.hpp, which do byte for byte what rans.hpp does without.
 //
-// A lane's state is held as two 16-bit halves, so that one register, or two, have a half of all
+// Mostly a lane's state is held as two 16-bit halves, so that one register, or two, have a half of all
 // sixteen lanes. All lanes are under one table, and of it under a window of at most sixteen entries
-// that has nearly all the mass: a symbol is then found by counting starts that are passed, and what belongs
-// to it by shuffles, without a gather. A group with a symbol outside the window is left to the caller.
+// that has nearly all the mass: a symbol is then found by counting starts that are passed, and what
+// belongs to it by shuffles, without a gather. A group with a symbol outside the window is left to the caller.
 #pragma once
 
 #include <array>
@@ -30,12 +30,12 @@ struct Window {
   // A slot's entry is found in two steps: its quarter of the window by the starts of three quarters, and
   // its place there by the starts of the quarter's three other entries, which are looked up: bytes 0-3 have
   // the four quarters' low bytes, bytes 4-7 their high ones. All are the last slot before the start, less
-  // 2^15, to be compared as signed; where there is no entry, the last of all slots, which is an escape's.
+  // 2^15, to be compared as signed; where there is no entry, the last of all slots, which none is above.
   std::array<int16_t, 3> quarters{};
   alignas(16) std::array<std::array<uint8_t, 16>, 3> places{};
   Column start, frequency;
   alignas(64) std::array<uint64_t, kEntries> reciprocal{};  // ceil(2^52 / frequency), at most 2^52 - 1
-  Column reciprocal_low, reciprocal_high;  // floor(2^32 / frequency), at most 2^32 - 1
+  Column reciprocal_low, reciprocal_high;  // its upper 32 bits: floor(2^32 / frequency), at most 2^32 - 1
   // A decoder's lane needs a word if frequency * high + slot - start < 2^16. With 2^16 = frequency * q + r,
   // r <= frequency, that is if high < q, or high = q and slot < start + r: known before the product is.
   // For a frequency of 1, q = 2^16 - 1 and r = 1 make it true for all states, as it has to be.
@@ -61,13 +61,13 @@ struct Window {
     }
     for (uint32_t k = 0; k < count; ++k) {
       const Entry& entry = entries[first + k];
-      const uint32_t reciprocal = entry.frequency > 1 ? static_cast<uint32_t>((uint64_t{1} << 32) / entry.frequency) : 0xffffffffu;
       const uint32_t q = entry.frequency > 1 ? 0x10000u / entry.frequency : 0xffffu, r = 0x10000u - entry.frequency * q;
       start.set(k, entry.start);
       frequency.set(k, entry.frequency);
-      this->reciprocal[k] = entry.frequency > 1 ? ((uint64_t{1} << 52) + entry.frequency - 1) / entry.frequency : (uint64_t{1} << 52) - 1;
-      reciprocal_low.set(k, reciprocal & 0xffff);
-      reciprocal_high.set(k, reciprocal >> 16);
+      constexpr uint64_t kTop = uint64_t{1} << 52;
+      reciprocal[k] = entry.frequency > 1 ? (kTop + entry.frequency - 1) / entry.frequency : kTop - 1;
+      reciprocal_low.set(k, static_cast<uint32_t>(reciprocal[k] >> 20));
+      reciprocal_high.set(k, static_cast<uint32_t>(reciprocal[k] >> 36));
       due_high.set(k, q - 0x8000);
       due_slot.set(k, entry.start + r - 0x8000);
     }

@@ -1,6 +1,7 @@
 """The golden files: the same bytes from Python, from C++ and from plain Python; each bad file its error."""
 
 import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -88,16 +89,32 @@ def test_cases(path: Path) -> None:
 FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
 
 
+def tool(name: str, package: str) -> str:
+    """Its path; without it the test is skipped, but CI must have it."""
+    found = shutil.which(name) or shutil.which(f"{name}-static")
+    if not found:
+        assert os.environ.get("CI") != "true", f"CI must have {name}"
+        pytest.skip(f"no {name}: apt-get install {package}")
+    return found
+
+
 def test_cases_on_arm(tmp_path: Path) -> None:
     """The portable path and NEON's, on a machine that is emulated."""
-    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-    if not compiler or not emulator:
-        assert os.environ.get("CI") != "true", "CI must have aarch64-linux-gnu-g++ and qemu-aarch64"
-        pytest.skip("no aarch64-linux-gnu-g++ or qemu-aarch64: apt-get install g++-aarch64-linux-gnu qemu-user")
+    compiler, emulator = tool("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu"), tool("qemu-aarch64", "qemu-user")
     program = tmp_path / "coder_test"
     subprocess.run([compiler, *FLAGS, "-static", GOLDEN / "coder_test.cpp", "-o", program], check=True)
     result = subprocess.run([emulator, program, *CASES], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout.split()) == (0, ["neon", "portable"]), result.stdout + result.stderr
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="builds for x86-64, with this machine's compiler")
+def test_cases_on_a_processor_without_avx(tmp_path: Path) -> None:
+    """Where an instruction that it lacks ends the program."""
+    compiler, emulator = os.environ.get("CXX") or tool("g++", "g++"), tool("qemu-x86_64", "qemu-user")
+    program = tmp_path / "coder_test"
+    subprocess.run([compiler, *FLAGS, GOLDEN / "coder_test.cpp", "-o", program], check=True)
+    result = subprocess.run([emulator, "-cpu", "Nehalem", program, *CASES], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout.split()) == (0, ["portable"]), result.stdout + result.stderr
 
 
 def test_cases_from_cpp_under_sanitizers(tmp_path: Path) -> None:
