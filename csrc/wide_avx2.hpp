@@ -54,15 +54,16 @@ struct Lookup {
   __m256i low, high;
   RANS_INLINE explicit Lookup(const Window::Column& column) : low(broadcast(column.bytes.data())), high(broadcast(column.bytes.data() + 16)) {}
 };
-// Looks up sixteen indexes. Each is in both bytes of its place, but that for the low bytes of what is
-// looked up, and then for the high ones, the other byte has its top bit set, and so gives 0.
+// Looks up sixteen indexes. A byte shuffle sees the last four bits of each byte, and gives 0 where its
+// top bit is set: `low` has the indexes in the lower bytes of its places and top bits in the upper ones;
+// or the other way round in `high`.
 struct Index {
   __m256i low, high;
+  RANS_INLINE explicit Index(__m256i low) : low(low), high(_mm256_xor_si256(low, _mm256_set1_epi8(static_cast<char>(0x80)))) {}
   RANS_INLINE __m256i of(const Lookup& table) const {
     return _mm256_or_si256(_mm256_shuffle_epi8(table.low, low), _mm256_shuffle_epi8(table.high, high));
   }
 };
-constexpr int16_t kLowIndex = static_cast<int16_t>(0x8000), kHighIndex = 0x0080;  // those bits
 
 // Finds the entries of sixteen slots that lie in the window.
 struct Search {
@@ -74,20 +75,16 @@ struct Search {
       places[j] = broadcast(window.places[j].data());
     }
   }
-  // An entry is base - other, in both bytes of its place, the upper one being kUpper too much.
-  static constexpr int16_t kUpper = 0x1000;
-  struct Found {
-    __m256i base, other;
-    RANS_INLINE __m256i plus(int16_t bytes) const { return _mm256_sub_epi8(_mm256_add_epi8(base, _mm256_set1_epi16(bytes)), other); }
-  };
-  // `low`: slots less 2^15. A comparison gives -1 in both bytes where it holds.
-  RANS_INLINE Found operator()(__m256i low) const {
-    const __m256i byte_places = _mm256_set1_epi16(0x0400);
-    const __m256i quarter = _mm256_sub_epi8(_mm256_sub_epi8(byte_places, _mm256_cmpgt_epi16(low, quarters[0])),
+  // Indexes, to which kUpper is added in the upper bytes. `low`: slots less 2^15.
+  static constexpr int kUpper = 0x90;
+  RANS_INLINE __m256i operator()(__m256i low) const {
+    // A comparison gives -1 in both bytes where it holds. The upper bytes begin with 4, to find the high
+    // bytes of places, and with what makes kUpper of that when it is multiplied by 4.
+    const __m256i quarter = _mm256_sub_epi8(_mm256_sub_epi8(_mm256_set1_epi16(kUpper / 4 << 8), _mm256_cmpgt_epi16(low, quarters[0])),
                                             _mm256_add_epi8(_mm256_cmpgt_epi16(low, quarters[1]), _mm256_cmpgt_epi16(low, quarters[2])));
     __m256i passed[3];
     for (size_t j = 0; j < 3; ++j) passed[j] = _mm256_cmpgt_epi16(low, _mm256_shuffle_epi8(places[j], quarter));
-    return {_mm256_sub_epi8(_mm256_slli_epi16(quarter, 2), passed[0]), _mm256_add_epi8(passed[1], passed[2])};
+    return _mm256_sub_epi8(_mm256_sub_epi8(_mm256_slli_epi16(quarter, 2), passed[0]), _mm256_add_epi8(passed[1], passed[2]));
   }
 };
 RANS_INLINE __m256i at_least(__m256i a, __m256i b) { return _mm256_cmpeq_epi16(_mm256_max_epu16(a, b), a); }  // unsigned
@@ -108,7 +105,8 @@ RANS_INLINE __m256i high_products(__m256i a, __m256i b) {  // of 32-bit lanes
 // gives how many symbols. May look 32 bytes past `at`.
 //
 // What counts is how soon a group's states follow from those before. So who needs a word is known
-// before the new states are, and the words come from two early loads by shuffles, not from an address.
+// before the new states are, the words come from two early loads by shuffles, not from an address, and
+// the instructions that nothing waits for stand last, as a processor begins with the oldest.
 RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32_t offset, uint8_t*& shared, const uint8_t* end,
                                      int16_t* values, size_t count) {
   Lanes lanes;
@@ -116,7 +114,7 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
   uint8_t* at = shared;
   const Lookup start(window.start), frequency(window.frequency), due_high(window.due_high), due_slot(window.due_slot);
   const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(0x8000));
-  const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset));
+  const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset - Search::kUpper));
   const __m256i begin = _mm256_set1_epi16(static_cast<int16_t>(window.begin));
   const __m256i last = _mm256_set1_epi16(Window::signed_order(window.end - window.begin - 1));
   const Search search(window);
@@ -130,12 +128,9 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
   __m256i low = _mm256_xor_si256(lanes.low, bias), high = lanes.high;
   size_t i = 0;
   for (; i + 16 <= count && at <= end; i += 16) {
-    if (_mm256_movemask_epi8(_mm256_cmpgt_epi16(_mm256_sub_epi16(low, begin), last))) break;
     const __m256i own_words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
     const __m256i first_words = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
-    const Search::Found found = search(low);
-    const Index index{found.plus(static_cast<int16_t>(kLowIndex - Search::kUpper)), found.plus(kHighIndex - Search::kUpper)};
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi16(_mm256_srli_epi16(index.high, 8), first));
+    const Index index(search(low));
     const __m256i below = _mm256_cmpgt_epi16(index.of(due_slot), low);
     const __m256i due = _mm256_cmpgt_epi16(index.of(due_high), _mm256_add_epi16(_mm256_xor_si256(high, bias), below));
     // In both bytes, twice the count of lanes due up to this one: within each half, then over both.
@@ -146,7 +141,9 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
     place = _mm256_add_epi8(place, _mm256_shuffle_epi8(_mm256_permute2x128_si256(place, place, 0x08), _mm256_set1_epi8(15)));
     const __m256i words = _mm256_or_si256(_mm256_shuffle_epi8(own_words, _mm256_add_epi8(place, to_own)),
                                           _mm256_shuffle_epi8(first_words, _mm256_add_epi8(place, to_first)));
+    if (_mm256_movemask_epi8(_mm256_cmpgt_epi16(_mm256_sub_epi16(low, begin), last))) break;
     at += __builtin_popcount(static_cast<uint32_t>(_mm256_movemask_epi8(due)));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi16(_mm256_srli_epi16(index.low, 8), first));
     // state = frequency * high + slot - start, in halves with a carry; the high half is 0 where a word is due
     const __m256i f = index.of(frequency), rest = _mm256_sub_epi16(low, index.of(start));
     const __m256i next = _mm256_add_epi16(_mm256_mullo_epi16(f, high), rest);
@@ -178,8 +175,7 @@ RANS_TARGET inline size_t push_groups(uint32_t* lane, const Window& window, int3
     const __m256i k = _mm256_sub_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + count - 16)), first);
     if (_mm256_movemask_epi8(at_least(last, k)) != -1) break;
     count -= 16;
-    const __m256i both = _mm256_or_si256(k, _mm256_slli_epi16(k, 8));
-    const Index index{_mm256_or_si256(both, _mm256_set1_epi16(kLowIndex)), _mm256_or_si256(both, _mm256_set1_epi16(kHighIndex))};
+    const Index index(_mm256_or_si256(_mm256_or_si256(k, _mm256_slli_epi16(k, 8)), _mm256_set1_epi16(static_cast<int16_t>(0x8000))));
     const __m256i f = index.of(frequency);
     const __m256i full = at_least(lanes.high, f);
     // The words that leave, right before those that are there; what is written before them is not yet used.

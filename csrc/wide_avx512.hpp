@@ -40,24 +40,23 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
   const __m256i start = load(window.start), frequency = load(window.frequency);
   const __m256i due_high = load(window.due_high), due_slot = load(window.due_slot);
   const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(0x8000));
-  const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset - 16));
+  const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset - avx2::Search::kUpper));
   const __m256i begin = _mm256_set1_epi16(static_cast<int16_t>(window.begin));
   const __m256i last = _mm256_set1_epi16(Window::signed_order(window.end - window.begin - 1));
   const avx2::Search search(window);
+  static_assert(avx2::Search::kUpper % 32 == 16);
   const __m512i states = _mm512_loadu_si512(lane);
   // Slots are compared as signed, and so kept less 2^15: `low` and what is made of it are.
   __m256i low = _mm256_xor_si256(_mm512_cvtepi32_epi16(states), bias), high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(states, 16));
   size_t i = 0;
   for (; i + 16 <= count && at <= end; i += 16) {
-    if (_mm256_cmpgt_epi16_mask(_mm256_sub_epi16(low, begin), last)) break;
     const __m256i words = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)), bias);
-    // In both bytes of its place, 16 more in the upper one, where a column has the high bytes.
-    const avx2::Search::Found found = search(low);
-    const __m256i k = _mm256_sub_epi8(found.base, found.other);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi16(_mm256_srli_epi16(k, 8), first));
+    const __m256i k = search(low);  // 16 more in the upper bytes, where columns have the high bytes: five bits are seen
     const __m256i below = _mm256_cmpgt_epi16(_mm256_permutexvar_epi8(k, due_slot), low);
     const __mmask16 due = _mm256_cmpgt_epi16_mask(_mm256_permutexvar_epi8(k, due_high), _mm256_add_epi16(_mm256_xor_si256(high, bias), below));
+    if (_mm256_cmpgt_epi16_mask(_mm256_sub_epi16(low, begin), last)) break;
     at += 2 * __builtin_popcount(due);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i), _mm256_add_epi16(_mm256_srli_epi16(k, 8), first));
     // state = frequency * high + slot - start, in halves with a carry
     const __m256i f = _mm256_permutexvar_epi8(k, frequency), rest = _mm256_sub_epi16(low, _mm256_permutexvar_epi8(k, start));
     const __m256i next = _mm256_add_epi16(_mm256_mullo_epi16(f, high), rest);
