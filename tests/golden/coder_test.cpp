@@ -13,8 +13,6 @@
 
 namespace {
 
-constexpr rans::Path kPaths[] = {rans::Path::portable, rans::Path::avx2};
-
 std::vector<long> numbers(std::istream& file) {
   std::string line;
   std::getline(file, line);
@@ -22,7 +20,7 @@ std::vector<long> numbers(std::istream& file) {
   return {std::istream_iterator<long>(words), {}};
 }
 
-std::string check(const std::string& name, rans::Path path) {
+std::string check(const std::string& name, const rans::Path& path) {
   std::ifstream file(name);
   const std::vector<long> size = numbers(file);
   if (size.size() != 2 && size.size() != 3) return "is no case";
@@ -96,8 +94,8 @@ std::string agree(size_t channels, size_t row, size_t entries, uint32_t escapes_
     symbol = static_cast<int16_t>((state & 1023) < escapes_of_1024 || k == entries ? 30000 - static_cast<int32_t>(state >> 16) / 2 : static_cast<int32_t>(k) - 1);
   }
   std::vector<uint8_t> first;
-  for (const rans::Path path : kPaths) {
-    if (!rans::is_here(path)) continue;
+  for (const rans::Path& path : rans::kPaths) {
+    if (!path.is_here()) continue;
     const rans::Tables tables(cdf.data(), cdf.size(), lengths.data(), offsets.data(), channels, path);
     std::vector<uint8_t> payload(tables.max_payload(row));
     payload.erase(payload.begin(), payload.end() - static_cast<std::ptrdiff_t>(tables.encode(symbols.data(), row, payload.data())));
@@ -121,8 +119,8 @@ int main(int count, char** names) {
         if (!problem.empty()) std::printf("%zu rows of %zu, %zu entries, %u escapes of 1024: %s\n", channels, row, entries, escapes, problem.c_str()), status = 1;
       }
   for (int i = 1; i < count; ++i)
-    for (const rans::Path path : kPaths) {
-      const std::string problem = rans::is_here(path) ? check(names[i], path) : "";
+    for (const rans::Path& path : rans::kPaths) {
+      const std::string problem = path.is_here() ? check(names[i], path) : "";
       if (!problem.empty()) std::printf("%s %s\n", names[i], problem.c_str()), status = 1;
     }
   return status;
