@@ -115,7 +115,7 @@ class Tables {
     }
     if (begin != cdf_size) throw std::invalid_argument("CDF values are left over after the last table");
     for (size_t c = 0; c < channels; ++c)
-      if (!channels_[c].in_runs) plain_.push_back(c);
+      if (!channels_[c].in_runs) busy_.push_back(c);
   }
 
   Tables(Tables&&) = default;  // not copied: context tables point at their channels
@@ -166,7 +166,7 @@ class Tables {
         state = kLowerBound;
         if (writer.at != end) state |= writer.take();
       }
-      for (size_t w = wide; w-- > 0;) push_wide(lane, channels_[plain_[w]], symbols + plain_[w] * row, row, writer);
+      for (size_t w = wide; w-- > 0;) push_wide(lane, channels_[busy_[w]], symbols + busy_[w] * row, row, writer);
       push_states(lane, writer);
     }
     return static_cast<size_t>(end - writer.at);
@@ -191,7 +191,7 @@ class Tables {
       uint32_t lane[kWideLanes];
       if (const Status status = pop_states(lane, reader); status != Status::ok) return status;
       for (size_t w = 0; w < wide; ++w) {
-        const Status status = pop_wide(lane, channels_[plain_[w]], reader, symbols + plain_[w] * row, row);
+        const Status status = pop_wide(lane, channels_[busy_[w]], reader, symbols + busy_[w] * row, row);
         if (status != Status::ok) return status;
       }
       padded = reader.at == reader.end;
@@ -342,8 +342,8 @@ class Tables {
 
   // Channels that are not coded in runs; all but the last are wide where there are many symbols of
   // them. The last one's words fill the wide lanes' first states.
-  size_t wide_channels(size_t row) const { return plain_.size() * row < kWideSymbols ? 0 : plain_.size() - 1; }
-  bool is_wide(size_t c, size_t wide) const { return wide && c != plain_.back(); }
+  size_t wide_channels(size_t row) const { return busy_.size() * row < kWideSymbols ? 0 : busy_.size() - 1; }
+  bool is_wide(size_t c, size_t wide) const { return wide && c != busy_.back(); }
 
   // A channel's tables by context, for small payloads.
   struct Contexts {
@@ -855,7 +855,7 @@ class Tables {
 
   const Path& path_;
   std::vector<Channel> channels_;
-  std::vector<size_t> plain_;  // channels that are not coded in runs
+  std::vector<size_t> busy_;  // channels that are not coded in runs
   std::vector<Contexts> contexts_;  // of some channels, in their order
 };
 
