@@ -1,6 +1,7 @@
 """Builds the native coder; everything else about the distribution is in pyproject.toml."""
 
 import os
+from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
@@ -10,14 +11,7 @@ setup(
         Pybind11Extension(
             "runtime._coder",
             ["csrc/bindings.cpp"],
-            depends=[
-                "csrc/rans.hpp",
-                "csrc/wide_window.hpp",
-                "csrc/wide_avx2.hpp",
-                "csrc/wide_avx512.hpp",
-                "csrc/wide_neon.hpp",
-                "csrc/compressai_stream.hpp",
-            ],
+            depends=sorted(str(path) for path in Path("csrc").glob("*.hpp")),
             cxx_std=17,
             # No -march=native: a wheel runs on machines that did not build it.
             extra_compile_args=[] if os.name == "nt" else ["-O3", "-Wall", "-Wextra"],

@@ -2,7 +2,7 @@
 
     python benchmarks/latency.py [--threads N] [--json]
 
-From a uint8 array to the bytes of a feature file, by stage. Where torch and CompressAI are
+From a uint8 array to the bytes of a plain feature file, by stage. Where torch and CompressAI are
 installed, the pipeline of the reference (torch encoder, CompressAI's EntropyBottleneck.compress)
 runs from the same array in the same process, in turn with ours, and the ratio is printed. ours_n4
 has trained weights; the others have random ones until they are trained, and are labelled so.
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import cores, describe
 from runtime import CloudDecoder, EdgeEncoder, __version__
-from runtime.bundle import MANIFEST
+from runtime.bundle import MANIFEST, SCHEMA
 from runtime.errors import EdgeCloudError
 
 if TYPE_CHECKING:
@@ -58,10 +58,14 @@ def load_torch_model(model: str) -> "FeatureCompressionModel":
     return load_model(find_checkpoint(model, "1.28"), model)[0] if model in TRAINED else build_random_model(model)
 
 
+def _is_current(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file() and json.loads((folder / MANIFEST).read_text()).get("schema") == SCHEMA
+
+
 def make_bundle(model: str) -> Path:
-    """The model's bundle, exported now if it is not there."""
+    """The model's bundle, exported now if it is not there, or is an older release's."""
     folder = bundle_of(model)
-    if not (folder / MANIFEST).is_file():
+    if not _is_current(folder):
         if not find_spec("torch"):
             raise BenchmarkError(f"no bundle in {folder} and no torch to export one: pip install '.[export]'")
         print(f"exporting {folder}", file=sys.stderr)
@@ -119,7 +123,7 @@ def summary(seconds: list[float]) -> dict[str, float]:
 def measure(model: str, pixels: NDArray[np.uint8], threads: int, runs: int, with_torch: bool) -> dict[str, Any]:
     """One row: ours and the reference pipeline in turn, `runs` times after the warm-up."""
     folder = make_bundle(model)
-    encoder = EdgeEncoder(folder, threads)
+    encoder = EdgeEncoder(folder, threads, small=False)
     reference = reference_pipeline(model, threads) if with_torch else None
     first = encoder.encode(pixels, as_is=True)
     times: dict[str, list[float]] = {"graph": [], "coder": [], "total": [], "torch": []}

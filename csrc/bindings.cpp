@@ -28,9 +28,9 @@ const char* reason(rans::Status status) {
   return "";
 }
 
-rans::Path find_path(const std::string& name) {
-  for (const auto& [path, known] : rans::kPaths)
-    if (rans::is_here(path) && (name.empty() || name == known)) return path;
+const rans::Path& find_path(const std::string& name) {
+  for (const rans::Path& path : rans::kPaths)
+    if (path.is_here() && (name.empty() || name == path.name)) return path;
   throw std::invalid_argument("this machine has no path " + name);
 }
 
@@ -153,8 +153,8 @@ PYBIND11_MODULE(_coder, module) {
   module.attr("NARROW_LANES") = rans::kNarrowLanes;
   module.attr("WIDE_LANES") = rans::kWideLanes;
   py::list paths;
-  for (const auto& [path, name] : rans::kPaths)
-    if (rans::is_here(path)) paths.append(name);
+  for (const rans::Path& path : rans::kPaths)
+    if (path.is_here()) paths.append(path.name);
   module.attr("PATHS") = py::tuple(paths);
   module.attr("LEVELS") = rans::kLevels;
   module.attr("NOT_A_SYMBOL") = rans::kNotASymbol;

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <iterator>
 #include <random>
 #include <set>
 #include <vector>
@@ -42,6 +43,8 @@ class Input {
   const uint8_t* end_;
 };
 
+const rans::Path& kPortable = std::end(rans::kPaths)[-1];
+
 struct ContextLists {
   size_t channel;
   int32_t thresholds[rans::kLevels - 1];
@@ -59,7 +62,7 @@ struct Shape {
   size_t row() const { return rows * columns; }
 };
 
-rans::Tables make(const Lists& lists, rans::Path path) {
+rans::Tables make(const Lists& lists, const rans::Path& path) {
   rans::Tables tables(lists.cdf.data(), lists.cdf.size(), lists.lengths.data(), lists.offsets.data(), lists.lengths.size(), path);
   for (const ContextLists& one : lists.contexts) tables.add_contexts(one.channel, one.thresholds, one.cdf.data(), one.cdf.size());
   return tables;
@@ -144,7 +147,7 @@ rans::Status decode(const rans::Tables& tables, const std::vector<uint8_t>& payl
     (contexts && kind & 4 ? lists.contexts[0].cdf : lists.cdf).push_back(value);
   }
   try {
-    make(lists, rans::Path::portable);
+    make(lists, kPortable);
   } catch (const std::invalid_argument&) {
   }
 }
@@ -157,7 +160,7 @@ rans::Status decode(const rans::Tables& tables, const std::vector<uint8_t>& payl
   // Of its exact size, so that a sanitizer sees a read beyond it.
   std::vector<uint8_t> payload;
   if (input.byte() & 1) {
-    payload = encode(make(lists, rans::Path::portable), any_symbols(input, lists, row), shape, small);
+    payload = encode(make(lists, kPortable), any_symbols(input, lists, row), shape, small);
     for (uint32_t edits = input.below(4); edits > 0; --edits) {
       const uint32_t kind = input.byte() % 3;
       if (kind == 0) payload.resize(payload.size() + 2 * input.below(4), static_cast<uint8_t>(input.byte() & 1 ? 0 : input.byte()));
@@ -172,8 +175,8 @@ rans::Status decode(const rans::Tables& tables, const std::vector<uint8_t>& payl
   const rans::CompressAiStream stream(lists.cdf.data(), lists.lengths.data(), lists.offsets.data(), lists.lengths.size());
   if (stream.decode(payload.data(), payload.size(), row, symbols.data()) == rans::Status::ok)
     require(4 * stream.encode(symbols.data(), row).size() == payload.size(), "a stream of another length than is written was accepted");
-  for (const auto& [path, name] : rans::kPaths) {
-    if (!rans::is_here(path)) continue;
+  for (const rans::Path& path : rans::kPaths) {
+    if (!path.is_here()) continue;
     const rans::Tables tables = make(lists, path);
     if (decode(tables, payload, shape, small, symbols) != rans::Status::ok) continue;
     require(encode(tables, symbols, shape, small) == payload, "a payload was accepted that the encoder does not write");
@@ -188,8 +191,8 @@ rans::Status decode(const rans::Tables& tables, const std::vector<uint8_t>& payl
   const std::vector<int16_t> symbols = any_symbols(input, lists, row);
   std::vector<int16_t> decoded(count);
   std::vector<uint8_t> first;
-  for (const auto& [path, name] : rans::kPaths) {
-    if (!rans::is_here(path)) continue;
+  for (const rans::Path& path : rans::kPaths) {
+    if (!path.is_here()) continue;
     const rans::Tables tables = make(lists, path);
     const std::vector<uint8_t> payload = encode(tables, symbols, shape, small);
     require(first.empty() || payload == first, "two paths write different bytes");

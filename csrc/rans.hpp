@@ -34,7 +34,7 @@
 #include "wide_avx2.hpp"
 #include "wide_avx512.hpp"
 #include "wide_neon.hpp"
-#include "wide_window.hpp"
+#include "window.hpp"
 
 namespace rans {
 
@@ -62,27 +62,24 @@ constexpr size_t kManyContexts = 16;         // channels with context tables tha
 constexpr size_t kMaxContextEntries = 256;  // of a channel that has context tables
 
 // Ways to do the same: the wide part's groups one symbol at a time, or with vectors.
-enum class Path { portable, neon, avx2, avx512 };
-struct NamedPath {
-  Path path;
+struct Path {
   const char* name;
+  bool (*is_here)();  // on this machine
+  PushGroups push_groups;
+  PopGroups pop_groups;  // none: a symbol at a time
 };
-// The fastest first; of those that is_here the first is to be taken.
-constexpr NamedPath kPaths[] = {{Path::avx512, "avx512"}, {Path::avx2, "avx2"}, {Path::neon, "neon"}, {Path::portable, "portable"}};
 
-inline bool is_here(Path path) {
-  switch (path) {
-#if defined(RANS_X86)
-    case Path::avx512: return avx512::is_here();
-    case Path::avx2: return avx2::is_here();
+// The fastest first.
+inline constexpr Path kPaths[] = {
+#if defined(RANS_AVX2)
+    {"avx512", avx512::is_here, avx512::push_groups, avx512::pop_groups},
+    {"avx2", avx2::is_here, avx2::push_groups, avx2::pop_groups},
 #endif
 #if defined(RANS_NEON)
-    case Path::neon: return true;
+    {"neon", neon::is_here, neon::push_groups, neon::pop_groups},
 #endif
-    case Path::portable: return true;
-    default: return false;
-  }
-}
+    {"portable", [] { return true; }, nullptr, nullptr},
+};
 
 enum class Status {
   ok,
@@ -98,8 +95,8 @@ class Tables {
  public:
   // cdf: the channels' values one after the other, lengths[c] of them for channel c, each run
   // strictly increasing from 0 to 2^16, of three values at least. Throws std::invalid_argument.
-  // `path` is one that is_here.
-  Tables(const uint32_t* cdf, size_t cdf_size, const uint32_t* lengths, const int32_t* offsets, size_t channels, Path path)
+  // `path` is one of kPaths that is_here.
+  Tables(const uint32_t* cdf, size_t cdf_size, const uint32_t* lengths, const int32_t* offsets, size_t channels, const Path& path)
       : path_(path) {
     if (channels == 0) throw std::invalid_argument("there are no tables");
     size_t begin = 0;
@@ -118,7 +115,7 @@ class Tables {
     }
     if (begin != cdf_size) throw std::invalid_argument("CDF values are left over after the last table");
     for (size_t c = 0; c < channels; ++c)
-      if (!channels_[c].in_runs) plain_.push_back(c);
+      if (!channels_[c].in_runs) busy_.push_back(c);
   }
 
   Tables(Tables&&) = default;  // not copied: context tables point at their channels
@@ -169,7 +166,7 @@ class Tables {
         state = kLowerBound;
         if (writer.at != end) state |= writer.take();
       }
-      for (size_t w = wide; w-- > 0;) push_wide(lane, channels_[plain_[w]], symbols + plain_[w] * row, row, writer);
+      for (size_t w = wide; w-- > 0;) push_wide(lane, channels_[busy_[w]], symbols + busy_[w] * row, row, writer);
       push_states(lane, writer);
     }
     return static_cast<size_t>(end - writer.at);
@@ -194,7 +191,7 @@ class Tables {
       uint32_t lane[kWideLanes];
       if (const Status status = pop_states(lane, reader); status != Status::ok) return status;
       for (size_t w = 0; w < wide; ++w) {
-        const Status status = pop_wide(lane, channels_[plain_[w]], reader, symbols + plain_[w] * row, row);
+        const Status status = pop_wide(lane, channels_[busy_[w]], reader, symbols + busy_[w] * row, row);
         if (status != Status::ok) return status;
       }
       padded = reader.at == reader.end;
@@ -289,6 +286,12 @@ class Tables {
     }
   };
 
+  // What a decoder needs of an entry, in fewer bytes.
+  struct Slot {
+    uint16_t start, frequency;
+    int16_t symbol;
+  };
+
   struct Channel {
     int32_t offset;     // symbol of the first entry
     uint32_t in_table;  // entries that stand for symbols; the escape follows them
@@ -296,7 +299,8 @@ class Tables {
     bool in_runs;
     Entries values;     // all entries; of a channel in runs all but the mode, scaled to 2^16
     Entries runs;       // entry k: k modes and then another symbol
-    Window window;  // of the values, if not in runs
+    std::vector<Slot> slots;  // of a channel that may be wide: its values once more
+    Window window;
 
     Channel(const uint32_t* cdf, size_t count, int32_t first_symbol) : offset(first_symbol), in_table(static_cast<uint32_t>(count - 1)) {
       const auto frequency = [&](size_t k) { return cdf[k + 1] - cdf[k]; };
@@ -305,7 +309,11 @@ class Tables {
       const uint32_t often = frequency(mode), seldom = kOne - often;
       in_runs = often >= kRunFrequency;
       if (!in_runs) {
-        for (size_t k = 0; k < count; ++k) values.entries.emplace_back(cdf[k], frequency(k));
+        for (size_t k = 0; k < count; ++k) {
+          const int16_t symbol = k == in_table ? kNotASymbol : static_cast<int16_t>(offset + static_cast<int32_t>(k));
+          values.entries.emplace_back(cdf[k], frequency(k));
+          slots.push_back({static_cast<uint16_t>(cdf[k]), static_cast<uint16_t>(frequency(k)), symbol});
+        }
       } else {
         // Given that it is not the mode, a symbol's distribution is the table without the mode.
         // Frequencies grow by 2^16 / seldom >= 8, so that none becomes 0.
@@ -334,8 +342,8 @@ class Tables {
 
   // Channels that are not coded in runs; all but the last are wide where there are many symbols of
   // them. The last one's words fill the wide lanes' first states.
-  size_t wide_channels(size_t row) const { return plain_.size() * row < kWideSymbols ? 0 : plain_.size() - 1; }
-  bool is_wide(size_t c, size_t wide) const { return wide && c != plain_.back(); }
+  size_t wide_channels(size_t row) const { return busy_.size() * row < kWideSymbols ? 0 : busy_.size() - 1; }
+  bool is_wide(size_t c, size_t wide) const { return wide && c != busy_.back(); }
 
   // A channel's tables by context, for small payloads.
   struct Contexts {
@@ -408,12 +416,18 @@ class Tables {
       at[0] = static_cast<uint8_t>(word);
       at[1] = static_cast<uint8_t>(word >> 8);
     }
-    // No branch on whether a word is due: it is read in any case, and kept if so.
+    // `evenly`: without a branch, which compilers make of a choice. For many lanes side by side, where
+    // a wrong guess costs more than a longer chain.
+    template <bool evenly = false>
     void refill(uint32_t& state) {
-      const bool due = state < kLowerBound;
-      const uint32_t refilled = state << 16 | word();
-      state = due ? refilled : state;
-      at += due ? 2 : 0;
+      const uint32_t due = state < kLowerBound, refilled = state << 16 | word();
+      if (evenly) {
+        state ^= (state ^ refilled) & (0u - due);
+        at += 2 * due;
+      } else {
+        state = due ? refilled : state;
+        at += due ? 2 : 0;
+      }
     }
   };
 
@@ -437,13 +451,20 @@ class Tables {
     return reader.at == reader.end ? Status::ok : Status::trailing;
   }
 
+  // `evenly`: as in Reader::refill.
+  template <bool evenly = false>
   static void push_entry(uint32_t& state, const Entry& entry, Writer& writer) {
     // Keep the state below 2^32 after the step: at most one word leaves.
     const bool full = (state >> 16) >= entry.frequency;
     writer.at[-2] = static_cast<uint8_t>(state);
     writer.at[-1] = static_cast<uint8_t>(state >> 8);
-    writer.at -= full ? 2 : 0;
-    state = full ? state >> 16 : state;
+    if (evenly) {
+      writer.at -= 2 * static_cast<uint32_t>(full);
+      state ^= (state ^ state >> 16) & (0u - static_cast<uint32_t>(full));
+    } else {
+      writer.at -= full ? 2 : 0;
+      state = full ? state >> 16 : state;
+    }
     // state = quotient * 2^16 + remainder + start, the remainder being state - quotient * frequency
     const uint32_t quotient = static_cast<uint32_t>((state * entry.reciprocal) >> 48);
     state += quotient * (kOne - entry.frequency) + entry.start;
@@ -724,7 +745,7 @@ class Tables {
       for (size_t l = count; l-- > 0;) {
         const uint32_t k = std::min(static_cast<uint32_t>(values[l][i] - channels[l].own.offset), in_table[l]);
         if (k == in_table[l]) push_digits(state[l], values[l][i], channels[l].own, writer);
-        push_entry(state[l], entries[l][context[l * row + i] * (in_table[l] + 1) + k], writer);
+        push_entry<count == 4>(state[l], entries[l][context[l * row + i] * (in_table[l] + 1) + k], writer);
       }
     for (size_t l = 0; l < count; ++l) lane[l] = state[l];
     shared = writer;
@@ -754,7 +775,8 @@ class Tables {
           while (slot - entry->start >= entry->frequency) ++entry;
           int16_t symbol = entry->symbol;
           left[l] = entry->level;
-          pop_entry(state[l], entry->start, entry->frequency, reader);
+          state[l] = entry->frequency * (state[l] >> 16) + slot - entry->start;
+          reader.refill<count == 4>(state[l]);
           if (entry->escape) {
             if (const Status status = pop_digits(state[l], channels[l].own, reader, symbol); status != Status::ok) return status;
             left[l] = channels[l].level(symbol);
@@ -770,58 +792,11 @@ class Tables {
     return Status::ok;
   }
 
-  // With vectors, groups of sixteen symbols from values[count - 1] down, or from values[0] on, until
-  // one is met that is for push_wide and pop_wide to code; these give how many symbols are left, and
-  // how many are done. `count` symbols are whole groups when pushed.
-  size_t push_groups(uint32_t* lane, const Channel& channel, const int16_t* values, size_t count, Writer& writer) const {
-    switch (path_) {
-#if defined(RANS_X86)
-      case Path::avx512: return avx512::push_groups(lane, channel.window, channel.offset, writer.at, values, count);
-      case Path::avx2: return avx2::push_groups(lane, channel.window, channel.offset, writer.at, values, count);
-#endif
-#if defined(RANS_NEON)
-      case Path::neon: return neon::push_groups(lane, channel.window, channel.offset, writer.at, values, count);
-#endif
-      default: return count;
-    }
-  }
-
-  size_t pop_groups(uint32_t* lane, const Channel& channel, Reader& reader, int16_t* values, size_t count) const {
-    switch (path_) {
-#if defined(RANS_X86)
-      case Path::avx512: return avx512::pop_groups(lane, channel.window, channel.offset, reader.at, reader.end, values, count);
-      case Path::avx2: return avx2::pop_groups(lane, channel.window, channel.offset, reader.at, reader.end, values, count);
-#endif
-#if defined(RANS_NEON)
-      case Path::neon: return neon::pop_groups(lane, channel.window, channel.offset, reader.at, reader.end, values, count);
-#endif
-      default: return 0;
-    }
-  }
-
-  // push_entry and pop_entry without a branch, for lanes that do not wait for one another: whether a
-  // word is due can be foreseen less the more symbols take one. A word is read or written in any case.
-  static uint8_t* push_step(uint32_t& state, const Entry& entry, uint8_t* at) {
-    const uint32_t full = (state >> 16) >= entry.frequency;
-    at[-2] = static_cast<uint8_t>(state);
-    at[-1] = static_cast<uint8_t>(state >> 8);
-    const uint32_t rest = state >> (16 * full);
-    state = rest + static_cast<uint32_t>((rest * entry.reciprocal) >> 48) * (kOne - entry.frequency) + entry.start;
-    return at - 2 * full;
-  }
-
-  static uint8_t* pop_step(uint32_t& state, const Entry& entry, uint8_t* at) {
-    const uint32_t next = entry.frequency * (state >> 16) + (state & 0xffff) - entry.start, due = next < kLowerBound;
-    const uint32_t word = static_cast<uint32_t>(at[0] | at[1] << 8);
-    state = next << (16 * due) | (word & (0 - due));
-    return at + 2 * due;
-  }
-
   // Groups of sixteen symbols: their entries in the order of the lanes, then the digits of the
   // escapes among them in the order of the lanes.
   void push_wide(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row, Writer& writer) const {
     for (size_t stop = row; stop > 0;) {
-      if (stop % kWideLanes == 0) stop = push_groups(lane, channel, values, stop, writer);
+      if (path_.push_groups && stop % kWideLanes == 0) stop = path_.push_groups(lane, channel.window, channel.offset, writer.at, values, stop);
       if (stop == 0) break;
       const size_t begin = (stop - 1) / kWideLanes * kWideLanes;
       uint32_t entry[kWideLanes];
@@ -830,30 +805,25 @@ class Tables {
         entry[i - begin] = std::min(k, channel.in_table);
         if (k >= channel.in_table) push_digits(lane[i - begin], values[i], channel, writer);
       }
-      uint8_t* at = writer.at;
-      for (size_t l = stop - begin; l-- > 0;) at = push_step(lane[l], channel.values[entry[l]], at);
-      writer.at = at;
+      for (size_t l = stop - begin; l-- > 0;) push_entry<true>(lane[l], channel.values[entry[l]], writer);
       stop = begin;
     }
   }
 
   Status pop_wide(uint32_t* lane, const Channel& channel, Reader& reader, int16_t* values, size_t row) const {
     for (size_t begin = 0; begin < row; begin += kWideLanes) {
-      begin += pop_groups(lane, channel, reader, values + begin, row - begin);
-      if (reader.past_end()) return Status::truncated;
-      if (begin == row) break;
-      const size_t count = std::min(kWideLanes, row - begin);
-      bool escapes = false;
-      uint32_t found[kWideLanes];
-      for (size_t l = 0; l < count; ++l) {
-        const uint32_t k = find(lane[l], channel.values);
-        reader.at = pop_step(lane[l], channel.values[k], reader.at);
-        values[begin + l] = static_cast<int16_t>(channel.offset + static_cast<int32_t>(k));
-        found[l] = k;
-        escapes |= k == channel.in_table;
+      if (path_.pop_groups) {
+        const uint8_t* at = reader.at;
+        begin += path_.pop_groups(lane, channel.window, channel.offset, at, reader.end, values + begin, row - begin);
+        reader.at += at - reader.at;
+        if (reader.past_end()) return Status::truncated;
+        if (begin == row) break;
       }
+      const size_t count = std::min(kWideLanes, row - begin);
+      const bool escapes = count == kWideLanes ? pop_group<kWideLanes>(lane, channel, reader, values + begin, count)
+                                               : pop_group<0>(lane, channel, reader, values + begin, count);
       for (size_t l = 0; escapes && l < count; ++l) {
-        if (found[l] != channel.in_table) continue;
+        if (values[begin + l] != kNotASymbol) continue;
         const Status status = pop_digits(lane[l], channel, reader, values[begin + l]);
         if (status != Status::ok) return status;
       }
@@ -862,9 +832,30 @@ class Tables {
     return Status::ok;
   }
 
-  Path path_;
+  // Entries of a group's first `count` lanes, or of `all` of them, which is known beforehand; an escape
+  // leaves kNotASymbol. Gives whether there is one.
+  template <size_t all>
+  static bool pop_group(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values, size_t count) {
+    Reader reader = shared;
+    bool escapes = false;
+    for (size_t l = 0; l < (all ? all : count); ++l) {
+      uint32_t state = lane[l];
+      const uint32_t slot = state & 0xffff;
+      const Slot* entry = &channel.slots[channel.values.first[slot >> Entries::kBucket]];
+      while (slot - entry->start >= entry->frequency) ++entry;
+      state = entry->frequency * (state >> 16) + slot - entry->start;
+      reader.refill<true>(state);
+      lane[l] = state;
+      values[l] = entry->symbol;
+      escapes |= entry->symbol == kNotASymbol;
+    }
+    shared = reader;
+    return escapes;
+  }
+
+  const Path& path_;
   std::vector<Channel> channels_;
-  std::vector<size_t> plain_;  // channels that are not coded in runs
+  std::vector<size_t> busy_;  // channels that are not coded in runs
   std::vector<Contexts> contexts_;  // of some channels, in their order
 };
 

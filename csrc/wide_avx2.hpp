@@ -1,8 +1,8 @@
-// The wide part's groups of sixteen symbols with AVX2: see wide_window.hpp.
+// The wide part's groups of sixteen symbols with AVX2: see window.hpp.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define RANS_X86 1
+#define RANS_AVX2 1
 
 // GCC 12 takes the undefined registers of its own intrinsics for mistakes, wherever they are used.
 #if !defined(__clang__)
@@ -18,7 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "wide_window.hpp"
+#include "window.hpp"
 
 namespace rans {
 namespace avx2 {
@@ -101,17 +101,14 @@ RANS_INLINE __m256i high_products(__m256i a, __m256i b) {  // of 32-bit lanes
   return _mm256_blend_epi32(evens, odds, 0xaa);
 }
 
-// Pops groups from values[0] on, while all of a group lies in the window and `end` is not passed;
-// gives how many symbols. May look 32 bytes past `at`.
-//
 // What counts is how soon a group's states follow from those before. So who needs a word is known
 // before the new states are, the words come from two early loads by shuffles, not from an address, and
 // the instructions that nothing waits for stand last, as a processor begins with the oldest.
-RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32_t offset, uint8_t*& shared, const uint8_t* end,
+RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32_t offset, const uint8_t*& shared, const uint8_t* end,
                                      int16_t* values, size_t count) {
   Lanes lanes;
   lanes.load(lane);
-  uint8_t* at = shared;
+  const uint8_t* at = shared;
   const Lookup start(window.start), frequency(window.frequency), due_high(window.due_high), due_slot(window.due_slot);
   const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(0x8000));
   const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset - Search::kUpper));
@@ -159,9 +156,6 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
   return i;
 }
 
-// Pushes groups from values[count - 1] down to values[0], count being a multiple of sixteen, while
-// all of a group lies in the window; gives how many symbols are left. May write 16 bytes before
-// the words.
 RANS_TARGET inline size_t push_groups(uint32_t* lane, const Window& window, int32_t offset, uint8_t*& shared, const int16_t* values, size_t count) {
   Lanes lanes;
   lanes.load(lane);

@@ -1,4 +1,4 @@
-// The wide part's groups of sixteen symbols with AVX-512: see wide_window.hpp.
+// The wide part's groups of sixteen symbols with AVX-512: see window.hpp.
 //
 // Decoding is as with AVX2, but what belongs to an entry is looked up in one instruction, and words go
 // to the lanes that need them in one. For encoding a lane's state is whole, in 32 bits, and quotients
@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #include "wide_avx2.hpp"
-#include "wide_window.hpp"
+#include "window.hpp"
 
 namespace rans {
 namespace avx512 {
@@ -32,11 +32,9 @@ RANS_INLINE __m512i widened(const Window::Column& column) {
   return _mm512_or_si512(_mm512_cvtepu8_epi32(_mm_load_si128(halves)), _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_load_si128(halves + 1)), 8));
 }
 
-// Pops groups from values[0] on, while all of a group lies in the window and `end` is not passed;
-// gives how many symbols. May look 32 bytes past `at`.
-RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32_t offset, uint8_t*& shared, const uint8_t* end,
+RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32_t offset, const uint8_t*& shared, const uint8_t* end,
                                      int16_t* values, size_t count) {
-  uint8_t* at = shared;
+  const uint8_t* at = shared;
   const __m256i start = load(window.start), frequency = load(window.frequency);
   const __m256i due_high = load(window.due_high), due_slot = load(window.due_slot);
   const __m256i bias = _mm256_set1_epi16(static_cast<int16_t>(0x8000));
@@ -70,8 +68,6 @@ RANS_TARGET inline size_t pop_groups(uint32_t* lane, const Window& window, int32
   return i;
 }
 
-// Pushes groups from values[count - 1] down to values[0], count being a multiple of sixteen, while
-// all of a group lies in the window; gives how many symbols are left.
 RANS_TARGET inline size_t push_groups(uint32_t* lane, const Window& window, int32_t offset, uint8_t*& shared, const int16_t* values, size_t count) {
   uint8_t* at = shared;
   const __m256i first = _mm256_set1_epi16(static_cast<int16_t>(static_cast<int32_t>(window.first) + offset));

@@ -1,4 +1,4 @@
-// The wide part's groups of sixteen symbols with NEON: see wide_window.hpp.
+// The wide part's groups of sixteen symbols with NEON: see window.hpp.
 //
 // A register has eight lanes' halves, so that everything is done twice. Every 64-bit Arm has these
 // instructions. Nothing here is tuned: it was tested under an emulator only.
@@ -11,10 +11,12 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "wide_window.hpp"
+#include "window.hpp"
 
 namespace rans {
 namespace neon {
+
+inline bool is_here() { return true; }
 
 // A column's values at eight indexes, each in both bytes of its place, 16 more in the upper one.
 struct Lookup {
@@ -42,11 +44,9 @@ struct Search {
   }
 };
 
-// Pops groups from values[0] on, while all of a group lies in the window and `end` is not passed;
-// gives how many symbols. May look 32 bytes past `at`.
-inline size_t pop_groups(uint32_t* lane, const Window& window, int32_t offset, uint8_t*& shared, const uint8_t* end, int16_t* values,
+inline size_t pop_groups(uint32_t* lane, const Window& window, int32_t offset, const uint8_t*& shared, const uint8_t* end, int16_t* values,
                          size_t count) {
-  uint8_t* at = shared;
+  const uint8_t* at = shared;
   const Lookup start(window.start), frequency(window.frequency);
   const Search search(window);
   const uint16x8_t zero = vdupq_n_u16(0), bias = vdupq_n_u16(0x8000);
@@ -98,9 +98,6 @@ inline uint32x4_t push_step(uint32x4_t state, uint32x4_t start, uint32x4_t frequ
   return vaddq_u32(sum, start);
 }
 
-// Pushes groups from values[count - 1] down to values[0], count being a multiple of sixteen, while
-// all of a group lies in the window; gives how many symbols are left. May write 16 bytes before
-// the words.
 inline size_t push_groups(uint32_t* lane, const Window& window, int32_t offset, uint8_t*& shared, const int16_t* values, size_t count) {
   uint8_t* at = shared;
   const Lookup start(window.start), frequency(window.frequency), reciprocal_low(window.reciprocal_low), reciprocal_high(window.reciprocal_high);

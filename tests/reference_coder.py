@@ -73,8 +73,8 @@ class Channel:
 
 def parts(channels: list[Channel], row: int) -> tuple[list[int], list[int]]:
     """Indexes of the channels of the wide part and of the narrow part, both in order."""
-    plain = [c for c, channel in enumerate(channels) if not channel.in_runs]
-    wide = plain[:-1] if len(plain) * row >= WIDE_SYMBOLS else []
+    busy = [c for c, channel in enumerate(channels) if not channel.in_runs]
+    wide = busy[:-1] if len(busy) * row >= WIDE_SYMBOLS else []
     return wide, [c for c in range(len(channels)) if c not in wide]
 
 

@@ -20,7 +20,7 @@ std::vector<long> numbers(std::istream& file) {
   return {std::istream_iterator<long>(words), {}};
 }
 
-std::string check(const std::string& name, rans::Path path) {
+std::string check(const std::string& name, const rans::Path& path) {
   std::ifstream file(name);
   const std::vector<long> size = numbers(file);
   if (size.size() != 2 && size.size() != 3) return "is no case";
@@ -94,15 +94,15 @@ std::string agree(size_t channels, size_t row, size_t entries, uint32_t escapes_
     symbol = static_cast<int16_t>((state & 1023) < escapes_of_1024 || k == entries ? 30000 - static_cast<int32_t>(state >> 16) / 2 : static_cast<int32_t>(k) - 1);
   }
   std::vector<uint8_t> first;
-  for (const auto& [path, name] : rans::kPaths) {
-    if (!rans::is_here(path)) continue;
+  for (const rans::Path& path : rans::kPaths) {
+    if (!path.is_here()) continue;
     const rans::Tables tables(cdf.data(), cdf.size(), lengths.data(), offsets.data(), channels, path);
     std::vector<uint8_t> payload(tables.max_payload(row));
     payload.erase(payload.begin(), payload.end() - static_cast<std::ptrdiff_t>(tables.encode(symbols.data(), row, payload.data())));
     if (first.empty()) first = payload;
-    if (payload != first) return std::string(name) + " writes other bytes than the path before it";
-    if (tables.decode(payload.data(), payload.size(), row, decoded.data()) != rans::Status::ok) return std::string(name) + " refuses what it wrote";
-    if (decoded != symbols) return std::string(name) + " decodes other symbols";
+    if (payload != first) return std::string(path.name) + " writes other bytes than the path before it";
+    if (tables.decode(payload.data(), payload.size(), row, decoded.data()) != rans::Status::ok) return std::string(path.name) + " refuses what it wrote";
+    if (decoded != symbols) return std::string(path.name) + " decodes other symbols";
   }
   return "";
 }
@@ -118,12 +118,12 @@ int main(int count, char** names) {
         const std::string problem = agree(channels, row, entries, escapes);
         if (!problem.empty()) std::printf("%zu rows of %zu, %zu entries, %u escapes of 1024: %s\n", channels, row, entries, escapes, problem.c_str()), status = 1;
       }
-  for (const auto& [path, name] : rans::kPaths) {
-    if (!rans::is_here(path)) continue;
-    std::printf("%s\n", name);
+  for (const rans::Path& path : rans::kPaths) {
+    if (!path.is_here()) continue;
+    std::printf("%s\n", path.name);
     for (int i = 1; i < count; ++i) {
       const std::string problem = check(names[i], path);
-      if (!problem.empty()) std::printf("%s: %s %s\n", name, names[i], problem.c_str()), status = 1;
+      if (!problem.empty()) std::printf("%s: %s %s\n", path.name, names[i], problem.c_str()), status = 1;
     }
   }
   return status;

@@ -1,4 +1,4 @@
-// Of a table, what coding the wide part with vectors needs: shared by wide_avx2.hpp, wide_avx512.hpp
+// Of a table, what coding the wide part with vectors needs, and the interface of those: shared by wide_avx2.hpp, wide_avx512.hpp
 // and wide_neon.hpp, which do byte for byte what rans.hpp does without.
 //
 // Mostly a lane's state is held as two 16-bit halves, so that one register, or two, have a half of all
@@ -90,5 +90,14 @@ struct Gather {
   }
 };
 inline constexpr Gather kGather{};
+
+// Pops groups from values[0] on, while all of a group lies in the window and `end` is not passed;
+// gives how many symbols. May look 32 bytes past `at`.
+using PopGroups = size_t (*)(uint32_t* lane, const Window& window, int32_t offset, const uint8_t*& at, const uint8_t* end, int16_t* values, size_t count);
+
+// Pushes groups from values[count - 1] down to values[0], count being a multiple of sixteen, while
+// all of a group lies in the window; gives how many symbols are left. May write 16 bytes before
+// the words.
+using PushGroups = size_t (*)(uint32_t* lane, const Window& window, int32_t offset, uint8_t*& at, const int16_t* values, size_t count);
 
 }  // namespace rans
