@@ -5,14 +5,9 @@
 // come from products of 52 by 52 bits, which make them exact.
 #pragma once
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-
-#include <cstddef>
-#include <cstdint>
-
 #include "wide_avx2.hpp"
-#include "window.hpp"
+
+#if defined(RANS_AVX2)
 
 namespace rans {
 namespace avx512 {
