@@ -1,5 +1,6 @@
 """The native coder against the Python one, golden bytes, and what it refuses."""
 
+import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -159,7 +160,16 @@ def test_a_narrow_part_too_short_for_the_wide_lanes_is_padded(path: str) -> None
 
 
 def test_paths() -> None:
-    assert _coder.PATHS[-1] == "portable"
+    """Those that the processor has, the fastest first, and the portable one always."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() and platform.machine() == "x86_64" else set()
+    expected = [
+        *(["avx512"] if flags >= {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vbmi2"} else []),
+        *(["avx2"] if "avx2" in flags else []),
+        *(["neon"] if platform.machine() in ("aarch64", "arm64") else []),
+        "portable",
+    ]
+    assert list(_coder.PATHS) == expected
     with pytest.raises(ValueError, match="no path abacus"):
         native(*skewed_tables(1), "abacus")
 
