@@ -460,7 +460,7 @@ class Tables {
     writer.at[-1] = static_cast<uint8_t>(state >> 8);
     if (evenly) {
       writer.at -= 2 * static_cast<uint32_t>(full);
-      state ^= (state ^ state >> 16) & (0u - static_cast<uint32_t>(full));
+      state >>= 16 * static_cast<uint32_t>(full);
     } else {
       writer.at -= full ? 2 : 0;
       state = full ? state >> 16 : state;
