@@ -228,27 +228,34 @@ class Tables {
     if (values[length - 1] != kOne) throw std::invalid_argument(where + "its CDF does not end at 65536");
   }
 
-  static constexpr size_t kGroup = 16;
+  static constexpr size_t kGroup = 64;
 
-  // Bit i says whether values[i] is another symbol than `mode`, for sixteen of them.
-  static uint32_t other_than(int16_t mode, const int16_t* values) {
+  // Bit i says whether values[i] is another symbol than `mode`, for up to kGroup of them.
+  static uint64_t other_than(int16_t mode, const int16_t* values, size_t count) {
+    uint64_t others = 0;
+    size_t i = 0;
 #if defined(__SSE2__)
     const __m128i modes = _mm_set1_epi16(mode);
-    const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
-    const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + 8));
-    return 0xffff ^ static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(_mm_cmpeq_epi16(low, modes), _mm_cmpeq_epi16(high, modes))));
+    for (; i + 16 <= count; i += 16) {
+      const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i));
+      const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i + 8));
+      const int same = _mm_movemask_epi8(_mm_packs_epi16(_mm_cmpeq_epi16(low, modes), _mm_cmpeq_epi16(high, modes)));
+      others |= uint64_t{0xffff ^ static_cast<uint32_t>(same)} << i;
+    }
 #else
-    uint16_t any = 0;  // compilers make vectors of this
-    for (size_t i = 0; i < kGroup; ++i) any |= static_cast<uint16_t>(values[i] ^ mode);
-    uint32_t mask = 0;
-    for (size_t i = 0; any && i < kGroup; ++i) mask |= static_cast<uint32_t>(values[i] != mode) << i;
-    return mask;
+    for (; i + 16 <= count; i += 16) {
+      uint16_t any = 0;  // compilers make vectors of this
+      for (size_t j = 0; j < 16; ++j) any |= static_cast<uint16_t>(values[i + j] ^ mode);
+      for (size_t j = 0; any && j < 16; ++j) others |= uint64_t{values[i + j] != mode} << (i + j);
+    }
 #endif
+    for (; i < count; ++i) others |= uint64_t{values[i] != mode} << i;
+    return others;
   }
 
-  static uint32_t highest_bit(uint32_t bits) {
+  static uint32_t highest_bit(uint64_t bits) {
 #if defined(__GNUC__)
-    return 31u - static_cast<uint32_t>(__builtin_clz(bits));
+    return 63u - static_cast<uint32_t>(__builtin_clzll(bits));
 #else
     uint32_t place = 0;
     while (bits >>= 1) ++place;
@@ -559,7 +566,7 @@ class Tables {
   static void push_value(uint32_t& state, int16_t symbol, const Channel& channel, Writer& writer) {
     const uint32_t k = static_cast<uint32_t>(symbol - channel.offset);
     if (k < channel.in_table) {
-      push_entry(state, channel.values[k - (channel.in_runs && k > channel.mode)], writer);
+      push_entry<true>(state, channel.values[k - (channel.in_runs && k > channel.mode)], writer);
     } else {
       push_digits(state, symbol, channel, writer);
       push_entry(state, channel.values[channel.values.size() - 1], writer);
@@ -614,15 +621,15 @@ class Tables {
       stop = i;
       ended = true;
     };
-    size_t i = row;
-    for (; i % kGroup; --i)
-      if (values[i - 1] != mode) push_other(i - 1);
-    for (; i > 0; i -= kGroup)
-      for (uint32_t others = other_than(mode, values + i - kGroup); others;) {
+    for (size_t end = row; end > 0;) {
+      const size_t begin = (end - 1) / kGroup * kGroup;
+      for (uint64_t others = other_than(mode, values + begin, end - begin); others;) {
         const uint32_t last = highest_bit(others);
-        others ^= 1u << last;
-        push_other(i - kGroup + last);
+        others ^= uint64_t{1} << last;
+        push_other(begin + last);
       }
+      end = begin;
+    }
     push_run(run_lane, stop, ended, channel, writer);
     lane[0] = run_lane, lane[1] = value_lane;
   }
@@ -631,7 +638,7 @@ class Tables {
     const size_t max_run = channel.max_run();
     size_t full = 0;  // runs that go on; a decoder meets them first
     if (run >= max_run) full = run / max_run, run %= max_run;
-    if (ended) push_entry(state, channel.runs[run], writer);
+    if (ended) push_entry<true>(state, channel.runs[run], writer);
     else if (run) push_entry(state, Entry(channel.runs[run].start, kOne - channel.runs[run].start), writer);
     for (; full; --full) push_entry(state, channel.runs[max_run], writer);
   }

@@ -164,8 +164,8 @@ def test_paths() -> None:
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() and platform.machine() == "x86_64" else set()
     expected = [
-        *(["avx512"] if flags >= {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vbmi2"} else []),
-        *(["avx2"] if "avx2" in flags else []),
+        *(["avx512"] if flags >= {"popcnt", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512_vbmi2", "avx512ifma"} else []),
+        *(["avx2"] if flags >= {"popcnt", "avx2"} else []),
         *(["neon"] if platform.machine() in ("aarch64", "arm64") else []),
         "portable",
     ]
