@@ -100,6 +100,7 @@ def test_info_needs_no_bundle(feat: Path, feature_bytes: bytes, monkeypatch: pyt
     assert cloud_cli.main(["--info", "--json", str(feat)]) == 0
     info = json.loads(capsys.readouterr().out)
     assert (info["width"], info["height"], info["version"], info["bytes"]) == (224, 224, 1, len(feature_bytes))
+    assert info["profile"] == "small"
     assert info["bundle"] == feature_bytes[2:6].hex()
     assert info["payload_bytes"] == len(feature_bytes) - 14
     assert cloud_cli.main(["--info", str(feat)]) == 0
