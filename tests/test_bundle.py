@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from runtime import CloudDecoder, EdgeEncoder, errors
-from runtime.bundle import Bundle, ShapeRule, default_bundle
+from runtime.bundle import SCHEMA, Bundle, ShapeRule, default_bundle
 
 Copy = Callable[[Path], Path]
 
@@ -34,7 +34,7 @@ def put(folder: Path, name: str, data: bytes) -> None:
 
 def test_a_bundle_says_what_it_is(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
-    assert (manifest["schema"], manifest["model"], manifest["lmb"], manifest["weights"]) == (1, "ours_n4", "1.28", "trained")
+    assert (manifest["schema"], manifest["model"], manifest["lmb"], manifest["weights"]) == (SCHEMA, "ours_n4", "1.28", "trained")
     assert manifest["shape"] == {"channels": 64, "stride": 8, "shrink": 0}
     assert manifest["max_symbols"] == 64 * 128 * 128
     assert manifest["parity"]["equal_share"] >= 0.9999
@@ -128,7 +128,7 @@ def test_labels_that_are_no_text(random_bundle: Path, copy_of: Copy) -> None:
         CloudDecoder(folder)
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{}", b"{", b'{"schema": 1}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{}", b"{", b'{"schema": 2}', b"\xff", b"[" * 100_000])
 def test_a_manifest_that_is_none(random_bundle: Path, copy_of: Copy, text: bytes) -> None:
     folder = copy_of(random_bundle)
     replace(folder / "manifest.json", text)
@@ -139,7 +139,10 @@ def test_a_manifest_that_is_none(random_bundle: Path, copy_of: Copy, text: bytes
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        (lambda m: m.update(schema=2), errors.UnsupportedBundleError, "schema 2"),
+        (lambda m: m.update(schema=1), errors.UnsupportedBundleError, "schema 1"),
+        (lambda m: m.update(schema=3), errors.UnsupportedBundleError, "schema 3"),
+        (lambda m: m.pop("small"), errors.InconsistentBundleError, "not understood"),
+        (lambda m: m.update(small=True), errors.InconsistentBundleError, "no context tables"),
         (lambda m: m.update(format_version=2), errors.UnsupportedBundleError, "version 2"),
         (lambda m: m.update(fingerprint="00" * 32), errors.InconsistentBundleError, "00000000"),
         (lambda m: m.update(fingerprint=7), errors.InconsistentBundleError, "not understood"),
