@@ -41,6 +41,9 @@ struct Window {
   // For a frequency of 1, q = 2^16 - 1 and r = 1 make it true for all states, as it has to be.
   Column due_high, due_slot;  // q and start + r, both less 2^15: to be compared as signed
 
+  // Whether most groups lie in the window: with one symbol in 40 outside, a third of them do not.
+  bool pays() const { return 0x10000 - (end - begin) < 0x10000 / 40; }
+
   Window() = default;
   // The `count` entries with most mass, of entries[0 .. size).
   template <typename Entry>

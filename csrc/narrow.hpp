@@ -1,0 +1,132 @@
+// The narrow part: busy channels symbol by symbol in two lanes, other channels in runs of their mode.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#include "channel.hpp"
+
+namespace rans {
+
+// Symbols, each by itself, in lanes 0 and 1 by turns.
+inline void push_narrow(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row, Writer& writer) {
+  uint32_t even = lane[0], odd = lane[1];
+  size_t i = row;
+  if (i % 2) push_value(even, values[--i], channel, writer);
+  for (; i > 0; i -= 2) {
+    push_value(odd, values[i - 1], channel, writer);
+    push_value(even, values[i - 2], channel, writer);
+  }
+  lane[0] = even, lane[1] = odd;
+}
+
+inline Status pop_narrow(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values, size_t row) {
+  Reader reader = shared;
+  uint32_t even = lane[0], odd = lane[1];
+  Status status = Status::ok;
+  for (size_t i = 0; i < row && status == Status::ok; ++i) {
+    status = pop_value(even, channel, reader, values[i]);
+    if (++i < row && status == Status::ok) status = pop_value(odd, channel, reader, values[i]);
+    if (reader.past_end()) status = Status::truncated;
+  }
+  lane[0] = even, lane[1] = odd;
+  shared = reader;
+  return status;
+}
+
+constexpr size_t kGroup = 64;
+
+// Bit i says whether values[i] is another symbol than `mode`, for up to kGroup of them.
+inline uint64_t other_than(int16_t mode, const int16_t* values, size_t count) {
+  uint64_t others = 0;
+  size_t i = 0;
+#if defined(__SSE2__)
+  const __m128i modes = _mm_set1_epi16(mode);
+  for (; i + 16 <= count; i += 16) {
+    const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i));
+    const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i + 8));
+    const int same = _mm_movemask_epi8(_mm_packs_epi16(_mm_cmpeq_epi16(low, modes), _mm_cmpeq_epi16(high, modes)));
+    others |= uint64_t{0xffff ^ static_cast<uint32_t>(same)} << i;
+  }
+#else
+  for (; i + 16 <= count; i += 16) {
+    uint16_t any = 0;  // compilers make vectors of this
+    for (size_t j = 0; j < 16; ++j) any |= static_cast<uint16_t>(values[i + j] ^ mode);
+    for (size_t j = 0; any && j < 16; ++j) others |= uint64_t{values[i + j] != mode} << (i + j);
+  }
+#endif
+  for (; i < count; ++i) others |= uint64_t{values[i] != mode} << i;
+  return others;
+}
+
+inline void push_run(uint32_t& state, size_t run, bool ended, const Channel& channel, Writer& writer) {
+  const size_t max_run = channel.max_run();
+  size_t full = 0;  // runs that go on; a decoder meets them first
+  if (run >= max_run) full = run / max_run, run %= max_run;
+  if (ended) push_entry<true>(state, channel.runs[run], writer);
+  else if (run) push_entry(state, Entry(channel.runs[run].start, kOne - channel.runs[run].start), writer);
+  for (; full; --full) push_entry(state, channel.runs[max_run], writer);
+}
+
+// Runs: lane 0 has the number of modes before the next other symbol, lane 1 that symbol. A run
+// that reaches max_run, or the row's end, is coded as "so many or more", and another may follow.
+inline void push_runs(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row, Writer& writer) {
+  uint32_t run_lane = lane[0], value_lane = lane[1];
+  const int16_t mode = static_cast<int16_t>(channel.offset + static_cast<int32_t>(channel.mode));
+  size_t stop = row;  // what is to the right of it is coded
+  bool ended = false;  // the run before it is, by another symbol; the last one is by the row's end
+  const auto push_other = [&](size_t i) {
+    push_run(run_lane, stop - i - 1, ended, channel, writer);
+    push_value(value_lane, values[i], channel, writer);
+    stop = i;
+    ended = true;
+  };
+  for (size_t end = row; end > 0;) {
+    const size_t begin = (end - 1) / kGroup * kGroup;
+    for (uint64_t others = other_than(mode, values + begin, end - begin); others;) {
+      const uint32_t last = highest_bit(others);
+      others ^= uint64_t{1} << last;
+      push_other(begin + last);
+    }
+    end = begin;
+  }
+  push_run(run_lane, stop, ended, channel, writer);
+  lane[0] = run_lane, lane[1] = value_lane;
+}
+
+inline Status pop_runs(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values, size_t row) {
+  std::fill(values, values + row, static_cast<int16_t>(channel.offset + static_cast<int32_t>(channel.mode)));
+  Reader reader = shared;
+  uint32_t run_lane = lane[0], value_lane = lane[1];
+  const uint32_t max_run = channel.max_run();
+  Status status = Status::ok;
+  for (size_t i = 0; i < row;) {
+    const uint32_t most = static_cast<uint32_t>(std::min<size_t>(max_run, row - i));
+    const uint32_t start = channel.runs[most].start;
+    if ((run_lane & 0xffff) >= start) {
+      pop_entry(run_lane, start, kOne - start, reader);
+      i += most;
+    } else {
+      const uint32_t run = find(run_lane, channel.runs);
+      pop_entry(run_lane, channel.runs[run].start, channel.runs[run].frequency, reader);
+      i += run;
+      status = pop_value(value_lane, channel, reader, values[i]);
+      if (status != Status::ok) break;
+      ++i;
+    }
+    if (reader.past_end()) {
+      status = Status::truncated;
+      break;
+    }
+  }
+  lane[0] = run_lane, lane[1] = value_lane;
+  shared = reader;
+  return status;
+}
+
+}  // namespace rans
