@@ -197,3 +197,15 @@ def test_the_installed_commands_exist() -> None:
         result = subprocess.run([Path(sys.executable).parent / name, "--version"], capture_output=True, text=True, check=False)
         assert result.returncode == 0
         assert result.stdout.startswith(name)
+
+
+def test_small_files_or_plain_ones(bundle: Path, random_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "feat.bin"
+    for options, small in (([], True), (["--small"], True), (["--no-small"], False)):
+        assert edge_cli.main([str(GOLF_BALL), "-o", str(out), "--bundle", str(bundle), *options]) == 0
+        assert feature_file.parse(out.read_bytes()).small is small
+    out.unlink()
+    capsys.readouterr()
+    assert edge_cli.main([str(GOLF_BALL), "-o", str(out), "--bundle", str(random_bundle), "--small"]) == 1
+    assert "no context tables" in capsys.readouterr().err
+    assert not out.exists()
