@@ -49,7 +49,7 @@ fuzz: ## a minute of fuzzing the coder under sanitizers (FUZZ_SECONDS=1800 for t
 	@if command -v clang++ >/dev/null; then \
 	  for target in any_tables any_payload round_trip; do ( set -ex; mkdir -p build/corpus/$$target; \
 	    clang++ $(FUZZ_FLAGS),fuzzer -DFUZZ_TARGET=$$target csrc/fuzz.cpp -o build/fuzz_$$target; \
-	    build/fuzz_$$target -max_total_time=$$(( $(FUZZ_SECONDS) / 3 )) -verbosity=0 -print_final_stats=1 -artifact_prefix=build/ \
+	    build/fuzz_$$target -max_total_time=$$(( $(FUZZ_SECONDS) / 3 )) -verbosity=0 -print_funcs=0 -print_final_stats=1 -artifact_prefix=build/ \
 	      build/corpus/$$target tests/corpus/$$target ) || exit 1; done; \
 	elif test "$$CI" = true; then echo "no clang++ here, which CI must have: apt-get install clang" >&2; exit 1; \
 	else echo "no clang++ here, so no libFuzzer: random inputs instead (apt-get install clang)"; set -ex; \
