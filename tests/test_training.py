@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from torchvision.models import resnet50
 
 from training import train
 from training.checkpoint import CheckpointError, load_model
-from training.data import evaluation_images, split_held_out, training_images
+from training.data import Batches, SeededImages, evaluation_images, split_held_out, training_images
 from training.loss import Teacher, distillation_loss, load_teacher, start_from_teacher
 from training.models import build_model
 
@@ -47,8 +48,8 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(data: Path, backbone: Path, run: Path, *more: str) -> list[str]:
     return [
-        *("--model", "ours_n0", "--model_args", "bpp_lmb=0.5", "--data", str(data), "--backbone", str(backbone), "--run", str(run)),
-        *("--train_size", "32:1,64:1", "--batch_size", "8", "--held_out", "4", "--workers", "0"),
+        *("--model", "ours_n0", "--model_args", "bpp_lmb=0.5", "--data", str(data), "--backbone", str(backbone), "--run_dir", str(run)),
+        *("--train_size", "32:1,64:1", "--batch_size", "8", "--held_out", "4", "--workers", "0", "--val_crop_r", "1"),
         *more,
     ]
 
@@ -77,6 +78,71 @@ def test_a_run_from_start_to_checkpoint(
     assert (quantiles[:, 0, 1] == 0).all()
     assert (quantiles[:, 0, 0] <= -1).all()
     assert (quantiles[:, 0, 2] >= 1).all()
+
+
+def test_a_run_with_everything_that_may_be_asked_for(
+    data: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second run begins with the first one's weights, and goes on once it is whole."""
+    assert run_main(options(data, backbone, tmp_path / "first", "--optimizer", "adamw", "--lr", "1e-3"), monkeypatch) == 0
+    begin = str(tmp_path / "first" / "lmb0.5.safetensors")
+    more = ["--pretrain", begin, "--ema", "--accum_num", "2", "--batch_size", "4", "--eval_first", "--eval_per", "2", "--no-amp"]
+    assert run_main(options(data, backbone, tmp_path / "second", *more), monkeypatch) == 0
+    records = [json.loads(line) for line in (tmp_path / "second" / "log.jsonl").read_text().splitlines()]
+    assert ["held_out_top1" in record for record in records] == [False, True]
+    assert '"epoch": 0' in capsys.readouterr().out
+    first, second = (load_model(tmp_path / name / "lmb0.5.safetensors", "ours_n0")[0].state_dict() for name in ("first", "second"))
+    moved = (first["fc.weight"] - second["fc.weight"]).abs().max()
+    assert 0 < moved < 0.1, "few steps of a moving average stay near"
+    again = ["--resume", str(tmp_path / "second"), *more]
+    assert run_main(options(data, backbone, tmp_path / "elsewhere", *again), monkeypatch) == 0
+    assert "going on after epoch 2" in capsys.readouterr().err
+
+
+def test_sgd_decays_the_tails_weights_alone() -> None:
+    model = build_model("ours_n0", 2)
+    model.bottleneck_layer.entropy_bottleneck.quantiles.requires_grad_(False)
+    args = train._parser().parse_args(["--model", "ours_n0", "--data", "x"])
+    decayed, others = train._optimizer(model, args).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert all(names[id(p)].startswith(("layer", "fc")) and p.ndim > 1 for p in decayed["params"])
+    assert (decayed["weight_decay"], others["weight_decay"], decayed["lr"]) == (1e-4, 0, 0.01)
+    assert {*map(id, decayed["params"]), *map(id, others["params"])} == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_processes_share_batches_and_each_image_has_its_own_random_numbers(data: Path) -> None:
+    whole = list(Batches(20, 6, seed=3))
+    shares = [list(Batches(20, 3, 3, rank, 2)) for rank in range(2)]
+    assert [a + b for a, b in zip(*shares, strict=True)] == whole
+    assert len(whole) == 3
+    assert whole != list(Batches(20, 6, seed=4))
+    images = SeededImages(training_images(data, 32), 1)
+    torch.manual_seed(0)
+    first = images[5][0]
+    torch.rand(9)
+    assert torch.equal(first, images[5][0])
+    assert not torch.equal(first, SeededImages(training_images(data, 32), 2)[5][0])
+
+
+@pytest.mark.slow
+def test_two_processes_and_two_batches_a_step_are_one_large_batch(data: Path, backbone: Path, tmp_path: Path) -> None:
+    """With the tail frozen, so that no batch norm sees half of a batch; without rate, whose noise each process draws for itself."""
+
+    def run(name: str, launcher: list[str], *more: str) -> dict[str, torch.Tensor]:
+        arguments = options(data, backbone, tmp_path / name, "--model", "ours_n0_enc", "--model_args", "bpp_lmb=0", "--no-amp", *more)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        done = subprocess.run([*launcher, "-m", "training.train", *arguments], cwd=PROJECT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("wrote") == 1
+        return torch.load(tmp_path / name / "last.pt", weights_only=True)["model"]
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    one = run("one", [sys.executable])
+    two = run("two", torchrun, "--batch_size", "4", "--ddp_find")
+    accumulated = run("accumulated", [sys.executable], "--batch_size", "4", "--accum_num", "2")
+    for key, value in one.items():
+        for other in (two, accumulated):
+            assert torch.allclose(value.float(), other[key].float(), atol=1e-5, rtol=1e-3), key
 
 
 @pytest.mark.slow
@@ -115,6 +181,12 @@ def test_another_runs_state_is_not_gone_on_with(
         (["--backbone", "/nowhere.pt"], "/nowhere.pt"),
         (["--held_out", "24"], "cannot hold out 24 of 24"),
         (["--batch_size", "100"], "do not fill one batch of 100"),
+        (["--accum_num", "9"], "do not fill one batch of 72"),
+        (["--val_crop_r", "0"], "--val_crop_r 0.0"),
+        (["--device", "cuda:7"], "choose cpu or cuda"),
+        (["--resume", "/nowhere/run"], "leave out --resume"),
+        (["--pretrain", "/nowhere.safetensors"], "/nowhere.safetensors"),
+        (["--wbmode", "online"], "pip install wandb"),
         (["--labels", str(PROJECT / "training" / "imagenette_labels.txt")], "the labels are 10"),
     ],
 )

@@ -1,11 +1,14 @@
 """Images for training: an ImageFolder, decoded and augmented by torchvision.
 
 Always holds: what is held out for choosing (schedule, epoch) is the same for every run on the
-same folder, and is never trained on.
+same folder, and is never trained on. An image's crop depends on the seed, the epoch and the image
+alone, and a batch's images on the seed and the epoch, however many processes share the work.
 """
 
 import os
+from collections.abc import Iterator
 
+import torch
 from torch.utils.data import Dataset, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -34,3 +37,37 @@ def split_held_out(data: Dataset, held_out: int, keep_held_out: bool) -> Subset:
         raise ValueError(f"cannot hold out {held_out} of {total} images")
     chosen = {i * total // held_out for i in range(held_out)} if held_out else set()
     return Subset(data, [i for i in range(total) if (i in chosen) == keep_held_out])
+
+
+class SeededImages(Dataset):
+    """`images`, each augmented by random numbers of its own."""
+
+    def __init__(self, images: Dataset, seed: int):
+        self.images, self.seed = images, seed
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed * 10_000_019 + index)
+            return self.images[index]
+
+
+class Batches:
+    """Indexes of one process's batches of an epoch: its share of batches that all processes fill together.
+
+    An incomplete last batch is left out.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1):
+        self.order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+        self.batch_size, self.rank, self.processes = batch_size, rank, processes
+
+    def __len__(self) -> int:
+        return len(self.order) // (self.batch_size * self.processes)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(len(self)):
+            begin = (batch * self.processes + self.rank) * self.batch_size
+            yield self.order[begin : begin + self.batch_size]

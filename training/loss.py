@@ -51,6 +51,19 @@ def load_teacher(path: str | os.PathLike[str]) -> Teacher:
     return teacher
 
 
+def load_imagenet_teacher() -> Teacher:
+    """torchvision's ResNet-50 of ImageNet (IMAGENET1K_V1, the paper's); fetched once by torchvision. Raises OSError."""
+    from torchvision.models import ResNet50_Weights
+
+    try:
+        state = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=True)
+    except OSError as error:
+        raise OSError(f"torchvision cannot fetch ImageNet's ResNet-50 ({error}): name a file with --backbone") from error
+    teacher = Teacher(1000)
+    load_state(teacher.backbone, dict(state), "torchvision's ResNet-50")
+    return teacher
+
+
 def start_from_teacher(model: FeatureCompressionModel, teacher: Teacher) -> None:
     """Give the model's tail the teacher's weights."""
     for name in ("layer2", "layer3", "layer4", "fc"):
