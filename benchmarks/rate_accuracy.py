@@ -2,6 +2,8 @@
 
     python benchmarks/rate_accuracy.py --data DIR [--bundle DIR] [--as-is] [--teacher FILE] [--json]
 
+`python -m training.evaluate` does this for every checkpoint of a model.
+
 DIR has one folder of images a class; their sorted names stand for the bundle's labels in order.
 Every image becomes the bytes of a feature file, and those bytes logits, as on a device and a
 server. With --teacher, a ResNet-50 in torch sees the same pixels and the difference is given.
@@ -17,6 +19,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.machine import cores, describe
+from benchmarks.machine import commit, cores, describe
 from runtime import CloudDecoder, EdgeEncoder, __version__
 from runtime.errors import EdgeCloudError
 from runtime.feature_file import pack, parse
 from runtime.preprocess import preprocess
-
-BATCH = 8
 
 
 class DataError(ValueError):
@@ -68,12 +69,16 @@ def paired(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> dict[str, floa
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def measure(data: Path, bundle: Path | None, as_is: bool, teacher: Path | None, threads: int) -> dict[str, Any]:
-    """All figures, as the JSON has them."""
+def measure(
+    data: Path, bundle: Path | None, as_is: bool, teacher: Path | None, threads: int, batch_size: int = 8, workers: int = 2
+) -> tuple[dict[str, Any], list[int]]:
+    """All figures, as the JSON has them, and each image's class."""
     encoder, decoder = EdgeEncoder(bundle, threads), CloudDecoder(bundle, threads)
     images = labelled_images(data, len(decoder.labels))
     judge = _teacher(teacher, threads) if teacher else None
     right: list[bool] = []
+    right5: list[bool] = []
+    predictions: list[int] = []
     teacher_right: list[bool] = []
     sizes, bpp = [], []
     used = encoder.bundle
@@ -83,9 +88,10 @@ def measure(data: Path, bundle: Path | None, as_is: bool, teacher: Path | None, 
         own = used.compressai_tables()
         ways["plain, the model's own tables"] = lambda symbols, height, width: pack(used.fingerprint, height, width, own.encode(symbols))
     by_way: dict[str, list[int]] = {way: [] for way in ways}
-    for start in tqdm(range(0, len(images), BATCH), unit="batch", disable=not sys.stderr.isatty()):
-        batch = images[start : start + BATCH]
-        pixels = [preprocess(path, as_is) for path, _ in batch]
+    pool = ThreadPoolExecutor(workers)
+    for start in tqdm(range(0, len(images), batch_size), unit="batch", disable=not sys.stderr.isatty()):
+        batch = images[start : start + batch_size]
+        pixels = list(pool.map(lambda one: preprocess(one[0], as_is), batch))
         files = []
         for one in pixels:
             symbols, (height, width) = encoder.symbols(one[None])[0], one.shape[:2]
@@ -93,7 +99,10 @@ def measure(data: Path, bundle: Path | None, as_is: bool, teacher: Path | None, 
             for way, encode in ways.items():
                 by_way[way].append(len(encode(symbols, height, width)))
         labels = [label for _, label in batch]
-        right += (decoder.logits(files).argmax(1) == labels).tolist()
+        order = np.argsort(-decoder.logits(files), axis=1, kind="stable")
+        predictions += order[:, 0].tolist()
+        right += (order[:, 0] == labels).tolist()
+        right5 += [label in row[:5] for label, row in zip(labels, order, strict=True)]
         sizes += [len(file) for file in files]
         bpp += [8 * len(file) / parse(file).pixels for file in files]
         if judge:
@@ -103,6 +112,7 @@ def measure(data: Path, bundle: Path | None, as_is: bool, teacher: Path | None, 
     result: dict[str, Any] = {
         "benchmark": "rate_accuracy",
         "machine": describe(threads),
+        "commit": commit(),
         "model": manifest["model"],
         "lmb": manifest["lmb"],
         "weights": manifest["weights"],
@@ -110,6 +120,7 @@ def measure(data: Path, bundle: Path | None, as_is: bool, teacher: Path | None, 
         "images": len(images),
         "as_is": as_is,
         "top1": {"share": sum(right) / len(right), "low": low, "high": high},
+        "top5": {"share": sum(right5) / len(right5)},
         "bpp": {"mean": float(np.mean(bpp)), "p5": float(np.percentile(bpp, 5)), "p95": float(np.percentile(bpp, 95))},
         "profile": "small" if encoder.small else "plain",
         "mean_bytes_by_profile": {way: float(np.mean(counted)) for way, counted in by_way.items()},
@@ -119,7 +130,7 @@ def measure(data: Path, bundle: Path | None, as_is: bool, teacher: Path | None, 
         low, high = wilson(sum(teacher_right), len(teacher_right))
         result["teacher_top1"] = {"share": sum(teacher_right) / len(teacher_right), "low": low, "high": high}
         result["top1_minus_teacher"] = paired(np.array(right), np.array(teacher_right))
-    return result
+    return result, predictions
 
 
 def _teacher(path: Path, threads: int) -> Any:
@@ -148,6 +159,7 @@ def text(result: dict[str, Any]) -> str:
     lines = [
         f"{result['model']} lmb {result['lmb']}, {result['weights']} weights, bundle {result['bundle']}, {result['images']} images",
         f"top-1    {share(result['top1'])}",
+        f"top-5    {result['top5']['share']:.2%}",
         "bpp      {mean:.4f} mean, {p5:.4f} to {p95:.4f} (5th to 95th percentile)".format(**result["bpp"]),
         "bytes    {mean:.0f} mean, {p5:.0f} to {p95:.0f}".format(**result["bytes"]),
     ]
@@ -168,13 +180,18 @@ def main() -> int:
     parser.add_argument("--as-is", action="store_true", help="take the images' pixels as they are")
     parser.add_argument("--teacher", type=Path, metavar="FILE", help="a ResNet-50 to compare with")
     parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="default: one a core")
+    parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="images of one decoder call (default: 8)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads that decode and resize images (default: 2)")
+    parser.add_argument("--predictions", type=Path, metavar="FILE", help="write each image's class index, one a line, in the images' order")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     args = parser.parse_args()
-    if args.threads < 1:
-        parser.error("--threads begins at 1")
+    if min(args.threads, args.batch_size, args.workers) < 1:
+        parser.error("--threads, --batch_size and --workers begin at 1")
     try:
-        result = measure(args.data, args.bundle, args.as_is, args.teacher, args.threads)
+        result, predictions = measure(args.data, args.bundle, args.as_is, args.teacher, args.threads, args.batch_size, args.workers)
+        if args.predictions:
+            args.predictions.write_text("".join(f"{index}\n" for index in predictions))
     except (DataError, EdgeCloudError, ValueError, OSError) as error:
         print(f"rate_accuracy: {error}", file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 
 import torch
+from PIL import Image
 from torch.utils.data import Dataset, Subset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -28,6 +29,17 @@ def evaluation_images(root: str | os.PathLike[str], size: int = 224, resize: int
     """Short side to `resize`, centre crop `size`; 224 and 224 leave images of 224x224 as they are."""
     crop = [transforms.Resize(resize), transforms.CenterCrop(size)]
     return ImageFolder(root, transforms.Compose(crop + _to_input))
+
+
+def as_they_are(root: str | os.PathLike[str]) -> ImageFolder:
+    """Images with their own pixels, cropped from the middle to multiples of 8 a side; of one size, or taken one by one."""
+    return ImageFolder(root, transforms.Compose([transforms.Lambda(_crop_to_eights), *_to_input]))
+
+
+def _crop_to_eights(image: Image.Image) -> Image.Image:
+    width, height = image.size[0] // 8 * 8, image.size[1] // 8 * 8
+    left, top = (image.size[0] - width) // 2, (image.size[1] - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def split_held_out(data: Dataset, held_out: int, keep_held_out: bool) -> Subset:

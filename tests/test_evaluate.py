@@ -1,0 +1,68 @@
+"""python -m training.evaluate: every checkpoint of a model, through feature files, and through torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from export.images import synthetic_images
+from training import evaluate
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Path:
+    """A folder with checkpoints/ours_n0/lmb0.5 and 2, random weights, and ten classes of an image each."""
+    root = tmp_path_factory.mktemp("place")
+    for index, image in enumerate(synthetic_images(10, side=96)):
+        (root / "images" / f"class {index}").mkdir(parents=True)
+        Image.fromarray(image).save(root / "images" / f"class {index}" / "one.png")
+    (root / "checkpoints" / "ours_n0").mkdir(parents=True)
+    for name in ("lmb2.safetensors", "lmb0.5.safetensors"):
+        (root / "checkpoints" / "ours_n0" / name).write_bytes(random_checkpoint.read_bytes())
+    return root
+
+
+def run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "training.evaluate", "-d", "images", "-m", "ours_n0", "--out", "results", *arguments]
+    return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--as-is"]])
+def test_feature_files_and_torch_give_the_same_predictions(place: Path, more: list[str]) -> None:
+    real = run(place, "--json", "-b", "4", "-w", "1", "--predictions", "real", *more)
+    assert real.returncode == 0, real.stderr
+    records = [json.loads(line) for line in real.stdout.splitlines()]
+    assert [record["lmb"] for record in records] == ["0.5", "2"]
+    assert json.loads((place / "results" / "rate_accuracy_ours_n0_lmb0.5.json").read_text()) == records[0]
+    by_torch = run(place, "--json", "-b", "4", "-w", "1", "--torch", "--predictions", "torch", *more)
+    assert by_torch.returncode == 0, by_torch.stderr
+    for record, estimate in zip(records, map(json.loads, by_torch.stdout.splitlines()), strict=True):
+        name = f"ours_n0_lmb{record['lmb']}.txt"
+        assert (place / "real" / name).read_text() == (place / "torch" / name).read_text()
+        assert record["top1"]["share"] == estimate["top1"]["share"] <= record["top5"]["share"]
+        assert record["images"] == estimate["images"] == 10
+        assert record["weights"] == "random"
+        # Whole files against what the entropy model expects.
+        assert record["bpp"]["mean"] == pytest.approx(estimate["estimated_bpp"], rel=0.1)
+    assert not list(place.glob("**/bundle")), "what was exported is left"
+
+
+def test_operating_points_are_in_the_order_of_their_rates(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    assert [(model, lmb) for model, lmb, _ in evaluate.operating_points(["ours_n0"])] == [("ours_n0", "0.5"), ("ours_n0", "2")]
+
+
+def test_what_cannot_be_evaluated(place: Path) -> None:
+    none = run(place, "-m", "ours_n8")
+    assert none.returncode == 1
+    assert "no checkpoint in" in none.stderr
+    assert run(place, "-b", "0").returncode == 2
+    (place / "checkpoints" / "ours_n4").mkdir(exist_ok=True)
+    (place / "checkpoints" / "ours_n4" / "lmb1.pt").write_bytes(b"none")
+    broken = run(place, "-m", "ours_n4")
+    assert broken.returncode == 1
+    assert "ended with status 1" in broken.stderr
