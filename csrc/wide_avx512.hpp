@@ -69,7 +69,7 @@ RANS_TARGET inline size_t push_groups(uint32_t* lane, const Window& window, int3
   const __m256i last = _mm256_set1_epi16(static_cast<int16_t>(window.count - 1));
   const __m512i frequency = widened(window.frequency), limit = _mm512_slli_epi32(frequency, 16);
   const __m512i complement = _mm512_sub_epi32(_mm512_set1_epi32(1 << 16), frequency);
-  // For state < frequency * 2^16 the quotient is exact, as with Entry in rans.hpp: its rounding up adds
+  // For state < frequency * 2^16 the quotient is exact, as with Entry in steps.hpp: its rounding up adds
   // less than state / 2^52 <= 2^-20. Only with a frequency of 1 it is one too small: `start` has what
   // is then missing.
   const __m512i own_start = widened(window.start);
