@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", choices=MODEL_NAMES, metavar="MODEL", help=", ".join(MODEL_NAMES))
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: checkpoints/MODEL/lmbL.safetensors or .pt")
+    parser.add_argument("--backbone", type=Path, metavar="FILE", help="the ResNet-50 of a checkpoint that holds the bottleneck alone")
     parser.add_argument("--lmb", type=_lmb, default="1.28", metavar="L", help="rate weight the checkpoint was trained with (default: 1.28)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: bundles/MODEL")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="one label a line (default: the checkpoint's, or ImageNet's)")
@@ -164,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     from .tables import bottleneck_sha256
 
     try:
-        model, metadata = load_model(path, args.model)
+        model, metadata = load_model(path, args.model, args.backbone)
         images, source = (
             (folder_images(args.images), f"images from {args.images.name}") if args.images else (synthetic_images(), "synthetic images")
         )

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from torchvision.models import resnet50
 
-from training import train
-from training.checkpoint import CheckpointError, load_model
+from training import backbone as backbone_command
+from training import run, train
+from training.checkpoint import BackboneError, CheckpointError, load_model, save_model, save_state, start_from_checkpoint
 from training.data import Batches, SeededImages, evaluation_images, split_held_out, training_images
 from training.loss import Teacher, distillation_loss, load_teacher, start_from_teacher
-from training.models import build_model
+from training.models import build_model, build_random_model
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -97,6 +98,88 @@ def test_a_run_with_everything_that_may_be_asked_for(
     again = ["--resume", str(tmp_path / "second"), *more]
     assert run_main(options(data, backbone, tmp_path / "elsewhere", *again), monkeypatch) == 0
     assert "going on after epoch 2" in capsys.readouterr().err
+
+
+def test_a_bottleneck_alone_is_loaded_with_its_backbone_and_no_other(
+    data: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = tmp_path / "checkpoints" / "matsubara2022wacv" / "lmb0.5.safetensors"
+    more = ["--model", "matsubara2022wacv", "--frozen_tail", "--bottleneck_only", "--smoke", "--out", str(alone)]
+    assert run_main(options(data, backbone, tmp_path / "run", *more), monkeypatch) == 0
+    assert alone.stat().st_size < 4e6
+    with pytest.raises(BackboneError, match="--backbone FILE"):
+        load_model(alone, "matsubara2022wacv")
+    teacher = load_teacher(backbone).backbone.state_dict()
+    for place in (alone.parent / "teacher.pt", alone.parent.parent / "teacher.pt"):
+        place.write_bytes(backbone.read_bytes())
+        model, metadata = load_model(alone, "matsubara2022wacv")
+        assert all(torch.equal(model.state_dict()[key], value) for key, value in teacher.items() if key.startswith(("layer4", "fc")))
+        assert metadata["backbone"] == "teacher.pt"
+        place.unlink()
+    other = tmp_path / "other.safetensors"
+    save_state(other, resnet50(weights=None, num_classes=2).state_dict(), {})
+    with pytest.raises(BackboneError, match="another backbone"):
+        load_model(alone, "matsubara2022wacv", other)
+    load_model(alone, "matsubara2022wacv", backbone)
+    # A joint model keeps its own tail, so there is nothing to leave out.
+    assert run_main(options(data, backbone, tmp_path / "joint", "--bottleneck_only"), monkeypatch) == 1
+    assert "frozen tail" in capsys.readouterr().err
+
+
+def test_a_checkpoint_does_not_send_its_reader_through_the_disk(backbone: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "a.safetensors", build_model("ours_n0", 2), {}, "../../etc/passwd")
+    with pytest.raises(BackboneError, match="any file"):
+        load_model(tmp_path / "a.safetensors", "ours_n0")
+
+
+def test_training_begins_with_a_checkpoint_of_another_depth(tmp_path: Path) -> None:
+    """Further blocks change nothing at first; a frozen tail stays the teacher's; medians begin at 0."""
+    small = build_random_model("ours_n4", 2)
+    small.bottleneck_layer.entropy_bottleneck.quantiles.data[:, :, 1] = 0.25
+    save_model(tmp_path / "n4.safetensors", small, {})
+    rounded = load_model(tmp_path / "n4.safetensors", "ours_n4")[0]
+    image = torch.randn(1, 3, 64, 64)
+    grown = build_model("ours_n8_enc", 2)
+    tail = grown.layer4[0].conv1.weight.clone()
+    start_from_checkpoint(grown, tmp_path / "n4.safetensors")
+    with torch.no_grad():
+        assert torch.allclose(grown.bottleneck_layer.encoder(image), rounded.bottleneck_layer.encoder(image), atol=1e-5)
+    assert torch.equal(grown.layer4[0].conv1.weight, tail)
+    assert not grown.bottleneck_layer.medians.any()
+    for name in ("ours_n0", "ours_n4"):
+        model = build_model(name, 2)
+        start_from_checkpoint(model, tmp_path / "n4.safetensors")
+        assert torch.equal(model.layer4[0].conv1.weight, rounded.layer4[0].conv1.weight)
+        assert torch.equal(model.bottleneck_layer.encoder[-1].weight, rounded.bottleneck_layer.encoder[-1].weight)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        start_from_checkpoint(build_model("matsubara2022wacv", 2), tmp_path / "n4.safetensors")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        start_from_checkpoint(build_model("ours_n4", 3), tmp_path / "n4.safetensors")
+
+
+def test_a_backbone_of_ones_own_teaches_a_model(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make(folder: str, *more: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["backbone", "--data", str(data), "--smoke", "--run_dir", str(tmp_path / folder), *more])
+        return backbone_command.main()
+
+    assert make("first") == 0
+    out = tmp_path / "first" / "resnet50.safetensors"
+    assert f"wrote {out}" in capsys.readouterr().out
+    assert load_teacher(out).backbone.fc.out_features == 2
+    assert (tmp_path / "first" / "log.png").read_bytes().startswith(b"\x89PNG")
+    three = tmp_path / "three.safetensors"
+    save_state(three, resnet50(weights=None, num_classes=3).state_dict(), {})
+    assert make("fine_tuned", "--pretrain", str(three), "--lr", "0") == 0
+    tuned, begin = load_teacher(tmp_path / "fine_tuned" / "resnet50.safetensors").backbone, load_teacher(three).backbone
+    assert torch.equal(tuned.conv1.weight, begin.conv1.weight)
+    assert tuned.fc.out_features == 2
+    assert make("none", "--pretrain", "/nowhere.pt") == 1
+    assert "/nowhere.pt" in capsys.readouterr().err
+    assert run_main(options(data, out, tmp_path / "model", "--smoke"), monkeypatch) == 0
+    (record,) = [json.loads(line) for line in (tmp_path / "model" / "log.jsonl").read_text().splitlines()]
+    assert record["size"] == 64
 
 
 def test_sgd_decays_the_tails_weights_alone() -> None:
@@ -215,12 +298,12 @@ def test_wrong_usage_is_status_2(data: Path, backbone: Path, tmp_path: Path, mon
 @pytest.mark.parametrize("size", ["0", "30", "224:", "112:3,x", "112,224"])
 def test_wrong_schedules(size: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=size.split(",")[0].rstrip(":")):
-        train.parse_stages(size, 3)
+        run.parse_stages(size, 3)
 
 
 def test_schedules() -> None:
-    assert train.parse_stages("224", 3) == [train.Stage(224, 3)]
-    assert train.parse_stages("112:2,160:1", 3) == [train.Stage(112, 2), train.Stage(160, 1)]
+    assert run.parse_stages("224", 3) == [run.Stage(224, 3)]
+    assert run.parse_stages("112:2,160:1", 3) == [run.Stage(112, 2), run.Stage(160, 1)]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(
@@ -265,7 +348,7 @@ def test_the_loss_is_the_sum_of_its_terms_as_the_paper_has_them(backbone: Path) 
             + 0.5 * ours.bits / (2 * 64 * 64)
         )
         itself = distillation_loss(theirs, theirs, label, 1, 0.5)
-    assert terms.total == pytest.approx(float(expected), rel=1e-5)
+    assert terms.loss == pytest.approx(float(expected), rel=1e-5)
     assert [tuple(feature.shape[1:]) for feature in ours.features] == [(256, 16, 16), (512, 8, 8), (1024, 4, 4), (2048, 2, 2)]
     assert float(itself.distillation) == pytest.approx(0, abs=1e-6)
     assert float(itself.features) == 0

@@ -6,10 +6,15 @@ Reads
 Entropy parameters may bear the names of CompressAI 1.2.2 (`_matrix0`) or of 1.2.8 (`matrices.0`).
 Table buffers are dropped whether present or not: tables are made once, at export.
 
+A checkpoint trained behind a frozen backbone may hold the bottleneck alone: its metadata then names
+the ResNet-50 file that lies beside it or one folder up, and the tail's digest.
+
 Always holds: a checkpoint that loads fits its model key by key and has no value that is not finite;
-a file appears under its name whole or not at all.
+a bottleneck gets the very tail that it was trained with; a file appears under its name whole or not
+at all.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -44,6 +49,10 @@ class CheckpointKeysError(CheckpointError):
 
 class NonFiniteCheckpointError(CheckpointError):
     """A weight is NaN or infinite."""
+
+
+class BackboneError(CheckpointError):
+    """A checkpoint holds the bottleneck alone, and its backbone is not there or is another one."""
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -108,15 +117,51 @@ def load_state(model: torch.nn.Module, state: dict[str, Tensor], source: str, ig
     model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()}, strict=not ignore)
 
 
-def load_model(path: str | os.PathLike[str], name: str) -> tuple[FeatureCompressionModel, dict[str, str]]:
+def _tail(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """layer2..fc of a ResNet-50's state or of a model's."""
+    return {key: value for key, value in state.items() if key.startswith(("layer2.", "layer3.", "layer4.", "fc."))}
+
+
+def tail_sha256(state: dict[str, Tensor]) -> str:
+    """Digest of layer2..fc in a ResNet-50's state or a model's: of names, shapes and float32 values (batches that
+    batch norm counted left out), whatever file or precision holds them."""
+    digest = hashlib.sha256()
+    for key, value in sorted(_tail(state).items()):
+        if not key.endswith("num_batches_tracked"):
+            digest.update(f"{key} {list(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def _backbone_tail(checkpoint: Path, metadata: dict[str, str], backbone: str | os.PathLike[str] | None) -> dict[str, Tensor]:
+    """The tail for a bottleneck that was saved alone; raises BackboneError."""
+    name = metadata.get("backbone", "")
+    # A bare file name: a checkpoint does not send its reader through the disk.
+    beside = [folder / name for folder in (checkpoint.parent, checkpoint.parent.parent) if name and Path(name).name == name]
+    found = next((file for file in ([Path(backbone)] if backbone else beside) if file.is_file()), None)
+    if found is None:
+        looked = " or ".join(str(file) for file in ([backbone] if backbone else beside)) or "any file"
+        raise BackboneError(f"{checkpoint} holds the bottleneck alone, and its backbone is not at {looked}: name it with --backbone FILE")
+    tail = _tail(read_state_dict(found)[0])
+    if tail_sha256(tail) != metadata.get("backbone_sha256"):
+        raise BackboneError(f"{checkpoint} was trained in front of another backbone than {found}: name its own with --backbone FILE")
+    return tail
+
+
+def load_model(
+    path: str | os.PathLike[str], name: str, backbone: str | os.PathLike[str] | None = None
+) -> tuple[FeatureCompressionModel, dict[str, str]]:
     """Build the model `name` with the weights in `path`, in eval mode, and give the file's metadata.
 
-    The number of classes is that of the file's `fc.weight`. Raises UnknownModelError,
+    `backbone` is for a file that holds the bottleneck alone, where the one that it names does not lie
+    beside it or one folder up. The number of classes is that of `fc.weight`. Raises UnknownModelError,
     FileNotFoundError, and the CheckpointErrors above.
     """
     model_spec(name)
     raw, metadata = read_state_dict(path)
     state = _current_names(raw)
+    if "backbone_sha256" in metadata and not _tail(state):
+        state |= _backbone_tail(Path(path), metadata, backbone)
     classifier = state.get("fc.weight")
     if classifier is None or classifier.ndim != 2 or classifier.shape[0] < 1:
         raise CheckpointKeysError(f"{path} does not fit the model:\n  missing or misshaped: fc.weight")
@@ -128,16 +173,65 @@ def load_model(path: str | os.PathLike[str], name: str) -> tuple[FeatureCompress
     return model.eval(), metadata
 
 
-def save_model(path: str | os.PathLike[str], model: FeatureCompressionModel, metadata: dict[str, str]) -> None:
+_BLOCK = re.compile(r"bottleneck_layer\.encoder\.(\d+)\.(conv_\d)?")
+
+
+def _with_blocks(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of an `ours_*` model as one of another depth wants it: blocks left out at the end, or new ones that change nothing."""
+    last = max((int(match[1]) for key in own if (match := _BLOCK.match(key))), default=0)
+    their_last = max((int(match[1]) for key in state if (match := _BLOCK.match(key))), default=0)
+    fitted = {}
+    for key, value in state.items():
+        match = _BLOCK.match(key)
+        index = int(match[1]) if match else 0
+        if match and match[2] and key not in own:
+            continue
+        fitted[_BLOCK.sub(f"bottleneck_layer.encoder.{last}.", key) if match and index == their_last else key] = value
+    for key, value in own.items():
+        if (match := _BLOCK.match(key)) and match[2] and key not in fitted:
+            fitted[key] = torch.zeros_like(value) if match[2] == "conv_2" else value
+    return fitted
+
+
+def start_from_checkpoint(model: FeatureCompressionModel, path: str | os.PathLike[str]) -> None:
+    """Begin training with a checkpoint's weights, of this model or of another of its family.
+
+    An `ours_*` encoder of another depth gives the blocks that both have; further ones begin as
+    identities. A frozen tail, or one that the checkpoint lacks, stays as it is. Medians are 0
+    again, training's grid. Raises FileNotFoundError and the CheckpointErrors above.
+    """
+    state = _current_names(read_state_dict(path)[0])
+    own = {key: value for key, value in model.state_dict().items() if key not in TABLE_BUFFERS}
+    tail = _tail(state)
+    if model.spec.blocks is not None:
+        state = _with_blocks(state, own)
+    if model.frozen_tail or not tail:
+        state = {key: value for key, value in state.items() if key not in tail} | _tail(own)
+    load_state(model, state, str(path), ignore=frozenset(TABLE_BUFFERS))
+    model.bottleneck_layer.entropy_bottleneck.quantiles.data[:, :, 1] = 0
+
+
+def save_model(path: str | os.PathLike[str], model: FeatureCompressionModel, metadata: dict[str, str], backbone: str | None = None) -> None:
     """Write a model as safetensors: convolution and linear weights float16, all else float32.
 
+    With the file name of a `backbone`, whose tail is the model's, the bottleneck alone is written.
     Metadata values are text; "labels" is a JSON list. Raises NonFiniteCheckpointError where a
     weight does not survive float16.
     """
+    state = {key: value for key, value in model.state_dict().items() if key not in TABLE_BUFFERS}
+    if backbone:
+        metadata = metadata | {"backbone": backbone, "backbone_sha256": tail_sha256(state)}
+        state = {key: value for key, value in state.items() if key.startswith("bottleneck_layer.")}
+    save_state(path, state, metadata)
+
+
+def save_state(path: str | os.PathLike[str], state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a state_dict as safetensors: convolution and linear weights float16, all else as it is.
+
+    Raises NonFiniteCheckpointError where a weight does not survive float16.
+    """
     tensors = {}
-    for key, value in model.state_dict().items():
-        if key in TABLE_BUFFERS:
-            continue
+    for key, value in state.items():
         # The entropy model decides the tables, and batch norm's running variance has a range
         # wider than float16's: both are small and stay exact.
         half = value.ndim in (2, 4) and value.is_floating_point() and not key.startswith(_ENTROPY)

@@ -73,7 +73,7 @@ def start_from_teacher(model: FeatureCompressionModel, teacher: Teacher) -> None
 class LossTerms(NamedTuple):
     """The loss and its parts, scalars: `bpp` is estimated bits per input pixel, before lmb."""
 
-    total: Tensor
+    loss: Tensor
     cross_entropy: Tensor
     distillation: Tensor
     features: Tensor

@@ -29,7 +29,7 @@ class ModelSpec:
 
     Attributes:
         blocks: residual blocks in the encoder of an `ours_*` model; None for the Matsubara model.
-        frozen_tail: in training the tail keeps the teacher's weights and stays in eval mode.
+        frozen_tail: in training the tail always keeps the teacher's weights and stays in eval mode.
         latent_channels: channels of the latent, each with a table of its own.
         stride: input pixels per latent row and column.
         latent_shrink: rows and columns lost at the border: latent side = side / stride - shrink.
@@ -184,10 +184,17 @@ class FeatureCompressionModel(nn.Module):
     def __init__(self, spec: ModelSpec, num_classes: int):
         super().__init__()
         self.spec = spec
+        self.frozen_tail = False
         self.bottleneck_layer = Bottleneck(spec)
         backbone = resnet50(weights=None, num_classes=num_classes)
         self.layer2, self.layer3, self.layer4 = backbone.layer2, backbone.layer3, backbone.layer4
         self.fc = backbone.fc
+
+    def freeze_tail(self) -> None:
+        """From now on the tail has no gradient and stays in eval mode."""
+        self.frozen_tail = True
+        for module in self.tail_modules():
+            module.eval().requires_grad_(False)
 
     def tail_modules(self) -> list[nn.Module]:
         return [self.layer2, self.layer3, self.layer4, self.fc]
@@ -202,7 +209,7 @@ class FeatureCompressionModel(nn.Module):
 
     def train(self, mode: bool = True) -> "FeatureCompressionModel":
         super().train(mode)
-        if self.spec.frozen_tail:
+        if self.frozen_tail:
             for module in self.tail_modules():
                 module.eval()
         return self
@@ -227,8 +234,7 @@ def build_model(name: str, num_classes: int = 1000) -> FeatureCompressionModel:
     spec = model_spec(name)
     model = FeatureCompressionModel(spec, num_classes)
     if spec.frozen_tail:
-        for module in model.tail_modules():
-            module.requires_grad_(False)
+        model.freeze_tail()
     return model
 
 

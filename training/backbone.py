@@ -1,0 +1,101 @@
+"""Train or fine-tune a ResNet-50 on images of your own: the teacher, and the tail, of every model.
+
+    python -m training.backbone --data DIR --pretrain imagenet       fine-tune torchvision's
+    python -m training.backbone --data DIR                           from scratch
+    torchrun --nproc_per_node 4 -m training.backbone --data DIR --pretrain imagenet
+
+DIR is an ImageFolder. What comes out, RUN/resnet50.safetensors, has torchvision's keys and is what
+`python -m training.train --backbone` takes. A run that was stopped goes on as training.train's does.
+
+Always holds: a classifier of as many classes as DIR has; one of another number is begun anew.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchvision.models import ResNet, resnet50
+
+from .checkpoint import save_state
+from .loss import load_imagenet_teacher, load_teacher
+from .run import Team, TrainingError, add_run_options, assemble, held_out_images, run_epochs, shared_recipe, shrink_to_smoke, top1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.backbone", description=(__doc__ or "").split("\n\n")[0])
+    add = parser.add_argument
+    add("--pretrain", metavar="imagenet|FILE", help="begin with torchvision's weights of ImageNet, or a ResNet-50 of yours")
+    add("--lr", type=float, help="default: 0.1 for 256 images a step, in proportion; a tenth of it with --pretrain")
+    add("--label_smoothing", type=float, default=0.1, help="default: 0.1")
+    add_run_options(parser, epochs=24, batch_size=64, train_size="96:8,128:8,176:8", wdecay=5e-4)
+    return parser
+
+
+def _start(pretrain: str | None, classes: int) -> ResNet:
+    """A ResNet-50 of so many classes, with random weights or those asked for."""
+    net = resnet50(weights=None, num_classes=classes)
+    if pretrain:
+        begin = (load_imagenet_teacher() if pretrain == "imagenet" else load_teacher(pretrain)).backbone.state_dict()
+        if begin["fc.weight"].shape[0] != classes:
+            begin |= {"fc.weight": net.fc.weight.data, "fc.bias": net.fc.bias.data}
+        net.load_state_dict(begin)
+    else:
+        # Each block begins as an identity (Goyal et al. 2017, arXiv 1706.02677).
+        for name, parameter in net.named_parameters():
+            if name.endswith("bn3.weight"):
+                nn.init.zeros_(parameter)
+    return net
+
+
+def train(args: argparse.Namespace) -> Path:
+    """Run the training that the options describe; gives the path of the finished ResNet-50."""
+    shrink_to_smoke(args)
+    with assemble(args.device) as team:
+        return _train(args, team)
+
+
+def _train(args: argparse.Namespace, team: Team) -> Path:
+    run: Path = args.resume or args.run_dir or Path("runs") / "resnet50"
+    out: Path = args.out or run / "resnet50.safetensors"
+    torch.manual_seed(args.fixseed)
+    held_out, labels = held_out_images(args)
+    net = _start(args.pretrain, len(labels)).to(team.device)
+    together = args.batch_size * team.processes * args.accum_num
+    lr = args.lr if args.lr is not None else (0.01 if args.pretrain else 0.1) * together / 256
+    weights, others = ([p for p in net.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
+    groups = [{"params": weights, "weight_decay": args.wdecay}, {"params": others, "weight_decay": 0.0}]
+
+    def loss(student: nn.Module, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        return {"loss": cross_entropy(student(image).float(), label, label_smoothing=args.label_smoothing)}
+
+    def judge(judged: nn.Module) -> dict[str, float]:
+        return {"top1": top1(held_out, judged.eval(), 50, team.device, args.amp)}
+
+    optimizer = torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
+    kept = cast(ResNet, run_epochs(args, team, run, net, optimizer, loss, judge))
+    if team.leads:
+        save_state(out, kept.state_dict(), {"labels": json.dumps(labels), "recipe": shared_recipe(args, team.processes)})
+    team.wait()
+    return out
+
+
+def main() -> int:
+    args = _parser().parse_args()
+    try:
+        out = train(args)
+    except (TrainingError, ValueError, OSError) as error:
+        print(f"training.backbone: {error}", file=sys.stderr)
+        return 1
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"wrote {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,355 @@
+"""What a training run is, whatever it trains: options, processes, schedule, state, log and plot.
+
+Used by training.train and training.backbone. A run is a folder: `last.pt`, its state after the last
+whole epoch; `log.jsonl`, a line an epoch; `log.png`, the same as curves.
+
+Always holds: an epoch's random numbers depend on the seed and the epoch alone, so a killed run and
+an undisturbed one see the same images in the same order; the log is part of the state, and tells of
+exactly the epochs that the state has behind it.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from .checkpoint import atomic_path
+from .data import Batches, SeededImages, evaluation_images, split_held_out, training_images
+
+SMOKE_IMAGES = 8
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or go on: wrong options, or a loss that is not finite."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`epochs` epochs on crops of `size` pixels a side."""
+
+    size: int
+    epochs: int
+
+
+def parse_stages(text: str, epochs: int) -> list[Stage]:
+    """'224' -> all epochs at 224; '112:8,160:4' -> 8 epochs at 112, then 4 at 160."""
+    stages = []
+    for part in text.split(","):
+        size, colon, count = part.partition(":")
+        whole = size.isdigit() and (count.isdigit() if colon else "," not in text)
+        if not whole:
+            raise argparse.ArgumentTypeError(f"{text!r} is neither SIZE nor SIZE:EPOCHS,SIZE:EPOCHS,...")
+        if int(size) < 32 or int(size) % 8:
+            raise argparse.ArgumentTypeError(f"crop size {size} is not a multiple of 8 from 32 up")
+        stages.append(Stage(int(size), int(count) if colon else epochs))
+    return stages
+
+
+def _positive(text: str) -> int:
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
+
+
+def _schedule(text: str) -> str:
+    """The text itself if `parse_stages` understands it: that is how a run's options are recorded."""
+    parse_stages(text, 1)
+    return text
+
+
+def add_run_options(parser: argparse.ArgumentParser, epochs: int, batch_size: int, train_size: str, wdecay: float) -> None:
+    """The options that every run has, with these defaults."""
+    add = parser.add_argument
+    add("--data", required=True, type=Path, help="ImageFolder of training images")
+    add("--device", default="auto", help="cpu, cuda, cuda:N (default: a GPU if there is one)")
+    add("--epochs", type=_positive, default=epochs, help=f"default: {epochs}")
+    add(
+        "--train_size",
+        type=_schedule,
+        default=train_size,
+        metavar="SIZE[:EPOCHS,...]",
+        help=f"crop side, or a schedule that replaces --epochs (default: {train_size})",
+    )
+    add("--batch_size", type=_positive, default=batch_size, help=f"images of a step in each process (default: {batch_size})")
+    add("--accum_num", type=_positive, default=1, metavar="N", help="batches that make one step of the optimizer (default: 1)")
+    add("--wdecay", type=float, default=wdecay, help=f"decay of convolutions and linear layers, with sgd (default: {wdecay:g})")
+    add("--amp", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 where it is precise enough (default: yes)")
+    add("--ema", action="store_true", help="measure and keep a moving average of the weights")
+    add("--held_out", type=int, default=500, metavar="N", help="training images kept aside to measure on (default: 500)")
+    add("--val_size", type=_positive, default=224, help="side of the held-out images' crops (default: 224)")
+    add(
+        "--val_crop_r",
+        type=float,
+        default=0.875,
+        help="the crop's part of the short side; 1 for images of its size (default: 0.875)",
+    )
+    add("--eval_first", action="store_true", help="measure before the first epoch")
+    add("--eval_per", type=_positive, default=1, metavar="N", help="measure every N epochs (default: 1)")
+    add("--workers", type=int, default=2, help="image loading processes (default: 2)")
+    add("--fixseed", type=int, default=0, metavar="SEED")
+    add("--ddp_find", action="store_true", help="with torchrun: look for parameters that a step does not use")
+    add("--labels", type=Path, help="one label a line, in the order of DIR's folders (default: their names)")
+    add("--run_dir", type=Path, help="folder of the run's state, log and plot (default: runs/NAME)")
+    add("--resume", type=Path, metavar="RUN", help="as --run_dir, but it is an error if there is nothing to go on with")
+    add("--out", type=Path, help="finished checkpoint (default: in the run's folder)")
+    add("--wbmode", choices=["disabled", "offline", "online"], default="disabled", help="Weights & Biases (default: disabled)")
+    add("--wbproject", default="edge-cloud-rac")
+    add("--wbgroup", default="default-group")
+    add("--smoke", action="store_true", help=f"one epoch of {SMOKE_IMAGES} images at 64 pixels, to see that everything works")
+    add("--version", action="version", version=f"%(prog)s {version('edgecloud-features')}")
+
+
+def shrink_to_smoke(args: argparse.Namespace) -> None:
+    """What --smoke stands for."""
+    if args.smoke:
+        args.train_size, args.batch_size, args.accum_num, args.held_out, args.workers = "64:1", 2, 1, 2, 0
+        args.val_size, args.val_crop_r = 64, 1.0
+
+
+# What a run is, in `last.pt` and in the checkpoint: all options but these.
+_NOT_RECIPE = {"run_dir", "resume", "out", "workers", "labels", "device", "ddp_find", "eval_first", "eval_per", "bottleneck_only"} | {
+    "wbmode",
+    "wbproject",
+    "wbgroup",
+}
+
+
+def recipe(args: argparse.Namespace, processes: int) -> dict[str, str]:
+    """The options that decide a run's result."""
+    return {key: str(value) for key, value in vars(args).items() if key not in _NOT_RECIPE} | {"processes": str(processes)}
+
+
+def shared_recipe(args: argparse.Namespace, processes: int) -> str:
+    """The recipe as a checkpoint's metadata has it: where data and weights lay is this machine's business."""
+    return json.dumps({key: value for key, value in recipe(args, processes).items() if key not in ("data", "backbone", "pretrain")})
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that torchrun started, or this one alone."""
+
+    rank: int
+    processes: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        if self.processes > 1:
+            distributed.barrier()
+
+
+@contextlib.contextmanager
+def assemble(device: str) -> Iterator[Team]:
+    """Raises TrainingError where the device is not there."""
+    processes, rank, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(f"cuda:{local}" if device == "cuda" and processes > 1 else device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise TrainingError(f"--device {device} is not to be had here ({str(error).splitlines()[0]}): choose cpu or cuda") from error
+    if processes > 1:
+        distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Team(rank, processes, chosen)
+    finally:
+        if processes > 1:
+            distributed.destroy_process_group()
+
+
+def held_out_images(args: argparse.Namespace) -> tuple[Dataset, list[str]]:
+    """The held-out images, and the classes' labels; raises TrainingError."""
+    resize = round(args.val_size / args.val_crop_r) if 0 < args.val_crop_r <= 1 else 0
+    if not resize:
+        raise TrainingError(f"--val_crop_r {args.val_crop_r} is not a part from 0 to 1")
+    held_out = split_held_out(evaluation_images(args.data, args.val_size, resize), args.held_out, keep_held_out=True)
+    classes: list[str] = held_out.dataset.classes  # type: ignore[attr-defined]
+    labels = args.labels.read_text().split("\n") if args.labels else classes
+    labels = [label.strip() for label in labels if label.strip()]
+    if len(classes) != len(labels):
+        raise TrainingError(f"{args.data} has {len(classes)} classes, the labels are {len(labels)}")
+    return held_out, labels
+
+
+def _rate_factor(step: int, steps: int, warm_up: int) -> float:
+    """Linear warm-up, then a cosine to 1 % of the rate."""
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def _tracker(args: argparse.Namespace) -> Callable[[dict[str, Any]], object]:
+    """Sends a record to Weights & Biases, if that is wanted."""
+    if args.wbmode == "disabled":
+        return lambda record: None
+    try:
+        import wandb  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise TrainingError(f"--wbmode {args.wbmode} needs Weights & Biases: pip install wandb") from error
+    settings = {key: str(value) for key, value in vars(args).items()}
+    return wandb.init(project=args.wbproject, group=args.wbgroup, mode=args.wbmode, config=settings).log
+
+
+def _write_log(run: Path, log: list[dict[str, Any]]) -> None:
+    """`log.jsonl`, and its numbers as curves over the epochs in `log.png`."""
+    with atomic_path(run / "log.jsonl") as temporary:
+        Path(temporary).write_text("".join(json.dumps(record) + "\n" for record in log))
+    from matplotlib.figure import Figure
+
+    panels = [
+        ("loss", [key for key in log[0] if key in ("loss", "cross_entropy", "distillation", "features")]),
+        ("held-out top-1", ["held_out_top1"]),
+        ("estimated bpp", ["bpp", "held_out_estimated_bpp"]),
+    ]
+    panels = [(title, keys) for title, keys in panels if any(key in record for key in keys for record in log)]
+    figure = Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
+    for axes, (title, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for key in keys:
+            points = [(record["epoch"], record[key]) for record in log if key in record]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=".", label=key)
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with atomic_path(run / "log.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def run_epochs(
+    args: argparse.Namespace,
+    team: Team,
+    run: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]],
+    judge: Callable[[nn.Module], dict[str, float]],
+) -> nn.Module:
+    """All epochs that the run in folder `run` still has before it; gives what to keep: the model, or its moving average.
+
+    `loss(model, image, label)` is taken of batches on the team's device, float [N, 3, S, S] and int64
+    [N], under autocast with --amp, and gives scalars to log, of which "loss" is minimised;
+    `judge(model)` measures on the held-out images. Raises TrainingError for a run of other options,
+    for too few images, and for a loss that is not finite.
+    """
+    state_file = run / "last.pt"
+    if args.resume and not state_file.exists():
+        raise TrainingError(f"there is no {state_file} to go on with: leave out --resume to begin")
+    sizes = [stage.size for stage in parse_stages(args.train_size, args.epochs) for _ in range(stage.epochs)]
+    model.to(team.device).to(memory_format=torch.channels_last)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999), use_buffers=True) if args.ema else None
+    judged = average.module if average else model
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+
+    first_epoch = 0
+    log: list[dict[str, Any]] = []
+    if state_file.exists():
+        state = torch.load(state_file, map_location=team.device, weights_only=True)
+        if state["recipe"] != recipe(args, team.processes):
+            raise TrainingError(f"{state_file} is of a run with other options; give another --run_dir or remove it")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if average:
+            average.load_state_dict(state["average"])
+        first_epoch, log = state["epoch"], state["log"]
+        if team.leads:
+            _write_log(run, log)
+            print(f"going on after epoch {first_epoch} of {state_file}", file=sys.stderr)
+    track = _tracker(args) if team.leads else lambda record: None
+    student: nn.Module = model
+    if team.processes > 1:
+        student = DistributedDataParallel(model, find_unused_parameters=args.ddp_find)
+    if args.eval_first and first_epoch == 0 and team.leads:
+        print(json.dumps({"epoch": 0, **judge(judged)}))
+
+    for epoch in range(first_epoch, len(sizes)):
+        started = time.monotonic()
+        seed = args.fixseed * 10_000 + epoch
+        torch.manual_seed(seed * 1_000 + team.rank)
+        images = split_held_out(training_images(args.data, sizes[epoch]), args.held_out, keep_held_out=False)
+        if args.smoke:
+            images = Subset(images, [index * len(images) // SMOKE_IMAGES for index in range(min(SMOKE_IMAGES, len(images)))])
+        batches = Batches(len(images), args.batch_size, seed, team.rank, team.processes)
+        loader = DataLoader(SeededImages(images, seed), batch_sampler=batches, num_workers=args.workers)
+        steps = len(loader) // args.accum_num
+        if steps == 0:
+            together = args.batch_size * team.processes * args.accum_num
+            raise TrainingError(f"{len(images)} images do not fill one batch of {together}")
+        names: tuple[str, ...] = ()
+        sums = torch.zeros(())
+        model.train()
+        bar = tqdm(loader, desc=f"epoch {epoch + 1}/{len(sizes)} at {sizes[epoch]}", disable=not (team.leads and sys.stderr.isatty()))
+        for index, (image, label) in enumerate(bar):
+            if index == steps * args.accum_num:
+                break
+            steps_now = index % args.accum_num == args.accum_num - 1
+            factor = _rate_factor(epoch * steps + index // args.accum_num, steps * len(sizes), min(200, steps))
+            for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = rate * factor
+            image = image.to(team.device, memory_format=torch.channels_last, non_blocking=True)
+            label = label.to(team.device, non_blocking=True)
+            # Gradients are summed over processes once a step.
+            apart = student.no_sync() if isinstance(student, DistributedDataParallel) and not steps_now else contextlib.nullcontext()
+            with apart:
+                with torch.autocast(team.device.type, torch.bfloat16, enabled=args.amp):
+                    terms = loss(student, image, label)
+                if not torch.isfinite(terms["loss"]):
+                    raise TrainingError(f"the loss is {terms['loss'].item()} at epoch {epoch + 1}, batch {index + 1}; try a smaller --lr")
+                (terms["loss"] / args.accum_num).backward()
+            if steps_now:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                if average:
+                    average.update_parameters(model)
+            names = tuple(terms)
+            sums = sums + torch.stack([term.detach().cpu() for term in terms.values()])
+            if index % 10 == 9:
+                bar.set_postfix({name: f"{value:.3f}" for name, value in zip(names, (sums / (index + 1)).tolist(), strict=True)})
+        if team.leads:
+            means = (sums / (steps * args.accum_num)).tolist()
+            record: dict[str, Any] = {"epoch": epoch + 1, "of": len(sizes), "size": sizes[epoch], **dict(zip(names, means, strict=True))}
+            if (epoch + 1) % args.eval_per == 0 or epoch + 1 == len(sizes):
+                record |= {f"held_out_{key}": value for key, value in judge(judged).items()}
+            record["seconds"] = round(time.monotonic() - started, 1)
+            log.append(record)
+            state = {"recipe": recipe(args, team.processes), "epoch": epoch + 1, "log": log}
+            state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()} | (
+                {"average": average.state_dict()} if average else {}
+            )
+            with atomic_path(state_file) as temporary:
+                torch.save(state, temporary)
+            _write_log(run, log)
+            print(json.dumps(record), flush=True)
+            track(record)
+        team.wait()
+    return judged.cpu()
+
+
+def top1(images: Dataset, logits: Callable[[Tensor], Tensor], batch_size: int, device: torch.device, amp: bool) -> float:
+    """Share of images whose class is the largest of `logits(image)`."""
+    right = count = 0
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        for image, label in DataLoader(images, batch_size):
+            found = logits(image.to(device, memory_format=torch.channels_last)).argmax(1)
+            right += int((found.cpu() == label).sum())
+            count += len(label)
+    return right / count
