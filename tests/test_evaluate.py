@@ -37,7 +37,7 @@ def test_feature_files_and_torch_give_the_same_predictions(place: Path, more: li
     assert real.returncode == 0, real.stderr
     records = [json.loads(line) for line in real.stdout.splitlines()]
     assert [record["lmb"] for record in records] == ["0.5", "2"]
-    assert json.loads((place / "results" / "rate_accuracy_ours_n0_lmb0.5.json").read_text()) == records[0]
+    assert json.loads((place / "results" / "accuracy_ours_n0_lmb0.5.json").read_text()) == records[0]
     by_torch = run(place, "--json", "-b", "4", "-w", "1", "--torch", "--predictions", "torch", *more)
     assert by_torch.returncode == 0, by_torch.stderr
     for record, estimate in zip(records, map(json.loads, by_torch.stdout.splitlines()), strict=True):

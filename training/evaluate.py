@@ -4,8 +4,9 @@
 
 DIR has one folder of images a class. For each checkpoints/MODEL/lmbL.{safetensors,pt} under the
 current folder: the checkpoint is exported, and every image goes through a real feature file and
-onnxruntime, by `benchmarks/rate_accuracy.py`, whose record is kept as
-benchmarks/results/rate_accuracy_MODEL_lmbL.json (--out DIR for elsewhere). With --torch the torch
+onnxruntime, by `benchmarks/accuracy.py`, whose record is kept as
+benchmarks/results/accuracy_MODEL_lmbL.json (--out DIR for elsewhere), where
+`benchmarks/rate_accuracy.py` draws it from. With --torch the torch
 model is run instead; its bits are estimates then, and nothing is kept.
 
 Always holds: what is exported here is removed again. This module imports neither export nor the
@@ -41,8 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-b", "--batch_size", type=int, default=8, metavar="N", help="images of one decoder call (default: 8)")
     parser.add_argument("-w", "--workers", type=int, default=2, metavar="N", help="decode and resize so many images at a time (default: 2)")
     parser.add_argument("--as-is", action="store_true", help="take the images' pixels as they are")
+    parser.add_argument("--teacher", type=Path, metavar="FILE", help="a ResNet-50 to compare each model with, on the same images")
+    parser.add_argument("--images", type=int, metavar="N", help="so many images, taken evenly (default: all)")
+    parser.add_argument("--smoke", action="store_true", help="ten images, to see that everything works")
     parser.add_argument("--torch", action="store_true", help="the torch path, with estimated bits")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where the records go (default: benchmarks/results)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the records go (default: benchmarks/results; with --smoke nowhere)")
     parser.add_argument("--predictions", type=Path, metavar="DIR", help="also write each image's class index to DIR/MODEL_lmbL.txt")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of the table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('edgecloud-features')}")
@@ -69,25 +73,28 @@ def _run(command: list[str]) -> str:
 
 
 def evaluate(model: str, lmb: str, checkpoint: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """One operating point through export, feature files and onnxruntime; gives rate_accuracy.py's record, and keeps it."""
+    """One operating point through export, feature files and onnxruntime; gives accuracy.py's record, and keeps it."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = str(Path(folder) / "bundle")
         _run([sys.executable, "-m", "export", model, "--checkpoint", str(checkpoint), "--lmb", lmb, "--out", bundle])
-        command = [sys.executable, str(PROJECT / "benchmarks" / "rate_accuracy.py"), "--data", str(args.data), "--bundle", bundle, "--json"]
+        command = [sys.executable, str(PROJECT / "benchmarks" / "accuracy.py"), "--data", str(args.data), "--bundle", bundle, "--json"]
         command += ["--batch_size", str(args.batch_size), "--workers", str(args.workers), *(["--as-is"] if args.as_is else [])]
+        command += ["--images", str(args.images)] if args.images else []
+        command += ["--teacher", str(args.teacher)] if args.teacher else []
         if args.predictions:
             args.predictions.mkdir(parents=True, exist_ok=True)
             command += ["--predictions", str(args.predictions / f"{model}_lmb{lmb}.txt")]
         text = _run(command)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"rate_accuracy_{model}_lmb{lmb}.json").write_text(text)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / f"accuracy_{model}_lmb{lmb}.json").write_text(text)
     return json.loads(text)
 
 
 def evaluate_torch(model: str, lmb: str, checkpoint: Path, args: argparse.Namespace) -> dict[str, Any]:
     """One operating point by the torch model in float32, with its own estimate of the bits."""
     import torch
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, Subset
     from tqdm import tqdm
 
     from .checkpoint import load_model
@@ -95,6 +102,9 @@ def evaluate_torch(model: str, lmb: str, checkpoint: Path, args: argparse.Namesp
 
     net = load_model(checkpoint, model)[0]
     images: Dataset = as_they_are(args.data) if args.as_is else evaluation_images(args.data, 224, 256)
+    total = len(images)  # type: ignore[arg-type]
+    if args.images and args.images < total:
+        images = Subset(images, [index * total // args.images for index in range(args.images)])
     loader = DataLoader(images, 1 if args.as_is else args.batch_size, num_workers=args.workers)
     predictions: list[int] = []
     labels: list[int] = []
@@ -124,6 +134,11 @@ def main() -> int:
     args = _parser().parse_args()
     if min(args.batch_size, args.workers) < 1:
         _parser().error("--batch_size and --workers begin at 1")
+    if args.images is not None and args.images < 2:
+        _parser().error("--images begins at 2")
+    if args.smoke:
+        args.images = 10
+    args.out = args.out or (None if args.smoke else RESULTS)
     try:
         points = operating_points(args.model)
         if not args.json:

@@ -131,7 +131,8 @@ _NOT_RECIPE = {"run_dir", "resume", "out", "workers", "labels", "device", "ddp_f
 
 def recipe(args: argparse.Namespace, processes: int) -> dict[str, str]:
     """The options that decide a run's result."""
-    return {key: str(value) for key, value in vars(args).items() if key not in _NOT_RECIPE} | {"processes": str(processes)}
+    options = {key: value.resolve() if isinstance(value, Path) else value for key, value in vars(args).items() if key not in _NOT_RECIPE}
+    return {key: str(value) for key, value in options.items()} | {"processes": str(processes)}
 
 
 def shared_recipe(args: argparse.Namespace, processes: int) -> str:
@@ -263,8 +264,12 @@ def run_epochs(
     log: list[dict[str, Any]] = []
     if state_file.exists():
         state = torch.load(state_file, map_location=team.device, weights_only=True)
-        if state["recipe"] != recipe(args, team.processes):
-            raise TrainingError(f"{state_file} is of a run with other options; give another --run_dir or remove it")
+        theirs, ours = state["recipe"], recipe(args, team.processes)
+        if theirs != ours:
+            other = ", ".join(
+                f"{key} {theirs.get(key)} and not {ours.get(key)}" for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)
+            )
+            raise TrainingError(f"{state_file} is of a run with other options ({other}); give another --run_dir or remove it")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if average:

@@ -1,6 +1,6 @@
 """Top-1 and bpp of a bundle on labelled images, through real feature files and onnxruntime.
 
-    python benchmarks/rate_accuracy.py --data DIR [--bundle DIR] [--as-is] [--teacher FILE] [--json]
+    python benchmarks/accuracy.py --data DIR [--bundle DIR] [--as-is] [--teacher FILE] [--json]
 
 `python -m training.evaluate` does this for every checkpoint of a model.
 
@@ -41,15 +41,17 @@ class DataError(ValueError):
     """The folder of images does not fit the bundle."""
 
 
-def labelled_images(folder: Path, classes: int) -> list[tuple[Path, int]]:
-    """(path, class index) of all files below the class folders; raises DataError."""
+def labelled_images(folder: Path, classes: int, limit: int | None = None) -> list[tuple[Path, int]]:
+    """(path, class index) of all files below the class folders, or of `limit` taken evenly; raises DataError."""
     names = sorted(path for path in folder.iterdir() if path.is_dir())
     if len(names) != classes:
         raise DataError(f"{folder} has {len(names)} class folders, the bundle {classes} classes")
     found = [(path, index) for index, name in enumerate(names) for path in sorted(name.rglob("*")) if path.is_file()]
     if not found:
         raise DataError(f"{folder} has no images")
-    return found
+    if limit is None or limit >= len(found):
+        return found
+    return [found[index * len(found) // limit] for index in range(limit)]
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -70,11 +72,18 @@ def paired(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> dict[str, floa
 
 
 def measure(
-    data: Path, bundle: Path | None, as_is: bool, teacher: Path | None, threads: int, batch_size: int = 8, workers: int = 2
+    data: Path,
+    bundle: Path | None,
+    as_is: bool,
+    teacher: Path | None,
+    threads: int,
+    batch_size: int = 8,
+    workers: int = 2,
+    limit: int | None = None,
 ) -> tuple[dict[str, Any], list[int]]:
     """All figures, as the JSON has them, and each image's class."""
     encoder, decoder = EdgeEncoder(bundle, threads), CloudDecoder(bundle, threads)
-    images = labelled_images(data, len(decoder.labels))
+    images = labelled_images(data, len(decoder.labels), limit)
     judge = _teacher(teacher, threads) if teacher else None
     right: list[bool] = []
     right5: list[bool] = []
@@ -110,7 +119,7 @@ def measure(
     manifest = decoder.bundle.manifest
     low, high = wilson(sum(right), len(right))
     result: dict[str, Any] = {
-        "benchmark": "rate_accuracy",
+        "benchmark": "accuracy",
         "machine": describe(threads),
         "commit": commit(),
         "model": manifest["model"],
@@ -182,18 +191,23 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="default: one a core")
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="images of one decoder call (default: 8)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads that decode and resize images (default: 2)")
+    parser.add_argument("--images", type=int, metavar="N", help="so many images, taken evenly (default: all)")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="write each image's class index, one a line, in the images' order")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     args = parser.parse_args()
     if min(args.threads, args.batch_size, args.workers) < 1:
         parser.error("--threads, --batch_size and --workers begin at 1")
+    if args.images is not None and args.images < 2:
+        parser.error("--images begins at 2")
     try:
-        result, predictions = measure(args.data, args.bundle, args.as_is, args.teacher, args.threads, args.batch_size, args.workers)
+        result, predictions = measure(
+            args.data, args.bundle, args.as_is, args.teacher, args.threads, args.batch_size, args.workers, args.images
+        )
         if args.predictions:
             args.predictions.write_text("".join(f"{index}\n" for index in predictions))
     except (DataError, EdgeCloudError, ValueError, OSError) as error:
-        print(f"rate_accuracy: {error}", file=sys.stderr)
+        print(f"accuracy: {error}", file=sys.stderr)
         return 1
     print(json.dumps(result, indent=1) if args.json else text(result))
     return 0
