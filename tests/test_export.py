@@ -58,6 +58,15 @@ def test_every_model_exports(name: str, tmp_path: Path) -> None:
     hold_to_torch(model, tmp_path / "edge.onnx", tmp_path / "cloud.onnx")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ours_n0_enc", "ours_n4_enc", "ours_n8_enc", "matsubara2022wacv"])
+def test_the_kept_bottlenecks_export_with_their_counts(name: str, tmp_path: Path, capsys: Capture) -> None:
+    assert command.main([name, "--out", str(tmp_path / "bundle")]) == 0
+    assert "fitted to 9469 images" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert manifest["weights"] == "trained"
+
+
 def test_graphs_are_cut_at_integers_and_have_gelu_whole(random_bundle: Path) -> None:
     edge, cloud = (onnx.load(random_bundle / name) for name in ("edge.onnx", "cloud.onnx"))
     assert {entry.version for entry in edge.opset_import if entry.domain == ""} == {OPSET}
