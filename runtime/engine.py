@@ -5,8 +5,8 @@ directly, since its build of onnxruntime would overwrite the plain one; the othe
 where the installed one has them. A precision is what it computes in: `fp32`; `bf16`, float32
 weights rounded by OpenVINO as it goes; `int8`, a graph that export quantised.
 
-`auto` is what `tune` chose on this very device (tune.py), else `cpu fp32`, which needs nothing more and
-whose symbols are torch's.
+`auto` is what `tune` chose on this very device (tune.py), else `cpu` in the precision that the bundle
+names, which is fp32 unless it was exported otherwise: that needs nothing more, and its symbols are torch's.
 
 Always holds: whatever is chosen, a device that lacks it falls back to the CPU provider, and says so
 in one line; a feature file decodes to the symbols that were encoded, whichever engine computed them.
@@ -28,7 +28,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from .bundle import CLOUD_GRAPH, CLOUD_GRAPH_INT8, EDGE_GRAPH, EDGE_GRAPH_INT8, Bundle
+from .bundle import CLOUD_GRAPH, EDGE_GRAPH, EDGE_GRAPH_INT8, Bundle
 from .errors import EngineChoiceError, InconsistentBundleError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "bf16", "int8")
-GRAPHS = {"edge": {"fp32": EDGE_GRAPH, "int8": EDGE_GRAPH_INT8}, "cloud": {"fp32": CLOUD_GRAPH, "int8": CLOUD_GRAPH_INT8}}
+GRAPHS = {"edge": {"fp32": EDGE_GRAPH, "int8": EDGE_GRAPH_INT8}, "cloud": {"fp32": CLOUD_GRAPH}}
 ONNXRUNTIME = {
     "cpu": "CPUExecutionProvider",
     "xnnpack": "XnnpackExecutionProvider",
@@ -76,6 +76,19 @@ class Engine(Protocol):
         """The graph's one output for its one input."""
 
 
+# Without VNNI two products of uint8 and int8 are added in 16 bits, which overflow: so it is exact, and slower.
+NO_VNNI = ("session.x64quantprecision", "1")
+
+
+def has_vnni() -> bool:
+    """Whether an x86 processor says that it multiplies eight-bit integers without overflow; False where that cannot be seen."""
+    try:
+        flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    except OSError:
+        return False
+    return bool({"avx512_vnni", "avx_vnni"} & set(flags.split()))
+
+
 def has_provider(name: str) -> bool:
     """Whether this device's installation has a provider."""
     return bool(find_spec("openvino")) if name == "openvino" else ONNXRUNTIME[name] in ort.get_available_providers()
@@ -89,7 +102,7 @@ def candidates(bundle: Bundle, end: str) -> list[Choice]:
 
 def _graph(bundle: Bundle, end: str, choice: Choice) -> str | None:
     """The bundle's file for a choice."""
-    name = GRAPHS[end]["int8" if choice.precision == "int8" else "fp32"]
+    name = GRAPHS[end].get("int8" if choice.precision == "int8" else "fp32")
     return name if name in bundle.manifest["files"] else None
 
 
@@ -142,16 +155,18 @@ def choose(bundle: Bundle, end: str, provider: str = "auto", precision: str = "a
     if precision == "bf16" and provider not in ("auto", "openvino"):
         raise EngineChoiceError(f"provider {provider} has no bf16: choose --provider openvino, or another --precision")
     if precision == "int8" and not _graph(bundle, end, Choice("cpu", "int8")):
-        raise EngineChoiceError(f"{bundle.folder} has no int8 graph for the {end}: export it with --precision auto")
+        raise EngineChoiceError(f"{bundle.folder} has no int8 graph for the {end}: leave out --precision, or export with --calibrate DIR")
     if provider == "auto":
         tuned = tuned_choice(bundle, end)
         if tuned and precision in ("auto", tuned.precision):
             return tuned
         provider = "openvino" if precision == "bf16" else "cpu"
-    choice = Choice(provider, "fp32" if precision == "auto" else precision)
+    if precision == "auto":
+        precision = "int8" if end == "edge" and bundle.manifest.get("precision") == "int8" else "fp32"
+    choice = Choice(provider, precision)
     if has_provider(choice.provider):
         return choice
-    lesser = Choice("cpu", "fp32" if precision in ("auto", "bf16") else precision)
+    lesser = Choice("cpu", "fp32" if precision == "bf16" else precision)
     wanted = "the package openvino" if provider == "openvino" else f"an onnxruntime with {ONNXRUNTIME[provider]}"
     log.warning("%s needs %s, which is not installed here: %s runs instead", choice, wanted, lesser)
     return lesser
@@ -190,8 +205,8 @@ class OnnxRuntime:
         options.log_severity_level = 3
         # Idle threads that spin take the core from the code that runs between two calls.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Processors without VNNI add two products of uint8 and int8 in 16 bits, which overflow: exact there, if slower.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if choice.precision == "int8" and not has_vnni():
+            options.add_session_config_entry(*NO_VNNI)
         providers = dict.fromkeys((ONNXRUNTIME[choice.provider], ONNXRUNTIME["cpu"]))
         self._session = ort.InferenceSession(data, options, providers=list(providers))
         self._source = self._session.get_inputs()[0].name
