@@ -112,6 +112,8 @@ def quantise(graph: Path, ranges: Ranges, sha256: str, out: Path) -> None:
             low, high = ends[node.output[0]]
             ends[node.output[0]] = (max(low, _GELU_ZERO), max(high, _GELU_ZERO))
     convolutions = [node for node in nodes if node.op_type == "Conv"]
+    if len(convolutions) < 3:
+        raise RangesError("there is nothing between the first and the last convolution to quantise: export with --precision fp32")
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ends.items()}
     quantizer = QDQQuantizer(
         onnx.shape_inference.infer_shapes(model),
