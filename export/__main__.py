@@ -6,8 +6,9 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime import __version__
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from runtime.coder import Tables
 
     from .counts import Counts
+    from .gate import Encode
 
 EXIT_DONE, EXIT_FAILURE, EXIT_USAGE, EXIT_PARITY = 0, 1, 2, 3
 MODEL_NAMES = ("ours_n0", "ours_n4", "ours_n8", "ours_n0_enc", "ours_n4_enc", "ours_n8_enc", "matsubara2022wacv")
@@ -46,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Export a checkpoint to a bundle: two ONNX graphs, entropy tables, labels, manifest.",
-        epilog="Exit status: 0 done, 1 failure, 2 wrong usage, 3 the graphs do not give what torch gives.",
+        epilog="Exit status: 0 done, 1 failure, 2 wrong usage, 3 the graphs do not give what torch gives, or int8 loses too much.",
     )
     parser.add_argument("model", choices=MODEL_NAMES, metavar="MODEL", help=", ".join(MODEL_NAMES))
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: checkpoints/MODEL/lmbL.safetensors or .pt")
@@ -58,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     tables = parser.add_mutually_exclusive_group()
     tables.add_argument("--refit", type=Path, metavar="DIR", help="count the symbols of the images in DIR and fit the tables to them")
     tables.add_argument("--own-tables", action="store_true", help="the entropy model's own tables, though there are counts")
-    parser.add_argument("--as-is", action="store_true", help="do not resize the images of --refit to 224x224; crop to multiples of 8")
+    parser.add_argument(
+        "--as-is", action="store_true", help="do not resize the images of --refit and --calibrate to 224x224; crop to multiples of 8"
+    )
     parser.add_argument(
         "--counts",
         type=Path,
@@ -70,6 +74,25 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         default=None,
         help="whether the edge writes small files unless asked otherwise (default: if there are context tables)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "int8"),
+        default="auto",
+        help="auto: an int8 graph too, if there are activation ranges for one, and the device chooses; int8: what the device runs",
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="DIR",
+        help="take activation ranges of the images in DIR (at least 334), of which every tenth is held out to judge int8 by; "
+        "one folder a class, or any folder",
+    )
+    parser.add_argument(
+        "--ranges",
+        type=Path,
+        metavar="FILE",
+        help="activation ranges (default: CHECKPOINT.ranges.json if there is one); with --calibrate, where to keep them",
     )
     parser.add_argument(
         "--max-pixels", type=_pixels, default=1024 * 1024, metavar="N", help="largest image that both ends take (default: 1048576)"
@@ -140,6 +163,58 @@ def _make_counts(args: argparse.Namespace, checkpoint: Path, bottleneck: str) ->
     return make
 
 
+def _make_int8(
+    args: argparse.Namespace, checkpoint: Path, bottleneck: str, classes: int
+) -> "Callable[[Path, Path, Path, Encode], dict[str, Any] | None]":
+    """How write_bundle comes by an int8 graph: by ranges from a file, from the images of --calibrate, or not at all."""
+    from runtime.preprocess import preprocess
+    from training.checkpoint import atomic_path
+
+    from .gate import GateError, judge, reasons
+    from .images import labelled_paths
+    from .quantise import CALIBRATION_IMAGES, Ranges, RangesError, quantise, take_ranges
+
+    file = args.ranges or checkpoint.with_suffix(".ranges.json")
+    stored = None
+    if args.precision != "fp32" and not args.calibrate and (args.ranges or file.is_file()):
+        stored = Ranges.from_json(file.read_text(encoding="utf-8"), str(file))
+    paths = labelled_paths(args.calibrate, classes) if args.calibrate and args.precision != "fp32" else []
+    if args.precision == "int8" and not stored and not paths:
+        raise RangesError(f"no activation ranges at {file}: give images to take them of with --calibrate DIR")
+
+    def make(fp32: Path, int8: Path, cloud: Path, encode: "Encode") -> dict[str, Any] | None:
+        from tqdm import tqdm
+
+        ranges = stored
+        if paths:
+            quiet = not sys.stderr.isatty()
+            held = paths[::10]
+            rest = [path for index, (path, _) in enumerate(paths) if index % 10]
+            if len(rest) > CALIBRATION_IMAGES:
+                rest = [rest[index * len(rest) // CALIBRATION_IMAGES] for index in range(CALIBRATION_IMAGES)]
+            source = args.calibrate.resolve().name
+            pixels = (preprocess(path, args.as_is)[None] for path in tqdm(rest, "calibrating", unit="image", disable=quiet))
+            ranges = take_ranges(fp32, pixels, bottleneck, source)
+            quantise(fp32, ranges, bottleneck, int8)
+            judged = judge(fp32, int8, cloud, encode, tqdm(held, "judging", unit="image", disable=quiet), args.as_is, f"{source}, held out")
+            ranges = replace(ranges, gate=judged)
+            if args.ranges:
+                with atomic_path(args.ranges) as temporary:
+                    Path(temporary).write_text(ranges.to_json())
+        if ranges is None:
+            return None
+        quantise(fp32, ranges, bottleneck, int8)
+        if ranges.gate and (why := reasons(ranges.gate)):
+            if args.precision == "int8":
+                raise GateError("; ".join(why))
+            print(f"export: no int8 graph is written: {'; '.join(why)}", file=sys.stderr)
+            int8.unlink()
+            return None
+        return {"calibration": {"images": ranges.images, "source": ranges.source}, "gate": ranges.gate}
+
+    return make
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
@@ -159,6 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     from training.checkpoint import load_model
 
     from .bundle import write_bundle
+    from .gate import GateError
     from .graphs import ExportError
     from .images import folder_images, synthetic_images
     from .parity import ParityError
@@ -183,12 +259,17 @@ def main(argv: list[str] | None = None) -> int:
             weights=metadata.get("weights", "trained"),
             checkpoint={"file": path.name, "sha256": digest},
             make_counts=_make_counts(args, path, bottleneck_sha256(model)),
+            make_int8=_make_int8(args, path, bottleneck_sha256(model), model.fc.out_features),
+            precision=args.precision,
             small=args.small,
             max_pixels=args.max_pixels,
             report=lambda line: print(line, flush=True),
         )
     except ParityError as error:
         print(f"export: parity failed, no bundle was written: {error}", file=sys.stderr)
+        return EXIT_PARITY
+    except GateError as error:
+        print(f"export: int8 is not good enough, no bundle was written: {error}", file=sys.stderr)
         return EXIT_PARITY
     except (EdgeCloudError, ExportError, ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)

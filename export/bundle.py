@@ -23,6 +23,7 @@ from runtime.bundle import (
     CLOUD_GRAPH,
     COMPRESSAI_TABLES,
     EDGE_GRAPH,
+    EDGE_GRAPH_INT8,
     LABELS,
     MANIFEST,
     SCHEMA,
@@ -31,11 +32,12 @@ from runtime.bundle import (
     compute_fingerprint,
 )
 from runtime.coder import Tables
-from runtime.feature_file import VERSION
+from runtime.feature_file import VERSION, pack
 from runtime.preprocess import CROP, RESIZE
 from training.models import FeatureCompressionModel
 
 from .counts import Counts, CountsError, fit_tables
+from .gate import Encode, changed_share, milliseconds
 from .graphs import OPSET, export_cloud, export_edge, stamp
 from .parity import check_parity
 from .tables import bottleneck_sha256, make_tables
@@ -59,6 +61,8 @@ def write_bundle(
     weights: str = "trained",
     checkpoint: dict[str, str] | None = None,
     make_counts: Callable[[Path, Tables], Counts | None] = lambda graph, own: None,
+    make_int8: Callable[[Path, Path, Path, Encode], dict[str, Any] | None] = lambda fp32, int8, cloud, encode: None,
+    precision: str = "auto",
     small: bool | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     report: Callable[[str], None] = lambda line: None,
@@ -73,12 +77,16 @@ def write_bundle(
         checkpoint: "file" and "sha256" of where the weights came from, recorded.
         make_counts: is given the edge graph and the model's own tables; gives the counts that tables are
             fitted to, or None for the model's own.
+        make_int8: is given the edge graph, where to write its int8 form, the cloud graph and the coder; gives
+            what the manifest says of it, or None if there is none.
+        precision: what the edge runs in unless asked otherwise, "fp32" or "int8"; "auto": fp32, until the
+            device has chosen.
         small: the profile of the files that the edge writes; None for small where there are context tables.
         max_pixels: the largest image that both ends will take.
         report: is given a line per stage.
 
-    Gives the manifest. Raises ParityError, ExportError, QuantilesError, CountsError, OutputInTheWayError,
-    and what `make_counts` raises.
+    Gives the manifest. Raises ParityError, ExportError, QuantilesError, CountsError, GateError,
+    OutputInTheWayError, and what `make_counts` and `make_int8` raise.
     """
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise OutputInTheWayError(f"{out} exists and is not a bundle: name another folder with --out, or remove it")
@@ -133,6 +141,30 @@ def write_bundle(
             f"{parity.images} {parity.source}: {parity.equal_share:.4%} of symbols equal ({parity.nonzero_share:.1%} not zero), "
             f"logits within {parity.largest_logit_difference:.1e}, top-1 equal, coder exact",
         )
+
+        def encode(symbols: NDArray[np.int16], height: int, width: int) -> bytes:
+            return pack(bytes.fromhex(fingerprint), height, width, tables.encode(symbols, small), small)
+
+        int8 = make_int8(work / EDGE_GRAPH, work / EDGE_GRAPH_INT8, work / CLOUD_GRAPH, encode)
+        graphs = {"fp32": work / EDGE_GRAPH}
+        precisions: dict[str, dict[str, Any]] = {"fp32": {}}
+        if int8 is not None:
+            stamp(work / EDGE_GRAPH_INT8, properties)
+            graphs["int8"] = work / EDGE_GRAPH_INT8
+            share = changed_share(work / EDGE_GRAPH, work / EDGE_GRAPH_INT8, images)
+            precisions["int8"] = {"changed_on_parity_images": share, **int8}
+        for which, found in milliseconds(graphs, images[:1]).items():
+            precisions[which]["milliseconds"] = found
+        if int8 is not None:
+            gate = int8.get("gate")
+            judged = (
+                f"top-1 {gate['top1_change']['mean']:+.2%} ({gate['won']} won, {gate['lost']} lost of {gate['images']}), "
+                f"bytes {gate['more_bytes']:+.1%}"
+                if gate
+                else f"{share:.2%} of symbols changed, not judged on images"
+            )
+            times = " and ".join(f"{which} {found['milliseconds']} ms" for which, found in precisions.items())
+            done("int8", f"{size(EDGE_GRAPH_INT8)}; {judged}; {times}")
         manifest = {
             "schema": SCHEMA,
             "format_version": VERSION,
@@ -145,6 +177,8 @@ def write_bundle(
             "max_symbols": max(1, shape.channels * (max_pixels // shape.stride**2)),
             "preprocessing": {"resize": RESIZE, "crop": CROP, "interpolation": "bilinear", "antialias": True},
             "small": small,
+            "precision": precision if int8 is not None else "fp32",
+            "precisions": precisions,
             "tables": {"images": counts.images, "source": counts.source, "context_channels": list(tables.contexts)} if counts else None,
             "classes": len(labels),
             "checkpoint": checkpoint,
@@ -154,7 +188,14 @@ def write_bundle(
             "parity": parity.as_dict(),
             "files": {
                 file: {"bytes": (work / file).stat().st_size, "sha256": _sha256(work / file)}
-                for file in (TABLES, *([COMPRESSAI_TABLES] if counts else []), EDGE_GRAPH, CLOUD_GRAPH, LABELS)
+                for file in (
+                    TABLES,
+                    *([COMPRESSAI_TABLES] if counts else []),
+                    *([EDGE_GRAPH_INT8] if int8 is not None else []),
+                    EDGE_GRAPH,
+                    CLOUD_GRAPH,
+                    LABELS,
+                )
             },
         }
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")

@@ -23,9 +23,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from runtime.coder import CONTEXTS, LEVELS, Contexts, Tables
+from runtime.engine import group_by_shape
 from runtime.errors import ImageError
 from runtime.preprocess import preprocess
-from runtime.session import group_by_shape
 
 from .images import NoImagesError
 

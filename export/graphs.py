@@ -5,10 +5,12 @@
 
 Always holds: batch, height and width are dynamic (pixels in multiples of 8); a symbol lies in
 -32767..32767, and -32768 marks a latent that is not a number, which the coder refuses; GELU is one
-ONNX operator, so that quantisation need not split it.
+ONNX operator, so that quantisation need not split it; what depends on weights alone is computed
+here, not on the device.
 """
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from compressai.layers import GDN1
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -31,27 +34,70 @@ class ExportError(RuntimeError):
     """A graph did not come out as it must."""
 
 
+class FixedGDN(nn.Module):
+    """A GDN1 whose beta and gamma are computed once: they are trained as roots, with a bound under them."""
+
+    beta: Tensor
+    gamma: Tensor
+
+    def __init__(self, layer: GDN1):
+        super().__init__()
+        self.inverse = layer.inverse
+        self.register_buffer("beta", layer.beta_reparam(layer.beta).detach())
+        self.register_buffer("gamma", layer.gamma_reparam(layer.gamma).detach()[:, :, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = nn.functional.conv2d(torch.abs(x), self.gamma, self.beta)
+        return x * norm if self.inverse else x / norm
+
+
+def with_fixed_gdn(layers: nn.Module) -> nn.Sequential:
+    """A copy of an encoder or decoder with FixedGDN in the place of each GDN1."""
+    assert isinstance(layers, nn.Sequential)
+    return nn.Sequential(*(FixedGDN(layer) if isinstance(layer, GDN1) else copy.deepcopy(layer) for layer in layers))
+
+
 class EdgeGraph(nn.Module):
-    """Normalisation, encoder, and rounding to symbols."""
+    """Normalisation, encoder, and rounding to symbols.
+
+    Where the first convolution has no padding, it takes the pixels as they are, and normalisation is in its
+    weights. (Padding is zero after normalisation, which no level of a pixel stands for.) The medians are in the
+    last convolution's bias.
+    """
 
     scale: Tensor
     shift: Tensor
-    medians: Tensor
 
     def __init__(self, model: FeatureCompressionModel):
         super().__init__()
-        self.encoder = model.bottleneck_layer.encoder
-        mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
-        self.register_buffer("scale", 1 / (255 * std))
-        self.register_buffer("shift", -mean / std)
-        self.register_buffer("medians", model.bottleneck_layer.medians)
+        self.encoder = with_fixed_gdn(model.bottleneck_layer.encoder)
+        mean, std = (torch.tensor(values, dtype=torch.float64).reshape(3, 1, 1) for values in (MEAN, STD))
+        scale, shift = 1 / (255 * std), -mean / std
+        first, last = self.encoder[0], self.encoder[-1]
+        assert isinstance(first, nn.Conv2d)
+        assert isinstance(last, nn.Conv2d)
+        self.normalised = first.padding == (0, 0)
+        with torch.no_grad():
+            if self.normalised:
+                assert first.bias is not None
+                weight = first.weight.double()
+                first.bias.add_((weight * shift).sum((1, 2, 3)))
+                first.weight.copy_(weight * scale)
+            bias = torch.zeros(last.out_channels) if last.bias is None else last.bias
+            last.bias = nn.Parameter(bias - model.bottleneck_layer.medians.flatten())
+        self.register_buffer("scale", scale.float())
+        self.register_buffer("shift", shift.float())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        image = pixels.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
-        symbols = torch.round(self.encoder(image) - self.medians)
-        # What a clamp or a cast makes of a NaN differs from machine to machine.
-        kept = torch.where(torch.isnan(symbols), float(NOT_A_SYMBOL), symbols.clamp(-MAX_SYMBOL, MAX_SYMBOL))
-        return kept.to(torch.int16)
+        image = pixels.permute(0, 3, 1, 2).to(torch.float32)
+        if not self.normalised:
+            image = image * self.scale + self.shift
+        return as_symbols(torch.round(self.encoder(image)))
+
+
+def as_symbols(latent: Tensor) -> Tensor:
+    """Whole numbers to int16; what a clamp or a cast makes of a NaN differs from machine to machine."""
+    return torch.where(torch.isnan(latent), float(NOT_A_SYMBOL), latent.clamp(-MAX_SYMBOL, MAX_SYMBOL)).to(torch.int16)
 
 
 class CloudGraph(nn.Module):
@@ -59,7 +105,8 @@ class CloudGraph(nn.Module):
 
     def __init__(self, model: FeatureCompressionModel):
         super().__init__()
-        self.model = model
+        self.model = copy.deepcopy(model)
+        self.model.bottleneck_layer.decoder = with_fixed_gdn(model.bottleneck_layer.decoder)
 
     def forward(self, symbols: Tensor) -> Tensor:
         return self.model.logits_of_symbols(symbols.to(torch.float32))

@@ -75,3 +75,15 @@ def folder_images(folder: Path, limit: int = 40) -> NDArray[np.uint8]:
     if not images:
         raise NoImagesError(f"no image in {folder}: name a folder of JPEG or PNG files")
     return np.stack(images)
+
+
+def labelled_paths(folder: Path, classes: int) -> list[tuple[Path, int | None]]:
+    """All image files in `folder` and below, each with its class where there is one folder a class, in sorted order.
+
+    Raises NoImagesError.
+    """
+    paths = image_paths(folder)
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if len(names) != classes or any(path.parent == folder for path in paths):
+        return [(path, None) for path in paths]
+    return [(path, names.index(path.relative_to(folder).parts[0])) for path in paths]

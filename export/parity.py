@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from runtime.coder import Tables
+from training.data import MEAN, STD
 from training.models import FeatureCompressionModel
 
-from .graphs import MAX_SYMBOL, NOT_A_SYMBOL, EdgeGraph
+from .graphs import MAX_SYMBOL, NOT_A_SYMBOL, as_symbols
 
 BATCHES = (1, 2, 5)
 MIN_EQUAL_SHARE = 0.9999
@@ -45,6 +46,14 @@ class ParityReport:
         return asdict(self)
 
 
+@torch.inference_mode()
+def torch_symbols(model: FeatureCompressionModel, pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
+    """What the model as it was trained makes of pixels uint8 [N, H, W, 3]: int16 [N, C, H', W']."""
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
+    image = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+    return as_symbols(model.bottleneck_layer.symbols(image)).numpy()
+
+
 def check_parity(
     model: FeatureCompressionModel, tables: Tables, edge: Path, cloud: Path, images: NDArray[np.uint8], source: str
 ) -> ParityReport:
@@ -53,14 +62,13 @@ def check_parity(
     # Its idle threads would spin while torch works.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     edge_session, cloud_session = (ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]) for path in (edge, cloud))
-    reference = EdgeGraph(model).eval()
     equal = nonzero = total = payload_bytes = small_bytes = 0
     symbol_difference, logit_difference, top1_equal = 0, 0.0, True
     start = index = 0
     while start < len(images):
         batch = images[start : start + BATCHES[index % len(BATCHES)]]
         with torch.no_grad():
-            expected = reference(torch.from_numpy(batch)).numpy()
+            expected = torch_symbols(model, batch)
             expected_logits = model.logits_of_symbols(torch.from_numpy(expected).float()).numpy()
         symbols = edge_session.run(None, {"pixels": batch})[0]
         if symbols.shape != expected.shape or symbols.dtype != expected.dtype:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import CLOUD_GRAPH, LABELS, Bundle, default_bundle
+from .bundle import LABELS, Bundle, default_bundle
+from .engine import group_by_shape, open_engine
 from .errors import InconsistentBundleError
 from .feature_file import Bytes
-from .session import group_by_shape, open_graph
 
 _BATCH = 8  # feature files of one graph call, which bounds its memory
 
@@ -31,18 +31,26 @@ class CloudDecoder:
     Args:
         bundle_dir: default `$EDGECLOUD_BUNDLE`, else `bundles/ours_n4`.
         threads: of the graph; None for one a core.
+        provider, precision: as EdgeEncoder's; "auto" for what `cloud-decode --tune` chose.
 
-    Raises the BundleErrors.
+    Raises the BundleErrors, EngineChoiceError.
     """
 
-    def __init__(self, bundle_dir: str | os.PathLike[str] | None = None, threads: int | None = None):
+    def __init__(
+        self,
+        bundle_dir: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+        provider: str = "auto",
+        precision: str = "auto",
+    ):
         self.bundle = Bundle.load(default_bundle() if bundle_dir is None else bundle_dir)
         try:
             self.labels = self.bundle.read(LABELS).decode().splitlines()
         except UnicodeDecodeError as error:
             raise InconsistentBundleError(f"{self.bundle.folder / LABELS} is not UTF-8 ({error}): export the bundle again") from error
-        self._session = open_graph(self.bundle, CLOUD_GRAPH, threads)
-        classes = self._session.get_outputs()[0].shape[-1]
+        self.engine = open_engine(self.bundle, "cloud", threads, provider, precision)
+        rows, columns = self.bundle.shape.latent(64, 64)
+        classes = self.logits_of_symbols(np.zeros((1, self.bundle.shape.channels, rows, columns), np.int16)).shape[1]
         if classes != len(self.labels):
             raise InconsistentBundleError(f"{self.bundle.folder} has {len(self.labels)} labels for {classes} classes: export it again")
 
@@ -55,7 +63,7 @@ class CloudDecoder:
 
     def logits_of_symbols(self, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
         """The cloud graph: symbols int16 [N, C, H', W'] -> logits float32 [N, classes]."""
-        return self._session.run(None, {"symbols": symbols})[0]
+        return self.engine.run(symbols)
 
     def logits(self, files: Sequence[Bytes]) -> NDArray[np.float32]:
         """Logits float32 [N, classes] in the order of `files`; files of one size share graph calls.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .edge_cli import add_engine_options
 from .errors import EdgeCloudError, FeatureFileError, FeatureFileNotFoundError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="classes to print (default: 5)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the cloud graph (default: one a core)")
+    add_engine_options(parser, "then decode")
     parser.add_argument("--json", action="store_true", help="one JSON object a line: classes, bytes, bpp, milliseconds by stage")
     parser.add_argument("--logits", metavar="FILE.npy", help="write the logits too, float32 [files, classes]; - for standard output")
     parser.add_argument("--info", action="store_true", help="print what the headers say, and decode nothing; needs no bundle")
@@ -64,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     from .cloud import CloudDecoder
 
     try:
-        decoder = CloudDecoder(args.bundle, args.threads)
+        if args.tune:
+            _tune(args)
+        decoder = CloudDecoder(args.bundle, args.threads, args.provider, args.precision)
     except (EdgeCloudError, OSError) as error:
         print(f"cloud-decode: {error}", file=sys.stderr)
         return EXIT_FAILURE
@@ -87,6 +91,15 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"cloud-decode: cannot write the logits: {error}", file=sys.stderr)
                 return EXIT_FAILURE
     return status
+
+
+def _tune(args: argparse.Namespace) -> None:
+    from .bundle import Bundle, default_bundle
+    from .tune import table, tune
+
+    bundle = Bundle.load(args.bundle or default_bundle())
+    result = tune(bundle, "cloud", [bundle.decode(_read(name))[None] for name in args.files[:8] if name != "-"], args.threads)
+    print(json.dumps(result) if args.json else table(result), file=sys.stderr if args.logits == "-" else sys.stdout)
 
 
 def _each(names: list[str], work: Callable[[str, bytes], None]) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import EDGE_GRAPH, Bundle, default_bundle
+from .bundle import Bundle, default_bundle
+from .engine import group_by_shape, open_engine
 from .errors import ImageTooLargeError, ImageTooSmallError
 from .preprocess import ImageInput, preprocess
-from .session import group_by_shape, open_graph
 
 _BATCH = 16  # images of one graph call, which bounds its memory
 
@@ -24,16 +24,26 @@ class EdgeEncoder:
         threads: of the graph; None for one a core.
         small: whether to write small files: about a quarter fewer bytes, some microseconds more; None
             for what the bundle says.
+        provider: "cpu" (onnxruntime), "openvino", or another of engine.PROVIDERS; "auto" for what
+            `edge-encode --tune` chose on this device, else "cpu".
+        precision: "fp32", "bf16" (OpenVINO), "int8" (where the bundle has it); "auto" as for `provider`, else "fp32".
 
-    Raises the BundleErrors.
+    Raises the BundleErrors, EngineChoiceError.
     """
 
-    def __init__(self, bundle_dir: str | os.PathLike[str] | None = None, threads: int | None = None, small: bool | None = None):
+    def __init__(
+        self,
+        bundle_dir: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+        small: bool | None = None,
+        provider: str = "auto",
+        precision: str = "auto",
+    ):
         self.bundle = Bundle.load(default_bundle() if bundle_dir is None else bundle_dir)
         self.small = self.bundle.small if small is None else small
         if self.small:
             self.bundle.require_contexts()
-        self._session = open_graph(self.bundle, EDGE_GRAPH, threads)
+        self.engine = open_engine(self.bundle, "edge", threads, provider, precision)
 
     def encode(self, image: ImageInput, as_is: bool = False) -> bytes:
         """A feature file of one image: a path, an open file, a PIL image or a uint8 array [H, W, 3].
@@ -68,7 +78,7 @@ class EdgeEncoder:
                 f"an image of {width}x{height} pixels gives {shape.symbols(height, width)} symbols, the bundle allows {limit}: "
                 "leave out --as-is, make it smaller, or export with a larger --max-pixels"
             )
-        return self._session.run(None, {"pixels": np.ascontiguousarray(pixels)})[0]
+        return self.engine.run(np.ascontiguousarray(pixels))
 
     def pack(self, symbols: NDArray[np.int16], height: int, width: int) -> bytes:
         """The coder: symbols int16 [C, H', W'] of an image of height x width pixels -> feature file.

@@ -29,7 +29,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-o",
         "--output",
-        required=True,
         metavar="FILE_OR_DIR",
         help="feature file, folder (gets a NAME.bin for each image), or - for standard output",
     )
@@ -42,9 +41,18 @@ def _parser() -> argparse.ArgumentParser:
         help="write small files: fewer bytes for some microseconds more (default: as the bundle says)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the encoder graph (default: one a core)")
+    add_engine_options(parser, "the images are encoded as well if there is an -o")
     parser.add_argument("--json", action="store_true", help="one JSON object a line: bytes, bpp, milliseconds by stage")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
+
+
+def add_engine_options(parser: argparse.ArgumentParser, after: str) -> None:
+    """Options of both commands."""
+    providers = "cpu, openvino, or another that onnxruntime has here"
+    parser.add_argument("--provider", default="auto", metavar="NAME", help=f"{providers} (default: what --tune chose, else cpu)")
+    parser.add_argument("--precision", default="auto", metavar="NAME", help="fp32, bf16 or int8 (default: what --tune chose, else fp32)")
+    parser.add_argument("--tune", action="store_true", help=f"measure what is there on this device and keep the fastest choice; {after}")
 
 
 def _plan(parser: argparse.ArgumentParser, images: list[str], output: str) -> list[Path | None]:
@@ -72,7 +80,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--threads {args.threads} is not a number from 1 up")
     if args.output == "-" and args.json:
         parser.error("standard output carries the feature file: use --json with -o FILE")
-    targets = _plan(parser, args.images, args.output)
+    if args.output is None and not args.tune:
+        parser.error("name where the feature files go with -o")
+    targets = _plan(parser, args.images, args.output) if args.output is not None else []
     # With the feature file on standard output, the report goes to standard error.
     report: IO[str] = sys.stderr if args.output == "-" else sys.stdout
     # After the usage is checked: numpy and onnxruntime take a while.
@@ -81,12 +91,14 @@ def main(argv: list[str] | None = None) -> int:
     # Pillow warns at half of the size that it refuses, and of every oddity in a TIFF.
     warnings.simplefilter("ignore")
     try:
-        encoder = EdgeEncoder(args.bundle, args.threads, args.small)
+        if args.tune:
+            _tune(args, report)
+        encoder = EdgeEncoder(args.bundle, args.threads, args.small, args.provider, args.precision)
     except (EdgeCloudError, OSError) as error:
         print(f"edge-encode: {error}", file=sys.stderr)
         return EXIT_FAILURE
     status = EXIT_DONE
-    for image, target in zip(args.images, targets, strict=True):
+    for image, target in zip(args.images, targets, strict=bool(targets)):
         try:
             result = _encode(encoder, image, target, args.as_is)
         except (EdgeCloudError, OSError) as error:
@@ -103,6 +115,16 @@ def main(argv: list[str] | None = None) -> int:
                 file=report,
             )
     return status
+
+
+def _tune(args: argparse.Namespace, report: IO[str]) -> None:
+    from .bundle import Bundle, default_bundle
+    from .preprocess import preprocess
+    from .tune import table, tune
+
+    bundle = Bundle.load(args.bundle or default_bundle())
+    result = tune(bundle, "edge", [preprocess(image, args.as_is)[None] for image in args.images[:8]], args.threads)
+    print(json.dumps(result) if args.json else table(result), file=report)
 
 
 def _encode(encoder: "EdgeEncoder", image: str, target: Path | None, as_is: bool) -> dict[str, Any]:

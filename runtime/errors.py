@@ -49,6 +49,14 @@ class NotANumberError(EdgeCloudError):
     """The edge graph computed a latent that is not a number."""
 
 
+class EngineChoiceError(EdgeCloudError):
+    """A provider or a precision that does not exist, does not go with the other, or is not in the bundle."""
+
+
+class TuneError(EdgeCloudError):
+    """No engine could be chosen, or the choice could not be kept."""
+
+
 class FeatureFileError(EdgeCloudError):
     """A feature file that is refused."""
 

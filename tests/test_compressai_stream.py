@@ -81,7 +81,7 @@ def test_recordings_of_the_models_own_entropy_bottleneck_convert_both_ways(
     random_checkpoint: Path, random_bundle: Path, golf_ball: NDArray[np.uint8]
 ) -> None:
     """A receiver that has the torch checkpoint: its compress and decompress, and our feature files."""
-    from export.graphs import EdgeGraph
+    from export.parity import torch_symbols
     from training.checkpoint import load_model
 
     model, _ = load_model(random_checkpoint, "ours_n0")
@@ -89,7 +89,7 @@ def test_recordings_of_the_models_own_entropy_bottleneck_convert_both_ways(
     entropy.update(force=True)
     pixels = np.ascontiguousarray(golf_ball[:128, :192])
     with torch.no_grad():
-        symbols = EdgeGraph(model)(torch.from_numpy(pixels[None]))
+        symbols = torch.from_numpy(torch_symbols(model, pixels[None]))
         string = entropy.compress(symbols.float() + model.bottleneck_layer.medians)[0]
     data = to_feature_file(string, 128, 192, random_bundle)
     assert np.array_equal(CloudDecoder(random_bundle, 1).symbols(data), symbols[0].numpy())

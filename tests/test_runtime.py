@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtime import CloudDecoder, EdgeEncoder, errors, feature_file
-from runtime.session import group_by_shape
+from runtime.engine import group_by_shape
 
 GOLF_BALL = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
 
