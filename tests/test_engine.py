@@ -93,7 +93,7 @@ def test_every_engine_computes_nearly_the_same_symbols(
     assert found.shape == expected.shape
     assert (found != expected).mean() <= share
     assert ours.symbols(np.repeat(pixels[:, :64, :80], 3, 0)).shape == (3, 64, 8, 10)
-    data = ours.encode(pixels[0])
+    data = ours.encode(pixels[0], as_is=True)
     decoder = CloudDecoder(bundle, 2)
     assert np.array_equal(decoder.symbols(data), found[0]), "whatever was computed is what is decoded"
     assert decoder.classify(data)[0].label == "golf ball"
