@@ -19,6 +19,7 @@ benchmark whose output is wrong stops.
 import argparse
 import copy
 import io
+import itertools
 import json
 import os
 import statistics
@@ -227,7 +228,7 @@ def measure(model: str, pixels: NDArray[np.uint8], threads: int, runs: int, with
                 if data != first[name]:
                     raise BenchmarkError(f"{model}, {name}: run {run} gives another feature file than the first")
                 if timed:
-                    for times, before, after in zip((graph, coder) if staged else (total,), clock, clock[1:], strict=True):
+                    for times, (before, after) in zip((graph, coder) if staged else (total,), itertools.pairwise(clock), strict=True):
                         times[name].append(after - before)
         for name, encode in references.items():
             start = time.perf_counter()
