@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import Bundle, default_bundle
 from .engine import group_by_shape, open_engine
-from .errors import ImageTooLargeError, ImageTooSmallError
+from .errors import FeatureFileError, ImageTooLargeError, ImageTooSmallError
+from .feature_file import FINGERPRINT_BYTES, parse
 from .preprocess import ImageInput, preprocess
 
 _BATCH = 16  # images of one graph call, which bounds its memory
@@ -86,3 +88,11 @@ class EdgeEncoder:
         Raises NotANumberError.
         """
         return self.bundle.encode(symbols, height, width, self.small)
+
+    def wrote(self, path: str | os.PathLike[str]) -> bool:
+        """Whether `path` is a whole feature file of this bundle and of the profile that this encoder writes."""
+        try:
+            file = parse(Path(path).read_bytes())
+        except (OSError, FeatureFileError):
+            return False
+        return file.fingerprint == self.bundle.fingerprint[:FINGERPRINT_BYTES] and file.small == self.small

@@ -1,8 +1,13 @@
-"""edge-encode: images in, feature files out."""
+"""edge-encode: images in, feature files out; one at a time or whole folders.
+
+Always holds: an image that fails stops no other, and leaves no file; reports come in the order of the
+images; memory does not grow with their number.
+"""
 
 import argparse
 import itertools
 import json
+import os
 import sys
 import time
 import warnings
@@ -10,10 +15,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from . import __version__
+from .edge_files import TargetError, plan
 from .errors import EdgeCloudError, ImageFileTooLargeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from .edge import EdgeEncoder
+
+    Job = tuple[str, Path | None]
 
 EXIT_DONE, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 _MAX_STDIN_BYTES = 256 << 20  # larger than any image file that is decoded; more is not read
@@ -25,12 +35,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Encode images to feature files.",
         epilog="Exit status: 0 done, 1 an image failed (the others are encoded), 2 wrong usage.",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or - for standard input")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, folder, pattern in quotes, or - for standard input")
     parser.add_argument(
         "-o",
         "--output",
         metavar="FILE_OR_DIR",
-        help="feature file, folder (gets a NAME.bin for each image), or - for standard output",
+        help="feature file, folder (gets a NAME.bin for each image, and the tree of a folder that is encoded), or - for standard output",
     )
     parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
     parser.add_argument("--as-is", action="store_true", help="do not resize to 224x224; crop to multiples of 8")
@@ -40,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
         default=None,
         help="write small files: fewer bytes for some microseconds more (default: as the bundle says)",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of the encoder graph (default: one a core)")
+    parser.add_argument("--resume", action="store_true", help="skip images whose feature files of this bundle are there")
+    parser.add_argument("--workers", type=int, metavar="N", help="encode so many of several images at a time (default: one a core)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of the encoder graph (default: one a core; one with workers)")
     add_engine_options(parser, "the images are encoded as well if there is an -o")
     parser.add_argument("--json", action="store_true", help="one JSON object a line: bytes, bpp, milliseconds by stage")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -55,34 +67,23 @@ def add_engine_options(parser: argparse.ArgumentParser, after: str) -> None:
     parser.add_argument("--tune", action="store_true", help=f"measure what is there on this device and keep the fastest choice; {after}")
 
 
-def _plan(parser: argparse.ArgumentParser, images: list[str], output: str) -> list[Path | None]:
-    """Where each image's feature file goes; None is standard output."""
-    if output == "-":
-        if len(images) > 1:
-            parser.error("standard output takes one feature file: name a folder with -o for several images")
-        return [None]
-    folder = Path(output)
-    if len(images) == 1 and not folder.is_dir() and not output.endswith("/"):
-        return [folder]
-    if folder.exists() and not folder.is_dir():
-        parser.error(f"-o {output} is a file: name a folder for several images")
-    targets = [folder / ("stdin.bin" if image == "-" else Path(image).with_suffix(".bin").name) for image in images]
-    twice = {str(target) for target in targets if targets.count(target) > 1}
-    if twice:
-        parser.error(f"several images would be written to {', '.join(sorted(twice))}: encode them to different folders")
-    return list(targets)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.threads is not None and args.threads < 1:
-        parser.error(f"--threads {args.threads} is not a number from 1 up")
-    if args.output == "-" and args.json:
-        parser.error("standard output carries the feature file: use --json with -o FILE")
+    for option, value in (("--threads", args.threads), ("--workers", args.workers)):
+        if value is not None and value < 1:
+            parser.error(f"{option} {value} is not a number from 1 up")
     if args.output is None and not args.tune:
         parser.error("name where the feature files go with -o")
-    targets = _plan(parser, args.images, args.output) if args.output is not None else []
+    if args.output == "-" and args.json:
+        parser.error("standard output carries the feature file: use --json with -o FILE")
+    try:
+        jobs = plan(args.images, args.output) if args.output is not None else []
+    except TargetError as error:
+        parser.error(str(error))
+    except EdgeCloudError as error:
+        print(f"edge-encode: {error}", file=sys.stderr)
+        return EXIT_FAILURE
     # With the feature file on standard output, the report goes to standard error.
     report: IO[str] = sys.stderr if args.output == "-" else sys.stdout
     # After the usage is checked: numpy and onnxruntime take a while.
@@ -90,31 +91,76 @@ def main(argv: list[str] | None = None) -> int:
 
     # Pillow warns at half of the size that it refuses, and of every oddity in a TIFF.
     warnings.simplefilter("ignore")
+    workers = min(args.workers or cores(), len(jobs))
     try:
         if args.tune:
             _tune(args, report)
-        encoder = EdgeEncoder(args.bundle, args.threads, args.small, args.provider, args.precision)
+        threads = args.threads or (1 if workers > 1 else None)
+        encoder = EdgeEncoder(args.bundle, threads, args.small, args.provider, args.precision)
     except (EdgeCloudError, OSError) as error:
         print(f"edge-encode: {error}", file=sys.stderr)
         return EXIT_FAILURE
-    status = EXIT_DONE
-    for image, target in zip(args.images, targets, strict=bool(targets)):
-        try:
-            result = _encode(encoder, image, target, args.as_is)
-        except (EdgeCloudError, OSError) as error:
-            print(f"edge-encode: {error}", file=sys.stderr)
-            status = EXIT_FAILURE
-            continue
+    counts = {"encoded": 0, "skipped": 0, "failed": 0}
+    start = time.perf_counter()
+    for result in progress(_in_order(lambda job: _try(encoder, *job, args.as_is, args.resume), jobs, workers), len(jobs)):
+        counts[result["status"]] += 1
+        if result["status"] == "failed":
+            print(f"edge-encode: {result['error']}", file=sys.stderr)
         if args.json:
             print(json.dumps(result), file=report)
-        else:
-            name = "standard output" if target is None else target
+        elif result["status"] == "encoded":
             print(
-                f"{image} -> {name}: {result['bytes']} bytes, {result['bpp']:.3f} bpp at {result['width']}x{result['height']}, "
-                f"{result['milliseconds']['total']:.1f} ms",
+                f"{result['image']} -> {'standard output' if result['output'] == '-' else result['output']}: {result['bytes']} bytes, "
+                f"{result['bpp']:.3f} bpp at {result['width']}x{result['height']}, {result['milliseconds']['total']:.1f} ms",
                 file=report,
             )
-    return status
+    if len(jobs) > 1 and not args.json:
+        rate = counts["encoded"] / (time.perf_counter() - start)
+        print(f"{', '.join(f'{count} {status}' for status, count in counts.items())}; {rate:.1f} images/s", file=report)
+    return EXIT_FAILURE if counts["failed"] else EXIT_DONE
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def progress(results: "Iterator[dict[str, Any]]", total: int) -> "Iterable[dict[str, Any]]":
+    """With a bar on a terminal where tqdm is installed, which the edge half does not ask for."""
+    if total < 2 or not sys.stderr.isatty() or sys.stdout.isatty():
+        return results
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return results
+    return tqdm(results, total=total, unit="image")
+
+
+def _in_order(work: "Callable[[Job], dict[str, Any]]", jobs: "list[Job]", workers: int) -> "Iterator[dict[str, Any]]":
+    """Results in the order of the jobs, a few of which are under way at a time."""
+    if workers < 2:
+        yield from map(work, jobs)
+        return
+    from collections import deque
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[dict[str, Any]]] = deque()
+        for job in jobs:
+            pending.append(pool.submit(work, job))
+            if len(pending) > 4 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _try(encoder: "EdgeEncoder", image: str, target: Path | None, as_is: bool, resume: bool) -> dict[str, Any]:
+    try:
+        if resume and target and encoder.wrote(target):
+            return {"status": "skipped", "image": image, "output": str(target)}
+        return {"status": "encoded", **_encode(encoder, image, target, as_is)}
+    except (EdgeCloudError, OSError) as error:
+        return {"status": "failed", "image": image, "error": str(error)}
 
 
 def _tune(args: argparse.Namespace, report: IO[str]) -> None:
