@@ -1,12 +1,13 @@
 """Static int8 of a graph: weights by channel, activations by the ranges that real images gave them.
 
 Quantised are convolutions, but neither the encoder's last, whose output is rounded to symbols, nor a first
-one that is not fed with pixels, which are eight bits as they come. GELU, GDN's division and the residual
-sums stay in float32. Of the symbols that int8 changed in ours_n4, a quarter came from quantised sums (which
-saved 0.1 ms of 2.2), an eighth from the last convolution (0.1 ms). Q/DQ pairs are as onnxruntime's own
-quantiser writes them (activations uint8, weights int8), which every engine reads. Two things are done by
-hand: pixels, and symbols, go into the first convolution as the whole numbers that they are; and what only goes
-into a GELU is cut off at -4, where GELU is zero in eight bits, which leaves finer steps for the rest.
+one that is not fed with pixels, which are eight bits as they come. GELU, GDN (whose convolution in int8 costs
+more on the way in and out than it saves) and the residual sums stay in float32. Of the symbols that int8
+changed in ours_n4, a quarter came from quantised sums (which saved 0.1 ms of 2.2), an eighth from the last
+convolution (0.1 ms). Q/DQ pairs are as onnxruntime's own quantiser writes them (activations uint8, weights
+int8), which every engine reads. Two things are done by hand: pixels, and symbols, go into the first
+convolution as the whole numbers that they are; and what only goes into a GELU is cut off at -4, where GELU is
+zero in eight bits, which leaves finer steps for the rest.
 
 Always holds: ranges belong to one graph, which they know by the sequence of its operators and by
 a hash of the weights behind it, and not by names that an exporter chose.
@@ -139,9 +140,11 @@ def quantise(graph: Path, ranges: Ranges, sha256: str, out: Path) -> None:
         if {reader.op_type for reader in nodes if node.output[0] in reader.input} == {"Gelu"}:
             ends[node.output[0]] = (max(low, _GELU_ZERO), max(high, _GELU_ZERO))
     encoder = model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
-    left_out = [convolutions[-1].name] if encoder else []
+    made_by = {node.output[0]: node.op_type for node in nodes}
+    left_out = [node.name for node in convolutions if made_by[node.input[0]] == "Abs"]
+    left_out += [convolutions[-1].name] if encoder else []
     fed = convolutions[0].input[0]
-    whole = next(node for node in nodes if node.output[0] == fed).op_type == "Cast"
+    whole = made_by[fed] == "Cast"
     if whole and (encoder or -128 <= min(ends[fed]) <= max(ends[fed]) <= 127):
         ends[fed] = (0.0, 255.0) if encoder else (-128.0, 127.0)  # steps of 1: whole numbers stay what they are
     elif encoder:
