@@ -361,60 +361,50 @@ def draw(result: dict[str, Any], file: Path) -> None:
 
     ways = _as_reported(result)
     factors = [entry["device_factor"] for entry in result["advice"]]
+    networks = [Network(*(one[key] for key in ("name", "uplink_kbps", "rtt_ms", "assumption"))) for one in result["networks"]]
     figure = Figure(figsize=(4.6 * len(factors), 8.4), layout="constrained")
-    axes = figure.subplots(2, len(factors), squeeze=False, sharey="row")
+    axes = figure.subplots(2, len(factors), squeeze=False, sharex="row", sharey="row")
     uplinks: Any = np.logspace(0, 6, 500)[None]
     trips: Any = np.logspace(0, 4, 400)[:, None]
+    colours = ListedColormap([COLOURS[way.name] for way in ways])
     for column, factor in enumerate(factors):
-        device = "this machine" if factor == 1 else f"{factor:g} times slower"
         above, below = axes[0][column], axes[1][column]
         times = [np.broadcast_to(way.total_ms(uplinks, trips, factor), (trips.size, uplinks.size)) for way in ways]
         best = np.argmin(times, 0)
-        above.pcolormesh(
-            uplinks[0],
-            trips[:, 0],
-            best,
-            cmap=ListedColormap([COLOURS[way.name] for way in ways]),
-            vmin=0,
-            vmax=len(ways) - 1,
-            alpha=0.35,
-            shading="auto",
-            rasterized=True,
-        )
-        above.set(xscale="log", yscale="log", xlabel="uplink, kbit/s", title=f"fastest way; device: {device}")
-        for network in result["networks"]:
-            above.plot(network["uplink_kbps"], network["rtt_ms"], "ko", markersize=3)
-            right = network["uplink_kbps"] < 3e4
-            above.annotate(
-                network["name"],
-                (network["uplink_kbps"], network["rtt_ms"]),
-                xytext=(4 if right else -4, 3),
-                textcoords="offset points",
-                fontsize=7,
-                ha="left" if right else "right",
-            )
-        places = range(len(result["networks"]))
+        above.pcolormesh(uplinks[0], trips[:, 0], best, cmap=colours, vmin=0, vmax=len(ways) - 1, alpha=0.35, rasterized=True)
+        device = "this machine" if factor == 1 else f"{factor:g} times slower"
+        above.set(xscale="log", yscale="log", title=f"fastest way; device: {device}")
+        for network in networks:
+            right = network.uplink_kbps < 3e4
+            above.plot(network.uplink_kbps, network.rtt_ms, "ko", markersize=3)
+            place = {"xytext": (4 if right else -4, 3), "textcoords": "offset points", "ha": "left" if right else "right"}
+            above.annotate(network.name, (network.uplink_kbps, network.rtt_ms), fontsize=7, **place)
         for way in ways:
-            values = [network["device_factors"][column]["ms"][way.name] for network in result["networks"]]
+            values = [way.total_ms(network.uplink_kbps, network.rtt_ms, factor) for network in networks]
+            marker = {SPLIT: "o", ALONE: "D"}.get(way.name, "x")
             label = f"{way.name}: {way.bytes:,.0f} bytes, top-1 {way.top1:.1%}"
-            below.plot(
-                values,
-                places,
-                "o" if way.name == SPLIT else "D" if way.name == ALONE else "x",
-                color=COLOURS[way.name],
-                label=label,
-                markersize=6,
-            )
-        below.set(xscale="log", xlabel="ms an image", yticks=list(places))
-        below.set_yticks(list(places), [f"{network['name']}" for network in result["networks"]])
+            below.plot(values, range(len(networks)), marker, color=COLOURS[way.name], label=label, markersize=6)
+        below.set(xscale="log", title=f"time an image; device: {device}")
         below.grid(alpha=0.3, which="both")
-    axes[0][0].set_ylabel("round trip, ms")
+    ticks = {1: "1k", 10: "10k", 100: "100k", 1000: "1M", 1e4: "10M", 1e5: "100M", 1e6: "1G"}
+    axes[0][0].set_xticks(list(ticks), list(ticks.values()))
+    axes[0][0].set_yticks([1, 10, 100, 1000, 10_000], ["1 ms", "10 ms", "100 ms", "1 s", "10 s"])
+    axes[0][0].set(ylabel="round trip")
+    low, high = axes[1][0].get_xlim()
+    spans = {10: "10 ms", 30: "30 ms", 100: "100 ms", 300: "300 ms", 1000: "1 s", 3000: "3 s", 10_000: "10 s", 30_000: "30 s"}
+    shown = {span: name for span, name in spans.items() if low <= span <= high}
+    for lower in axes[1]:
+        lower.set_xticks(list(shown), list(shown.values()))
+        lower.xaxis.set_minor_formatter("")
+    axes[1][0].set_yticks(range(len(networks)), [network.name for network in networks])
     axes[1][0].invert_yaxis()
-    handles, labels = axes[1][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(ways), fontsize="small")
+    for upper in axes[0]:
+        upper.set_xlabel("uplink, bit/s")
+    figure.legend(*axes[1][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ways), fontsize="small")
     machine = result["machine"]
     title = f"{result['model']}, JPEG, WebP and AVIF at its top-1, and the whole teacher on the device"
-    figure.suptitle(f"{title}; {machine['processor']}, {machine['threads']} threads", fontsize="medium")
+    cloud = "" if result["cloud_factor"] == 1 else f"; a cloud {1 / result['cloud_factor']:g} times faster"
+    figure.suptitle(f"{title}; {machine['processor']}, {machine['threads']} threads{cloud}", fontsize="medium")
     figure.savefig(file, format="png", dpi=110)
 
 
