@@ -10,7 +10,7 @@ Time an image, from a decoded picture to its class:
 
 of which the first is all for a network on the device. Device and cloud are measured here, in turn, in one run: resizing, encoder graph
 and coder; coder and cloud graph; each codec's encoder, its decoder and the teacher, a whole ResNet-50; the teacher alone, exported to ONNX
-here. All graphs run in onnxruntime on the CPU in float32. Bytes are means over the validation images: the model's from
+here. All graphs run in onnxruntime on the CPU in float32; --precision int8 is of split's two alone. Bytes are means over the validation images: the model's from
 its record, a codec's from its curve at the model's top-1. Networks are assumptions, each with its source beside it.
 
 Always holds: a timed output is held to the first of its run, feature files decode to the symbols that were encoded, and
@@ -256,8 +256,11 @@ def export_teacher(file: Path, threads: int, pixels: NDArray[np.uint8], folder: 
     return run
 
 
-def measure(image_file: Path, teacher_file: Path, threads: int, runs: int) -> tuple[list[Way], dict[str, Any]]:
-    """The ways, with what was measured of their parts; raises BenchmarkError, RecordsError, the EdgeCloudErrors."""
+def measure(image_file: Path, teacher_file: Path, threads: int, runs: int, precision: str = "fp32") -> tuple[list[Way], dict[str, Any]]:
+    """The ways, with what was measured of their parts; `precision` is of split's two graphs.
+
+    Raises BenchmarkError, RecordsError, the EdgeCloudErrors.
+    """
     missing = [name for name in ("torch", "compressai", "onnxscript") if not find_spec(name)]
     if missing:
         raise BenchmarkError(f"{', '.join(missing)} is not installed, which export needs: pip install '.[bench]', or use --parts")
@@ -265,8 +268,8 @@ def measure(image_file: Path, teacher_file: Path, threads: int, runs: int) -> tu
 
     size, top1, codecs, teacher_top1 = operating_points()
     folder = make_bundle(MODEL)
-    encoder = EdgeEncoder(folder, threads, provider="cpu", precision="fp32")
-    decoder = CloudDecoder(folder, threads, provider="cpu", precision="fp32")
+    encoder = EdgeEncoder(folder, threads, provider="cpu", precision=precision)
+    decoder = CloudDecoder(folder, threads, provider="cpu", precision=precision)
     picture = load_image(image_file)
     pixels = preprocess(picture)
     symbols = encoder.symbols(pixels[None])[0]
@@ -318,6 +321,7 @@ def measure(image_file: Path, teacher_file: Path, threads: int, runs: int) -> tu
     details = {
         "model": MODEL,
         "bundle": decoder.bundle.fingerprint.hex()[:8],
+        "precision": precision,
         "teacher": teacher_file.name,
         "picture": image_file.name,
         "class": next(iter(classes.values())),
@@ -402,7 +406,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
         upper.set_xlabel("uplink, bit/s")
     figure.legend(*axes[1][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ways), fontsize="small")
     machine = result["machine"]
-    title = f"{result['model']}, JPEG, WebP and AVIF at its top-1, and the whole teacher on the device"
+    title = f"{result['model']} ({result['precision']}), JPEG, WebP and AVIF at its top-1, and the whole teacher on the device"
     cloud = "" if result["cloud_factor"] == 1 else f"; a cloud {1 / result['cloud_factor']:g} times faster"
     figure.suptitle(f"{title}; {machine['processor']}, {machine['threads']} threads{cloud}", fontsize="medium")
     figure.savefig(file, format="png", dpi=110)
@@ -432,6 +436,9 @@ def main() -> int:
         default=TEACHER,
         metavar="FILE",
         help="the ResNet-50 of the codecs' record (default: checkpoints/imagenette_resnet50.safetensors)",
+    )
+    parser.add_argument(
+        "--precision", choices=("fp32", "int8"), default="fp32", help="of split's two graphs (default: fp32, as the teacher)"
     )
     parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="of every part (default: one a core)")
     parser.add_argument("--runs", type=int, default=100, metavar="N", help="timed runs of each part (default: 100)")
@@ -463,7 +470,7 @@ def main() -> int:
             head = {key: value for key, value in record.items() if key not in ("cloud_factor", "ways", "networks", "advice")}
         else:
             runs = 3 if args.smoke else args.runs
-            ways, details = measure(args.image, args.teacher, args.threads, runs)
+            ways, details = measure(args.image, args.teacher, args.threads, runs, args.precision)
             head = {"benchmark": "breakeven", "machine": describe(args.threads), "commit": commit(), "runs": runs, **details}
         result = {**head, **report(ways, networks, args.device_factor, args.cloud_factor)}
         if args.keep:
