@@ -8,10 +8,11 @@ Time an image, from a decoded picture to its class:
 
     device x device factor + round trip + 8 x bytes / uplink + cloud x cloud factor
 
-of which the first is all for a network on the device. Device and cloud are measured here, in turn, in one run: resizing, encoder graph
-and coder; coder and cloud graph; each codec's encoder, its decoder and the teacher, a whole ResNet-50; the teacher alone, exported to ONNX
-here. All graphs run in onnxruntime on the CPU in float32; --precision int8 is of split's two alone. Bytes are means over the validation images: the model's from
-its record, a codec's from its curve at the model's top-1. Networks are assumptions, each with its source beside it.
+of which the first is all for a network on the device. Device and cloud are measured here, in turn, in one run: resizing,
+encoder graph and coder; coder and cloud graph; each codec's encoder, its decoder and the teacher, a whole ResNet-50; the teacher
+alone, exported to ONNX here. All graphs run in onnxruntime on the CPU in float32; --precision int8 is of split's two alone. Bytes are
+means over the validation images: the model's from its record, a codec's from its curve at the model's top-1. Networks are
+assumptions, each with its source beside it.
 
 Always holds: a timed output is held to the first of its run, feature files decode to the symbols that were encoded, and
 the exported teacher gives torch's logits; a benchmark whose output is wrong stops. Bytes are of files alone:
