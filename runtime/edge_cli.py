@@ -87,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     # With the feature file on standard output, the report goes to standard error.
     report: IO[str] = sys.stderr if args.output == "-" else sys.stdout
     # After the usage is checked: numpy and onnxruntime take a while.
+    without_blas_threads()
     from .edge import EdgeEncoder
 
     # Pillow warns at half of the size that it refuses, and of every oddity in a TIFF.
@@ -118,6 +119,11 @@ def main(argv: list[str] | None = None) -> int:
         rate = counts["encoded"] / (time.perf_counter() - start)
         print(f"{', '.join(f'{count} {status}' for status, count in counts.items())}; {rate:.1f} images/s", file=report)
     return EXIT_FAILURE if counts["failed"] else EXIT_DONE
+
+
+def without_blas_threads() -> None:
+    """Before numpy is imported: nothing here multiplies matrices in it, and its threads for that spin as they start."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def cores() -> int:

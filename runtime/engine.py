@@ -19,7 +19,6 @@ import platform
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -108,6 +107,8 @@ def _graph(bundle: Bundle, end: str, choice: Choice) -> str | None:
 
 def describe_device() -> dict[str, str]:
     """What a tuned choice depends on: processor, cores, and the engines' versions."""
+    from importlib.metadata import PackageNotFoundError, version  # and with it the package email
+
     processor = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
