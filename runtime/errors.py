@@ -9,6 +9,10 @@ class EdgeCloudError(Exception):
     """What all refusals of this package have in common."""
 
 
+class MissingExtraError(EdgeCloudError):
+    """An optional package that was asked for and is not installed."""
+
+
 class ImageError(EdgeCloudError):
     """An image that cannot be encoded."""
 
@@ -135,3 +139,51 @@ class NoContextTablesError(BundleError):
 
 class UnsupportedBundleError(BundleError):
     """A bundle of a schema or format version that this release does not know."""
+
+
+class SpoolError(EdgeCloudError):
+    """A spool that cannot do what was asked."""
+
+
+class SpoolInUseError(SpoolError):
+    """Another process uses the spool."""
+
+
+class SpoolFullError(SpoolError):
+    """A feature file is too much for what the spool may hold."""
+
+
+class SpoolDiskError(SpoolError):
+    """The spool's disk is full, or fails."""
+
+
+class DamagedSpoolFileError(SpoolError):
+    """A file of the spool is not as it was written."""
+
+
+class DamagedResultsError(SpoolError):
+    """A line among the results is not as it was written."""
+
+
+class SendError(EdgeCloudError):
+    """Nothing can be sent as things are set up."""
+
+
+class ServerUrlError(SendError):
+    """Not a URL that can be posted to."""
+
+
+class TokenFileError(SendError):
+    """A file that holds no token."""
+
+
+class CertificateFileError(SendError):
+    """A file that holds no certificates."""
+
+
+class ServerAwayError(SendError):
+    """The server gives no answer, or has no time, for now."""
+
+
+class ServerSetupError(SendError):
+    """The server would take no file as things are set up."""

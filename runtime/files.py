@@ -28,3 +28,12 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def sync_folder(path: str | os.PathLike[str]) -> None:
+    """Flush a folder to disk: names that were given or taken in it outlast a power cut. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
