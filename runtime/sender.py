@@ -33,11 +33,13 @@ from .errors import (
     ServerAwayError,
     ServerSetupError,
     ServerUrlError,
+    SpoolDiskError,
     SpoolError,
 )
 from .spool import DELIVERED, REFUSED, Entry, Spool
 
 _MAX_ANSWER = 1 << 20  # bytes; a thousand classes are a tenth of it
+_MAX_TEXT = 500  # letters of a label or a message that are kept
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds after one failure, after many
 _PATIENCE = 120.0  # seconds that a server may ask to wait for, with nothing else to do
 # What answers say, by status. Any other than these and 200 says that the set-up is wrong, but for a 404 of this code.
@@ -228,18 +230,18 @@ class _Delivery:
         except SpoolError as error:
             self.outcomes.put_nowait(Outcome(image, "failed", error=str(error)))
             return
-        # The same image may have been posted, and its result recorded, since.
-        result = self.spool.result(entry.key) if isinstance(entry, Entry) else entry
-        if result is not None:
-            self.outcomes.put_nowait(_outcome(image, result))
-            return
-        assert isinstance(entry, Entry)
         async with self.changed:
-            self.named.setdefault(entry.key, []).append(image)
-            if entry.key not in self.active and entry.key not in self.left:
-                self.active.add(entry.key)
-                self.waiting.append(entry)
-                self.changed.notify_all()
+            # The same image may have been posted, and its result recorded, since.
+            result = self.spool.result(entry.key) if isinstance(entry, Entry) else entry
+            if isinstance(entry, Entry) and result is None:
+                self.named.setdefault(entry.key, []).append(image)
+                if entry.key not in self.active and entry.key not in self.left:
+                    self.active.add(entry.key)
+                    self.waiting.append(entry)
+                    self.changed.notify_all()
+                return
+        assert result is not None
+        self.outcomes.put_nowait(_outcome(image, result))
 
     async def _post_all(self, client: httpx.AsyncClient) -> None:
         while True:
@@ -260,6 +262,10 @@ class _Delivery:
         except DamagedSpoolFileError as error:
             await self._finish(entry, _Answer("refused", str(error), {"code": "damaged_in_spool", "message": str(error)}), "?", 0)
             return
+        except SpoolDiskError as error:
+            # Others may be readable.
+            await self._leave(entry, str(error))
+            return
         failures = 0
         while failures < self.server.attempts:
             if not await self._gate():
@@ -275,8 +281,11 @@ class _Delivery:
                 return
             failures += answer.kind == "failed"
             await self._close_gate(number, answer)
+        await self._leave(entry, answer.message)
+
+    async def _leave(self, entry: Entry, why: str) -> None:
         async with self.changed:
-            self.left[entry.key] = answer.message
+            self.left[entry.key] = why
             self.active.discard(entry.key)
             self.changed.notify_all()
 
@@ -344,10 +353,10 @@ class _Delivery:
                 )
             unreached = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError))
             return _Answer("busy" if unreached else "failed", f"{type(error).__name__}: {error}")
-        return _judge(response, bytes(body))
+        return _judge(response, bytes(body), self.server.top_k)
 
 
-def _judge(response: httpx.Response, body: bytes) -> _Answer:
+def _judge(response: httpx.Response, body: bytes, top_k: int) -> _Answer:
     """What an answer says. Only cloud-serve's own words decide about a file for good."""
     status = response.status_code
     try:
@@ -356,12 +365,12 @@ def _judge(response: httpx.Response, body: bytes) -> _Answer:
         content = None
     content = content if isinstance(content, dict) else {}
     if status == 200:
-        if classes := _classes(content.get("classes")):
+        if classes := _classes(content.get("classes"), top_k):
             return _Answer("delivered", details={"http": status, "classes": classes})
         return _Answer("failed", f"the answer is not one of cloud-serve's: {body[:80]!r}")
     error = content.get("error")
     error = error if isinstance(error, dict) else {}
-    code, message = (value if isinstance(value := error.get(name), str) else None for name in ("code", "message"))
+    code, message = (_printable(value) if isinstance(value := error.get(name), str) else None for name in ("code", "message"))
     said = f"HTTP {status}" + (f", {code}: {message}" if code else "")
     if status in _BUSY:
         return _Answer("busy", said, wait=_retry_after(response.headers.get("Retry-After", "")))
@@ -377,20 +386,22 @@ def _judge(response: httpx.Response, body: bytes) -> _Answer:
     return _Answer("stop", f"{said}: {remedy}")
 
 
-def _classes(value: Any) -> list[dict[str, Any]] | None:
-    """The classes of an answer, None where they are not well-formed."""
+def _classes(value: Any, top_k: int) -> list[dict[str, Any]] | None:
+    """The classes of an answer, best first; None where they are not as cloud-serve writes them."""
     if not isinstance(value, list):
         return None
-    for entry in value:
-        if not (
-            isinstance(entry, dict)
-            and isinstance(entry.get("label"), str)
-            and isinstance(entry.get("class_index"), int)
-            and isinstance(probability := entry.get("probability"), (int, float))
-            and 0 <= probability <= 1
-        ):
+    classes = []
+    for entry in value[:top_k]:
+        label, probability, index = (entry.get(name) for name in ("label", "probability", "class_index")) if isinstance(entry, dict) else (None, None, None)
+        if not (isinstance(label, str) and isinstance(probability, (int, float)) and 0 <= probability <= 1 and isinstance(index, int)):
             return None
-    return [{name: entry[name] for name in ("label", "probability", "class_index")} for entry in value]
+        classes.append({"label": _printable(label), "probability": probability, "class_index": index})
+    return classes
+
+
+def _printable(text: str) -> str:
+    """What may be written to a terminal, of a text that came over the network."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:_MAX_TEXT])
 
 
 def _retry_after(text: str) -> float:
