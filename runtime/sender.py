@@ -368,9 +368,7 @@ def _judge(response: httpx.Response, body: bytes, top_k: int) -> _Answer:
         if classes := _classes(content.get("classes"), top_k):
             return _Answer("delivered", details={"http": status, "classes": classes})
         return _Answer("failed", f"the answer is not one of cloud-serve's: {body[:80]!r}")
-    error = content.get("error")
-    error = error if isinstance(error, dict) else {}
-    code, message = (_printable(value) if isinstance(value := error.get(name), str) else None for name in ("code", "message"))
+    code, message = (_printable(value) if isinstance(value := content.get(name), str) else None for name in ("code", "error"))
     said = f"HTTP {status}" + (f", {code}: {message}" if code else "")
     if status in _BUSY:
         return _Answer("busy", said, wait=_retry_after(response.headers.get("Retry-After", "")))

@@ -23,7 +23,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         with self.server.mutex:
-            self.server.posts.append({"path": self.path, "headers": dict(self.headers), "body": body, "time": time.monotonic(), "peer": self.client_address})
+            self.server.posts.append(
+                {"path": self.path, "headers": dict(self.headers), "body": body, "time": time.monotonic(), "peer": self.client_address}
+            )
             failure = self.server.next_failure(body)
         if failure is not None:
             failure(self)
@@ -98,7 +100,7 @@ def status(code: int, content: Any = b"", **headers: str) -> Failure:
 
 def refusal(code: int, name: str, **headers: str) -> Failure:
     """As cloud-serve refuses."""
-    return status(code, {"error": {"code": name, "message": f"it is {name}"}}, **headers)
+    return status(code, {"code": name, "error": f"it is {name}"}, **headers)
 
 
 def hang_up(handler: Handler) -> None:

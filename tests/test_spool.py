@@ -95,7 +95,9 @@ def test_two_processes_do_not_share_a_spool(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("torn", [b'{"key": "12', b"\0" * 100, b'{"key": "' + b"0" * 64 + b'", "status": "delivered", "ti\0\0"}\n', b"\0\0\0}\n"])
+@pytest.mark.parametrize(
+    "torn", [b'{"key": "12', b"\0" * 100, b'{"key": "' + b"0" * 64 + b'", "status": "delivered", "ti\0\0"}\n', b"\0\0\0}\n"]
+)
 def test_a_torn_last_result_is_cut_off(tmp_path: Path, torn: bytes) -> None:
     with Spool(tmp_path) as spool:
         done = spool.finish(accept(spool, "a", b"a"), DELIVERED)
