@@ -30,8 +30,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="edge-send",
         description="Encode images, deliver them to a cloud-serve, and record the classes. "
         "What cannot be delivered now is kept in a spool; without images, the spool is delivered.",
-        epilog="Exit status: 0 everything is delivered and the spool is empty; 1 an image failed or was refused, or the server takes none as "
-        "things are set up; 2 wrong usage; 5 nothing failed, and some images wait in the spool for the next run.",
+        epilog="Exit status: 0 everything is delivered and the spool is empty; 1 an image failed or was refused, or the server takes "
+        "none as things are set up; 2 wrong usage; 5 nothing failed, and some images wait in the spool for the next run.",
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image file, folder, pattern in quotes, or - for standard input")
     parser.add_argument("--url", required=True, help="of a cloud-serve, such as https://cloud.example:8000")

@@ -100,7 +100,7 @@ class Server:
             url = httpx.URL(self.url)
         except (httpx.InvalidURL, TypeError) as error:
             raise ServerUrlError(f"{self.url!r} is not a URL ({error}): name one like https://cloud.example:8000") from error
-        if url.scheme not in ("http", "https") or not url.host:
+        if url.scheme not in ("http", "https") or not url.host or (url.port or 0) > 65535:
             raise ServerUrlError(f"{self.url!r} is not a URL of http or https: name one like https://cloud.example:8000")
         if url.userinfo or url.query or url.fragment:
             raise ServerUrlError("the URL has a password, a query or a fragment: leave it out, and pass a token with --token-file")
@@ -390,7 +390,9 @@ def _classes(value: Any, top_k: int) -> list[dict[str, Any]] | None:
         return None
     classes = []
     for entry in value[:top_k]:
-        label, probability, index = (entry.get(name) for name in ("label", "probability", "class_index")) if isinstance(entry, dict) else (None, None, None)
+        if not isinstance(entry, dict):
+            return None
+        label, probability, index = (entry.get(name) for name in ("label", "probability", "class_index"))
         if not (isinstance(label, str) and isinstance(probability, (int, float)) and 0 <= probability <= 1 and isinstance(index, int)):
             return None
         classes.append({"label": _printable(label), "probability": probability, "class_index": index})

@@ -18,7 +18,7 @@ from failing_server import FailingServer, answer_and_hang_up, hang_up, refusal, 
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime import CloudDecoder, EdgeEncoder
+from runtime import EdgeEncoder
 from runtime.send_cli import EXIT_SPOOLED, main
 from runtime.spool import Spool, key_of
 
@@ -95,7 +95,7 @@ def test_json_says_what_became_of_each(
     assert said[str(refused)]["status"] == "refused"
     assert said[str(refused)]["code"] == "damaged_feature_file"
     assert said[str(tmp_path / "bad.png")]["status"] == "failed"
-    assert "no image" in said[str(tmp_path / "bad.png")]["error"] or "not an image" in said[str(tmp_path / "bad.png")]["error"]
+    assert "bad.png" in said[str(tmp_path / "bad.png")]["error"]
     assert last == {"delivered": 1, "refused": 1, "failed": 1, "spooled": 0, "error": None}
     server.poison.clear()
     assert main(["--url", server.url, "--retry-refused", "--json"]) == 0
@@ -225,7 +225,7 @@ def test_killed_at_any_moment_it_loses_nothing(
     server.chances = [None] * 6 + [refusal(429, "queue_full"), refusal(500, "graph_failed"), hang_up, answer_and_hang_up]  # type: ignore[list-item]
     arguments = [str(tmp_path / "images"), "--url", server.url, "--attempts", "50"]
     kills = torn = waiting_at_kill = 0
-    for _ in range(40):
+    for _ in range(30):
         before = len(server.posts)
         running = start(arguments)
         enough = before + chance.randrange(1, 15)
@@ -243,12 +243,12 @@ def test_killed_at_any_moment_it_loses_nothing(
     assert main(["--url", server.url]) == 0
     assert main(arguments) == 0
     recorded = results(spool)
-    assert Counter(result["key"] for result in recorded) == Counter(keys)
+    assert Counter(result["key"] for result in recorded) == Counter(list(keys))
     assert {result["image"] for result in recorded} == names
     assert all(result["status"] == "delivered" for result in recorded)
     assert set(server.answered) == set(keys)
     assert list((spool / "pending").iterdir()) == []
-    assert kills >= 30
+    assert kills >= 25
     assert waiting_at_kill > kills, "there was something to lose"
     twice = sum(count > 1 for count in server.answered.values())
     counted = {"kills": kills, "torn": torn, "pending at kills": waiting_at_kill, "posts": len(server.posts), "answered twice": twice}

@@ -1,5 +1,6 @@
 """The spool loses nothing: its refusals, and a process that dies at each of its steps on the disk."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -267,10 +268,8 @@ def test_dying_at_every_step(tmp_path: Path) -> None:
 
 def _open_in(folder: Path) -> list[int]:
     handles = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{name}").startswith(f"{folder}/"):
-                handles.append(int(name))
-        except OSError:
-            continue
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if folder in link.readlink().parents:
+                handles.append(int(link.name))
     return handles
