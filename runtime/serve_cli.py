@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 EXIT_DONE, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 _LOG_LEVELS = {"requests": "INFO", "refusals": "WARNING", "failures": "ERROR"}
 _LOG_LINES = 10_000  # that wait for their reader
+_CONNECTIONS = 1 << 16
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,8 +151,9 @@ def _run(app: "Starlette", listener: "socket.socket", level: str) -> int:
     async def stop() -> None:
         if service.draining:
             server.force_exit = True
-        service.drain()
-        await service.drained()
+        else:
+            service.drain()
+            await service.drained()
         server.should_exit = True
 
     async def serve() -> None:
@@ -163,12 +165,26 @@ def _run(app: "Starlette", listener: "socket.socket", level: str) -> int:
         connect(signal.SIGHUP, service.reload)
         await server.serve(sockets=[listener])
 
+    _allow_connections()
     log_writer = _start_log(service, level)
     try:
         asyncio.run(serve())
     finally:
         log_writer.stop()
     return EXIT_DONE
+
+
+def _allow_connections() -> None:
+    """Each is a file to the system, some of which allow a process 1024 unless it asks for more."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard > _CONNECTIONS:
+        wanted = _CONNECTIONS
+    else:
+        wanted = hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _start_log(service: "Service", level: str) -> "logging.handlers.QueueListener":

@@ -19,7 +19,7 @@ import hmac
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -64,10 +64,10 @@ requests_log = logging.getLogger(f"{__name__}.requests")
 
 T = TypeVar("T")
 
-MAX_TOP_K = 1 << 31
 _INLINE_BYTES = 64 << 10  # a body up to here is taken apart on the event loop; a larger one in a coder thread
 _BATCH_BYTES = 4 << 20  # of the body of several feature files, if one of them may not have more
 _DISCARD_BYTES, _DISCARD_SECONDS = 1 << 20, 1.0  # of a refused body, so that its sender reads the refusal
+_ROOM = 0.8  # of the deadline: who would have to wait longer is refused at once, rather than at the deadline
 _MIN_TOKEN = 16
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _OPEN_PATHS = {"/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"}
@@ -110,9 +110,6 @@ class Visit:
     answered: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def refuse(self, status: int, code: str) -> None:
-        self.status, self.code = status, code
-
 
 class Service:
     """Models, queue and metrics behind the application."""
@@ -150,7 +147,7 @@ class Service:
             settings.max_batch,
             settings.max_wait_ms / 1e3,
             settings.max_queue,
-            settings.deadline_ms / 1e3,
+            _ROOM * settings.deadline_ms / 1e3,
             max(model.seconds_per_image for model in self.served.by_name.values()),
             lambda images, seconds: self.metrics.batch(images, seconds),
         )
@@ -238,26 +235,22 @@ async def _classify(request: Request, files: Sequence[bytes], only: Model | None
         start = perf_counter()
         decoded = await service.in_coder(lambda: [_decode(models, file, only) for file in files])
         visit.seconds["coder"] = perf_counter() - start
-        futures = {
-            index: service.batcher.submit(model, symbols, deadline)
-            for index, (model, symbols) in ((i, entry) for i, entry in enumerate(decoded) if not isinstance(entry, EdgeCloudError))
-        }
-        answers = dict(zip(futures, await _until_gone(request.receive, list(futures.values())), strict=True))
+        futures = [service.batcher.submit(*entry, deadline) for entry in decoded if not isinstance(entry, EdgeCloudError)]
+        answers = iter(await _until_gone(request.receive, futures))
     outcomes: list[Outcome] = []
-    for index, entry in enumerate(decoded):
-        answer = answers.get(index)
+    for entry in decoded:
         if isinstance(entry, EdgeCloudError):
             outcomes.append(entry)
-        elif isinstance(answer, Answer):
-            outcomes.append((entry[0], answer))
-            visit.seconds["queue"] = max(visit.seconds.get("queue", 0), answer.queue)
-            visit.seconds["graph"] = max(visit.seconds.get("graph", 0), answer.graph)
-            visit.model, visit.images = entry[0].name, visit.images + 1
-            service.metrics.images.labels(entry[0].name).inc()
-        elif isinstance(answer, EdgeCloudError):
+            continue
+        model, answer = entry[0], next(answers)
+        if isinstance(answer, EdgeCloudError):
             outcomes.append(answer)
-        else:
-            raise answer if answer is not None else AssertionError
+            continue
+        outcomes.append((model, answer))
+        visit.seconds["queue"] = max(visit.seconds.get("queue", 0), answer.queue)
+        visit.seconds["graph"] = max(visit.seconds.get("graph", 0), answer.graph)
+        visit.model, visit.images = model.name, visit.images + 1
+        service.metrics.images.labels(model.name).inc()
     return outcomes
 
 
@@ -270,8 +263,8 @@ def _decode(models: Models, data: bytes, only: Model | None) -> tuple[Model, NDA
         return error
 
 
-async def _until_gone(receive: Receive, futures: "list[asyncio.Future[Answer]]") -> list[Answer | BaseException]:
-    """Results or errors of all; a client that goes gives up its places. Raises ClientGoneError."""
+async def _until_gone(receive: Receive, futures: "list[asyncio.Future[Answer]]") -> list[Answer | EdgeCloudError]:
+    """Answers or refusals, in order; a client that goes gives up its places. Raises ClientGoneError."""
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -284,9 +277,14 @@ async def _until_gone(receive: Receive, futures: "list[asyncio.Future[Answer]]")
         results = await asyncio.gather(*futures, return_exceptions=True)
     finally:
         watch.cancel()
-    if any(isinstance(result, asyncio.CancelledError) for result in results):
-        raise ClientGoneError("the client went before it was answered")
-    return results
+    found: list[Answer | EdgeCloudError] = []
+    for result in results:
+        if isinstance(result, asyncio.CancelledError):
+            raise ClientGoneError("the client went before it was answered")
+        if not isinstance(result, Answer | EdgeCloudError):
+            raise result
+        found.append(result)
+    return found
 
 
 async def classify(request: Request) -> Response:
@@ -425,7 +423,9 @@ async def _read_body(request: Request, several: bool) -> bytes:
         raise UnsupportedEncodingError("the body is compressed: send it as it is, feature files cannot be made smaller")
     limit = service.body_limit(several)
     declared = request.headers.get("content-length", "0")
-    if not declared.isdigit() or len(declared) > 12 or int(declared) > limit:
+    if not (declared.isascii() and declared.isdigit()):
+        raise MalformedRequestError(f"Content-Length is {declared[:20]!r}, not a number of bytes")
+    if len(declared) > 12 or int(declared) > limit:
         raise BodyTooLargeError(f"the body has {declared[:20]} bytes, {limit} are taken: send fewer feature files")
     chunks: list[bytes] = []
     start = perf_counter()
@@ -515,46 +515,37 @@ class Gate:
                 self.service.authorize(headers[b"authorization"].decode("latin-1") if b"authorization" in headers else None)
             await self.app(scope, counted_receive, counted_send)
         except ClientGoneError as error:
-            visit.refuse(status_of(error), code_of(type(error)))  # nobody is there to be told
-        except EdgeCloudError as error:
-            if status_of(error) >= 500 and visit.answered:
+            visit.status, visit.code = status_of(error), code_of(type(error))  # nobody is there to be told
+        except (Exception, asyncio.CancelledError) as error:
+            if visit.answered or (isinstance(error, asyncio.CancelledError) and not self.service.draining):
                 raise
-            status, content, extra = _refusal(self.service, error)
-            await self._refuse(visit, status, content, extra, scope, counted_receive, counted_send, b"expect" in headers)
-        except HTTPException as error:
-            code = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}.get(error.status_code, INTERNAL)
-            content = {"code": code, "error": f"{scope['method']} {scope['path'][:200]}: {error.detail}; see /docs"}
-            await self._refuse(
-                visit, error.status_code, content, dict(error.headers or {}), scope, counted_receive, counted_send, b"expect" in headers
-            )
-        except Exception:
-            log.exception("request %s failed", visit.id)
-            if visit.answered:
-                raise
-            content = {"code": INTERNAL, "error": f"the service failed: its log says more of request {visit.id}"}
-            await self._refuse(visit, 500, content, {}, scope, counted_receive, counted_send, b"expect" in headers)
+            response = self._refuse(visit, scope, error)
+            # A connection that is closed on unread bytes may take the answer with it. Who waits for "100 Continue" has sent none.
+            if not visit.body_ended and b"expect" not in headers:
+                await _discard(visit, counted_receive)
+            if not visit.body_ended:
+                response.headers["Connection"] = "close"
+            await response(scope, counted_receive, counted_send)
         finally:
             self.service.buffered -= visit.buffered
             self._report(visit, scope)
 
-    async def _refuse(
-        self,
-        visit: Visit,
-        status: int,
-        content: dict[str, Any],
-        headers: dict[str, str],
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        expects: bool,
-    ) -> None:
-        """Answer with an error. A body that does not end soon is cut off with its connection."""
+    def _refuse(self, visit: Visit, scope: Scope, error: BaseException) -> JSONResponse:
+        """What the client is told of an error."""
+        headers: Mapping[str, str] | None = None
+        if isinstance(error, asyncio.CancelledError):  # by a server that has drained for as long as it may
+            error = DrainingError("the service stopped before its answer was ready: send it again")
+        if isinstance(error, EdgeCloudError):
+            status, content, headers = _refusal(self.service, error)
+        elif isinstance(error, HTTPException):
+            status, headers = error.status_code, error.headers
+            code = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}.get(status, INTERNAL)
+            content = {"code": code, "error": f"{scope['method']} {scope['path'][:200]}: {error.detail}; see /docs"}
+        else:
+            log.error("request %s failed", visit.id, exc_info=error)
+            status, content = 500, {"code": INTERNAL, "error": f"the service failed: its log says more of request {visit.id}"}
         visit.code = content["code"]
-        if not visit.body_ended and not expects:
-            await _discard(visit, receive)
-        if not visit.body_ended:
-            headers = {**headers, "Connection": "close"}
-        await JSONResponse(content, status, headers)(scope, receive, send)
+        return JSONResponse(content, status, headers)
 
     def _report(self, visit: Visit, scope: Scope) -> None:
         metrics = self.service.metrics
@@ -581,7 +572,7 @@ class Gate:
 
 
 async def _discard(visit: Visit, receive: Receive) -> None:
-    """Read on for a moment: a connection that is closed on unread bytes may take the answer with it."""
+    """Read on for a moment, and forget it."""
     try:
         async with asyncio.timeout(_DISCARD_SECONDS):
             while not visit.body_ended and visit.received <= _DISCARD_BYTES:
