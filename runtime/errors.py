@@ -109,6 +109,70 @@ class StreamShapeError(EdgeCloudError):
     """Pixels of which a stream of CompressAI's cannot be."""
 
 
+class RequestError(EdgeCloudError):
+    """A request that the service refuses, or cannot answer."""
+
+
+class UnauthorizedError(RequestError):
+    """A request without one of the service's tokens."""
+
+
+class MalformedRequestError(RequestError):
+    """A request that is not built as its path asks."""
+
+
+class UnsupportedEncodingError(RequestError):
+    """A body that is compressed on its way."""
+
+
+class BodyTooLargeError(RequestError):
+    """More bytes than any request of that path has."""
+
+
+class TooManyFilesError(RequestError):
+    """More feature files in one request than are taken."""
+
+
+class SlowBodyError(RequestError):
+    """A body that did not come in time."""
+
+
+class ClientGoneError(RequestError):
+    """The client went before it was answered."""
+
+
+class UnknownModelError(RequestError):
+    """A name, or a fingerprint, of which no bundle is served."""
+
+
+class QueueFullError(RequestError):
+    """More is asked than can be answered in time. `seconds` is when to ask again."""
+
+    def __init__(self, message: str, seconds: int):
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class DrainingError(RequestError):
+    """The service is about to stop."""
+
+
+class DeadlineError(RequestError):
+    """A request whose time passed before its graph call."""
+
+
+class GraphFailedError(RequestError):
+    """The cloud graph failed, or gave logits that are not numbers."""
+
+
+class ServedBundlesError(EdgeCloudError):
+    """Bundles that cannot be served side by side."""
+
+
+class TokenFileError(EdgeCloudError):
+    """A file of tokens that has none, or weak ones."""
+
+
 class TablesError(EdgeCloudError):
     """Entropy tables that cannot be coded with."""
 
