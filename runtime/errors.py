@@ -170,7 +170,7 @@ class ServedBundlesError(EdgeCloudError):
 
 
 class TokenFileError(EdgeCloudError):
-    """A file of tokens that has none, or weak ones."""
+    """A file of tokens that has none, or none that can be used."""
 
 
 class TablesError(EdgeCloudError):
@@ -235,10 +235,6 @@ class SendError(EdgeCloudError):
 
 class ServerUrlError(SendError):
     """Not a URL that can be posted to."""
-
-
-class TokenFileError(SendError):
-    """A file that holds no token."""
 
 
 class CertificateFileError(SendError):
