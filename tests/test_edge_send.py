@@ -4,11 +4,13 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from failing_server import FailingServer, answer_and_hang_up, hang_up, refusal, 
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime import EdgeEncoder
+from runtime import CloudDecoder, EdgeEncoder
 from runtime.send_cli import EXIT_SPOOLED, main
 from runtime.spool import Spool, key_of
 
@@ -255,3 +257,52 @@ def test_killed_at_any_moment_it_loses_nothing(
     record_property("counted", counted)
     with capsys.disabled():
         print(f"\n{counted}, {len(recorded)} results")
+
+
+def result_count(spool: Path) -> int:
+    return (spool / "results.jsonl").read_bytes().count(b"\n") if (spool / "results.jsonl").exists() else 0
+
+
+@contextmanager
+def cloud_serve(arguments: list[str]) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-m", "runtime.serve_cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        assert process.stdout
+        assert process.stdout.readline().startswith(b"listening")
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_cloud_serve_that_is_killed_and_comes_back(
+    spool: Path, golf_ball: NDArray[np.uint8], encoder: EdgeEncoder, decoder: CloudDecoder, bundle: Path, tmp_path: Path
+) -> None:
+    """The real service, with a token; the sender is killed once as well."""
+    images = crops(golf_ball, tmp_path / "images", 24)
+    (tmp_path / "token").write_text("0123456789abcdef-token\n")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = ["--port", str(port), "--bundle", str(bundle), "--token-file", str(tmp_path / "token")]
+    arguments = [str(tmp_path / "images"), "--url", f"http://127.0.0.1:{port}", "--in-flight", "2"]
+    token = ["--token-file", str(tmp_path / "token")]
+    running = start([*arguments, *token, "--attempts", "1000"])
+    try:
+        for enough in (6, 12):
+            with cloud_serve(command):  # which ends by SIGKILL
+                while result_count(spool) < enough:
+                    assert running.poll() is None
+                    time.sleep(0.01)
+    finally:
+        running.kill()
+        running.communicate()
+    with cloud_serve(command):
+        assert main(arguments) == 1, "without the token"
+        assert main([*arguments, *token]) == 0
+    found = {result["image"]: result["classes"] for result in results(spool)}
+    assert len(found) == result_count(spool) == len(images)
+    for path in images:
+        expected = decoder.classify(encoder.encode(path))
+        assert [entry["label"] for entry in found[str(path)]][:1] == [expected[0].label]
+        assert found[str(path)][0]["probability"] == pytest.approx(expected[0].probability, abs=1e-4)
