@@ -145,10 +145,12 @@ def _encode(args: argparse.Namespace, images: list[str]) -> "Iterator[Encoded]":
     warnings.simplefilter("ignore")
     workers = min(args.workers or cores(), len(images))
     encoder = EdgeEncoder(args.bundle, 1 if workers > 1 else None)
+    # Read here: a thread that waits for standard input could not be interrupted.
+    sources = {"-": source_of("-")} if "-" in images else {}
 
     def encode(image: str) -> Encoded:
         try:
-            return Encoded(image, encoder.encode(source_of(image), args.as_is))
+            return Encoded(image, encoder.encode(sources.get(image, image), args.as_is))
         except (EdgeCloudError, OSError) as error:
             return Encoded(image, error=str(error))
 

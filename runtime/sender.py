@@ -60,8 +60,7 @@ class Outcome(NamedTuple):
     """What became of an image.
 
     `status` is "delivered", "refused", "failed" (no feature file, or the spool could not take it), or "spooled" (still in the
-    spool); `result` is the recorded result of the first two; `error` says why of the others and of "refused"; `new`
-    is whether the image was named now, and not left by an earlier run.
+    spool); `result` is the recorded result of the first two; `error` says why of the others and of "refused".
     """
 
     image: str
@@ -69,7 +68,6 @@ class Outcome(NamedTuple):
     key: str | None = None
     result: dict[str, Any] | None = None
     error: str | None = None
-    new: bool = True
 
 
 @dataclass(frozen=True)
@@ -296,8 +294,8 @@ class _Delivery:
             self.active.discard(entry.key)
             names = self.named.pop(entry.key, None)
             self.changed.notify_all()
-        for name in [image] if names is None else names:
-            self.outcomes.put_nowait(_outcome(name, result)._replace(new=names is not None))
+        for name in [image] if names is None else names:  # none where an earlier run accepted it
+            self.outcomes.put_nowait(_outcome(name, result))
 
     async def _stop(self, error: EdgeCloudError) -> None:
         async with self.changed:

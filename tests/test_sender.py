@@ -147,7 +147,7 @@ def test_a_refusal_is_recorded_and_never_posted_again(server: FailingServer, spo
     server.poison.clear()
     spool.requeue_refused()
     outcomes = list(deliver(spool, Server(server.url)))
-    assert [(outcome.image, outcome.status, outcome.new) for outcome in outcomes] == [(bad.image, "delivered", False)]
+    assert [(outcome.image, outcome.status) for outcome in outcomes] == [(bad.image, "delivered")]
 
 
 SETUP: dict[str, tuple[Failure, str]] = {
@@ -191,7 +191,7 @@ def test_nobody_there_and_then_the_spool_is_delivered_oldest_first(spool: Spool)
     with FailingServer(port) as server:
         later = list(deliver(spool, Server(server.url, in_flight=1), images(2, start=5)))
         assert [post["body"] for post in server.posts] == [image.data for image in images(7)]
-    assert [(outcome.image, outcome.new) for outcome in later] == [(f"image {number}", number >= 5) for number in range(7)]
+    assert [outcome.image for outcome in later] == [f"image {number}" for number in range(7)]
     assert len(results(spool)) == 7
 
 

@@ -64,9 +64,10 @@ def test_the_capacity_of_a_server_that_takes_its_time() -> None:
 )
 def test_what_is_wrong_stops_the_benchmark(failure: Failure | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "HANG", 0.2 if failure is silence else 20.0)
-    with FailingServer() as server, pytest.raises(BenchmarkError, match=message):
+    with FailingServer() as server:
         server.always = failure
-        run(open_load(target(server), [Sample(b"data", 3)], 50, 0.3))
+        with pytest.raises(BenchmarkError, match=message):
+            run(open_load(target(server), [Sample(b"data", 3)], 50, 0.3))
 
 
 @pytest.mark.slow
