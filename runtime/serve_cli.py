@@ -125,14 +125,16 @@ def _is_local(host: str) -> bool:
 def _listen(host: str, port: int) -> "socket.socket":
     import socket
 
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    listener = socket.socket(family, kind, protocol)
+    listener = None
     try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"cannot listen on {host} port {port}, {error.strerror}: choose another --port") from None
+        if listener:
+            listener.close()
+        raise OSError(error.errno, f"cannot listen on {host} port {port}, {error.strerror}: choose another --host or --port") from None
     return listener
 
 

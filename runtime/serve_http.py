@@ -26,7 +26,6 @@ class PatientProtocol(H11Protocol):
 
     _head: asyncio.TimerHandle | None = None
     _write: asyncio.TimerHandle | None = None
-    head_seconds, idle_seconds, write_seconds = HEAD_SECONDS, IDLE_SECONDS, WRITE_SECONDS
 
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -42,7 +41,7 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._await_head(self.head_seconds)
+        self._await_head(HEAD_SECONDS)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -53,11 +52,11 @@ class PatientProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self._answering():  # and no request that was sent behind the last one is under way
-            self._await_head(self.idle_seconds + self.head_seconds)
+            self._await_head(IDLE_SECONDS + HEAD_SECONDS)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._write = self.loop.call_later(self.write_seconds, self.transport.abort)
+        self._write = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()

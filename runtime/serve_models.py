@@ -116,7 +116,7 @@ def find_bundles(folders: Sequence[Path]) -> dict[str, Path]:
         if not inside:
             raise BundleNotFoundError(f"no bundle in {folder}, nor in the folders in it: make one with `python -m export MODEL`")
         for path in inside:
-            name = path.resolve().name
+            name = path.resolve().name if path.name in ("", "..") else path.name
             if found.setdefault(name, path).resolve() != path.resolve():
                 raise ServedBundlesError(f"{found[name]} and {path} are both called {name}: rename one of the folders")
     return found

@@ -35,17 +35,42 @@ def test_runtime_imports_no_torch_and_no_other_room() -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_only_the_service_imports_what_the_service_needs() -> None:
+    """`pip install .` on a device brings none of it, and nothing else of `runtime` may ask for it."""
+    of_the_service = {"server", "serve_http", "serve_metrics"}
+    code = (
+        "BLOCKED = {'starlette', 'uvicorn', 'prometheus_client'}"
+        + BLOCK_TORCH
+        + (
+            "import pkgutil, importlib, runtime\n"
+            "names = {m.name for m in pkgutil.iter_modules(runtime.__path__)}\n"
+            f"of_the_service = {of_the_service!r}\n"
+            "assert of_the_service < names\n"
+            "for name in names - of_the_service: importlib.import_module('runtime.' + name)\n"
+            "for name in of_the_service:\n"
+            "    try: importlib.import_module('runtime.' + name)\n"
+            "    except ImportError as error: assert 'is blocked' in str(error)\n"
+            "    else: raise AssertionError(name)\n"
+            "from runtime.serve_cli import main\n"
+            "assert main([]) == 1\n"
+        )
+    )
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+    assert "pip install 'edgecloud-features[cloud]'" in result.stderr
+
+
 def test_training_imports_neither_runtime_nor_export() -> None:
     code = "BLOCKED = {'runtime', 'export', 'benchmarks'}" + BLOCK_TORCH + "import training.train\n"
     result = run(code)
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("module", ["runtime.edge_cli", "runtime.cloud_cli", "runtime.send_cli", "export.__main__"])
+@pytest.mark.parametrize("module", ["runtime.edge_cli", "runtime.cloud_cli", "runtime.serve_cli", "runtime.send_cli", "export.__main__"])
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(module: str, option: str) -> None:
     code = (
-        "BLOCKED = {'numpy', 'onnxruntime', 'PIL', 'torch', 'onnx', 'compressai', 'httpx', 'asyncio'}"
+        "BLOCKED = {'numpy', 'onnxruntime', 'PIL', 'torch', 'onnx', 'compressai', 'starlette', 'uvicorn', 'httpx', 'asyncio'}"
         + BLOCK_TORCH
         + f"import importlib; sys.argv = ['command', {option!r}]; importlib.import_module({module!r}).main()\n"
     )
