@@ -53,16 +53,15 @@ def near(found: Pixels, expected: Pixels, levels: int = 6) -> bool:
     return found.shape == expected.shape and (np.abs(found.astype(int) - expected) > levels).any(2).mean() < 0.01
 
 
-def png(depth: int, colour: int, rows: NDArray[np.generic], **chunks: bytes) -> io.BytesIO:
-    """A PNG of big-endian samples [height, width, channels], as Pillow does not write it."""
+def png16(colour: int, samples: NDArray[np.uint16]) -> io.BytesIO:
+    """A PNG of 16-bit samples [height, width, channels], which Pillow does not write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = struct.pack(">IIBBBBB", rows.shape[1], rows.shape[0], depth, colour, 0, 0, 0)
-    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    more = b"".join(chunk(kind.encode(), data) for kind, data in chunks.items())
-    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + more + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+    head = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], 16, colour, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in samples.astype(">u2")))
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
 
 
 @pytest.mark.parametrize("orientation", [*STORED, 0, 9])
@@ -109,13 +108,13 @@ def test_grey() -> None:
 def test_sixteen_bits() -> None:
     """The upper eight bits, in grey and in colour, with alpha and without."""
     pixels = quarters()
-    wide = (pixels.astype(np.uint16) * 256 + 77).astype(">u2")
-    opaque = np.full((*pixels.shape[:2], 1), 65535, ">u2")
-    assert np.array_equal(preprocess(png(16, 2, wide), as_is=True), pixels)
-    assert np.array_equal(preprocess(png(16, 6, np.concatenate([wide, opaque], 2)), as_is=True), pixels)
+    wide = pixels.astype(np.uint16) * 256 + 77
+    opaque = np.full((*pixels.shape[:2], 1), 65535, np.uint16)
+    assert np.array_equal(preprocess(png16(2, wide), as_is=True), pixels)
+    assert np.array_equal(preprocess(png16(6, np.concatenate([wide, opaque], 2)), as_is=True), pixels)
     grey = np.repeat(pixels[..., :1], 3, 2)
-    assert np.array_equal(preprocess(png(16, 0, wide[..., :1]), as_is=True), grey)
-    assert np.array_equal(preprocess(png(16, 4, np.concatenate([wide[..., :1], opaque], 2)), as_is=True), grey)
+    assert np.array_equal(preprocess(png16(0, wide[..., :1]), as_is=True), grey)
+    assert np.array_equal(preprocess(png16(4, np.concatenate([wide[..., :1], opaque], 2)), as_is=True), grey)
     assert np.array_equal(preprocess(saved(Image.fromarray(wide[..., 0].astype(np.uint16)), "TIFF"), as_is=True), grey)
 
 
