@@ -32,6 +32,7 @@ from .errors import (
     ParquetTooLargeError,
     WrongBundleError,
 )
+from .feature_file import MAX_FEATURE_FILE_BYTES
 from .files import atomic_file
 
 try:
@@ -54,7 +55,6 @@ FINGERPRINT, MODEL = b"edgecloud.fingerprint", b"edgecloud.model"  # in the sche
 
 BATCH_ROWS = 64  # classified at a time, which bounds the symbols in memory
 MAX_GROUP_ROWS, MAX_GROUP_BYTES = 1 << 24, 512 << 20  # a row group of more is not read
-MAX_FEATURE_FILE_BYTES = 16 << 20  # a larger one is refused, a few KB being usual
 MAX_KEY_BYTES = 1 << 16
 _GROUP_ROWS, _GROUP_BYTES = 16_384, 16 << 20  # a row group that is written ends at either
 _READ_ROWS = 4096  # at a time: each time, all values that a row group names are checked
