@@ -24,9 +24,9 @@ class TargetError(ValueError):
 def find(arguments: list[str]) -> list[Found]:
     """The images that the arguments name.
 
-    A folder stands for all files in it and below that have an image's suffix, without hidden ones; a pattern with *, ?
-    or [] (** for any folders) for the files that it matches, which keep their tree from its first such part on; anything
-    else stands for itself. Raises ImageNotFoundError for a folder or a pattern without images, and OSError.
+    A folder stands for all files in it and below that have an image's suffix; a pattern with *, ? or [] (** for any
+    folders) for the files that it matches, which keep their tree from its first such part on; both without hidden files;
+    anything else stands for itself. Raises ImageNotFoundError for a folder or a pattern without images, and OSError.
     """
     return [found for argument in arguments for found in _expand(argument)]
 
@@ -38,7 +38,7 @@ def _expand(argument: str) -> Iterable[Found]:
         root, files = path, _walk(path)
     elif magic and not path.exists():
         root = Path(*path.parts[: magic[0]])
-        files = (str(file) for file in root.glob(str(Path(*path.parts[magic[0] :]))) if file.is_file())
+        files = (str(file) for file in root.glob(str(Path(*path.parts[magic[0] :]))) if file.is_file() and not file.name.startswith("."))
     else:
         return [(argument, "stdin" if argument == "-" else path.name)]
     found = sorted((file, Path(file).relative_to(root).as_posix()) for file in files)
