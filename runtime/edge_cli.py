@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         help="write small files: fewer bytes for some microseconds more (default: as the bundle says)",
     )
     parser.add_argument("--resume", action="store_true", help="skip images whose feature files of this bundle are there")
-    parser.add_argument("--workers", type=int, metavar="N", help="encode so many of several images at a time (default: one a core)")
+    parser.add_argument("--workers", type=int, metavar="N", help="encode so many images at a time (default: the cores and one more)")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="threads of the encoder graph (default: one a core, shared by the workers)"
     )
@@ -107,28 +107,47 @@ def main(argv: list[str] | None = None) -> int:
 
     # Pillow warns at half of the size that it refuses, and of every oddity in a TIFF.
     warnings.simplefilter("ignore")
-    workers = max(1, min(args.workers or cores(), len(jobs)))
+    # One more than the cores: now and then a worker waits for the disk.
+    workers = max(1, min(args.workers or cores() + 1, len(jobs)))
     threads = args.threads or (max(1, cores() // workers) if workers > 1 else None)
     try:
         if args.tune:
             _tune(args, [image for image, _ in found[:8]], report)
         encoder = EdgeEncoder(args.bundle, threads, args.small, args.provider, args.precision, args.fast_jpeg, workers)
-        return _encode_all(encoder, jobs, workers, args, report)
+        start = time.perf_counter()
+        counts = encode_all(encoder, jobs, workers, report, args.as_is, args.resume, args.pack, args.json)
     except (EdgeCloudError, OSError) as error:
         print(f"edge-encode: {error}", file=sys.stderr)
         return EXIT_FAILURE
+    if len(jobs) > 1:
+        rate = counts["encoded"] / (time.perf_counter() - start)
+        summary = f"{', '.join(f'{count} {status}' for status, count in counts.items())}; {rate:.1f} images/s"
+        print(summary, file=sys.stderr if args.json else report)
+    return EXIT_FAILURE if counts["failed"] else EXIT_DONE
 
 
-def _encode_all(encoder: "EdgeEncoder", jobs: list[Job], workers: int, args: argparse.Namespace, report: IO[str]) -> int:
+def encode_all(
+    encoder: "EdgeEncoder",
+    jobs: list[Job],
+    workers: int,
+    report: IO[str],
+    as_is: bool = False,
+    resume: bool = False,
+    pack: str | None = None,
+    as_json: bool = False,
+) -> dict[str, int]:
+    """Encode to files, or to a pack, and report each image; gives how many were encoded, skipped, and failed.
+
+    Raises MissingExtraError, and OSError for a pack that cannot be written.
+    """
     packing: Any = nullcontext()
-    if args.pack is not None:
+    if pack is not None:
         from .parquet import pack_writer
 
-        Path(args.pack).parent.mkdir(parents=True, exist_ok=True)
-        packing = pack_writer(args.pack, encoder.bundle)
+        Path(pack).parent.mkdir(parents=True, exist_ok=True)
+        packing = pack_writer(pack, encoder.bundle)
     counts = {"encoded": 0, "skipped": 0, "failed": 0}
-    start = time.perf_counter()
-    work = partial(_try, encoder, as_is=args.as_is, resume=args.resume, to_file=args.pack is None)
+    work = partial(_try, encoder, as_is=as_is, resume=resume, to_file=pack is None)
     with packing as write_row, Progress(len(jobs), "image") as progress:
         for result, data in in_order(work, jobs, workers):
             counts[result["status"]] += 1
@@ -137,15 +156,11 @@ def _encode_all(encoder: "EdgeEncoder", jobs: list[Job], workers: int, args: arg
                 write_row(result["output"], data, result["width"], result["height"])
             if result["status"] == "failed":
                 progress.say(f"edge-encode: {printable(result['error'])}", sys.stderr)
-            if args.json:
+            if as_json:
                 progress.say(json.dumps(result), report)
             elif result["status"] == "encoded" and not (progress.shown and report.isatty()):
                 progress.say(printable(_line(result)), report)
-    if len(jobs) > 1:
-        rate = counts["encoded"] / (time.perf_counter() - start)
-        summary = f"{', '.join(f'{count} {status}' for status, count in counts.items())}; {rate:.1f} images/s"
-        print(summary, file=sys.stderr if args.json else report)
-    return EXIT_FAILURE if counts["failed"] else EXIT_DONE
+    return counts
 
 
 def _line(result: dict[str, Any]) -> str:
