@@ -43,7 +43,7 @@ from PIL import Image
 
 from benchmarks.machine import commit, cores, describe
 from runtime import CloudDecoder, EdgeEncoder, __version__
-from runtime.edge_files import expand
+from runtime.edge_files import find
 from runtime.errors import EdgeCloudError
 from runtime.preprocess import preprocess
 
@@ -96,7 +96,7 @@ class Target:
 def pictures(folder: str | None) -> list[NDArray[np.uint8]]:
     """IMAGES pixel arrays uint8 [224, 224, 3]: of the folder, or places of the demo's picture."""
     if folder is not None:
-        files = [file for file, _ in expand(folder)]
+        files = [file for file, _ in find([folder])]
         return [preprocess(file) for file in files[:: max(1, len(files) // IMAGES)][:IMAGES]]
     picture = np.asarray(Image.open(PROJECT / "docs" / "demo" / "golf_ball.jpg"))
     return [np.ascontiguousarray(picture[10 * row :, 10 * column :][:224, :224]) for row in range(8) for column in range(8)]

@@ -27,6 +27,7 @@ MAGIC = 0xFC
 VERSION = 1
 FINGERPRINT_BYTES = 4
 BLOCK = 8  # heights and widths are multiples of this many pixels
+MAX_FEATURE_FILE_BYTES = 16 << 20  # nobody's is larger: what reads many files at once need not read more of one
 Bytes = bytes | bytearray | memoryview
 _MAX_VARINT_BYTES = 4
 _CRC_BYTES = 4

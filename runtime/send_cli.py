@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .edge_cli import EXIT_DONE, EXIT_FAILURE, cores, in_order, progress, source_of
-from .edge_files import expand
+from .edge_cli import EXIT_DONE, EXIT_FAILURE, cores, in_order, standard_input
+from .edge_files import find, printable
 from .errors import EdgeCloudError, MissingExtraError, SendError, ServerAwayError, SpoolError, TokenFileError
+from .progress import Progress
 
 if TYPE_CHECKING:
     from .sender import Encoded, Outcome
@@ -50,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--timeout", type=float, default=30, metavar="SECONDS", help="for one post and its answer (default: 30)")
     parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
     parser.add_argument("--as-is", action="store_true", help="do not resize to 224x224; crop to multiples of 8")
-    parser.add_argument("--workers", type=int, metavar="N", help="encode so many images at a time (default: one a core)")
+    parser.add_argument("--fast-jpeg", action="store_true", help="decode large JPEGs at a fraction of their size: pixels differ a little")
+    parser.add_argument("--workers", type=int, metavar="N", help="encode so many images at a time (default: the cores and one more)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line for each image, and a last one that counts them")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
@@ -72,9 +74,6 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"{option} {value} is not a number from {least} to a million")
     if args.images.count("-") > 1:
         parser.error("standard input is named twice")
-    # Names of files may be no UTF-8.
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     try:
         return _send(args)
     except (EdgeCloudError, OSError) as error:
@@ -93,7 +92,7 @@ def _send(args: argparse.Namespace) -> int:
         raise MissingExtraError(f"edge-send needs {error.name}: pip install 'edgecloud-features[send]'") from error
     from .spool import Spool
 
-    images = [image for argument in args.images for image, _ in expand(argument)]
+    images = [image for image, _ in find(args.images)]
     token = read_token(args.token_file) if args.token_file else None
     server = Server(args.url, token, args.ca_file, args.timeout, args.attempts, args.in_flight, args.top_k)
     if token and not server.hides_token():
@@ -104,13 +103,15 @@ def _send(args: argparse.Namespace) -> int:
         encoded = _encode(args, images) if images else iter(())
         counts = {"delivered": 0, "refused": 0, "failed": 0}
         failure: SendError | SpoolError | None = None
-        try:
-            for outcome in progress(deliver(spool, server, encoded), len(images) + len(spool.pending())):
-                if outcome.status in counts:
-                    counts[outcome.status] += 1
-                _report(outcome, args.json)
-        except (SendError, SpoolError) as error:
-            failure = error
+        with Progress(len(images) + len(spool.pending()), "image") as progress:
+            try:
+                for outcome in deliver(spool, server, encoded):
+                    if outcome.status in counts:
+                        counts[outcome.status] += 1
+                    progress.advance()
+                    _report(outcome, args.json, progress)
+            except (SendError, SpoolError) as error:
+                failure = error
         spooled = len(spool.pending())
         if args.json:
             print(json.dumps({**counts, "spooled": spooled, "error": str(failure) if failure else None}))
@@ -143,29 +144,35 @@ def _encode(args: argparse.Namespace, images: list[str]) -> "Iterator[Encoded]":
 
     # Pillow warns at half of the size that it refuses, and of every oddity in a TIFF.
     warnings.simplefilter("ignore")
-    workers = min(args.workers or cores(), len(images))
-    encoder = EdgeEncoder(args.bundle, 1 if workers > 1 else None)
+    # One more than the cores: now and then a worker waits for the disk.
+    workers = max(1, min(args.workers or cores() + 1, len(images)))
+    threads = max(1, cores() // workers) if workers > 1 else None
+    encoder = EdgeEncoder(args.bundle, threads, fast_jpeg=args.fast_jpeg, workers=workers)
     # Read here: a thread that waits for standard input could not be interrupted.
-    sources = {"-": source_of("-")} if "-" in images else {}
+    sources = {"-": standard_input()} if "-" in images else {}
 
     def encode(image: str) -> Encoded:
         try:
             return Encoded(image, encoder.encode(sources.get(image, image), args.as_is))
         except (EdgeCloudError, OSError) as error:
             return Encoded(image, error=str(error))
+        except MemoryError:
+            return Encoded(image, error=f"{image} does not fit the memory: make it smaller first")
 
     return in_order(encode, images, workers)
 
 
-def _report(outcome: "Outcome", as_json: bool) -> None:
+def _report(outcome: "Outcome", as_json: bool, progress: Progress) -> None:
     if as_json:
         line: dict[str, Any] = {"image": outcome.image, "status": outcome.status, "key": outcome.key, "error": outcome.error}
-        print(json.dumps({**(outcome.result or {}), **line}), flush=True)
+        progress.say(json.dumps({**(outcome.result or {}), **line}), sys.stdout)
     elif outcome.status == "delivered" and outcome.result:
-        best = outcome.result["classes"][0]
-        print(f"{outcome.image}: {outcome.result['bytes']} bytes, {best['label']} {100 * best['probability']:.1f} %", flush=True)
+        if not (progress.shown and sys.stdout.isatty()):
+            best = outcome.result["classes"][0]
+            text = f"{outcome.image}: {outcome.result['bytes']} bytes, {best['label']} {100 * best['probability']:.1f} %"
+            progress.say(printable(text), sys.stdout)
     else:
-        print(f"edge-send: {outcome.image}: {outcome.status}: {outcome.error}", file=sys.stderr)
+        progress.say(printable(f"edge-send: {outcome.image}: {outcome.status}: {outcome.error}"), sys.stderr)
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def test_standard_input_names_and_an_interrupt(server: FailingServer, spool: Pat
     command = [sys.executable, "-m", "runtime.send_cli", "--url", server.url]
     done = subprocess.run([*command, odd], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert b"caf\xe9.png: " in done.stdout
+    assert b"caf\\udce9.png: " in done.stdout
     done = subprocess.run([*command, "-"], input=(tmp_path / "images").joinpath(odd).read_bytes(), capture_output=True, check=False)
     assert done.returncode == 0
     assert done.stdout.startswith(b"-: ")
