@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .edge_cli import EXIT_DONE, EXIT_FAILURE, cores, in_order, standard_input
 from .edge_files import find, printable
-from .errors import EdgeCloudError, MissingExtraError, SendError, ServerAwayError, SpoolError, TokenFileError
+from .errors import EdgeCloudError, SendError, ServerAwayError, SpoolError, TokenFileError
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -86,10 +86,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _send(args: argparse.Namespace) -> int:
     # After the usage is checked: httpx takes a while, and the encoder a longer one.
-    try:
-        from .sender import Server, deliver
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"edge-send needs {error.name}: pip install 'edgecloud-features[send]'") from error
+    from .sender import Server, deliver
     from .spool import Spool
 
     images = [image for image, _ in find(args.images)]

@@ -23,13 +23,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-import httpx
-
 from . import __version__
 from .errors import (
     CertificateFileError,
     DamagedSpoolFileError,
     EdgeCloudError,
+    MissingExtraError,
     ServerAwayError,
     ServerSetupError,
     ServerUrlError,
@@ -37,6 +36,11 @@ from .errors import (
     SpoolError,
 )
 from .spool import DELIVERED, REFUSED, Entry, Spool
+
+try:
+    import httpx
+except ImportError as error:
+    raise MissingExtraError(f"edge-send needs httpx ({error}): pip install 'edgecloud-features[send]'") from error
 
 _MAX_ANSWER = 1 << 20  # bytes; a thousand classes are a tenth of it
 _MAX_TEXT = 500  # letters of a label or a message that are kept
