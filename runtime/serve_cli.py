@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 EXIT_DONE, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 _LOG_LEVELS = {"requests": "INFO", "refusals": "WARNING", "failures": "ERROR"}
 _LOG_LINES = 10_000  # that wait for their reader
+_LOG_SECONDS = 2.0  # for their reader to take the last ones
 _CONNECTIONS = 1 << 16
 
 
@@ -140,7 +141,9 @@ def _listen(host: str, port: int) -> "socket.socket":
 
 def _run(app: "Starlette", listener: "socket.socket", level: str) -> int:
     import asyncio
+    import os
     import signal
+    import threading
 
     from .serve_http import make_server
 
@@ -172,7 +175,12 @@ def _run(app: "Starlette", listener: "socket.socket", level: str) -> int:
     try:
         asyncio.run(serve())
     finally:
-        log_writer.stop()
+        # What nobody reads would hold up the end as well, and that of the interpreter.
+        last = threading.Thread(target=log_writer.stop, daemon=True)
+        last.start()
+        last.join(_LOG_SECONDS)
+        if last.is_alive():
+            os._exit(EXIT_DONE)
     return EXIT_DONE
 
 

@@ -396,6 +396,23 @@ async def docs(_: Request) -> Response:
     return HTMLResponse(serve_openapi.page())
 
 
+ROUTES = [
+    Route("/v1/classify", classify, methods=["POST"]),
+    Route("/v1/classify/batch", classify_batch, methods=["POST"]),
+    Route("/v2", server_metadata),
+    Route("/v2/health/live", live),
+    Route("/v2/health/ready", ready),
+    Route("/v2/models", list_models),
+    Route("/v2/models/{name}", model_metadata),
+    Route("/v2/models/{name}/ready", model_ready),
+    Route("/v2/models/{name}/infer", infer, methods=["POST"]),
+    Route("/metrics", metrics),
+    Route("/openapi.json", openapi),
+    Route("/docs", docs),
+]
+_PATHS: dict[Any, str] = {route.endpoint: route.path for route in ROUTES}
+
+
 def _top_k(request: Request) -> int:
     text = request.query_params.get("top_k", "5")
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
@@ -460,7 +477,7 @@ def _refusal(service: Service, error: EdgeCloudError) -> tuple[int, dict[str, An
     if isinstance(error, QueueFullError):
         headers["Retry-After"] = str(error.seconds)
     if isinstance(error, DrainingError):
-        headers["Retry-After"] = "1"
+        headers |= {"Retry-After": "1", "Connection": "close"}
     if isinstance(error, UnauthorizedError):
         headers["WWW-Authenticate"] = "Bearer"
     return status_of(error), content, headers
@@ -549,8 +566,7 @@ class Gate:
 
     def _report(self, visit: Visit, scope: Scope) -> None:
         metrics = self.service.metrics
-        route = scope.get("route")
-        path = route.path if isinstance(route, Route) else "other"
+        path = _PATHS.get(scope.get("endpoint"), "other")
         visit.seconds["total"] = perf_counter() - visit.start
         metrics.requests.labels(path, str(visit.status)).inc()
         metrics.received.inc(visit.received)
@@ -601,20 +617,7 @@ def create_app(settings: Settings) -> Starlette:
         raise error  # to the gate, which is around
 
     app = Starlette(
-        routes=[
-            Route("/v1/classify", classify, methods=["POST"]),
-            Route("/v1/classify/batch", classify_batch, methods=["POST"]),
-            Route("/v2", server_metadata),
-            Route("/v2/health/live", live),
-            Route("/v2/health/ready", ready),
-            Route("/v2/models", list_models),
-            Route("/v2/models/{name}", model_metadata),
-            Route("/v2/models/{name}/ready", model_ready),
-            Route("/v2/models/{name}/infer", infer, methods=["POST"]),
-            Route("/metrics", metrics),
-            Route("/openapi.json", openapi),
-            Route("/docs", docs),
-        ],
+        routes=ROUTES,
         middleware=[Middleware(Gate, service=service)],
         exception_handlers={HTTPException: refuse_path},
         lifespan=lifespan,

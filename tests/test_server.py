@@ -190,6 +190,8 @@ def test_a_batch_keeps_its_order(
         ("/v1/classify/batch", oip.join([b"x"] * 9), 413, "too_many_files"),
         ("/v2/models/nobody/infer", b"{}", 404, "unknown_model"),
         ("/v2/models/ours_n4/infer", b"{}", 400, "malformed_request"),
+        ("/v2/models/ours_n4/infer", b'{"inputs": "\\ud800"}', 400, "malformed_request"),
+        ("/v2/models/%ED%A0%80/infer", b"{}", 404, "unknown_model"),
         ("/v1/classify/", b"x", 404, "not_found"),
         ("/v2/models", b"x", 405, "method_not_allowed"),
     ],
