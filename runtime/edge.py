@@ -76,12 +76,13 @@ class EdgeEncoder:
         Raises ImageTooLargeError, ImageTooSmallError.
         """
         height, width = pixels.shape[1:3]
-        shape, limit = self.bundle.shape, self.bundle.max_symbols
-        if min(shape.latent(height, width)) < 1:
+        rows, columns = self.bundle.shape.latent(height, width)
+        if rows < 1 or columns < 1:
             raise ImageTooSmallError(f"an image of {width}x{height} pixels leaves no symbols: enlarge it")
-        if shape.symbols(height, width) > limit:
+        count, limit = self.bundle.shape.channels * rows * columns, self.bundle.max_symbols
+        if count > limit:
             raise ImageTooLargeError(
-                f"an image of {width}x{height} pixels gives {shape.symbols(height, width)} symbols, the bundle allows {limit}: "
+                f"an image of {width}x{height} pixels gives {count} symbols, the bundle allows {limit}: "
                 "leave out --as-is, make it smaller, or export with a larger --max-pixels"
             )
         return self.engine.run(np.ascontiguousarray(pixels))

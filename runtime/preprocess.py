@@ -31,6 +31,7 @@ from .feature_file import BLOCK
 
 RESIZE, CROP = 256, 224
 FAST_SIDE = 512  # a fast JPEG's short side is no smaller, unless the image's is
+_LEVELS = np.dtype(np.uint8)
 _ORIENTATION = 0x0112  # of EXIF; 1 is upright
 _PROGRAMS = {"EPS", "WMF"}  # Pillow hands these to an interpreter of the system
 
@@ -106,7 +107,7 @@ def preprocess(source: ImageInput, as_is: bool = False, fast_jpeg: bool = False)
     Raises load_image's errors, ImageArrayError, ImageTooSmallError.
     """
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or source.size == 0:
+        if source.dtype != _LEVELS or source.ndim != 3 or source.shape[2] != 3 or source.size == 0:
             raise ImageArrayError(f"an image array is uint8 [height, width, 3] in RGB order, not {source.dtype} {list(source.shape)}")
         if as_is:
             return _crop_to_blocks(source)
@@ -138,10 +139,12 @@ def _middle(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def _crop_to_blocks(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    height, width = (side // BLOCK * BLOCK for side in pixels.shape[:2])
+    height, width = pixels.shape[0] // BLOCK * BLOCK, pixels.shape[1] // BLOCK * BLOCK
     if height == 0 or width == 0:
         raise ImageTooSmallError(
             f"an image of {pixels.shape[1]}x{pixels.shape[0]} pixels is under {BLOCK} a side: leave out --as-is, or enlarge it"
         )
+    if (height, width) == pixels.shape[:2]:
+        return pixels
     top, left = _centre(pixels.shape[0], height), _centre(pixels.shape[1], width)
     return pixels[top : top + height, left : left + width]
