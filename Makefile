@@ -13,7 +13,7 @@ FUZZ_FLAGS := -std=c++17 -O2 -g -fno-sanitize-recover=all -fsanitize=address,und
 CHECKPOINT := $(wildcard checkpoints/ours_n4/lmb1.28.safetensors)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types fuzz bench clean
+.PHONY: help demo test test-all lint types fuzz bench wheel clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ fuzz: ## a minute of fuzzing the coder under sanitizers (FUZZ_SECONDS=1800 for t
 
 bench: $(INSTALLED) $(BUNDLE)/manifest.json ## time the encoder on this machine
 	$(BIN)/python benchmarks/latency.py
+
+wheel: $(BUNDLE)/manifest.json ## build dist/: an sdist, and a manylinux wheel for each CPython here, each tried by itself
+	.ci/wheels
 
 clean: ## remove the environment, bundles and everything built
 	rm -rf $(VENV) bundles build dist *.egg-info runtime/_coder*.so feat.bin .pytest_cache .hypothesis .mypy_cache .ruff_cache

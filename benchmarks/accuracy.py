@@ -126,6 +126,7 @@ def measure(
         "lmb": manifest["lmb"],
         "weights": manifest["weights"],
         "bundle": manifest["fingerprint"][:8],
+        "data": "/".join(data.resolve().parts[-2:]),
         "images": len(images),
         "as_is": as_is,
         "top1": {"share": sum(right) / len(right), "low": low, "high": high},

@@ -99,6 +99,7 @@ def measure(
         "pillow": PIL.__version__,
         "teacher": teacher_file.name,
         "precision": "bfloat16" if amp else "float32",
+        "data": "/".join(data.resolve().parts[-2:]),
         "images": len(images),
         "as_is": as_is,
         "teacher_top1": share(None),

@@ -34,7 +34,7 @@ def describe(threads: int) -> dict[str, object]:
     flags = _flags()
     return {
         "processor": processor,
-        "instructions": [name for name in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if name in flags],
+        "instructions": [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16") if name in flags],
         "cores": cores(),
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",

@@ -5,7 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#if defined(__SSE2__)
+#if defined(__SSE2__) || defined(_M_X64)  // MSVC does not say that every 64-bit x86 has it
+#define RANS_SSE2 1
 #include <emmintrin.h>
 #endif
 
@@ -45,7 +46,7 @@ constexpr size_t kGroup = 64;
 inline uint64_t other_than(int16_t mode, const int16_t* values, size_t count) {
   uint64_t others = 0;
   size_t i = 0;
-#if defined(__SSE2__)
+#if defined(RANS_SSE2)
   const __m128i modes = _mm_set1_epi16(mode);
   for (; i + 16 <= count; i += 16) {
     const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i));

@@ -9,6 +9,10 @@
 #include <cstring>
 #include <memory>
 
+#if defined(_MSC_VER) && !defined(__GNUC__)
+#include <intrin.h>
+#endif
+
 namespace rans {
 
 constexpr uint32_t kOne = 1u << 16;          // a table's frequencies sum to 2^16
@@ -45,6 +49,10 @@ enum class Status {
 inline uint32_t highest_bit(uint64_t bits) {
 #if defined(__GNUC__)
   return 63u - static_cast<uint32_t>(__builtin_clzll(bits));
+#elif defined(_MSC_VER) && defined(_WIN64)
+  unsigned long place = 0;
+  _BitScanReverse64(&place, bits);
+  return place;
 #else
   uint32_t place = 0;
   while (bits >>= 1) ++place;

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 from runtime import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import TypeVar
 
     from runtime.coder import Tables
+    from training.models import FeatureCompressionModel
 
     from .counts import Counts
     from .gate import Encode
+
+    T = TypeVar("T")
 
 EXIT_DONE, EXIT_FAILURE, EXIT_USAGE, EXIT_PARITY = 0, 1, 2, 3
 MODEL_NAMES = ("ours_n0", "ours_n4", "ours_n8", "ours_n0_enc", "ours_n4_enc", "ours_n8_enc", "matsubara2022wacv")
@@ -61,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     tables.add_argument("--refit", type=Path, metavar="DIR", help="count the symbols of the images in DIR and fit the tables to them")
     tables.add_argument("--own-tables", action="store_true", help="the entropy model's own tables, though there are counts")
     parser.add_argument(
-        "--as-is", action="store_true", help="do not resize the images of --refit and --calibrate to 224x224; crop to multiples of 8"
+        "--as-is",
+        action="store_true",
+        help="take the images of --refit, --calibrate and --validate as they are, cropped to multiples of 8",
     )
     parser.add_argument(
         "--counts",
@@ -79,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         choices=("auto", "fp32", "int8"),
         default="auto",
-        help="auto: an int8 graph too, if there are activation ranges for one, and the device chooses; int8: what the device runs",
+        help="auto: int8 graphs too, if there are activation ranges for them, and the device chooses; int8: what both ends run",
     )
     parser.add_argument(
         "--calibrate",
@@ -93,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="activation ranges (default: CHECKPOINT.ranges.json if there is one); with --calibrate, where to keep them",
+    )
+    parser.add_argument(
+        "--validate",
+        type=Path,
+        metavar="DIR",
+        help="also measure int8 on the images in DIR, which have no part in any choice, for the manifest (and for --ranges)",
     )
     parser.add_argument(
         "--max-pixels", type=_pixels, default=1024 * 1024, metavar="N", help="largest image that both ends take (default: 1048576)"
@@ -163,54 +175,75 @@ def _make_counts(args: argparse.Namespace, checkpoint: Path, bottleneck: str) ->
     return make
 
 
-def _make_int8(
-    args: argparse.Namespace, checkpoint: Path, bottleneck: str, classes: int
-) -> "Callable[[Path, Path, Path, Encode], dict[str, Any] | None]":
-    """How write_bundle comes by an int8 graph: by ranges from a file, from the images of --calibrate, or not at all."""
+def _make_int8(args: argparse.Namespace, checkpoint: Path, model: "FeatureCompressionModel") -> "Callable[[Path, Encode], dict[str, Any]]":
+    """How write_bundle comes by int8 graphs: by ranges from a file, from the images of --calibrate, or not at all."""
+    from runtime.engine import GRAPHS
     from runtime.preprocess import preprocess
     from training.checkpoint import atomic_path
 
-    from .gate import GateError, judge, reasons
+    from .gate import GateError, Graphs, judge, open_session, reasons
     from .images import labelled_paths
-    from .quantise import CALIBRATION_IMAGES, Ranges, RangesError, quantise, take_ranges
+    from .quantise import CALIBRATION_IMAGES, Calibration, NothingToQuantiseError, RangesError, quantise, take_ranges
+    from .tables import bottleneck_sha256, weights_sha256
 
     file = args.ranges or checkpoint.with_suffix(".ranges.json")
     stored = None
     if args.precision != "fp32" and not args.calibrate and (args.ranges or file.is_file()):
-        stored = Ranges.from_json(file.read_text(encoding="utf-8"), str(file))
-    paths = labelled_paths(args.calibrate, classes) if args.calibrate and args.precision != "fp32" else []
-    if args.precision == "int8" and not stored and not paths:
-        raise RangesError(f"no activation ranges at {file}: give images to take them of with --calibrate DIR")
+        stored = Calibration.from_json(file.read_text(encoding="utf-8"), str(file))
+    paths = labelled_paths(args.calibrate, model.fc.out_features) if args.calibrate and args.precision != "fp32" else []
+    unseen = labelled_paths(args.validate, model.fc.out_features) if args.validate and args.precision != "fp32" else []
+    if not stored and not paths:
+        if args.precision == "int8" or unseen:
+            raise RangesError(f"no activation ranges at {file}: give images to take them of with --calibrate DIR")
+        return lambda folder, encode: {}
+    digests = {"edge": bottleneck_sha256(model), "cloud": weights_sha256(model)}
 
-    def make(fp32: Path, int8: Path, cloud: Path, encode: "Encode") -> dict[str, Any] | None:
+    def watched(items: "Sequence[T]", title: str) -> "Iterable[T]":
         from tqdm import tqdm
 
-        ranges = stored
+        return tqdm(items, title, unit="image", disable=not sys.stderr.isatty())
+
+    def calibrate(graphs: Graphs) -> Calibration:
+        rest = [path for index, (path, _) in enumerate(paths) if index % 10]
+        if len(rest) > CALIBRATION_IMAGES:
+            rest = [rest[index * len(rest) // CALIBRATION_IMAGES] for index in range(CALIBRATION_IMAGES)]
+        edge, images = take_ranges(
+            graphs["edge"]["fp32"], (preprocess(path, args.as_is)[None] for path in watched(rest, "calibrating the edge")), digests["edge"]
+        )
+        encoder = open_session(graphs["edge"]["fp32"])
+        symbols = (encoder.run(None, {"pixels": preprocess(path, args.as_is)[None]})[0] for path in watched(rest, "calibrating the cloud"))
+        cloud, _ = take_ranges(graphs["cloud"]["fp32"], symbols, digests["cloud"])
+        return Calibration(images, args.calibrate.resolve().name, edge, cloud)
+
+    def make(folder: Path, encode: "Encode") -> dict[str, Any]:
+        graphs: Graphs = {end: {precision: folder / name for precision, name in files.items()} for end, files in GRAPHS.items()}
+        calibration = stored or calibrate(graphs)
+        for end, ranges in (("edge", calibration.edge), ("cloud", calibration.cloud)):
+            try:
+                quantise(graphs[end]["fp32"], ranges, digests[end], graphs[end]["int8"])
+            except NothingToQuantiseError as error:
+                print(f"export: {error}", file=sys.stderr)
+                del graphs[end]["int8"]
         if paths:
-            quiet = not sys.stderr.isatty()
-            held = paths[::10]
-            rest = [path for index, (path, _) in enumerate(paths) if index % 10]
-            if len(rest) > CALIBRATION_IMAGES:
-                rest = [rest[index * len(rest) // CALIBRATION_IMAGES] for index in range(CALIBRATION_IMAGES)]
-            source = args.calibrate.resolve().name
-            pixels = (preprocess(path, args.as_is)[None] for path in tqdm(rest, "calibrating", unit="image", disable=quiet))
-            ranges = take_ranges(fp32, pixels, bottleneck, source)
-            quantise(fp32, ranges, bottleneck, int8)
-            judged = judge(fp32, int8, cloud, encode, tqdm(held, "judging", unit="image", disable=quiet), args.as_is, f"{source}, held out")
-            ranges = replace(ranges, gate=judged)
-            if args.ranges:
-                with atomic_path(args.ranges) as temporary:
-                    Path(temporary).write_text(ranges.to_json())
-        if ranges is None:
-            return None
-        quantise(fp32, ranges, bottleneck, int8)
-        if ranges.gate and (why := reasons(ranges.gate)):
-            if args.precision == "int8":
-                raise GateError("; ".join(why))
-            print(f"export: no int8 graph is written: {'; '.join(why)}", file=sys.stderr)
-            int8.unlink()
-            return None
-        return {"calibration": {"images": ranges.images, "source": ranges.source}, "gate": ranges.gate}
+            source = f"{calibration.source}, held out"
+            calibration = replace(calibration, gate=judge(graphs, encode, watched(paths[::10], "judging"), args.as_is, source))
+        if unseen:
+            found = judge(graphs, encode, watched(unseen, "validating"), args.as_is, args.validate.resolve().name)
+            calibration = replace(calibration, validation=found)
+        if args.ranges and (paths or unseen):
+            with atomic_path(args.ranges) as temporary:
+                Path(temporary).write_text(calibration.to_json())
+        for end in graphs:
+            if "int8" in graphs[end] and calibration.gate and (why := reasons(calibration.gate, end)):
+                if args.precision == "int8":
+                    raise GateError(f"{end}: {'; '.join(why)}")
+                print(f"export: no int8 {end} graph is written: {'; '.join(why)}", file=sys.stderr)
+                graphs[end]["int8"].unlink()
+        return {
+            "calibration": {"images": calibration.images, "source": calibration.source},
+            "gate": calibration.gate,
+            "validation": calibration.validation,
+        }
 
     return make
 
@@ -259,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
             weights=metadata.get("weights", "trained"),
             checkpoint={"file": path.name, "sha256": digest},
             make_counts=_make_counts(args, path, bottleneck_sha256(model)),
-            make_int8=_make_int8(args, path, bottleneck_sha256(model), model.fc.out_features),
+            make_int8=_make_int8(args, path, model),
             precision=args.precision,
             small=args.small,
             max_pixels=args.max_pixels,

@@ -23,7 +23,6 @@ from runtime.bundle import (
     CLOUD_GRAPH,
     COMPRESSAI_TABLES,
     EDGE_GRAPH,
-    EDGE_GRAPH_INT8,
     LABELS,
     MANIFEST,
     SCHEMA,
@@ -32,12 +31,13 @@ from runtime.bundle import (
     compute_fingerprint,
 )
 from runtime.coder import Tables
+from runtime.engine import GRAPHS
 from runtime.feature_file import VERSION, pack
 from runtime.preprocess import CROP, RESIZE
 from training.models import FeatureCompressionModel
 
 from .counts import Counts, CountsError, fit_tables
-from .gate import Encode, changed_share, milliseconds
+from .gate import Encode, Graphs, milliseconds, strays
 from .graphs import OPSET, export_cloud, export_edge, stamp
 from .parity import check_parity
 from .tables import bottleneck_sha256, make_tables
@@ -61,7 +61,7 @@ def write_bundle(
     weights: str = "trained",
     checkpoint: dict[str, str] | None = None,
     make_counts: Callable[[Path, Tables], Counts | None] = lambda graph, own: None,
-    make_int8: Callable[[Path, Path, Path, Encode], dict[str, Any] | None] = lambda fp32, int8, cloud, encode: None,
+    make_int8: Callable[[Path, Encode], dict[str, Any]] = lambda folder, encode: {},
     precision: str = "auto",
     small: bool | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -77,9 +77,9 @@ def write_bundle(
         checkpoint: "file" and "sha256" of where the weights came from, recorded.
         make_counts: is given the edge graph and the model's own tables; gives the counts that tables are
             fitted to, or None for the model's own.
-        make_int8: is given the edge graph, where to write its int8 form, the cloud graph and the coder; gives
-            what the manifest says of it, or None if there is none.
-        precision: what the edge runs in unless asked otherwise, "fp32" or "int8"; "auto": fp32, until the
+        make_int8: is given the folder with both graphs, where it writes the int8 forms that are good enough (engine.GRAPHS
+            names them), and the coder; gives what the manifest says of them.
+        precision: what both ends run in unless asked otherwise, "fp32" or "int8"; "auto": fp32, until the
             device has chosen.
         small: the profile of the files that the edge writes; None for small where there are context tables.
         max_pixels: the largest image that both ends will take.
@@ -145,26 +145,16 @@ def write_bundle(
         def encode(symbols: NDArray[np.int16], height: int, width: int) -> bytes:
             return pack(bytes.fromhex(fingerprint), height, width, tables.encode(symbols, small), small)
 
-        int8 = make_int8(work / EDGE_GRAPH, work / EDGE_GRAPH_INT8, work / CLOUD_GRAPH, encode)
-        graphs = {"fp32": work / EDGE_GRAPH}
-        precisions: dict[str, dict[str, Any]] = {"fp32": {}}
-        if int8 is not None:
-            stamp(work / EDGE_GRAPH_INT8, properties)
-            graphs["int8"] = work / EDGE_GRAPH_INT8
-            share = changed_share(work / EDGE_GRAPH, work / EDGE_GRAPH_INT8, images)
-            precisions["int8"] = {"changed_on_parity_images": share, **int8}
-        for which, found in milliseconds(graphs, images[:1]).items():
-            precisions[which]["milliseconds"] = found
-        if int8 is not None:
-            gate = int8.get("gate")
-            judged = (
-                f"top-1 {gate['top1_change']['mean']:+.2%} ({gate['won']} won, {gate['lost']} lost of {gate['images']}), "
-                f"bytes {gate['more_bytes']:+.1%}"
-                if gate
-                else f"{share:.2%} of symbols changed, not judged on images"
-            )
-            times = " and ".join(f"{which} {found['milliseconds']} ms" for which, found in precisions.items())
-            done("int8", f"{size(EDGE_GRAPH_INT8)}; {judged}; {times}")
+        about_int8 = make_int8(work, encode)
+        graphs: Graphs = {
+            end: {precision: work / file for precision, file in files.items() if (work / file).exists()} for end, files in GRAPHS.items()
+        }
+        int8 = [end for end in graphs if "int8" in graphs[end]]
+        for end in int8:
+            stamp(graphs[end]["int8"], properties)
+        far, times = strays(graphs, images), milliseconds(graphs, images[:1])
+        if int8:
+            done("int8", "; ".join(_describe_int8(end, about_int8.get("gate"), far[end], times[end]) for end in int8))
         manifest = {
             "schema": SCHEMA,
             "format_version": VERSION,
@@ -177,8 +167,9 @@ def write_bundle(
             "max_symbols": max(1, shape.channels * (max_pixels // shape.stride**2)),
             "preprocessing": {"resize": RESIZE, "crop": CROP, "interpolation": "bilinear", "antialias": True},
             "small": small,
-            "precision": precision if int8 is not None else "fp32",
-            "precisions": precisions,
+            "precision": precision if int8 else "fp32",
+            "milliseconds": times,
+            "int8": {"graphs": int8, "strays_on_parity_images": far, **about_int8} if int8 else None,
             "tables": {"images": counts.images, "source": counts.source, "context_channels": list(tables.contexts)} if counts else None,
             "classes": len(labels),
             "checkpoint": checkpoint,
@@ -191,9 +182,7 @@ def write_bundle(
                 for file in (
                     TABLES,
                     *([COMPRESSAI_TABLES] if counts else []),
-                    *([EDGE_GRAPH_INT8] if int8 is not None else []),
-                    EDGE_GRAPH,
-                    CLOUD_GRAPH,
+                    *(path.name for files in graphs.values() for path in files.values()),
                     LABELS,
                 )
             },
@@ -206,6 +195,16 @@ def write_bundle(
         raise
     done("bundle", f"{out}, fingerprint {fingerprint[:8]}")
     return manifest
+
+
+def _describe_int8(end: str, gate: dict[str, Any] | None, far: float, times: dict[str, float]) -> str:
+    """One end's int8 graph, for the report."""
+    if gate:
+        judged = f"top-1 {gate[end]['top1_change']['mean']:+.2%} ({gate[end]['won']} won, {gate[end]['lost']} lost of {gate['images']})"
+        judged += f", bytes {gate['more_bytes']:+.1%}" if end == "edge" else ""
+    else:
+        judged = f"{far:.2%} from float32, not judged on images"
+    return f"{end} {judged}, {times['fp32']} to {times['int8']} ms"
 
 
 def _sha256(path: Path) -> str:

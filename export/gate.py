@@ -1,4 +1,4 @@
-"""The int8 gate: what quantising the edge graph costs, on images that it was not calibrated on.
+"""The int8 gate: what quantising a graph costs, on images that it was not calibrated on.
 
 A quantised encoder gives other symbols, and that is allowed; what must not change is what comes of them.
 
@@ -22,7 +22,7 @@ from runtime.preprocess import preprocess
 
 MAX_TOP1_LOSS = 0.003
 MAX_MORE_BYTES = 0.02
-MAX_CHANGED = 0.02  # of the symbols, where there are no images to judge by
+MAX_CHANGED, MAX_MOVED = 0.02, 0.1  # of the symbols, and of a logit, on whatever images export has
 Encode = Callable[[NDArray[np.int16], int, int], bytes]
 
 
@@ -39,82 +39,108 @@ def open_session(graph: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
-def judge(
-    fp32: Path, int8: Path, cloud: Path, encode: Encode, images: Iterable[tuple[Path, int | None]], as_is: bool, source: str
-) -> dict[str, Any]:
-    """Both edge graphs on the same images, as the manifest records it.
+Graphs = dict[str, dict[str, Path]]  # end, precision -> file: {"edge": {"fp32": ..., "int8": ...}, "cloud": {"fp32": ...}}
+
+
+def judge(graphs: Graphs, encode: Encode, images: Iterable[tuple[Path, int | None]], as_is: bool, source: str) -> dict[str, Any]:
+    """The float32 and the int8 graphs on the same images, as the manifest records it.
 
     Args:
+        graphs: both ends in "fp32", and one or both in "int8".
         encode: symbols, height, width -> feature file.
         images: files, each with its class, or None for all; without classes a change of the first choice counts as a loss.
 
-    Gives shares: "symbols_changed"; "more_bytes"; "lost" and "won", images whose answer int8 makes wrong
-    and right; "top1_change" with its 95 % interval (paired, normal approximation). Files that are no images are passed over.
+    Gives "symbols_changed" and "more_bytes", shares, and "bpp" of both precisions, where there is an int8 edge graph;
+    for "edge" (in int8, the cloud in float32), "cloud" and "both": "lost" and "won", images whose answer int8 makes
+    wrong and right, and "top1_change" with its 95 % interval (paired, normal approximation); "top1" of float32.
+    Files that are no images are passed over. Raises GateError where none is left.
     """
-    edges, tail = [open_session(fp32), open_session(int8)], open_session(cloud)
-    changed = symbols_seen = count = lost = won = 0
-    sizes = [0, 0]
+    sessions = {end: {precision: open_session(path) for precision, path in files.items()} for end, files in graphs.items()}
+    ways = {"edge": ("int8", "fp32"), "cloud": ("fp32", "int8"), "both": ("int8", "int8")}
+    ways = {way: (edge, cloud) for way, (edge, cloud) in ways.items() if edge in graphs["edge"] and cloud in graphs["cloud"]}
+    lost, won = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0)
+    count = right = changed = symbols_seen = pixels_seen = 0
+    sizes = dict.fromkeys(graphs["edge"], 0)
     labelled = True
     for path, label in images:
         try:
             pixels = preprocess(path, as_is)
         except ImageError:
             continue
-        symbols = [edge.run(None, {"pixels": pixels[None]})[0] for edge in edges]
         count += 1
-        changed += int((symbols[0] != symbols[1]).sum())
-        symbols_seen += symbols[0].size
-        for index, one in enumerate(symbols):
-            sizes[index] += len(encode(one[0], *pixels.shape[:2]))
-        first, second = (int(row.argmax()) for row in tail.run(None, {"symbols": np.concatenate(symbols)})[0])
+        pixels_seen += pixels.shape[0] * pixels.shape[1]
+        symbols = {precision: session.run(None, {"pixels": pixels[None]})[0] for precision, session in sessions["edge"].items()}
+        both = np.concatenate(list(symbols.values()))
+        changed += int((both[0] != both[-1]).sum())
+        symbols_seen += both[0].size
+        for precision, one in symbols.items():
+            sizes[precision] += len(encode(one[0], *pixels.shape[:2]))
+        chosen = {
+            (edge, cloud): int(row.argmax())
+            for cloud, session in sessions["cloud"].items()
+            for edge, row in zip(symbols, session.run(None, {"symbols": both})[0], strict=True)
+        }
+        first = chosen["fp32", "fp32"]
         labelled &= label is not None
         truth = first if label is None else label
-        lost += first == truth != second
-        won += second == truth != first
+        right += first == truth
+        for way, which in ways.items():
+            lost[way] += first == truth != chosen[which]
+            won[way] += chosen[which] == truth != first
     if not count:
         raise GateError("no image could be read to judge int8 by: name a folder of JPEG or PNG files")
-    mean = (won - lost) / count
-    half = 1.959964 * math.sqrt(max(0.0, (won + lost) / count - mean**2) / count)
-    return {
-        "images": count,
-        "source": source,
-        "labelled": labelled,
-        "symbols_changed": changed / symbols_seen,
-        "more_bytes": sizes[1] / sizes[0] - 1,
-        "lost": lost,
-        "won": won,
-        "top1_change": {"mean": mean, "low": mean - half, "high": mean + half},
-    }
+    record: dict[str, Any] = {"images": count, "source": source, "labelled": labelled, "top1": right / count if labelled else None}
+    if "int8" in sizes:
+        record |= {"symbols_changed": changed / symbols_seen, "more_bytes": sizes["int8"] / sizes["fp32"] - 1}
+        record |= {"bpp": {precision: 8 * size / pixels_seen for precision, size in sizes.items()}}
+    for way in ways:
+        mean = (won[way] - lost[way]) / count
+        half = 1.959964 * math.sqrt(max(0.0, (won[way] + lost[way]) / count - mean**2) / count)
+        record[way] = {"lost": lost[way], "won": won[way], "top1_change": {"mean": mean, "low": mean - half, "high": mean + half}}
+    return record
 
 
-def reasons(record: dict[str, Any]) -> list[str]:
-    """Why what `judge` found is not good enough; empty if it is."""
-    top1, more = record["top1_change"]["mean"], record["more_bytes"]
+def reasons(record: dict[str, Any], end: str) -> list[str]:
+    """Why what `judge` found of the int8 graph of an end, "edge" or "cloud", is not good enough; empty if it is."""
+    top1 = record[end]["top1_change"]["mean"]
     found = []
     if not top1 >= -MAX_TOP1_LOSS:
         found.append(f"top-1 changes by {top1:+.2%}, more than {MAX_TOP1_LOSS:.1%} down")
-    if not more <= MAX_MORE_BYTES:
-        found.append(f"files grow by {more:.1%}, more than {MAX_MORE_BYTES:.0%}")
+    if end == "edge" and not record["more_bytes"] <= MAX_MORE_BYTES:
+        found.append(f"files grow by {record['more_bytes']:.1%}, more than {MAX_MORE_BYTES:.0%}")
     return found
 
 
-def changed_share(fp32: Path, int8: Path, images: NDArray[np.uint8]) -> float:
-    """The share of symbols that differ on uint8 [N, H, W, 3]; raises GateError over MAX_CHANGED."""
-    symbols = [open_session(graph).run(None, {"pixels": images})[0] for graph in (fp32, int8)]
-    share = float((symbols[0] != symbols[1]).mean())
-    if share > MAX_CHANGED:
-        raise GateError(f"{share:.2%} of the symbols are others in int8, more than {MAX_CHANGED:.0%}: export with --precision fp32")
-    return share
+def strays(graphs: Graphs, images: NDArray[np.uint8]) -> dict[str, float]:
+    """How far each int8 graph is from float32's on uint8 [N, H, W, 3], whoever has judged it elsewhere.
+
+    Edge: the share of symbols that differ; cloud: the largest difference of a logit, as a share of the
+    widest gap between two logits. Raises GateError over MAX_CHANGED and MAX_MOVED.
+    """
+    found = {}
+    symbols = {precision: open_session(path).run(None, {"pixels": images})[0] for precision, path in graphs["edge"].items()}
+    if "int8" in symbols:
+        found["edge"] = float((symbols["int8"] != symbols["fp32"]).mean())
+        if found["edge"] > MAX_CHANGED:
+            raise GateError(f"{found['edge']:.2%} of the symbols are others in int8, over {MAX_CHANGED:.0%}: export with --precision fp32")
+    logits = {precision: open_session(path).run(None, {"symbols": symbols["fp32"]})[0] for precision, path in graphs["cloud"].items()}
+    if "int8" in logits:
+        found["cloud"] = float(np.abs(logits["int8"] - logits["fp32"]).max() / np.ptp(logits["fp32"], 1).max())
+        if not found["cloud"] <= MAX_MOVED:
+            raise GateError(f"a logit moves by {found['cloud']:.1%} in int8, over {MAX_MOVED:.0%}: export with --precision fp32")
+    return found
 
 
-def milliseconds(graphs: dict[str, Path], image: NDArray[np.uint8], runs: int = 30) -> dict[str, float]:
-    """Each graph's median time for one image uint8 [1, H, W, 3], in turn."""
-    sessions = {name: open_session(graph) for name, graph in graphs.items()}
-    times: dict[str, list[float]] = {name: [] for name in graphs}
+def milliseconds(graphs: Graphs, image: NDArray[np.uint8], runs: int = 30) -> dict[str, dict[str, float]]:
+    """Each graph's median time for one image uint8 [1, H, W, 3], in turn; end, precision -> milliseconds."""
+    sessions = {(end, precision): open_session(path) for end, files in graphs.items() for precision, path in files.items()}
+    inputs = {"edge": {"pixels": image}, "cloud": {"symbols": sessions["edge", "fp32"].run(None, {"pixels": image})[0]}}
+    times: dict[tuple[str, str], list[float]] = {which: [] for which in sessions}
     for index in range(5 + runs):
-        for name, session in sessions.items():
+        for (end, precision), session in sessions.items():
             start = time.perf_counter()
-            session.run(None, {"pixels": image})
+            session.run(None, inputs[end])
             if index >= 5:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: round(statistics.median(values), 3) for name, values in times.items()}
+                times[end, precision].append(1e3 * (time.perf_counter() - start))
+    medians = {which: round(statistics.median(values), 3) for which, values in times.items()}
+    return {end: {precision: medians[end, precision] for precision in files} for end, files in graphs.items()}

@@ -4,9 +4,9 @@
     cloud.onnx   symbols int16 [N, C, H', W'] -> logits float32 [N, classes]
 
 Always holds: batch, height and width are dynamic (pixels in multiples of 8); a symbol lies in
--32767..32767, and -32768 marks a latent that is not a number, which the coder refuses; GELU is one
-ONNX operator, so that quantisation need not split it; what depends on weights alone is computed
-here, not on the device.
+-32767..32767; no weights are exported with which a latent could be infinite or not a number, so the
+graph has nothing that looks for one; GELU is one ONNX operator, so that quantisation need not split
+it; what depends on weights alone is computed here, not on the device.
 """
 
 import contextlib
@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from training.data import MEAN, STD
-from training.models import FeatureCompressionModel
+from training.models import FeatureCompressionModel, ResidualBlock
 
 OPSET = 20  # the first with Gelu
-MAX_SYMBOL, NOT_A_SYMBOL = 32767, -32768
+MAX_SYMBOL = 32767
+_MAX_LATENT = 1e30  # far below what float32, and bfloat16, hold
 
 
 class ExportError(RuntimeError):
@@ -55,6 +56,62 @@ def with_fixed_gdn(layers: nn.Module) -> nn.Sequential:
     """A copy of an encoder or decoder with FixedGDN in the place of each GDN1."""
     assert isinstance(layers, nn.Sequential)
     return nn.Sequential(*(FixedGDN(layer) if isinstance(layer, GDN1) else copy.deepcopy(layer) for layer in layers))
+
+
+def largest_latent(encoder: nn.Module) -> float:
+    """A bound of all that an encoder (with FixedGDN) computes from pixels in 0..255, sums on the way included.
+
+    |w * x| <= |w| * |x| for a convolution, |gelu(x)| <= |x|, and |x / (beta + gamma |x|)| <= |x| / beta.
+    """
+
+    def through(layer: nn.Module, bound: Tensor) -> Tensor:
+        """From a bound for each channel to the next one."""
+        if isinstance(layer, nn.Sequential):
+            for one in layer:
+                bound = through(one, bound)
+        elif isinstance(layer, nn.Conv2d):
+            bias = 0 if layer.bias is None else layer.bias.detach().double().abs()
+            bound = layer.weight.detach().double().abs().sum((2, 3)) @ bound + bias
+        elif isinstance(layer, ResidualBlock):
+            bound = bound + through(layer.conv_2, through(layer.conv_1, bound))
+        elif isinstance(layer, FixedGDN):
+            bound = bound / layer.beta.double()
+        elif not isinstance(layer, nn.GELU):
+            raise ExportError(f"an encoder with a {type(layer).__name__} has no known bound")
+        return bound
+
+    return float(through(encoder, torch.full((3,), 255.0, dtype=torch.float64)).max())
+
+
+class SubpixelUpsampling(nn.Module):
+    """A transposed convolution of stride 2 and a GELU, as a convolution to four times the channels.
+
+    out[2j + a] takes in[j - 1], in[j] and in[j + 1] with the taps 4, 2, 0 for a = 0 and none, 3, 1 for a = 1: two
+    sets of weights of size 3 for rows, and two for columns. Engines run a plain convolution several times faster
+    (Shi et al. 2016, arXiv 1609.05158), and in int8. The GELU stands before its values are put in their places, since
+    there it follows a convolution.
+    """
+
+    def __init__(self, layer: nn.ConvTranspose2d):
+        super().__init__()
+        assert (layer.kernel_size, layer.stride, layer.padding, layer.output_padding) == ((5, 5), (2, 2), (2, 2), (1, 1))
+        assert layer.bias is not None
+        self.conv = nn.Conv2d(layer.in_channels, 4 * layer.out_channels, 3, padding=1)
+        bias = self.conv.bias
+        assert bias is not None
+        taps = ((4, 2, 0), (None, 3, 1))
+        with torch.no_grad():
+            self.conv.weight.zero_()
+            bias.copy_(layer.bias.repeat_interleave(4))
+            for a, rows in enumerate(taps):
+                for b, columns in enumerate(taps):
+                    for i, row in enumerate(rows):
+                        for j, column in enumerate(columns):
+                            if row is not None and column is not None:
+                                self.conv.weight[2 * a + b :: 4, :, i, j] = layer.weight[:, :, row, column].t()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pixel_shuffle(nn.functional.gelu(self.conv(x)), 2)
 
 
 class EdgeGraph(nn.Module):
@@ -92,12 +149,12 @@ class EdgeGraph(nn.Module):
         image = pixels.permute(0, 3, 1, 2).to(torch.float32)
         if not self.normalised:
             image = image * self.scale + self.shift
-        return as_symbols(torch.round(self.encoder(image)))
+        return as_symbols(self.encoder(image))
 
 
 def as_symbols(latent: Tensor) -> Tensor:
-    """Whole numbers to int16; what a clamp or a cast makes of a NaN differs from machine to machine."""
-    return torch.where(torch.isnan(latent), float(NOT_A_SYMBOL), latent.clamp(-MAX_SYMBOL, MAX_SYMBOL)).to(torch.int16)
+    """To the nearest whole numbers, int16."""
+    return torch.round(latent.clamp(-MAX_SYMBOL, MAX_SYMBOL)).to(torch.int16)
 
 
 class CloudGraph(nn.Module):
@@ -106,18 +163,30 @@ class CloudGraph(nn.Module):
     def __init__(self, model: FeatureCompressionModel):
         super().__init__()
         self.model = copy.deepcopy(model)
-        self.model.bottleneck_layer.decoder = with_fixed_gdn(model.bottleneck_layer.decoder)
+        layers = list(with_fixed_gdn(model.bottleneck_layer.decoder))
+        if isinstance(layers[0], nn.ConvTranspose2d):
+            assert isinstance(layers[1], nn.GELU)
+            layers[:2] = [SubpixelUpsampling(layers[0])]
+        self.model.bottleneck_layer.decoder = nn.Sequential(*layers)
+        self.adds_medians = bool(model.bottleneck_layer.medians.any())
 
     def forward(self, symbols: Tensor) -> Tensor:
-        return self.model.logits_of_symbols(symbols.to(torch.float32))
+        values = symbols.to(torch.float32)
+        if self.adds_medians:
+            values = values + self.model.bottleneck_layer.medians
+        return self.model.tail(self.model.bottleneck_layer.decoder(values))
 
 
 def export_edge(model: FeatureCompressionModel, path: Path) -> None:
     """Write edge.onnx; raises ExportError."""
+    graph = EdgeGraph(model)
+    bound = largest_latent(graph.encoder)
+    if not bound <= _MAX_LATENT:
+        raise ExportError(f"the encoder's weights are so large that a latent might be {bound:.1g}: the checkpoint is broken")
     pixels = torch.zeros(2, 64, 80, 3, dtype=torch.uint8)
     shapes = {0: Dim("batch"), 1: 8 * Dim("rows", min=2), 2: 8 * Dim("columns", min=2)}
-    gelus = sum(isinstance(m, nn.GELU) for m in EdgeGraph(model).modules()) + 2 * (model.spec.blocks or 0)
-    _export(EdgeGraph(model), pixels, "pixels", shapes, "symbols", path, gelus)
+    gelus = sum(isinstance(m, nn.GELU) for m in graph.modules()) + 2 * (model.spec.blocks or 0)
+    _export(graph, pixels, "pixels", shapes, "symbols", path, gelus)
 
 
 def export_cloud(model: FeatureCompressionModel, path: Path) -> None:

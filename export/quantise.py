@@ -1,14 +1,16 @@
 """Static int8 of a graph: weights by channel, activations by the ranges that real images gave them.
 
-Quantised are all convolutions but the first and the last. GELU, GDN's division and the residual sums
-stay in float32. Of the symbols that int8 changed in ours_n4, a quarter came from quantised sums (which
-saved 0.1 ms of 2.2), an eighth from the last convolution (0.1 ms), a fifth from the first (0.3 ms). Q/DQ
-pairs are as onnxruntime's own quantiser writes them (activations uint8, weights int8), which every
-engine reads. One thing is done by hand: what only goes into a GELU is cut off at -4, where GELU is
+Quantised are convolutions, but neither the encoder's last, whose output is rounded to symbols, nor a first
+one that is not fed with pixels, which are eight bits as they come. GELU, GDN (whose convolution in int8 costs
+more on the way in and out than it saves) and the residual sums stay in float32. Of the symbols that int8
+changed in ours_n4, a quarter came from quantised sums (which saved 0.1 ms of 2.2), an eighth from the last
+convolution (0.1 ms). Q/DQ pairs are as onnxruntime's own quantiser writes them (activations uint8, weights
+int8), which every engine reads. Two things are done by hand: pixels, and symbols, go into the first
+convolution as the whole numbers that they are; and what only goes into a GELU is cut off at -4, where GELU is
 zero in eight bits, which leaves finer steps for the rest.
 
 Always holds: ranges belong to one graph, which they know by the sequence of its operators and by
-the bottleneck's hash, and not by names that an exporter chose.
+a hash of the weights behind it, and not by names that an exporter chose.
 """
 
 import json
@@ -25,46 +27,72 @@ from onnx import TensorProto, helper
 
 MIN_IMAGES, CALIBRATION_IMAGES = 300, 512
 _GELU_ZERO = -4.0  # GELU(-4) is -0.0001
+ENDS = ("edge", "cloud")
 
 
 class RangesError(ValueError):
     """Activation ranges are of another graph, or were taken of too few images."""
 
 
+class NothingToQuantiseError(RangesError):
+    """A graph without a convolution that would be quantised."""
+
+
 @dataclass(frozen=True)
 class Ranges:
-    """The smallest and largest value of each operator's output, in the graph's order.
+    """The smallest and largest value of each operator's output in one graph, in the graph's order.
 
     Attributes:
         sha256: hash of the weights that the ranges were taken with.
-        images, source: how many images, and what they were.
         operators: one entry an operator: its type, and low and high of its output; (0, 0) for what is not float.
-        gate: what gate.judge found of the graph that these ranges make.
     """
 
     sha256: str
+    operators: list[tuple[str, float, float]]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What int8 needs to know of a checkpoint, kept beside it as CHECKPOINT.ranges.json.
+
+    Attributes:
+        images, source: how many images the ranges were taken of, and what they were.
+        edge, cloud: the ranges of the two graphs.
+        gate: what gate.judge found of the graphs that these ranges make, on images held out from them.
+        validation: the same on images that had no part in any choice.
+    """
+
     images: int
     source: str
-    operators: list[tuple[str, float, float]]
+    edge: Ranges
+    cloud: Ranges
     gate: dict[str, Any] | None = None
+    validation: dict[str, Any] | None = None
 
     def to_json(self) -> str:
-        head = {key: value for key, value in asdict(self).items() if key != "operators"}
-        rows = ",\n".join(f"  {json.dumps(row)}" for row in self.operators)
-        return json.dumps(head)[:-1] + f', "operators": [\n{rows}\n]}}\n'
+        fields = asdict(self)
+        parts = []
+        for end in ENDS:
+            rows = ",\n".join(f"  {json.dumps(row)}" for row in fields[end]["operators"])
+            parts.append(f'"{end}": {{"sha256": "{fields.pop(end)["sha256"]}", "operators": [\n{rows}\n ]}}')
+        return json.dumps(fields)[:-1] + "".join(f",\n {part}" for part in parts) + "\n}\n"
 
     @classmethod
-    def from_json(cls, text: str, name: str) -> "Ranges":
-        """Raises RangesError, which calls them `name`."""
+    def from_json(cls, text: str, name: str) -> "Calibration":
+        """Raises RangesError, which calls the ranges `name`."""
         try:
             data = json.loads(text)
-            rows = [(str(operator), float(low), float(high)) for operator, low, high in data.pop("operators")]
-            ranges = cls(operators=rows, **data)
+            for end in ENDS:
+                entry = data.pop(end)
+                rows = [(str(operator), float(low), float(high)) for operator, low, high in entry.pop("operators")]
+                data[end] = Ranges(operators=rows, **entry)
+            calibration = cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RangesError(f"{name} are not activation ranges ({error!r}): take them again with --calibrate DIR") from None
-        if not all(np.isfinite((low, high)).all() and low <= high for _, low, high in rows):
-            raise RangesError(f"{name} have an end that is not finite, or ends the wrong way round: take them again with --calibrate DIR")
-        return ranges
+        for _, low, high in (*calibration.edge.operators, *calibration.cloud.operators):
+            if not (np.isfinite((low, high)).all() and low <= high):
+                raise RangesError(f"{name} have ends that are not finite, or the wrong way round: take them again with --calibrate DIR")
+        return calibration
 
 
 def _float_outputs(model: onnx.ModelProto) -> set[str]:
@@ -72,8 +100,8 @@ def _float_outputs(model: onnx.ModelProto) -> set[str]:
     return {value.name for value in inferred.graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT}
 
 
-def take_ranges(graph: Path, inputs: Iterable[NDArray[np.generic]], sha256: str, source: str) -> Ranges:
-    """Run the graph on batches of its input and keep the ends of every operator's float32 output.
+def take_ranges(graph: Path, inputs: Iterable[NDArray[np.generic]], sha256: str) -> tuple[Ranges, int]:
+    """Run the graph on batches of its input, keep the ends of every operator's float32 output, and count the images.
 
     Raises RangesError for fewer than MIN_IMAGES images.
     """
@@ -92,11 +120,11 @@ def take_ranges(graph: Path, inputs: Iterable[NDArray[np.generic]], sha256: str,
     if images < MIN_IMAGES:
         raise RangesError(f"{images} images are too few to calibrate with: name a folder of at least {MIN_IMAGES}")
     rows = [(node.op_type, *ends.get(node.output[0], (0.0, 0.0))) for node in onnx.load(graph).graph.node]
-    return Ranges(sha256, images, source, rows)
+    return Ranges(sha256, rows), images
 
 
 def quantise(graph: Path, ranges: Ranges, sha256: str, out: Path) -> None:
-    """Write the int8 form of a float32 graph of weights `sha256`; raises RangesError."""
+    """Write the int8 form of a float32 graph, edge or cloud, of weights `sha256`; raises RangesError, NothingToQuantiseError."""
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -106,14 +134,23 @@ def quantise(graph: Path, ranges: Ranges, sha256: str, out: Path) -> None:
     if ranges.sha256 != sha256 or [node.op_type for node in nodes] != [row[0] for row in ranges.operators]:
         raise RangesError("the activation ranges are of another checkpoint or graph: take them again with --calibrate DIR")
     ends = {node.output[0]: row[1:] for node, row in zip(nodes, ranges.operators, strict=True)}
-    for node in nodes:
-        readers = [reader.op_type for reader in nodes if node.output[0] in reader.input]
-        if node.op_type == "Conv" and set(readers) == {"Gelu"}:
-            low, high = ends[node.output[0]]
-            ends[node.output[0]] = (max(low, _GELU_ZERO), max(high, _GELU_ZERO))
     convolutions = [node for node in nodes if node.op_type == "Conv"]
-    if len(convolutions) < 3:
-        raise RangesError("there is nothing between the first and the last convolution to quantise: export with --precision fp32")
+    for node in convolutions:
+        low, high = ends[node.output[0]]
+        if {reader.op_type for reader in nodes if node.output[0] in reader.input} == {"Gelu"}:
+            ends[node.output[0]] = (max(low, _GELU_ZERO), max(high, _GELU_ZERO))
+    encoder = model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
+    made_by = {node.output[0]: node.op_type for node in nodes}
+    left_out = [node.name for node in convolutions if made_by[node.input[0]] == "Abs"]
+    left_out += [convolutions[-1].name] if encoder else []
+    fed = convolutions[0].input[0]
+    whole = made_by[fed] == "Cast"
+    if whole and (encoder or -128 <= min(ends[fed]) <= max(ends[fed]) <= 127):
+        ends[fed] = (0.0, 255.0) if encoder else (-128.0, 127.0)  # steps of 1: whole numbers stay what they are
+    elif encoder:
+        left_out.append(convolutions[0].name)
+    if len(left_out) == len(convolutions):
+        raise NothingToQuantiseError(f"{graph.name} has no convolution to quantise: export with --precision fp32")
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ends.items()}
     quantizer = QDQQuantizer(
         onnx.shape_inference.infer_shapes(model),
@@ -123,13 +160,27 @@ def quantise(graph: Path, ranges: Ranges, sha256: str, out: Path) -> None:
         QuantType.QUInt8,
         TensorsData(CalibrationMethod.MinMax, data),
         [],
-        [convolutions[0].name, convolutions[-1].name],
+        left_out,
         ["Conv"],
         {},
     )
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     quantised = quantizer.model.model
+    if encoder and whole:
+        _feed_pixels(quantised.graph)
     quantised.graph.ClearField("value_info")
     onnx.checker.check_model(quantised)
     onnx.save(quantised, out)
+
+
+def _feed_pixels(graph: onnx.GraphProto) -> None:
+    """Take away the cast of the pixels to float32, and the operator that makes uint8 of them again."""
+    cast = next(node for node in graph.node if node.op_type == "Cast")
+    (back,) = (node for node in graph.node if cast.output[0] in node.input)
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name == back.output[0]:
+                node.input[index] = cast.input[0]
+    graph.node.remove(back)
+    graph.node.remove(cast)

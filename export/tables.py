@@ -42,9 +42,14 @@ def make_tables(model: FeatureCompressionModel) -> Tables:
 
 def bottleneck_sha256(model: FeatureCompressionModel) -> str:
     """SHA-256, in hex, over names, shapes and values of all weights of the bottleneck, medians included."""
+    return weights_sha256(model, "bottleneck_layer.")
+
+
+def weights_sha256(model: FeatureCompressionModel, prefix: str = "") -> str:
+    """The same over all weights whose name begins with `prefix`; batches that batch norm counted are left out."""
     sha = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
-        if key.startswith("bottleneck_layer.") and key not in TABLE_BUFFERS:
+        if key.startswith(prefix) and key not in TABLE_BUFFERS and not key.endswith("num_batches_tracked"):
             sha.update(f"{key} {list(value.shape)};".encode())
             sha.update(value.to(torch.float32).contiguous().numpy().astype("<f4").tobytes())
     return sha.hexdigest()

@@ -4,8 +4,8 @@
     tables.json     entropy tables
     compressai.json the tables of CompressAI's streams, where those are others
     edge.onnx       pixels to symbols           } the edge half; edge.int8.onnx, the same quantised, if there is one
-    cloud.onnx      symbols to logits           }
-    labels.txt      one label a line            } the cloud half
+    cloud.onnx      symbols to logits           } the cloud half; cloud.int8.onnx, the same quantised, if there is one
+    labels.txt      one label a line            }
     tuned.json      the engine that `tune` chose on this device; no part of what was exported
 
 Always holds: a file is used only if its bytes have the SHA-256 that the manifest names, and the
@@ -40,7 +40,7 @@ from .feature_file import BLOCK, VERSION
 SCHEMA = 2
 MANIFEST, TABLES, EDGE_GRAPH, CLOUD_GRAPH, LABELS = "manifest.json", "tables.json", "edge.onnx", "cloud.onnx", "labels.txt"
 COMPRESSAI_TABLES = "compressai.json"
-EDGE_GRAPH_INT8 = "edge.int8.onnx"
+EDGE_GRAPH_INT8, CLOUD_GRAPH_INT8 = "edge.int8.onnx", "cloud.int8.onnx"
 _MAX_TEXT_BYTES = 16 << 20  # manifest, tables, labels
 _MAX_GRAPH_BYTES = 2 << 30
 # A symbol takes four words at most: its run's, its own, and 24 bits of digits; what is beside them is header, checksum and first states.

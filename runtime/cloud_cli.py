@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .edge_cli import add_engine_options
+from .edge_cli import add_engine_options, without_blas_threads
 from .errors import EdgeCloudError, FeatureFileError, FeatureFileNotFoundError
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.info:
         return _each(args.files, lambda name, data: _print_info(name, data, args.json))
     # After the usage is checked: numpy and onnxruntime take a while.
+    without_blas_threads()
     from .cloud import CloudDecoder
 
     try:

@@ -108,6 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     # With the feature file on standard output, the report goes to standard error.
     report: IO[str] = sys.stderr if args.output == "-" else sys.stdout
     # After the usage is checked: numpy and onnxruntime take a while.
+    without_blas_threads()
     from .edge import EdgeEncoder
 
     # Pillow warns at half of the size that it refuses, and of every oddity in a TIFF.
@@ -173,6 +174,11 @@ def _line(result: dict[str, Any]) -> str:
         f"{result['image']} -> {'standard output' if result['output'] == '-' else result['output']}: {result['bytes']} bytes, "
         f"{result['bpp']:.3f} bpp at {result['width']}x{result['height']}, {result['milliseconds']['total']:.1f} ms"
     )
+
+
+def without_blas_threads() -> None:
+    """Before numpy is imported: nothing here multiplies matrices in it, and its threads for that spin as they start."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def cores() -> int:

@@ -19,7 +19,6 @@ import platform
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +27,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from .bundle import CLOUD_GRAPH, EDGE_GRAPH, EDGE_GRAPH_INT8, Bundle
+from .bundle import CLOUD_GRAPH, CLOUD_GRAPH_INT8, EDGE_GRAPH, EDGE_GRAPH_INT8, Bundle
 from .errors import EngineChoiceError, InconsistentBundleError
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "bf16", "int8")
-GRAPHS = {"edge": {"fp32": EDGE_GRAPH, "int8": EDGE_GRAPH_INT8}, "cloud": {"fp32": CLOUD_GRAPH}}
+GRAPHS = {"edge": {"fp32": EDGE_GRAPH, "int8": EDGE_GRAPH_INT8}, "cloud": {"fp32": CLOUD_GRAPH, "int8": CLOUD_GRAPH_INT8}}
 ONNXRUNTIME = {
     "cpu": "CPUExecutionProvider",
     "xnnpack": "XnnpackExecutionProvider",
@@ -108,6 +107,8 @@ def _graph(bundle: Bundle, end: str, choice: Choice) -> str | None:
 
 def describe_device() -> dict[str, str]:
     """What a tuned choice depends on: processor, cores, and the engines' versions."""
+    from importlib.metadata import PackageNotFoundError, version  # and with it the package email
+
     processor = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -162,7 +163,7 @@ def choose(bundle: Bundle, end: str, provider: str = "auto", precision: str = "a
             return tuned
         provider = "openvino" if precision == "bf16" else "cpu"
     if precision == "auto":
-        precision = "int8" if end == "edge" and bundle.manifest.get("precision") == "int8" else "fp32"
+        precision = "int8" if bundle.manifest.get("precision") == "int8" and _graph(bundle, end, Choice("cpu", "int8")) else "fp32"
     choice = Choice(provider, precision)
     if has_provider(choice.provider):
         return choice

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .edge_cli import EXIT_DONE, EXIT_FAILURE, cores, in_order, standard_input
+from .edge_cli import EXIT_DONE, EXIT_FAILURE, cores, in_order, standard_input, without_blas_threads
 from .edge_files import find, printable
 from .errors import EdgeCloudError, SendError, ServerAwayError, SpoolError, TokenFileError
 from .progress import Progress
@@ -136,6 +136,7 @@ def read_token(path: str) -> str:
 
 
 def _encode(args: argparse.Namespace, images: list[str]) -> "Iterator[Encoded]":
+    without_blas_threads()
     from .edge import EdgeEncoder
     from .sender import Encoded
 

@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+GOLF_BALL = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
+COUNT = "import os\nprint(len(os.listdir('/proc/self/task')))\n"
 
 BLOCK_TORCH = """
 import sys
@@ -88,6 +92,20 @@ def test_help_and_version_import_nothing_heavy(module: str, option: str) -> None
     result = run(code)
     assert result.returncode == 0, result.stderr
     assert ("usage:" if option == "--help" else "0.") in result.stdout
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_the_commands_start_no_threads_that_nothing_uses(bundle: Path, tmp_path: Path) -> None:
+    own = run("import os\nos.environ['OPENBLAS_NUM_THREADS'] = '1'\nimport numpy, onnxruntime\n" + COUNT).stdout.strip()
+    code = (
+        "import sys\nfrom runtime import cloud_cli, edge_cli\n"
+        "main = edge_cli.main if sys.argv[1].endswith('.jpg') else cloud_cli.main\n"
+        "assert main(sys.argv[1:]) == 0\n" + COUNT
+    )
+    options = ("--bundle", str(bundle), "--threads", "1")
+    for arguments in ((str(GOLF_BALL), "-o", str(tmp_path / "feat.bin")), (str(tmp_path / "feat.bin"),)):
+        result = run(code, *arguments, *options)
+        assert (result.returncode, result.stdout.split()[-1]) == (0, own), result.stderr
 
 
 def test_a_name_that_runtime_lacks() -> None:

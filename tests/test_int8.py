@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from export import __main__ as command
-from export.gate import GateError, changed_share, judge, reasons
+from export.gate import GateError, Graphs, judge, reasons, strays
 from export.images import labelled_paths, synthetic_images
-from export.quantise import Ranges, RangesError, quantise, take_ranges
+from export.quantise import Calibration, NothingToQuantiseError, RangesError, quantise, take_ranges
 from runtime.bundle import Bundle
 
 Capture = pytest.CaptureFixture[str]
@@ -20,33 +20,57 @@ PROJECT = Path(__file__).resolve().parent.parent
 RANGES = PROJECT / "checkpoints" / "ours_n4" / "lmb1.28.ranges.json"
 
 
+ONE_EDGE = '"edge": {"sha256": "a", "operators": [["Conv", 0.0, 1.0]]}'
+
+
 @pytest.fixture(scope="module")
-def ranges() -> Ranges:
-    return Ranges.from_json(RANGES.read_text(), RANGES.name)
+def calibration() -> Calibration:
+    return Calibration.from_json(RANGES.read_text(), RANGES.name)
 
 
-def test_the_default_bundle_has_an_int8_graph_that_was_judged(bundle: Path) -> None:
+def graphs_of(bundle: Path) -> Graphs:
+    return {
+        "edge": {"fp32": bundle / "edge.onnx", "int8": bundle / "edge.int8.onnx"},
+        "cloud": {"fp32": bundle / "cloud.onnx", "int8": bundle / "cloud.int8.onnx"},
+    }
+
+
+def test_the_default_bundle_has_int8_graphs_that_were_judged(bundle: Path) -> None:
     manifest = Bundle.load(bundle).manifest
     assert manifest["precision"] == "auto"
-    gate = manifest["precisions"]["int8"]["gate"]
+    assert manifest["int8"]["graphs"] == ["edge", "cloud"]
+    gate, validation = manifest["int8"]["gate"], manifest["int8"]["validation"]
     assert gate["images"] >= 300
-    assert gate["labelled"]
-    assert not reasons(gate)
-    assert manifest["precisions"]["int8"]["milliseconds"] > 0
-    assert manifest["precisions"]["fp32"]["milliseconds"] > 0
+    assert validation["images"] == 1966
+    for record in (gate, validation):
+        assert record["labelled"]
+        assert not reasons(record, "edge") + reasons(record, "cloud")
+        assert record["both"]["top1_change"]["mean"] > -0.005
+    assert all(manifest["milliseconds"][end][precision] > 0 for end in ("edge", "cloud") for precision in ("fp32", "int8"))
 
 
-def test_all_convolutions_but_the_ends_are_quantised_and_gelu_is_whole(bundle: Path) -> None:
-    nodes = onnx.load(bundle / "edge.int8.onnx").graph.node
-    outputs = {output: node.op_type for node in nodes for output in node.output}
-    inputs = [outputs.get(node.input[0]) for node in nodes if node.op_type == "Conv"]
-    assert inputs == ["Cast", *["DequantizeLinear"] * 8, "Add"]
-    plain = onnx.load(bundle / "edge.onnx").graph.node
-    assert sum(node.op_type == "Gelu" for node in nodes) == sum(node.op_type == "Gelu" for node in plain) == 8
+def test_what_is_quantised_and_gelu_is_whole(bundle: Path) -> None:
+    for end, inputs in (("edge", ["DequantizeLinear"] * 9 + ["Add"]), ("cloud", ["DequantizeLinear"] * 46)):
+        nodes = onnx.load(bundle / f"{end}.int8.onnx").graph.node
+        outputs = {output: node.op_type for node in nodes for output in node.output}
+        assert [outputs.get(node.input[0]) for node in nodes if node.op_type == "Conv"] == inputs
+        plain = onnx.load(bundle / f"{end}.onnx").graph.node
+        assert sum(node.op_type == "Gelu" for node in nodes) == sum(node.op_type == "Gelu" for node in plain) > 0
 
 
-def test_ranges_survive_their_file(ranges: Ranges) -> None:
-    assert Ranges.from_json(ranges.to_json(), "x") == ranges
+def test_pixels_and_symbols_are_taken_as_the_whole_numbers_that_they_are(bundle: Path) -> None:
+    for end, zero in (("edge", 0), ("cloud", 128)):
+        graph = onnx.load(bundle / f"{end}.int8.onnx").graph
+        values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        made_by = {node.output[0]: node for node in graph.node}
+        first = made_by[next(node for node in graph.node if node.op_type == "Conv").input[0]]
+        assert values[first.input[1]] == 1.0
+        assert values[first.input[2]] == zero
+    assert first.op_type == "DequantizeLinear"
+
+
+def test_ranges_survive_their_file(calibration: Calibration) -> None:
+    assert Calibration.from_json(calibration.to_json(), "x") == calibration
 
 
 @pytest.mark.parametrize(
@@ -55,52 +79,70 @@ def test_ranges_survive_their_file(ranges: Ranges) -> None:
         "",
         "[]",
         "{}",
-        '{"sha256": "a", "images": 1, "source": "s", "operators": [["Conv", 1]]}',
-        '{"sha256": "a", "images": 1, "source": "s", "operators": [["Conv", 2.0, 1.0]]}',
-        '{"sha256": "a", "images": 1, "source": "s", "operators": [["Conv", NaN, 1.0]]}',
-        '{"sha256": "a", "images": 1, "source": "s", "operators": [], "more": 1}',
+        f'{{"images": 1, "source": "s", {ONE_EDGE}}}',
+        f'{{"images": 1, "source": "s", {ONE_EDGE}, "cloud": {{"sha256": "a", "operators": [["Conv", 1]]}}}}',
+        f'{{"images": 1, "source": "s", {ONE_EDGE}, "cloud": {{"sha256": "a", "operators": [["Conv", 2.0, 1.0]]}}}}',
+        f'{{"images": 1, "source": "s", {ONE_EDGE}, "cloud": {{"sha256": "a", "operators": [["Conv", NaN, 1.0]]}}}}',
+        f'{{"images": 1, "source": "s", {ONE_EDGE}, "cloud": {{"sha256": "a", "operators": []}}, "more": 1}}',
         "[" * 10000,
     ],
 )
 def test_ranges_that_make_no_sense(text: str) -> None:
     with pytest.raises(RangesError, match=r"some\.json.*--calibrate DIR"):
-        Ranges.from_json(text, "some.json")
+        Calibration.from_json(text, "some.json")
 
 
-def test_ranges_of_another_checkpoint_or_graph(bundle: Path, random_bundle: Path, ranges: Ranges, tmp_path: Path) -> None:
+def test_ranges_of_another_checkpoint_or_graph(bundle: Path, random_bundle: Path, calibration: Calibration, tmp_path: Path) -> None:
     with pytest.raises(RangesError, match="another checkpoint or graph"):
-        quantise(bundle / "edge.onnx", ranges, "0" * 64, tmp_path / "int8.onnx")
+        quantise(bundle / "edge.onnx", calibration.edge, "0" * 64, tmp_path / "int8.onnx")
     with pytest.raises(RangesError, match="another checkpoint or graph"):
-        quantise(random_bundle / "edge.onnx", ranges, ranges.sha256, tmp_path / "int8.onnx")
+        quantise(random_bundle / "edge.onnx", calibration.edge, calibration.edge.sha256, tmp_path / "int8.onnx")
     assert not (tmp_path / "int8.onnx").exists()
 
 
-def test_a_graph_of_two_convolutions_has_nothing_to_quantise(random_bundle: Path, tmp_path: Path) -> None:
-    ranges = take_ranges(random_bundle / "edge.onnx", [synthetic_images(3, 16)] * 100, "a" * 64, "synthetic")
-    assert ranges.images == 300
-    with pytest.raises(RangesError, match="nothing between the first and the last"):
-        quantise(random_bundle / "edge.onnx", ranges, "a" * 64, tmp_path / "int8.onnx")
+def test_of_an_encoder_of_two_convolutions_the_first_is_quantised(random_bundle: Path, tmp_path: Path) -> None:
+    ranges, images = take_ranges(random_bundle / "edge.onnx", [synthetic_images(3, 16)] * 100, "a" * 64)
+    assert images == 300
+    quantise(random_bundle / "edge.onnx", ranges, "a" * 64, tmp_path / "edge.int8.onnx")
+    operators = [node.op_type for node in onnx.load(tmp_path / "edge.int8.onnx").graph.node]
+    assert operators.count("Conv") == 2
+    assert operators.count("QuantizeLinear") == 1
+
+
+def test_a_graph_with_nothing_to_quantise(random_bundle: Path, tmp_path: Path) -> None:
+    """One convolution, whose output is rounded to symbols."""
+    model = onnx.load(random_bundle / "edge.onnx")
+    last = [node for node in model.graph.node if node.op_type == "Conv"][-1]
+    last.op_type = "Identity"
+    del last.input[1:], last.attribute[:]
+    onnx.save(model, tmp_path / "edge.onnx")
+    ranges, _ = take_ranges(tmp_path / "edge.onnx", [synthetic_images(3, 16)] * 100, "a" * 64)
+    with pytest.raises(NothingToQuantiseError, match="no convolution to quantise"):
+        quantise(tmp_path / "edge.onnx", ranges, "a" * 64, tmp_path / "edge.int8.onnx")
 
 
 def test_ranges_want_enough_images(random_bundle: Path) -> None:
     with pytest.raises(RangesError, match="6 images are too few"):
-        take_ranges(random_bundle / "edge.onnx", [synthetic_images(3, 16)] * 2, "a" * 64, "synthetic")
+        take_ranges(random_bundle / "edge.onnx", [synthetic_images(3, 16)] * 2, "a" * 64)
 
 
-def test_ranges_are_what_the_graph_computes(bundle: Path, ranges: Ranges) -> None:
-    rows = take_ranges(bundle / "edge.onnx", [synthetic_images(3, 32)] * 100, "a" * 64, "synthetic").operators
-    assert [row[0] for row in rows] == [row[0] for row in ranges.operators]
+def test_ranges_are_what_the_graph_computes(bundle: Path, calibration: Calibration) -> None:
+    rows = take_ranges(bundle / "edge.onnx", [synthetic_images(3, 32)] * 100, "a" * 64)[0].operators
+    assert [row[0] for row in rows] == [row[0] for row in calibration.edge.operators]
     gelus = [row for row in rows if row[0] == "Gelu"]
     assert len(gelus) == 8
     assert all(-0.171 < low <= 0 < high for _, low, high in gelus), "GELU has a least value"
 
 
-def test_a_range_too_narrow_is_seen(bundle: Path, ranges: Ranges, tmp_path: Path) -> None:
-    """The gate by symbols: ranges a hundredth as wide spoil the graph."""
-    narrow = replace(ranges, operators=[(operator, low / 100, high / 100) for operator, low, high in ranges.operators])
-    quantise(bundle / "edge.onnx", narrow, ranges.sha256, tmp_path / "int8.onnx")
-    with pytest.raises(GateError, match="of the symbols are others in int8"):
-        changed_share(bundle / "edge.onnx", tmp_path / "int8.onnx", synthetic_images(2))
+def test_a_range_too_narrow_is_seen(bundle: Path, calibration: Calibration, tmp_path: Path) -> None:
+    """The gate by symbols, and by logits: ranges a hundredth as wide spoil a graph."""
+    graphs = graphs_of(bundle)
+    for end, ranges, text in (("edge", calibration.edge, "of the symbols are others"), ("cloud", calibration.cloud, "a logit moves by")):
+        narrow = replace(ranges, operators=[(operator, low / 100, high / 100) for operator, low, high in ranges.operators])
+        quantise(graphs[end]["fp32"], narrow, ranges.sha256, tmp_path / end)
+        with pytest.raises(GateError, match=text):
+            strays(graphs | {end: {"fp32": graphs[end]["fp32"], "int8": tmp_path / end}}, synthetic_images(2))
+    assert 0 < strays(graphs, synthetic_images(2))["edge"] < 0.02
 
 
 def test_the_judge_counts_what_int8_wins_and_loses(bundle: Path, tmp_path: Path) -> None:
@@ -112,17 +154,23 @@ def test_the_judge_counts_what_int8_wins_and_loses(bundle: Path, tmp_path: Path)
     paths = labelled_paths(folder, 10)
     assert [label for _, label in paths] == [0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9]
     assert {label for _, label in labelled_paths(folder, 3)} == {None}
-    loaded = Bundle.load(bundle)
-    graphs = (bundle / "edge.onnx", bundle / "edge.int8.onnx", bundle / "cloud.onnx")
-    same = judge(graphs[0], graphs[0], graphs[2], loaded.encode, paths, True, "synthetic")
-    assert (same["images"], same["symbols_changed"], same["more_bytes"], same["lost"], same["won"]) == (10, 0, 0, 0, 0)
+    encode, graphs = Bundle.load(bundle).encode, graphs_of(bundle)
+    twice = {end: {"fp32": files["fp32"], "int8": files["fp32"]} for end, files in graphs.items()}
+    same = judge(twice, encode, paths, True, "synthetic")
+    assert (same["images"], same["symbols_changed"], same["more_bytes"]) == (10, 0, 0)
+    assert [(same[way]["lost"], same[way]["won"]) for way in ("edge", "cloud", "both")] == [(0, 0)] * 3
     assert same["labelled"]
-    unlabelled = judge(*graphs, loaded.encode, labelled_paths(folder, 3), True, "synthetic")
+    assert 0 <= same["top1"] <= 1
+    unlabelled = judge(graphs, encode, labelled_paths(folder, 3), True, "synthetic")
     assert 0 < unlabelled["symbols_changed"] < 0.02
-    assert unlabelled["won"] == 0
+    assert unlabelled["both"]["won"] == 0
+    assert unlabelled["top1"] is None
     assert not unlabelled["labelled"]
+    only_cloud = judge(graphs | {"edge": {"fp32": graphs["edge"]["fp32"]}}, encode, paths[:2], True, "synthetic")
+    assert {"edge", "both", "more_bytes"}.isdisjoint(only_cloud)
+    assert only_cloud["cloud"]["top1_change"]["mean"] == (only_cloud["cloud"]["won"] - only_cloud["cloud"]["lost"]) / 2
     with pytest.raises(GateError, match="no image could be read"):
-        judge(*graphs, loaded.encode, [(folder / "class 3" / "two.png", 3)], True, "synthetic")
+        judge(graphs, encode, [(folder / "class 3" / "two.png", 3)], True, "synthetic")
 
 
 @pytest.mark.parametrize(
@@ -130,8 +178,10 @@ def test_the_judge_counts_what_int8_wins_and_loses(bundle: Path, tmp_path: Path)
     [(-0.004, 0.0, "top-1 changes by -0.40%"), (0.0, 0.03, "files grow by 3.0%"), (float("nan"), 0.0, "top-1"), (-0.003, 0.02, None)],
 )
 def test_what_is_not_good_enough(top1: float, more: float, text: str | None) -> None:
-    found = reasons({"top1_change": {"mean": top1}, "more_bytes": more})
+    record = {"edge": {"top1_change": {"mean": top1}}, "cloud": {"top1_change": {"mean": top1}}, "more_bytes": more}
+    found = reasons(record, "edge")
     assert (text in found[0]) if text else not found
+    assert bool(reasons(record, "cloud")) == bool(text and "top-1" in text), "the cloud writes no files"
 
 
 def test_no_ranges_and_int8_asked_for(random_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -148,17 +198,19 @@ def test_calibrate_to_bundle(tmp_path: Path, capsys: Capture) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{index}.png")
     kept, out = tmp_path / "ranges.json", tmp_path / "out"
-    calibrate = ["--calibrate", str(tmp_path / "images"), "--as-is", "--ranges", str(kept)]
+    calibrate = ["--calibrate", str(tmp_path / "images"), "--validate", str(tmp_path / "images"), "--as-is", "--ranges", str(kept)]
     status = command.main(["ours_n4", *calibrate, "--out", str(out)])
     record = json.loads(kept.read_text())
     assert status == 0, capsys.readouterr().err
     assert record["images"] == 306
     assert record["gate"]["images"] == 34
+    assert record["validation"]["images"] == 340
     # Pictures of noise are not what the model knows: int8 may or may not be good enough on them, and the bundle says which.
-    good = not reasons(record["gate"])
-    assert ("int8" in json.loads((out / "manifest.json").read_text())["precisions"]) is good
-    assert (out / "edge.int8.onnx").exists() is good
-    record["gate"]["top1_change"]["mean"] = -0.5
+    good = [end for end in ("edge", "cloud") if not reasons(record["gate"], end)]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["int8"]["graphs"] if manifest["int8"] else []) == good
+    assert [end for end in ("edge", "cloud") if (out / f"{end}.int8.onnx").exists()] == good
+    record["gate"]["cloud"]["top1_change"]["mean"] = -0.5
     kept.write_text(json.dumps(record))
     assert command.main(["ours_n4", "--precision", "int8", "--ranges", str(kept), "--out", str(tmp_path / "other")]) == 3
     assert "int8 is not good enough" in capsys.readouterr().err
