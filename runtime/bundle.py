@@ -43,6 +43,8 @@ COMPRESSAI_TABLES = "compressai.json"
 EDGE_GRAPH_INT8, CLOUD_GRAPH_INT8 = "edge.int8.onnx", "cloud.int8.onnx"
 _MAX_TEXT_BYTES = 16 << 20  # manifest, tables, labels
 _MAX_GRAPH_BYTES = 2 << 30
+# A symbol takes four words at most: its run's, its own, and 24 bits of digits; what is beside them is header, checksum and first states.
+_MAX_SYMBOL_BYTES, _MAX_BYTES_BESIDE_SYMBOLS = 8, 128
 
 
 def default_bundle() -> Path:
@@ -146,6 +148,11 @@ class Bundle:
             )
         return cls(folder, manifest, shape, tables, fingerprint, max_symbols, small)
 
+    @property
+    def max_file_bytes(self) -> int:
+        """No feature file of this bundle has more bytes."""
+        return _MAX_BYTES_BESIDE_SYMBOLS + _MAX_SYMBOL_BYTES * self.max_symbols
+
     def encode(self, symbols: NDArray[np.int16], height: int, width: int, small: bool | None = None) -> bytes:
         """The coder: symbols int16 [C, H', W'] of an image of height x width pixels -> feature file.
 
@@ -167,7 +174,10 @@ class Bundle:
         Raises the FeatureFileErrors. No memory is taken before the header is found to be this
         bundle's and within its limits.
         """
-        file = feature_file.parse(data)
+        return self.decode_parsed(feature_file.parse(data))
+
+    def decode_parsed(self, file: feature_file.FeatureFile) -> NDArray[np.int16]:
+        """As `decode`, of a feature file that was taken apart."""
         own = self.fingerprint[: feature_file.FINGERPRINT_BYTES]
         if file.fingerprint != own:
             raise WrongBundleError(

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +9,8 @@ from numpy.typing import NDArray
 from .bundle import Bundle, default_bundle
 from .engine import group_by_shape, open_engine
 from .errors import FeatureFileError, ImageTooLargeError, ImageTooSmallError
-from .feature_file import FINGERPRINT_BYTES, parse
-from .preprocess import ImageInput, preprocess
+from .feature_file import FINGERPRINT_BYTES, MAX_FEATURE_FILE_BYTES, parse
+from .preprocess import CROP, ImageInput, preprocess
 
 _BATCH = 16  # images of one graph call, which bounds its memory
 
@@ -29,6 +28,8 @@ class EdgeEncoder:
         provider: "cpu" (onnxruntime), "openvino", or another of engine.PROVIDERS; "auto" for what
             `edge-encode --tune` chose on this device, else "cpu".
         precision: "fp32", "bf16" (OpenVINO), "int8" (where the bundle has it); "auto" as for `provider`, else "fp32".
+        fast_jpeg: decode large JPEG files at a fraction of their size: several times faster, pixels differ a little.
+        workers: threads that will call at the same time; each gets so many `threads` of the graph.
 
     Raises the BundleErrors, EngineChoiceError.
     """
@@ -40,12 +41,15 @@ class EdgeEncoder:
         small: bool | None = None,
         provider: str = "auto",
         precision: str = "auto",
+        fast_jpeg: bool = False,
+        workers: int = 1,
     ):
         self.bundle = Bundle.load(default_bundle() if bundle_dir is None else bundle_dir)
+        self.fast_jpeg = fast_jpeg
         self.small = self.bundle.small if small is None else small
         if self.small:
             self.bundle.require_contexts()
-        self.engine = open_engine(self.bundle, "edge", threads, provider, precision)
+        self.engine = open_engine(self.bundle, "edge", threads, provider, precision, workers)
 
     def encode(self, image: ImageInput, as_is: bool = False) -> bytes:
         """A feature file of one image: a path, an open file, a PIL image or a uint8 array [H, W, 3].
@@ -53,12 +57,12 @@ class EdgeEncoder:
         The image is resized and cropped to 224x224, or taken as it is and cropped to multiples of 8.
         Raises the ImageErrors and NotANumberError.
         """
-        pixels = preprocess(image, as_is)
+        pixels = preprocess(image, as_is, self.fast_jpeg)
         return self.pack(self.symbols(pixels[None])[0], *pixels.shape[:2])
 
     def encode_batch(self, images: Iterable[ImageInput], as_is: bool = False) -> list[bytes]:
         """Feature files in the order of `images`; images of one size share graph calls."""
-        prepared = [preprocess(image, as_is) for image in images]
+        prepared = [preprocess(image, as_is, self.fast_jpeg) for image in images]
         files: list[bytes] = [b""] * len(prepared)
         for group in group_by_shape([pixels.shape for pixels in prepared], _BATCH):
             height, width = prepared[group[0]].shape[:2]
@@ -72,12 +76,13 @@ class EdgeEncoder:
         Raises ImageTooLargeError, ImageTooSmallError.
         """
         height, width = pixels.shape[1:3]
-        shape, limit = self.bundle.shape, self.bundle.max_symbols
-        if min(shape.latent(height, width)) < 1:
+        rows, columns = self.bundle.shape.latent(height, width)
+        if rows < 1 or columns < 1:
             raise ImageTooSmallError(f"an image of {width}x{height} pixels leaves no symbols: enlarge it")
-        if shape.symbols(height, width) > limit:
+        count, limit = self.bundle.shape.channels * rows * columns, self.bundle.max_symbols
+        if count > limit:
             raise ImageTooLargeError(
-                f"an image of {width}x{height} pixels gives {shape.symbols(height, width)} symbols, the bundle allows {limit}: "
+                f"an image of {width}x{height} pixels gives {count} symbols, the bundle allows {limit}: "
                 "leave out --as-is, make it smaller, or export with a larger --max-pixels"
             )
         return self.engine.run(np.ascontiguousarray(pixels))
@@ -89,10 +94,12 @@ class EdgeEncoder:
         """
         return self.bundle.encode(symbols, height, width, self.small)
 
-    def wrote(self, path: str | os.PathLike[str]) -> bool:
-        """Whether `path` is a whole feature file of this bundle and of the profile that this encoder writes."""
+    def wrote(self, path: str | os.PathLike[str], as_is: bool = False) -> bool:
+        """Whether `path` is a whole feature file of this bundle, and of the profile and, unless `as_is`, the size that are written."""
         try:
-            file = parse(Path(path).read_bytes())
+            with open(path, "rb") as source:
+                file = parse(source.read(MAX_FEATURE_FILE_BYTES + 1))
         except (OSError, FeatureFileError):
             return False
-        return file.fingerprint == self.bundle.fingerprint[:FINGERPRINT_BYTES] and file.small == self.small
+        ours = file.fingerprint == self.bundle.fingerprint[:FINGERPRINT_BYTES] and file.small == self.small
+        return ours and (as_is or file.height == file.width == CROP)

@@ -1,66 +1,93 @@
-"""Which images edge-encode was given, and where each one's feature file goes.
+"""Which images edge-encode was given, and what becomes of each: a feature file of its own, or a row of a pack.
 
-Always holds: no two images have one target, and the order is that of the arguments, sorted within a
-folder or a pattern.
+Always holds: no two images have one target, or one key; the order is that of the arguments, sorted within a
+folder or a pattern; a folder that cannot be read is an error, not a folder without images.
 """
 
-import glob
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import ImageNotFoundError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2"}
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jp2")
+
+Found = tuple[str, str]  # an image, and its name: the path below the folder that was given, with slashes
+Job = tuple[str, str]  # an image, and its target or key
 
 
 class TargetError(ValueError):
     """Feature files cannot go where they were to go."""
 
 
-def expand(argument: str) -> Iterator[tuple[str, Path]]:
-    """The images that one argument names, each with its name within the output folder.
+def find(arguments: list[str]) -> list[Found]:
+    """The images that the arguments name.
 
-    A folder stands for all files of an image's suffix in it and below, and keeps its tree; a pattern with * or ? (**
-    for any folders) for what it matches, from its first folder without either on; anything else, for itself.
-    Raises ImageNotFoundError for a folder or a pattern that has none.
+    A folder stands for all files in it and below that have an image's suffix; a pattern with *, ? or [] (** for any
+    folders) for the files that it matches, which keep their tree from its first such part on; both without hidden files;
+    anything else stands for itself. Raises ImageNotFoundError for a folder or a pattern without images, and OSError.
     """
+    return [found for argument in arguments for found in _expand(argument)]
+
+
+def _expand(argument: str) -> Iterable[Found]:
     path = Path(argument)
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
-        root = path
-    elif glob.has_magic(argument) and not path.exists():
-        found = sorted(Path(name) for name in glob.iglob(argument, recursive=True) if os.path.isfile(name))
-        parts = path.parts
-        root = Path(*parts[: next(index for index, part in enumerate(parts) if glob.has_magic(part))])
+    magic = [index for index, part in enumerate(path.parts) if set(part) & set("*?[")]
+    if argument and path.is_dir():
+        root, files = path, _walk(path)
+    elif magic and not path.exists():
+        root = Path(*path.parts[: magic[0]])
+        files = (str(file) for file in root.glob(str(Path(*path.parts[magic[0] :]))) if file.is_file() and not file.name.startswith("."))
     else:
-        yield argument, Path("stdin" if argument == "-" else path.name).with_suffix(".bin")
-        return
+        return [(argument, "stdin" if argument == "-" else path.name)]
+    found = sorted((file, Path(file).relative_to(root).as_posix()) for file in files)
     if not found:
         raise ImageNotFoundError(f"no image in {argument}: name a folder or a pattern that has some")
-    for file in found:
-        yield str(file), file.relative_to(root).with_suffix(".bin")
+    return found
 
 
-def plan(images: list[str], output: str) -> list[tuple[str, Path | None]]:
-    """Each image and where its feature file goes, None being standard output.
+def _walk(folder: Path) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise error
 
-    Raises TargetError, ImageNotFoundError.
-    """
-    found = [pair for argument in images for pair in expand(argument)]
-    alone = len(found) == 1 and not Path(images[0]).is_dir()
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield str(Path(place, name))
+
+
+def to_files(arguments: list[str], found: list[Found], output: str) -> list[Job]:
+    """Each image and its feature file, "-" being standard output. Raises TargetError."""
+    alone = [image for image, _ in found] == arguments and len(found) == 1
     if output == "-":
         if not alone:
             raise TargetError("standard output takes one feature file: name a folder with -o for several images")
-        return [(found[0][0], None)]
+        return [(found[0][0], "-")]
     folder = Path(output)
     if alone and not folder.is_dir() and not output.endswith("/"):
-        return [(found[0][0], folder)]
+        return [(found[0][0], output)]
     if folder.exists() and not folder.is_dir():
         raise TargetError(f"-o {output} is a file: name a folder for several images")
-    twice = [str(folder / name) for name, count in Counter(name for _, name in found).items() if count > 1]
+    jobs = [(image, str(folder / f"{name.removesuffix(Path(name).suffix)}.bin")) for image, name in found]
+    _refuse_repeated((target for _, target in jobs), "be written to", "encode them to different folders")
+    return jobs
+
+
+def to_rows(found: list[Found]) -> list[Job]:
+    """Each image and its key in a pack: its name. Raises TargetError."""
+    _refuse_repeated((name for _, name in found), "have the key", "pack them one by one, or from a folder above both")
+    return [(image, printable(name)) for image, name in found]
+
+
+def printable(name: str) -> str:
+    """A file name that is not UTF-8, with escapes for what is not."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _refuse_repeated(names: Iterable[str], what: str, remedy: str) -> None:
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
-        raise TargetError(f"several images would be written to {', '.join(sorted(twice)[:3])}{more}: encode them to different folders")
-    return [(image, folder / name) for image, name in found]
+        raise TargetError(f"several images would {what} {', '.join(twice[:3])}{more}: {remedy}")

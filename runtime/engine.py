@@ -173,22 +173,25 @@ def choose(bundle: Bundle, end: str, provider: str = "auto", precision: str = "a
     return lesser
 
 
-def open_engine(bundle: Bundle, end: str, threads: int | None, provider: str = "auto", precision: str = "auto") -> Engine:
-    """The bundle's graph of an `end`, "edge" or "cloud", ready to run with `threads` threads (None: one a core).
+def open_engine(bundle: Bundle, end: str, threads: int | None, provider: str = "auto", precision: str = "auto", workers: int = 1) -> Engine:
+    """The bundle's graph of an `end`, "edge" or "cloud", ready to run with `threads` threads (None: one a core), called by
+    `workers` threads at the same time.
 
     Raises EngineChoiceError, the BundleErrors of Bundle.read, and InconsistentBundleError when the
     engine cannot load the graph, or the graph is another bundle's.
     """
-    return open_choice(bundle, end, threads, choose(bundle, end, provider, precision))
+    return open_choice(bundle, end, threads, choose(bundle, end, provider, precision), workers)
 
 
-def open_choice(bundle: Bundle, end: str, threads: int | None, choice: Choice) -> Engine:
+def open_choice(bundle: Bundle, end: str, threads: int | None, choice: Choice, workers: int = 1) -> Engine:
     """As open_engine, for a choice that was made."""
     name = _graph(bundle, end, choice)
     assert name
     data = bundle.read(name)
     try:
-        return OpenVino(data, threads, choice) if choice.provider == "openvino" else OnnxRuntime(data, threads, choice, bundle, name)
+        if choice.provider == "openvino":
+            return OpenVino(data, threads, choice, workers)
+        return OnnxRuntime(data, threads, choice, bundle, name)
     except InconsistentBundleError:
         raise
     except Exception as error:  # neither engine's own classes share a public base
@@ -225,7 +228,7 @@ class OnnxRuntime:
 class OpenVino:
     """A graph in OpenVINO, on the CPU."""
 
-    def __init__(self, data: bytes, threads: int | None, choice: Choice):
+    def __init__(self, data: bytes, threads: int | None, choice: Choice, workers: int):
         import openvino
 
         self.choice = choice
@@ -243,8 +246,10 @@ class OpenVino:
             # Several processes that each pin their threads would pin them to the same cores.
             "ENABLE_CPU_PINNING": False,
         }
+        if workers > 1:
+            settings["NUM_STREAMS"] = workers  # requests of one stream wait for each other
         if threads:
-            settings["INFERENCE_NUM_THREADS"] = threads
+            settings["INFERENCE_NUM_THREADS"] = threads * workers
         self._compiled = core.compile_model(model, "CPU", settings)
         self._requests = threading.local()  # a request runs one thing at a time
 

@@ -9,6 +9,10 @@ class EdgeCloudError(Exception):
     """What all refusals of this package have in common."""
 
 
+class MissingExtraError(EdgeCloudError):
+    """An optional package that was asked for and is not installed."""
+
+
 class ImageError(EdgeCloudError):
     """An image that cannot be encoded."""
 
@@ -93,8 +97,32 @@ class WrongBundleError(FeatureFileError):
     """An intact feature file that another bundle wrote."""
 
 
+class FeatureFileTooLargeError(FeatureFileError):
+    """More bytes than a feature file has."""
+
+
 class TooManySymbolsError(FeatureFileError):
     """A feature file of a larger image than the bundle allows."""
+
+
+class ParquetError(EdgeCloudError):
+    """A Parquet file that is refused as a whole."""
+
+
+class ParquetNotFoundError(ParquetError):
+    """No file of that name."""
+
+
+class DamagedParquetError(ParquetError):
+    """A file that is no Parquet file, or is cut short or damaged."""
+
+
+class ParquetSchemaError(ParquetError):
+    """A Parquet file without the columns that feature files are in."""
+
+
+class ParquetTooLargeError(ParquetError):
+    """A Parquet file with a row group, or a key, of a size that nobody writes."""
 
 
 class DamagedStreamError(EdgeCloudError):
@@ -103,6 +131,70 @@ class DamagedStreamError(EdgeCloudError):
 
 class StreamShapeError(EdgeCloudError):
     """Pixels of which a stream of CompressAI's cannot be."""
+
+
+class RequestError(EdgeCloudError):
+    """A request that the service refuses, or cannot answer."""
+
+
+class UnauthorizedError(RequestError):
+    """A request without one of the service's tokens."""
+
+
+class MalformedRequestError(RequestError):
+    """A request that is not built as its path asks."""
+
+
+class UnsupportedEncodingError(RequestError):
+    """A body that is compressed on its way."""
+
+
+class BodyTooLargeError(RequestError):
+    """More bytes than any request of that path has."""
+
+
+class TooManyFilesError(RequestError):
+    """More feature files in one request than are taken."""
+
+
+class SlowBodyError(RequestError):
+    """A body that did not come in time."""
+
+
+class ClientGoneError(RequestError):
+    """The client went before it was answered."""
+
+
+class UnknownModelError(RequestError):
+    """A name, or a fingerprint, of which no bundle is served."""
+
+
+class QueueFullError(RequestError):
+    """More is asked than can be answered in time. `seconds` is when to ask again."""
+
+    def __init__(self, message: str, seconds: int):
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class DrainingError(RequestError):
+    """The service is about to stop."""
+
+
+class DeadlineError(RequestError):
+    """A request whose time passed before its graph call."""
+
+
+class GraphFailedError(RequestError):
+    """The cloud graph failed, or gave logits that are not numbers."""
+
+
+class ServedBundlesError(EdgeCloudError):
+    """Bundles that cannot be served side by side."""
+
+
+class TokenFileError(EdgeCloudError):
+    """A file of tokens that has none, or none that can be used."""
 
 
 class TablesError(EdgeCloudError):
@@ -135,3 +227,47 @@ class NoContextTablesError(BundleError):
 
 class UnsupportedBundleError(BundleError):
     """A bundle of a schema or format version that this release does not know."""
+
+
+class SpoolError(EdgeCloudError):
+    """A spool that cannot do what was asked."""
+
+
+class SpoolInUseError(SpoolError):
+    """Another process uses the spool."""
+
+
+class SpoolFullError(SpoolError):
+    """A feature file is too much for what the spool may hold."""
+
+
+class SpoolDiskError(SpoolError):
+    """The spool's disk is full, or fails."""
+
+
+class DamagedSpoolFileError(SpoolError):
+    """A file of the spool is not as it was written."""
+
+
+class DamagedResultsError(SpoolError):
+    """A line among the results is not as it was written."""
+
+
+class SendError(EdgeCloudError):
+    """Nothing can be sent as things are set up."""
+
+
+class ServerUrlError(SendError):
+    """Not a URL that can be posted to."""
+
+
+class CertificateFileError(SendError):
+    """A file that holds no certificates."""
+
+
+class ServerAwayError(SendError):
+    """The server gives no answer, or has no time, for now."""
+
+
+class ServerSetupError(SendError):
+    """The server would take no file as things are set up."""

@@ -27,6 +27,7 @@ MAGIC = 0xFC
 VERSION = 1
 FINGERPRINT_BYTES = 4
 BLOCK = 8  # heights and widths are multiples of this many pixels
+MAX_FEATURE_FILE_BYTES = 16 << 20  # nobody's is larger: what reads many files at once need not read more of one
 Bytes = bytes | bytearray | memoryview
 _MAX_VARINT_BYTES = 4
 _CRC_BYTES = 4
@@ -50,13 +51,11 @@ class FeatureFile:
 
 
 def _varint(value: int) -> bytes:
+    if 0 <= value < 0x80:
+        return bytes((value,))
     if not 0 <= value < 1 << (7 * _MAX_VARINT_BYTES):
         raise ValueError(f"{value} does not fit the {_MAX_VARINT_BYTES} bytes of a header field")
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
+    return bytes((value & 0x7F | 0x80,)) + _varint(value >> 7)
 
 
 def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
@@ -83,16 +82,8 @@ def pack(fingerprint: bytes, height: int, width: int, payload: bytes, small: boo
     """
     if height % BLOCK or width % BLOCK:
         raise ValueError(f"{width}x{height} pixels are not multiples of {BLOCK}")
-    body = b"".join(
-        [
-            bytes([MAGIC, VERSION | small << _PROFILE_SHIFT]),
-            fingerprint[:FINGERPRINT_BYTES],
-            _varint(height // BLOCK),
-            _varint(width // BLOCK),
-            _varint(len(payload)),
-            payload,
-        ]
-    )
+    sizes = _varint(height // BLOCK) + _varint(width // BLOCK) + _varint(len(payload))
+    body = bytes((MAGIC, VERSION | small << _PROFILE_SHIFT)) + fingerprint[:FINGERPRINT_BYTES] + sizes + payload
     return body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
 
 

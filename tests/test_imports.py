@@ -31,12 +31,48 @@ def test_runtime_imports_no_torch_and_no_other_room() -> None:
             "import pkgutil, importlib, runtime\n"
             "names = [m.name for m in pkgutil.iter_modules(runtime.__path__)]\n"
             "assert 'edge' in names and 'cloud_cli' in names\n"
-            "[importlib.import_module('runtime.' + name) for name in names]\n"
+            "from runtime.errors import MissingExtraError\n"
+            "for name in names:\n"
+            "    try: importlib.import_module('runtime.' + name)\n"
+            "    except MissingExtraError: pass\n"
             "from runtime import EdgeEncoder, CloudDecoder\n"
         )
     )
     result = run(code)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "packages", "owners", "command"),
+    [
+        ("cloud", {"starlette", "uvicorn", "prometheus_client"}, {"server", "serve_http", "serve_metrics"}, "serve_cli.main([])"),
+        ("send", {"httpx"}, {"sender"}, "send_cli.main(['--url', 'http://localhost'])"),
+        ("parquet", {"pyarrow"}, {"parquet"}, None),
+    ],
+)
+def test_only_its_owners_import_what_an_extra_brings(extra: str, packages: set[str], owners: set[str], command: str | None) -> None:
+    """`pip install .` on a device brings none of it, and nothing else of `runtime` may ask for it."""
+    code = (
+        f"BLOCKED = {packages!r}"
+        + BLOCK_TORCH
+        + (
+            "import pkgutil, importlib, runtime\n"
+            "from runtime.errors import MissingExtraError\n"
+            "names = {m.name for m in pkgutil.iter_modules(runtime.__path__)}\n"
+            f"owners = {owners!r}\n"
+            "assert owners < names\n"
+            "for name in names:\n"
+            "    try: importlib.import_module('runtime.' + name)\n"
+            # What another extra lacks here is no fault.
+            "    except MissingExtraError as error: assert name not in owners or 'is blocked' in str(error)\n"
+            "    except ImportError as error: assert name in owners and 'is blocked' in str(error), (name, error)\n"
+            "    else: assert name not in owners, name\n"
+        )
+        + (f"from runtime import serve_cli, send_cli\nassert {command} == 1\n" if command else "")
+    )
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+    assert command is None or f"pip install 'edgecloud-features[{extra}]'" in result.stderr
 
 
 def test_training_imports_neither_runtime_nor_export() -> None:
@@ -45,11 +81,11 @@ def test_training_imports_neither_runtime_nor_export() -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("module", ["runtime.edge_cli", "runtime.cloud_cli", "export.__main__"])
+@pytest.mark.parametrize("module", ["runtime.edge_cli", "runtime.cloud_cli", "runtime.serve_cli", "runtime.send_cli", "export.__main__"])
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(module: str, option: str) -> None:
     code = (
-        "BLOCKED = {'numpy', 'onnxruntime', 'PIL', 'torch', 'onnx', 'compressai'}"
+        "BLOCKED = {'numpy', 'onnxruntime', 'PIL', 'torch', 'onnx', 'compressai', 'starlette', 'uvicorn', 'httpx', 'asyncio'}"
         + BLOCK_TORCH
         + f"import importlib; sys.argv = ['command', {option!r}]; importlib.import_module({module!r}).main()\n"
     )

@@ -66,15 +66,6 @@ def test_any_mode_becomes_rgb(mode: str) -> None:
         assert np.abs(out.astype(int) - preprocess(grey).astype(int)).max() <= 1
 
 
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    pixels = picture(320, 240)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
-    path = tmp_path / "turned.png"
-    Image.fromarray(np.rot90(pixels)).save(path, exif=exif)
-    assert np.array_equal(preprocess(path, as_is=True), pixels)
-
-
 def test_as_is_crops_to_multiples_of_8_from_the_middle() -> None:
     pixels = picture(85, 67)
     assert np.array_equal(preprocess(pixels, as_is=True), pixels[2:66, 2:82])

@@ -1,0 +1,245 @@
+"""The service on a real socket, and clients that are slow, silent, endless, or gone."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from runtime import CloudDecoder, serve_http
+from runtime.server import Settings, create_app
+
+PATIENCE = 0.4
+LIMIT = 20.0  # after which a test has failed: machines are slow at times
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path) -> Iterator[serve_http.Server]:
+    """In a thread of this process, with little patience."""
+    patch = pytest.MonkeyPatch()
+    for name in ("HEAD_SECONDS", "WRITE_SECONDS"):
+        patch.setattr(serve_http, name, PATIENCE)
+    patch.setattr(serve_http, "IDLE_SECONDS", 1)
+    app = create_app(Settings(bundles=(bundle,), threads=1, deadline_ms=60_000, body_seconds=PATIENCE))
+    started = threading.Event()
+    server = serve_http.make_server(app, started.set)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    server.address = listener.getsockname()  # type: ignore[attr-defined]
+    thread.start()
+    assert started.wait(60)
+    yield server
+    server.should_exit = True
+    thread.join(60)
+    patch.undo()
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def client(server: serve_http.Server) -> Iterator[socket.socket]:
+    with socket.create_connection(server.address, LIMIT) as client:  # type: ignore[attr-defined]
+        yield client
+
+
+def post(body: bytes, *headers: str, length: int | None = None) -> bytes:
+    lines = ["POST /v1/classify HTTP/1.1", "Host: test", *headers]
+    if not any(line.startswith("Transfer-Encoding") for line in headers):
+        lines.append(f"Content-Length: {len(body) if length is None else length}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def read_answer(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """One response, read as far as it says."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        chunk = client.recv(1 << 16)
+        assert chunk, data
+        data += chunk
+    head, _, body = data.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    while len(body) < int(headers["content-length"]):
+        body += client.recv(int(headers["content-length"]) - len(body))
+    return int(first.split()[1]), headers, body
+
+
+def seconds_until_closed(client: socket.socket) -> float:
+    start = time.monotonic()
+    try:
+        while client.recv(1 << 16):
+            pass
+    except ConnectionError:
+        pass
+    return time.monotonic() - start
+
+
+def trickle(client: socket.socket, data: bytes) -> float:
+    """A byte now and then until the other end has had enough; gives the seconds that took."""
+    start = time.monotonic()
+    client.settimeout(0.05)
+    for byte in data:
+        try:
+            client.send(bytes([byte]))
+            if client.recv(1) == b"":
+                break
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            break
+    else:
+        raise AssertionError("the other end was patient to the end")
+    return time.monotonic() - start
+
+
+def test_a_connection_serves_several_requests(client: socket.socket, feature_bytes: bytes) -> None:
+    for _ in range(2):
+        client.sendall(post(feature_bytes))
+        status, headers, body = read_answer(client)
+        assert status == 200
+        assert "connection" not in headers
+        assert json.loads(body)["classes"][0]["label"] == "golf ball"
+
+
+def test_requests_that_are_sent_one_behind_the_other(client: socket.socket, feature_bytes: bytes) -> None:
+    client.sendall(3 * post(feature_bytes, "X-Request-ID: one"))
+    assert [read_answer(client)[0] for _ in range(3)] == [200] * 3
+
+
+def test_a_body_in_chunks(client: socket.socket, feature_bytes: bytes) -> None:
+    half = len(feature_bytes) // 2
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (feature_bytes[:half], feature_bytes[half:], b""))
+    client.sendall(post(chunks, "Transfer-Encoding: chunked"))
+    assert read_answer(client)[0] == 200
+
+
+def test_an_answer_that_takes_longer_than_the_patience(
+    client: socket.socket, feature_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = CloudDecoder.logits_of_symbols
+
+    def slow(self: CloudDecoder, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
+        time.sleep(3 * PATIENCE)
+        return run(self, symbols)
+
+    monkeypatch.setattr(CloudDecoder, "logits_of_symbols", slow)
+    client.sendall(post(feature_bytes))
+    assert read_answer(client)[0] == 200
+
+
+def test_a_silent_connection_is_closed(client: socket.socket) -> None:
+    assert seconds_until_closed(client) < LIMIT / 2
+
+
+def test_a_head_that_comes_byte_by_byte(client: socket.socket) -> None:
+    assert PATIENCE * 0.9 < trickle(client, post(b"", *(f"X-{index}: y" for index in range(100)))) < LIMIT / 2
+
+
+def test_a_second_head_that_comes_byte_by_byte(client: socket.socket, feature_bytes: bytes) -> None:
+    client.sendall(post(feature_bytes))
+    assert read_answer(client)[0] == 200
+    assert trickle(client, post(b"", *(f"X-{index}: y" for index in range(100)))) < LIMIT / 2
+
+
+def test_an_idle_connection_is_closed(client: socket.socket) -> None:
+    client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n")
+    assert read_answer(client)[0] == 200
+    assert seconds_until_closed(client) < LIMIT / 2
+
+
+def test_a_body_that_does_not_come_to_its_end(client: socket.socket) -> None:
+    client.sendall(post(b"\xfc", length=400))
+    status, headers, body = read_answer(client)
+    assert (status, json.loads(body)["code"], headers["connection"]) == (408, "slow_body", "close")
+    seconds_until_closed(client)
+
+
+def test_a_body_that_comes_byte_by_byte(client: socket.socket, feature_bytes: bytes) -> None:
+    client.sendall(post(b"", length=1000))
+    for _ in range(4):
+        client.sendall(b"\xfc")
+        time.sleep(PATIENCE / 8)
+    assert read_answer(client)[0] == 408
+    seconds_until_closed(client)
+
+
+def test_a_body_that_never_ends(client: socket.socket) -> None:
+    client.sendall(post(b"", "Transfer-Encoding: chunked"))
+    chunk = b"100000\r\n" + bytes(1 << 20) + b"\r\n"
+    sent = 0
+    try:
+        while sent < 200:
+            client.sendall(chunk)
+            sent += 1
+    except OSError:
+        pass
+    assert sent < 100
+    seconds_until_closed(client)
+
+
+def test_a_body_that_is_said_to_be_too_large_is_refused_unread(client: socket.socket) -> None:
+    client.sendall(post(b"", "Expect: 100-continue", length=1 << 40))
+    status, headers, body = read_answer(client)
+    assert (status, json.loads(body)["code"], headers["connection"]) == (413, "body_too_large", "close")
+    assert seconds_until_closed(client) < LIMIT / 2
+
+
+def test_a_client_that_waits_to_be_told_to_go_on(client: socket.socket, feature_bytes: bytes) -> None:
+    client.sendall(post(b"", "Expect: 100-continue", length=len(feature_bytes)))
+    assert client.recv(1000).startswith(b"HTTP/1.1 100 ")
+    client.sendall(feature_bytes)
+    assert read_answer(client)[0] == 200
+
+
+@pytest.mark.parametrize("length", [3, 10_000])
+def test_a_wrong_content_length(client: socket.socket, feature_bytes: bytes, length: int) -> None:
+    client.sendall(post(feature_bytes, length=length))
+    status, _, _ = read_answer(client)
+    assert status == (400 if length == 3 else 408)
+    seconds_until_closed(client)
+
+
+def test_a_client_that_does_not_read(server: serve_http.Server, feature_bytes: bytes) -> None:
+    """Answers pile up in the sockets' buffers, then the connection is cut."""
+    before = len(server.server_state.connections)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(server.address)  # type: ignore[attr-defined]
+        client.settimeout(0.2)
+        question = b"GET /openapi.json HTTP/1.1\r\nHost: test\r\n\r\n"
+        start = time.monotonic()
+        cut = False
+        while not cut and time.monotonic() - start < LIMIT:
+            try:
+                client.sendall(question * 500)
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                cut = True
+        assert cut
+    deadline = time.monotonic() + LIMIT
+    while len(server.server_state.connections) > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(server.server_state.connections) <= before
+
+
+def test_clients_that_vanish(server: serve_http.Server, client: socket.socket, feature_bytes: bytes) -> None:
+    for request in (b"", b"POST /v1", post(feature_bytes, length=2000), post(feature_bytes)):
+        for _ in range(5):
+            with socket.create_connection(server.address, LIMIT) as other:  # type: ignore[attr-defined]
+                # Reset, rather than closed as is right.
+                other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                other.sendall(request)
+    client.sendall(post(feature_bytes))
+    assert read_answer(client)[0] == 200
+
+
+def test_what_is_not_http(client: socket.socket) -> None:
+    client.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n")
+    assert client.recv(100).startswith(b"HTTP/1.1 400")
+    seconds_until_closed(client)
