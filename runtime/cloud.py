@@ -70,7 +70,10 @@ class CloudDecoder:
 
         Raises the FeatureFileErrors.
         """
-        symbols = [self.symbols(data) for data in files]
+        return self.logits_of_each([self.symbols(data) for data in files])
+
+    def logits_of_each(self, symbols: Sequence[NDArray[np.int16]]) -> NDArray[np.float32]:
+        """Logits float32 [N, classes] of symbols int16 [C, H', W'] each; those of one shape share graph calls."""
         out = np.empty((len(symbols), len(self.labels)), np.float32)
         for group in group_by_shape([values.shape for values in symbols], _BATCH):
             out[group] = self.logits_of_symbols(np.stack([symbols[i] for i in group]))

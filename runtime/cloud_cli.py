@@ -1,4 +1,4 @@
-"""cloud-decode: feature files in, classes out."""
+"""cloud-decode: feature files in, classes out; from single files, or from one Parquet file to another."""
 
 import argparse
 import json
@@ -28,7 +28,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Decode feature files and classify them.",
         epilog="Exit status: 0 done, 1 failure, 2 wrong usage, 4 a feature file was refused (the others are decoded).",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="feature file, or - for standard input")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="feature file, or - for standard input; or one Parquet file, with -o")
+    parser.add_argument("-o", "--output", metavar="FILE.parquet", help="write the Parquet file's predictions here: an error, or a class")
     parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="classes to print (default: 5)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the cloud graph (default: one a core)")
@@ -60,6 +61,10 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"{option} {value} is not a number from 1 up")
     if args.files.count("-") > 1:
         parser.error("standard input is named twice")
+    if (args.output is not None) != any(name.endswith(".parquet") for name in args.files):
+        parser.error("a Parquet file goes with -o FILE.parquet, and -o with a Parquet file")
+    if args.output is not None and (len(args.files) > 1 or args.info or args.logits or args.tune):
+        parser.error("-o FILE.parquet takes one Parquet file, and no --info, --logits or --tune")
     if args.info:
         return _each(args.files, lambda name, data: _print_info(name, data, args.json))
     # After the usage is checked: numpy and onnxruntime take a while.
@@ -69,9 +74,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.tune:
             _tune(args)
         decoder = CloudDecoder(args.bundle, args.threads, args.provider, args.precision)
+        if args.output is not None:
+            return _classify_pack(decoder, args.files[0], args.output, args.json)
     except (EdgeCloudError, OSError) as error:
         print(f"cloud-decode: {error}", file=sys.stderr)
-        return EXIT_FAILURE
+        return EXIT_REFUSED if isinstance(error, FeatureFileError) else EXIT_FAILURE
     rows: list[NDArray[np.float32]] = []
 
     def decode(name: str, data: bytes) -> None:
@@ -91,6 +98,19 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"cloud-decode: cannot write the logits: {error}", file=sys.stderr)
                 return EXIT_FAILURE
     return status
+
+
+def _classify_pack(decoder: "CloudDecoder", source: str, target: str, as_json: bool) -> int:
+    from .parquet import classify_pack, count_rows
+    from .progress import Progress
+
+    start = time.perf_counter()
+    with Progress(count_rows(source), "row") as progress:
+        decoded, refused = classify_pack(source, target, decoder, progress.advance)
+    seconds = time.perf_counter() - start
+    result = {"file": source, "output": target, "decoded": decoded, "refused": refused, "seconds": round(seconds, 3)}
+    print(json.dumps(result) if as_json else f"{source} -> {target}: {decoded} decoded, {refused} refused; {decoded / seconds:.1f} rows/s")
+    return EXIT_REFUSED if refused else EXIT_DONE
 
 
 def _tune(args: argparse.Namespace) -> None:

@@ -9,6 +9,10 @@ class EdgeCloudError(Exception):
     """What all refusals of this package have in common."""
 
 
+class MissingExtraError(EdgeCloudError):
+    """An optional package that was asked for and is not installed."""
+
+
 class ImageError(EdgeCloudError):
     """An image that cannot be encoded."""
 
@@ -93,8 +97,32 @@ class WrongBundleError(FeatureFileError):
     """An intact feature file that another bundle wrote."""
 
 
+class FeatureFileTooLargeError(FeatureFileError):
+    """More bytes than a feature file has."""
+
+
 class TooManySymbolsError(FeatureFileError):
     """A feature file of a larger image than the bundle allows."""
+
+
+class ParquetError(EdgeCloudError):
+    """A Parquet file that is refused as a whole."""
+
+
+class ParquetNotFoundError(ParquetError):
+    """No file of that name."""
+
+
+class DamagedParquetError(ParquetError):
+    """A file that is no Parquet file, or is cut short or damaged."""
+
+
+class ParquetSchemaError(ParquetError):
+    """A Parquet file without the columns that feature files are in."""
+
+
+class ParquetTooLargeError(ParquetError):
+    """A Parquet file with a row group, or a key, of a size that nobody writes."""
 
 
 class DamagedStreamError(EdgeCloudError):

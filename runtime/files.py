@@ -1,30 +1,33 @@
 """Files that appear whole or not at all."""
 
 import os
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to a temporary file beside `path`, flush it to disk, and rename it to `path`.
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write into, which is flushed to disk and becomes `path` when the block ends.
 
-    Raises OSError; then `path` is as it was and no temporary file is left.
+    Where the block raises, or the disk does (OSError), `path` is as it was and no temporary file is left.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name[:40]}.{os.urandom(8).hex()}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        # Made by open and not by tempfile, so that the kernel applies the umask, which no thread can ask for safely.
+        with open(temporary, "xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all; raises OSError."""
+    with atomic_file(path) as file:
+        file.write(data)
