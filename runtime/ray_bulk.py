@@ -14,10 +14,10 @@ a pack that cannot be read stops no other.
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import ray
@@ -179,7 +179,7 @@ def _in_order(
         num_cpus=threads,
     )
     try:
-        with closing(iter(results.iter_rows())) as rows:
+        with closing(cast("Generator[dict[str, Any], None, None]", iter(results.iter_rows()))) as rows:
             for index, row in enumerate(rows):
                 assert row["unit"] == index, "Ray Data changed the order"
                 yield row["failure"] or pa.ipc.open_stream(row["predictions"]).read_all()

@@ -1,0 +1,271 @@
+"""The service and bulk decoding on a real Ray cluster of two nodes, on this machine's loopback addresses.
+
+The cluster is started once. A replica, a node, an actor and a driver are killed with SIGKILL while they work, and what
+comes of each request and each row is counted.
+"""
+
+import collections
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from runtime import CloudDecoder, EdgeEncoder
+
+from .conftest import PROJECT
+
+pytestmark = pytest.mark.slow
+
+ray = pytest.importorskip("ray", reason="the extra [ray] is not installed")
+
+HEAD, WORKER = "127.0.0.2", "127.0.0.3"
+NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False}
+HANG_SECONDS = 30.0
+
+
+class Nodes:
+    """A head and a worker, each with two CPUs as far as Ray knows."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={**NODE, "node_ip_address": HEAD})
+        self.worker: Any = None
+        self.add_worker()
+        ray.init(address=self.cluster.address, _node_ip_address=HEAD, log_to_driver=False)
+
+    def add_worker(self) -> None:
+        self.worker = self.cluster.add_node(**NODE, node_ip_address=WORKER)
+
+    def kill_worker(self) -> None:
+        self.cluster.remove_node(self.worker, allow_graceful=False)
+
+    def processes(self, title: str, node: Any = None) -> list[int]:
+        """Of the cluster, or of one node: those that Ray calls so."""
+        nodes = [node] if node is not None else self.cluster.list_all_nodes()
+        raylets = {entry.process.pid for one in nodes for entry in one.all_processes["raylet"]}
+        found = []
+        for folder in Path("/proc").iterdir():
+            try:
+                if (folder / "cmdline").read_bytes().startswith(f"ray::{title}".encode()):
+                    parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                    found += [int(folder.name)] if parent in raylets else []
+            except (OSError, ValueError):
+                continue
+        return found
+
+    def stop(self) -> None:
+        ray.shutdown()
+        self.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])))
+        started = Nodes()
+        try:
+            yield started
+        finally:
+            started.stop()
+
+
+class Sample(NamedTuple):
+    data: bytes
+    class_index: int
+    probability: float
+
+
+@pytest.fixture(scope="module")
+def samples(shared: Path, encoder: EdgeEncoder, decoder: CloudDecoder) -> list[Sample]:
+    """Feature files of real images, and what they are classified as in this process."""
+    images = sorted((shared / "data" / "imagenette" / "val").glob("*/*.JPEG"))[::131]
+    files = [encoder.encode(image) for image in images]
+    best = [decoder.classify(data, 1)[0] for data in files]
+    return [Sample(data, one.class_index, one.probability) for data, one in zip(files, best, strict=True)]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not come about in time"
+        time.sleep(0.25)
+
+
+class Load:
+    """Clients that send feature files one after another, and note what became of each."""
+
+    def __init__(self, url: str, samples: list[Sample], clients: int = 6):
+        self.url, self.samples = url, samples
+        self.phase = "before"
+        self.outcomes: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.wrong: list[str] = []
+        self.slowest = 0.0
+        self._lock, self._end = threading.Lock(), threading.Event()
+        self._threads = [threading.Thread(target=self._client, args=(number,)) for number in range(clients)]
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join(HANG_SECONDS + 10)
+        assert not any(thread.is_alive() for thread in self._threads)
+
+    def count(self, outcome: str, phase: str | None = None) -> int:
+        return sum(number for (when, what), number in self.outcomes.items() if what == outcome and phase in (None, when))
+
+    def _client(self, number: int) -> None:
+        with httpx.Client(timeout=HANG_SECONDS) as client:
+            while not self._end.is_set():
+                sample = self.samples[number % len(self.samples)]
+                number += 1
+                start = time.monotonic()
+                outcome = self._send(client, sample)
+                with self._lock:
+                    self.outcomes[self.phase, outcome] += 1
+                    self.slowest = max(self.slowest, time.monotonic() - start)
+
+    def _send(self, client: httpx.Client, sample: Sample) -> str:
+        try:
+            response = client.post(f"{self.url}/v1/classify", content=sample.data)
+        except httpx.TimeoutException:
+            return "hung"
+        except httpx.TransportError as error:
+            return type(error).__name__
+        if response.status_code != 200:
+            return str(response.status_code)
+        best = response.json()["classes"][0]
+        if best["class_index"] != sample.class_index or abs(best["probability"] - sample.probability) > 1e-4:
+            self.wrong.append(response.text)
+            return "wrong"
+        return "right"
+
+
+@pytest.fixture(scope="module")
+def url(nodes: Nodes, bundle: Path) -> Iterator[str]:
+    """Three replicas with a CPU each on the two nodes, and a proxy on each."""
+    from ray import serve
+
+    from runtime.ray_app import app
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": port})
+    serve.run(app({"bundle": [str(bundle)], "replicas": "3", "max-queue": 8, "log": "refusals"}), route_prefix="/")
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+def replicas() -> int:
+    from ray import serve
+
+    from runtime.ray_app import DEPLOYMENT
+
+    states = serve.status().applications["default"].deployments[DEPLOYMENT].replica_states
+    return int(states.get("RUNNING", 0))
+
+
+def test_the_same_answers_and_refusals_as_without_ray(url: str, bundle: Path, samples: list[Sample]) -> None:
+    from runtime.server import Settings, create_app
+
+    good = samples[0].data
+    requests: list[tuple[str, str, bytes | None]] = [
+        ("POST", "/v1/classify", good),
+        ("POST", "/v1/classify?top_k=2", good),
+        ("POST", "/v1/classify?top_k=none", good),
+        ("POST", "/v1/classify", b""),
+        ("POST", "/v1/classify", b"no feature file"),
+        ("POST", "/v1/classify", good[:-1]),
+        ("POST", "/v1/classify", bytes(1 << 20)),
+        ("POST", "/v1/classify/batch", b"".join(len(one.data).to_bytes(4, "little") + one.data for one in samples[:3])),
+        ("GET", "/v1/classify", None),
+        ("GET", "/nothing", None),
+        ("GET", "/v2/health/ready", None),
+        ("GET", "/v2/models", None),
+        ("GET", "/v2/models/another", None),
+        ("GET", "/openapi.json", None),
+    ]
+
+    def seen(response: httpx.Response) -> Any:
+        """But for what takes how long, and rounding."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: plain(entry) for key, entry in value.items() if key not in ("milliseconds", "probability")}
+            return [plain(entry) for entry in value] if isinstance(value, list) else value
+
+        return response.status_code, plain(response.json())
+
+    with (
+        TestClient(create_app(Settings(bundles=(bundle,), threads=1, max_queue=8))) as plain,
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        for method, path, content in requests:
+            assert seen(client.request(method, path, content=content)) == seen(plain.request(method, path, content=content)), (method, path)
+
+
+def test_a_full_queue_is_refused_by_the_application(url: str, samples: list[Sample]) -> None:
+    """Four times what three queues hold: some are answered, the others refused at once, with the application's own words."""
+    answers: list[httpx.Response] = []
+
+    def send() -> None:
+        answers.append(httpx.post(f"{url}/v1/classify", content=samples[0].data, timeout=HANG_SECONDS))
+
+    threads = [threading.Thread(target=send) for _ in range(96)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG_SECONDS + 5)
+    assert len(answers) == 96
+    assert {answer.status_code for answer in answers} == {200, 429}
+    for answer in answers:
+        if answer.status_code == 429:
+            assert answer.json()["code"] == "queue_full"
+            assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_a_replica_and_a_node_are_killed_under_load(url: str, nodes: Nodes, samples: list[Sample]) -> None:
+    wait_until(lambda: replicas() == 3)
+    with Load(url, samples) as load:
+        wait_until(lambda: load.count("right", "before") >= 50)
+
+        load.phase = "replica killed"
+        (first, *_) = nodes.processes("ServeReplica")
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: len(set(nodes.processes("ServeReplica")) - {first}) == 3 and replicas() == 3)
+        wait_until(lambda: load.count("right", "replica killed") >= 50)
+
+        load.phase = "node killed"
+        assert nodes.processes("ServeReplica", nodes.worker)
+        nodes.kill_worker()
+        wait_until(lambda: load.count("right", "node killed") >= 150)
+
+        load.phase = "node back"
+        nodes.add_worker()
+        wait_until(lambda: replicas() == 3)
+        before = load.count("right", "node back")
+        wait_until(lambda: load.count("right", "node back") >= before + 50)
+    print(dict(load.outcomes), f"slowest {load.slowest:.2f} s")
+    assert not load.wrong
+    assert load.count("hung") == 0
+    errors = {what for _, what in load.outcomes} - {"right", "429"}
+    # 500 and 503 are Ray's, of requests that died with their replica or came before it was known; the others are connections that ended.
+    assert errors <= {"500", "503", "504", "ReadError", "RemoteProtocolError", "ConnectError", "WriteError"}, load.outcomes
+    lost = sum(number for (_, what), number in load.outcomes.items() if what in errors)
+    assert lost <= 4 * 6, load.outcomes  # about what was under way: one request a client each time
+    assert load.count("right", "node killed") > 0
