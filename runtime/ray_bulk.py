@@ -132,7 +132,7 @@ def _cluster() -> Iterator[None]:
         ray.shutdown()
 
 
-def _write(pack: Pack, bundle: Bundle, done: "Iterator[pa.Table | str]", progress: Callable[[int], object]) -> PackResult:
+def _write(pack: Pack, bundle: Bundle, done: "Generator[pa.Table | str, None, None]", progress: Callable[[int], object]) -> PackResult:
     decoded = refused = 0
     failure: str | None = None
     try:
@@ -161,7 +161,7 @@ class _NotWritten(Exception):
 
 def _in_order(
     units: list[tuple[str, int]], bundle_dir: str, digest: bytes, threads: int, provider: str, precision: str
-) -> "Iterator[pa.Table | str]":
+) -> "Generator[pa.Table | str, None, None]":
     """Of each row group of a pack, its predictions, or why it could not be read."""
     if not units:
         return
