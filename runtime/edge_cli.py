@@ -12,19 +12,20 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from . import __version__
 from .edge_files import TargetError, plan
 from .errors import EdgeCloudError, ImageFileTooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from io import BytesIO
 
     from .edge import EdgeEncoder
 
-    Job = tuple[str, Path | None]
-
+T = TypeVar("T")
+R = TypeVar("R")
 EXIT_DONE, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 _MAX_STDIN_BYTES = 256 << 20  # larger than any image file that is decoded; more is not read
 
@@ -105,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_FAILURE
     counts = {"encoded": 0, "skipped": 0, "failed": 0}
     start = time.perf_counter()
-    for result in progress(_in_order(lambda job: _try(encoder, *job, args.as_is, args.resume), jobs, workers), len(jobs)):
+    for result in progress(in_order(lambda job: _try(encoder, *job, args.as_is, args.resume), jobs, workers), len(jobs)):
         counts[result["status"]] += 1
         if result["status"] == "failed":
             print(f"edge-encode: {result['error']}", file=sys.stderr)
@@ -128,7 +129,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def progress(results: "Iterator[dict[str, Any]]", total: int) -> "Iterable[dict[str, Any]]":
+def progress(results: "Iterator[T]", total: int) -> "Iterable[T]":
     """With a bar on a terminal where tqdm is installed, which the edge half does not ask for."""
     if total < 2 or not sys.stderr.isatty() or sys.stdout.isatty():
         return results
@@ -139,7 +140,7 @@ def progress(results: "Iterator[dict[str, Any]]", total: int) -> "Iterable[dict[
     return tqdm(results, total=total, unit="image")
 
 
-def _in_order(work: "Callable[[Job], dict[str, Any]]", jobs: "list[Job]", workers: int) -> "Iterator[dict[str, Any]]":
+def in_order(work: "Callable[[T], R]", jobs: "Sequence[T]", workers: int) -> "Iterator[R]":
     """Results in the order of the jobs, a few of which are under way at a time."""
     if workers < 2:
         yield from map(work, jobs)
@@ -148,7 +149,7 @@ def _in_order(work: "Callable[[Job], dict[str, Any]]", jobs: "list[Job]", worker
     from concurrent.futures import Future, ThreadPoolExecutor
 
     with ThreadPoolExecutor(workers) as pool:
-        pending: deque[Future[dict[str, Any]]] = deque()
+        pending: deque[Future[R]] = deque()
         for job in jobs:
             pending.append(pool.submit(work, job))
             if len(pending) > 4 * workers:
@@ -166,6 +167,18 @@ def _try(encoder: "EdgeEncoder", image: str, target: Path | None, as_is: bool, r
         return {"status": "failed", "image": image, "error": str(error)}
 
 
+def source_of(image: str) -> "str | BytesIO":
+    """What to decode for an argument: itself, or for - what standard input holds. Raises ImageFileTooLargeError."""
+    if image != "-":
+        return image
+    from io import BytesIO
+
+    data = sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1)
+    if len(data) > _MAX_STDIN_BYTES:
+        raise ImageFileTooLargeError(f"standard input has more than {_MAX_STDIN_BYTES} bytes, no image is so large: make it smaller first")
+    return BytesIO(data)
+
+
 def _tune(args: argparse.Namespace, report: IO[str]) -> None:
     from .bundle import Bundle, default_bundle
     from .preprocess import preprocess
@@ -177,20 +190,11 @@ def _tune(args: argparse.Namespace, report: IO[str]) -> None:
 
 
 def _encode(encoder: "EdgeEncoder", image: str, target: Path | None, as_is: bool) -> dict[str, Any]:
-    from io import BytesIO
-
     from .files import write_atomically
     from .preprocess import preprocess
 
     clock = [time.perf_counter()]
-    source: BytesIO | str = image
-    if image == "-":
-        source = BytesIO(sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1))
-        if source.getbuffer().nbytes > _MAX_STDIN_BYTES:
-            raise ImageFileTooLargeError(
-                f"standard input has more than {_MAX_STDIN_BYTES} bytes, no image is so large: make it smaller first"
-            )
-    pixels = preprocess(source, as_is)
+    pixels = preprocess(source_of(image), as_is)
     clock.append(time.perf_counter())
     symbols = encoder.symbols(pixels[None])[0]
     clock.append(time.perf_counter())

@@ -194,7 +194,7 @@ class ServedBundlesError(EdgeCloudError):
 
 
 class TokenFileError(EdgeCloudError):
-    """A file of tokens that has none, or weak ones."""
+    """A file of tokens that has none, or none that can be used."""
 
 
 class TablesError(EdgeCloudError):
@@ -243,3 +243,47 @@ class RayArgumentsError(RayError):
 
 class SameOutputError(RayError):
     """Two inputs would become one output file, or an output would replace its input."""
+
+
+class SpoolError(EdgeCloudError):
+    """A spool that cannot do what was asked."""
+
+
+class SpoolInUseError(SpoolError):
+    """Another process uses the spool."""
+
+
+class SpoolFullError(SpoolError):
+    """A feature file is too much for what the spool may hold."""
+
+
+class SpoolDiskError(SpoolError):
+    """The spool's disk is full, or fails."""
+
+
+class DamagedSpoolFileError(SpoolError):
+    """A file of the spool is not as it was written."""
+
+
+class DamagedResultsError(SpoolError):
+    """A line among the results is not as it was written."""
+
+
+class SendError(EdgeCloudError):
+    """Nothing can be sent as things are set up."""
+
+
+class ServerUrlError(SendError):
+    """Not a URL that can be posted to."""
+
+
+class CertificateFileError(SendError):
+    """A file that holds no certificates."""
+
+
+class ServerAwayError(SendError):
+    """The server gives no answer, or has no time, for now."""
+
+
+class ServerSetupError(SendError):
+    """The server would take no file as things are set up."""

@@ -31,3 +31,12 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` to `path`, whole or not at all; raises OSError."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+def sync_folder(path: str | os.PathLike[str]) -> None:
+    """Flush a folder to disk: names that were given or taken in it outlast a power cut. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

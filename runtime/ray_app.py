@@ -32,6 +32,7 @@ DEPLOYMENT = "edgecloud"  # its name, under which a config file changes what it 
 _MAX_REPLICAS = 100
 # Ray holds back what exceeds this many times the queue of the application, which refuses what exceeds it once.
 _ONGOING = 4
+_HELD = 4096  # requests that each proxy holds at most, while it looks for a replica, or there is none
 _HEALTH_PERIOD, _HEALTH_TIMEOUT = 5.0, 10.0  # seconds; after three checks that fail, a replica is replaced
 _MARGIN = 5.0  # seconds, for a replica to stop after it has drained
 
@@ -65,7 +66,7 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     deployment = serve.deployment(
         name=DEPLOYMENT,
         max_ongoing_requests=_ONGOING * settings.max_queue,
-        max_queued_requests=settings.max_queue,
+        max_queued_requests=_HELD,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         ray_actor_options={"num_cpus": args.threads or 1},
         health_check_period_s=_HEALTH_PERIOD,

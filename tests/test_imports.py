@@ -44,11 +44,11 @@ def test_training_imports_neither_runtime_nor_export() -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("module", ["runtime.edge_cli", "runtime.cloud_cli", "export.__main__"])
+@pytest.mark.parametrize("module", ["runtime.edge_cli", "runtime.cloud_cli", "runtime.send_cli", "export.__main__"])
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(module: str, option: str) -> None:
     code = (
-        "BLOCKED = {'numpy', 'onnxruntime', 'PIL', 'torch', 'onnx', 'compressai'}"
+        "BLOCKED = {'numpy', 'onnxruntime', 'PIL', 'torch', 'onnx', 'compressai', 'httpx', 'asyncio'}"
         + BLOCK_TORCH
         + f"import importlib; sys.argv = ['command', {option!r}]; importlib.import_module({module!r}).main()\n"
     )

@@ -24,7 +24,8 @@ from runtime import CloudDecoder, EdgeEncoder
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-pytestmark = pytest.mark.slow
+# Ray's own.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")]
 
 ray = pytest.importorskip("ray", reason="the extra [ray] is not installed")
 
@@ -170,7 +171,7 @@ def url(nodes: Nodes, bundle: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": port})
-    serve.run(app({"bundle": [str(bundle)], "replicas": "3", "max-queue": 8, "log": "refusals"}), route_prefix="/")
+    serve.run(app({"bundle": [str(bundle)], "replicas": "3", "max-queue": 8, "deadline-ms": 20_000, "log": "refusals"}), route_prefix="/")
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 

@@ -1,0 +1,257 @@
+"""The command: its words and exit codes, and that it loses nothing however often it is killed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from failing_server import FailingServer, answer_and_hang_up, hang_up, refusal, status
+from numpy.typing import NDArray
+from PIL import Image
+
+from runtime import EdgeEncoder
+from runtime.send_cli import EXIT_SPOOLED, main
+from runtime.spool import Spool, key_of
+
+
+@pytest.fixture
+def server() -> Iterator[FailingServer]:
+    with FailingServer() as server:
+        yield server
+
+
+@pytest.fixture
+def spool(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGECLOUD_SPOOL", str(tmp_path / "spool"))
+    monkeypatch.setenv("EDGECLOUD_BUNDLE", str(bundle))
+    return tmp_path / "spool"
+
+
+def crops(picture: NDArray[np.uint8], folder: Path, count: int) -> list[Path]:
+    """Different real pictures: places of one."""
+    folder.mkdir()
+    paths = []
+    for index in range(count):
+        top, left = 7 * (index // 20), 7 * (index % 20)
+        paths.append(folder / f"{index:03d}.png")
+        Image.fromarray(picture[top : top + 240, left : left + 240]).save(paths[-1])
+    return paths
+
+
+def results(spool: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (spool / "results.jsonl").read_text().splitlines()]
+
+
+def test_a_folder_is_encoded_delivered_and_recorded(
+    server: FailingServer,
+    spool: Path,
+    golf_ball: NDArray[np.uint8],
+    encoder: EdgeEncoder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = crops(golf_ball, tmp_path / "images", 6)
+    assert main([str(tmp_path / "images"), "--url", server.url]) == 0
+    out, err = capsys.readouterr()
+    sizes = [len(encoder.encode(path)) for path in paths]
+    assert sorted(out.splitlines()) == sorted(
+        [f"{path}: {size} bytes, golf ball 99.0 %" for path, size in zip(paths, sizes, strict=True)]
+        + ["6 delivered, 0 refused, 0 failed, 0 spooled"]
+    )
+    assert err == ""
+    assert {post["body"] for post in server.posts} == {encoder.encode(path) for path in paths}
+    # Again: the results are there, and nothing is posted.
+    assert main([str(tmp_path / "images"), "--url", server.url]) == 0
+    assert len(server.posts) == 6
+    assert {result["image"] for result in results(spool)} == {str(path) for path in paths}
+
+
+def test_json_says_what_became_of_each(
+    server: FailingServer,
+    spool: Path,
+    golf_ball: NDArray[np.uint8],
+    encoder: EdgeEncoder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good, refused = crops(golf_ball, tmp_path / "images", 2)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    server.poison[encoder.encode(refused)] = refusal(400, "damaged_feature_file")
+    assert main([str(good), str(refused), str(tmp_path / "bad.png"), "--url", server.url, "--json"]) == 1
+    *lines, last = map(json.loads, capsys.readouterr().out.splitlines())
+    said = {line["image"]: line for line in lines}
+    assert said[str(good)]["status"] == "delivered"
+    assert said[str(good)]["key"] == key_of(encoder.encode(good))
+    assert said[str(good)]["classes"][0]["label"] == "golf ball"
+    assert said[str(refused)]["status"] == "refused"
+    assert said[str(refused)]["code"] == "damaged_feature_file"
+    assert said[str(tmp_path / "bad.png")]["status"] == "failed"
+    assert "bad.png" in said[str(tmp_path / "bad.png")]["error"]
+    assert last == {"delivered": 1, "refused": 1, "failed": 1, "spooled": 0, "error": None}
+    server.poison.clear()
+    assert main(["--url", server.url, "--retry-refused", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["delivered"] == 1
+
+
+def test_what_is_spooled_is_delivered_without_images(
+    server: FailingServer, spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = crops(golf_ball, tmp_path / "images", 1)
+    server.always = refusal(503, "draining")
+    assert main([str(path), "--url", server.url, "--attempts", "1"]) == EXIT_SPOOLED
+    out, err = capsys.readouterr()
+    assert out == "0 delivered, 0 refused, 0 failed, 1 spooled\n"
+    assert f"edge-send: {path}: spooled: HTTP 503, draining: it is draining" in err
+    server.always = status(401)
+    assert main(["--url", server.url]) == 1, "no later run will mend that"
+    assert "--token-file" in capsys.readouterr().err
+    server.always = None
+    assert main(["--url", server.url]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 delivered, 0 refused, 0 failed, 0 spooled"
+    assert main(["--url", server.url]) == 0
+    assert capsys.readouterr().out == "0 delivered, 0 refused, 0 failed, 0 spooled\n"
+
+
+def test_a_token_is_sent(server: FailingServer, spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path) -> None:
+    (path,) = crops(golf_ball, tmp_path / "images", 1)
+    (tmp_path / "token").write_text("a-secret-token\n")
+    assert main([str(path), "--url", server.url, "--token-file", str(tmp_path / "token")]) == 0
+    assert server.posts[0]["headers"]["Authorization"] == "Bearer a-secret-token"
+
+
+@pytest.mark.parametrize("content", [b"", b"two words", b"a\nb", b"\xc3\xa9", b"x" * 5000, None])
+def test_a_token_file_that_is_none(content: bytes | None, spool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if content is not None:
+        (tmp_path / "token").write_bytes(content)
+    assert main(["--url", "http://localhost:1", "--token-file", str(tmp_path / "token")]) == 1
+    assert "token" in capsys.readouterr().err
+    assert not spool.exists()
+
+
+def test_a_token_that_others_could_read_is_warned_of(spool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "token").write_text("a-secret-token")
+    assert main(["--url", "http://192.0.2.1", "--token-file", str(tmp_path / "token")]) == 0  # nothing is there to send
+    assert "http without TLS shows the token" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--url"),
+        (["--url", "http://host", "--attempts", "0"], "--attempts 0 is not a number from 1"),
+        (["--url", "http://host", "--timeout", "nan"], "--timeout nan is not a number"),
+        (["--url", "http://host", "-", "-"], "standard input is named twice"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--url", "host:80"], ["--url", "http://host", "--bundle", "nowhere", "a.png"], ["--url", "http://host", "."]]
+)
+def test_what_cannot_work_fails_at_once(
+    arguments: list[str], spool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.startswith("edge-send: ")
+
+
+def test_a_spool_in_use(server: FailingServer, spool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Spool(spool):
+        assert main(["--url", server.url]) == 1
+    assert "in use by another edge-send" in capsys.readouterr().err
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "runtime.send_cli", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_standard_input_names_and_an_interrupt(server: FailingServer, spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path) -> None:
+    (path,) = crops(golf_ball, tmp_path / "images", 1)
+    odd = path.with_name(os.fsdecode(b"caf\xe9.png"))
+    path.rename(odd)
+    command = [sys.executable, "-m", "runtime.send_cli", "--url", server.url]
+    done = subprocess.run([*command, odd], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"caf\xe9.png: " in done.stdout
+    done = subprocess.run([*command, "-"], input=(tmp_path / "images").joinpath(odd).read_bytes(), capture_output=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith(b"-: ")
+    server.always = hang_up
+    Image.fromarray(golf_ball[100:300, 100:300]).save(path)
+    running = start([str(path), "--url", server.url, "--attempts", "100"])
+    while len(server.posts) < 3:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert err == "edge-send: interrupted; what was accepted is in the spool, and the next run delivers it\n"
+    server.always = None
+    assert main(["--url", server.url]) == 0
+    assert len(results(spool)) == 2
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_loses_nothing(
+    server: FailingServer,
+    spool: Path,
+    golf_ball: NDArray[np.uint8],
+    encoder: EdgeEncoder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    record_property: Any,
+) -> None:
+    """Each turn is killed some posts, and some milliseconds, after it began to work; the last is not."""
+    chance = random.Random(3)
+    images = crops(golf_ball, tmp_path / "images", 400)
+    names = {str(path) for path in images}
+    keys = {key_of(encoder.encode(path)): path for path in images}
+    assert len(keys) == len(images)
+    server.chances = [None] * 6 + [refusal(429, "queue_full"), refusal(500, "graph_failed"), hang_up, answer_and_hang_up]  # type: ignore[list-item]
+    arguments = [str(tmp_path / "images"), "--url", server.url, "--attempts", "50"]
+    kills = torn = waiting_at_kill = 0
+    for _ in range(30):
+        before = len(server.posts)
+        running = start(arguments)
+        enough = before + chance.randrange(1, 15)
+        while len(server.posts) < enough and running.poll() is None:
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.05))
+        running.kill()
+        running.communicate()
+        kills += running.returncode == -signal.SIGKILL
+        content = (spool / "results.jsonl").read_bytes() if (spool / "results.jsonl").exists() else b""
+        torn += bool(content) and not content.endswith(b"\n")
+        waiting_at_kill += len(list((spool / "pending").glob("*.spool")))
+    # What was accepted is delivered with no image named; then the command as it was.
+    server.chances = []
+    assert main(["--url", server.url]) == 0
+    assert main(arguments) == 0
+    recorded = results(spool)
+    assert Counter(result["key"] for result in recorded) == Counter(list(keys))
+    assert {result["image"] for result in recorded} == names
+    assert all(result["status"] == "delivered" for result in recorded)
+    assert set(server.answered) == set(keys)
+    assert list((spool / "pending").iterdir()) == []
+    assert kills >= 25
+    assert waiting_at_kill > kills, "there was something to lose"
+    twice = sum(count > 1 for count in server.answered.values())
+    counted = {"kills": kills, "torn": torn, "pending at kills": waiting_at_kill, "posts": len(server.posts), "answered twice": twice}
+    record_property("counted", counted)
+    with capsys.disabled():
+        print(f"\n{counted}, {len(recorded)} results")
