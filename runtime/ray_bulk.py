@@ -14,6 +14,7 @@ a pack that cannot be read stops no other.
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -26,10 +27,11 @@ from ray.exceptions import RayError as RayFailure
 
 from .bundle import Bundle
 from .cloud import CloudDecoder
-from .errors import ParquetError, RayClusterError, SameOutputError, WrongBundleError
+from .errors import EdgeCloudError, ParquetError, RayClusterError, SameOutputError, WrongBundleError
 from .parquet import PREDICTIONS, batches, bundle_digest, classify, count_refused, is_classified, open_pack, prediction_writer
 
 _MAX_BLOCKS = 10_000  # units of work that Ray Data is told of; more row groups than that share them
+_ANSWER_SECONDS = 10.0
 
 
 class PackResult(NamedTuple):
@@ -121,11 +123,15 @@ def _cluster() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, colon, port = address.rpartition(":")
     try:
+        if colon and port.isdecimal() and "/" not in host:  # Ray itself asks for minutes
+            socket.create_connection((host, int(port)), _ANSWER_SECONDS).close()
         ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
-    except (RayFailure, OSError, RuntimeError, ValueError) as error:
-        address = os.environ.get("RAY_ADDRESS", "auto")
-        raise RayClusterError(f"no Ray cluster, its address being {address} ({error}): start one with `ray start --head`") from error
+    except (RayFailure, OSError, OverflowError, RuntimeError, ValueError) as error:
+        where = f"at RAY_ADDRESS={address}" if address else "here"
+        raise RayClusterError(f"no Ray cluster {where} ({error}): start one with `ray start --head`") from error
     try:
         yield
     finally:
@@ -192,15 +198,22 @@ class _Classifier:
     """An actor: the decoder is loaded once, and reads and classifies one row group after another."""
 
     def __init__(self, bundle_dir: str, digest: bytes, threads: int, provider: str, precision: str):
-        self.decoder = CloudDecoder(bundle_dir, threads, provider, precision)
+        # Ray Data starts an actor that fails here again, for ever.
+        self.failure: str | None = None
+        try:
+            self.decoder = CloudDecoder(bundle_dir, threads, provider, precision)
+        except (EdgeCloudError, OSError) as error:
+            self.failure = f"on {os.uname().nodename}: {error}"
+            return
         if bundle_digest(self.decoder.bundle) != digest:
-            raise RayClusterError(f"{bundle_dir} on {os.uname().nodename} is another bundle: put the same one on each node")
+            self.failure = f"{bundle_dir} on {os.uname().nodename} is another bundle than here: put the same one on each node"
 
     def __call__(self, units: pa.Table) -> pa.Table:
         (unit,) = units.to_pylist()
-        failure, predictions = None, b""
+        failure, predictions = self.failure, b""
         try:
-            predictions = self._classify(unit["source"], unit["row_group"])
+            if failure is None:
+                predictions = self._classify(unit["source"], unit["row_group"])
         except (ParquetError, WrongBundleError, OSError) as error:
             failure = str(error)
         columns = {"unit": [unit["unit"]], "predictions": [predictions], "failure": pa.array([failure], pa.string())}
