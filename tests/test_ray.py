@@ -1,14 +1,18 @@
 """The service and bulk decoding on a real Ray cluster of two nodes, on this machine's loopback addresses.
 
-The cluster is started once. A replica, a node, an actor and a driver are killed with SIGKILL while they work, and what
-comes of each request and each row is counted.
+The cluster is started once. An actor, a driver, a replica and a node are killed with SIGKILL while they work, and what
+comes of each row, request and image is counted.
 """
 
 import asyncio
 import collections
+import contextlib
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,17 +25,40 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime import CloudDecoder, EdgeEncoder
+from runtime.bundle import Bundle
+from runtime.cloud_cli import EXIT_DONE, EXIT_FAILURE, EXIT_REFUSED, main
+from runtime.errors import RayArgumentsError, SameOutputError, ServerAwayError
+from runtime.send_cli import main as send
+from runtime.sender import Encoded, Server, deliver
+from runtime.spool import Spool, key_of
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 # Ray's own.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")]
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
+slow = pytest.mark.slow
 
 ray = pytest.importorskip("ray", reason="the extra [ray] is not installed")
+
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+
+from runtime.parquet import PACK, PREDICTIONS, classify, is_classified  # noqa: E402
+from runtime.ray_bulk import _Classifier, classify_packs, plan_packs, plan_targets  # noqa: E402
 
 HEAD, WORKER = "127.0.0.2", "127.0.0.3"
 NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 100 << 20, "include_dashboard": False}
 HANG_SECONDS = 30.0
+
+
+# A driver joins the cluster by the address of a node, which is not the one that this machine has in its network.
+IN_CLUSTER = """
+import sys, ray
+from runtime.cloud_cli import main
+address, node, *command = sys.argv[1:]
+ray.init(address=address, _node_ip_address=node, log_to_driver=False)
+sys.exit(main(command))
+"""
 
 
 class Nodes:
@@ -105,6 +132,143 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < end, "did not come about in time"
         time.sleep(0.25)
+
+
+def write_packs(folder: Path, samples: list[Sample]) -> list[Path]:
+    """Three packs of 24 rows in 6 row groups; two rows of the second are no feature files."""
+    folder.mkdir()
+    paths = []
+    for number in range(3):
+        rows = [{"key": f"{number}/{row}", "feature_file": samples[(number + row) % len(samples)].data} for row in range(24)]
+        if number == 1:
+            rows[5]["feature_file"], rows[9]["feature_file"] = rows[5]["feature_file"][:-2], None
+        paths.append(folder / f"pack{number}.parquet")
+        columns = [pa.array([row.get(name) for row in rows], PACK.field(name).type) for name in ("key", "feature_file")]
+        sizes = [pa.array([224] * 24, pa.int32())] * 2
+        pq.write_table(pa.table(columns + sizes, PACK), paths[-1], row_group_size=4)
+    return paths
+
+
+def check_predictions(source: Path, target: Path, decoder: CloudDecoder) -> None:
+    """As one process classifies the pack, row by row."""
+    found = pq.read_table(target)
+    wanted = classify(pq.read_table(source), decoder)
+    assert found.schema.equals(PREDICTIONS)
+    for name in ("key", "label", "class_index", "error"):
+        assert found[name].to_pylist() == wanted[name].to_pylist()
+    for one, other in zip(found["probability"].to_pylist(), wanted["probability"].to_pylist(), strict=True):
+        assert one is other or abs(one - other) < 1e-4
+
+
+@slow
+def test_packs_are_classified_though_an_actor_is_killed(
+    nodes: Nodes, samples: list[Sample], bundle: Path, decoder: CloudDecoder, tmp_path: Path
+) -> None:
+    sources = write_packs(tmp_path / "packs", samples)
+    damaged = tmp_path / "packs" / "damaged.parquet"
+    content = bytearray(sources[0].read_bytes())
+    content[len(content) // 3] ^= 1  # within a feature file, which a page's checksum covers
+    damaged.write_bytes(content)
+    out = tmp_path / "out"
+    out.mkdir()
+    loaded = Bundle.load(bundle)
+    packs, results = plan_packs(plan_targets([sources[0], damaged, *sources[1:]], out), loaded)
+    assert [pack.rows for pack in packs] == [24, 24, 24, 24]
+    assert results == []
+    for result in classify_packs(packs, loaded):
+        if not results:
+            (actor, *_) = nodes.processes("MapWorker")
+            os.kill(actor, signal.SIGKILL)
+        results.append(result)
+    assert [(result.decoded, result.refused, result.failure is None) for result in results] == [
+        (24, 0, True),
+        (0, 0, False),
+        (22, 2, True),
+        (24, 0, True),
+    ]
+    assert "damaged.parquet" in str(results[1].failure)
+    assert sorted(path.name for path in out.iterdir()) == ["pack0.parquet", "pack1.parquet", "pack2.parquet"]
+    for source in sources:
+        check_predictions(source, out / source.name, decoder)
+
+
+@slow
+def test_a_run_that_is_killed_goes_on_where_it_was(
+    nodes: Nodes, samples: list[Sample], bundle: Path, decoder: CloudDecoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = write_packs(tmp_path / "packs", samples)
+    out = tmp_path / "out"
+    command = ["--ray", *map(str, sources), "-o", str(out), "--bundle", str(bundle), "--json"]
+    driver = subprocess.Popen(
+        [sys.executable, "-c", IN_CLUSTER, nodes.cluster.address, HEAD, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: (out / "pack0.parquet").exists() or driver.poll() is not None, 90)
+    driver.kill()
+    driver.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
+    assert "pack0.parquet" in kept
+    assert len(kept) < 3
+    for name in kept:
+        assert is_classified(out / name, decoder.bundle, 24)
+
+    assert main(command) == EXIT_REFUSED
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {Path(result["target"]).name for result in results if result["skipped"]} == set(kept)
+    assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
+    for source in sources:
+        check_predictions(source, out / source.name, decoder)
+
+    assert main(command) == EXIT_DONE
+    assert all(json.loads(line)["skipped"] for line in capsys.readouterr().out.splitlines())
+
+
+def test_an_actor_that_cannot_load_its_bundle_says_so(samples: list[Sample], bundle: Path, tmp_path: Path) -> None:
+    (source, *_) = write_packs(tmp_path / "packs", samples)
+    unit = pa.table({"unit": [7], "source": [str(source)], "row_group": [0]})
+    for arguments, reason in (
+        ((str(tmp_path), b"", 1, "auto", "auto"), "manifest"),
+        ((str(bundle), b"another", 1, "auto", "auto"), "another bundle"),
+    ):
+        (row,) = _Classifier(*arguments)(unit).to_pylist()
+        assert row["unit"] == 7
+        assert reason in row["failure"]
+
+
+def test_outputs_that_would_be_one_or_an_input_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SameOutputError, match="both become"):
+        plan_targets(["a/pack.parquet", "b/pack.parquet"], tmp_path)
+    with pytest.raises(SameOutputError, match="replace it"):
+        plan_targets([tmp_path / "pack.parquet"], tmp_path)
+    assert len(plan_targets(["a/pack.parquet", "a/pack.parquet"], tmp_path)) == 1
+
+
+def test_a_cluster_that_is_not_there(
+    samples: list[Sample], bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not ray.is_initialized()
+    sources = write_packs(tmp_path / "packs", samples)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert main(["--ray", *map(str, sources), "-o", str(tmp_path / "out"), "--bundle", str(bundle)]) == EXIT_FAILURE
+    assert "no Ray cluster at RAY_ADDRESS=127.0.0.1:1" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"max-batch": "many"}, "max-batch"),
+        ({"max-batch": 0}, "max-batch 0"),
+        ({"batch": 8}, "batch=8"),
+        ({"port": 8000}, "port"),
+        ({"replicas": 0}, "replicas 0"),
+        ({"log": "all"}, "log"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any], reason: str) -> None:
+    from runtime.ray_app import app
+
+    with pytest.raises(RayArgumentsError, match=reason):
+        app(arguments)
 
 
 class Load:
@@ -185,6 +349,7 @@ def replicas() -> int:
     return int(states.get("RUNNING", 0))
 
 
+@slow
 def test_the_same_answers_and_refusals_as_without_ray(url: str, bundle: Path, samples: list[Sample]) -> None:
     from runtime.server import Settings, create_app
 
@@ -229,6 +394,7 @@ def test_the_same_answers_and_refusals_as_without_ray(url: str, bundle: Path, sa
     assert answers == asyncio.run(without_ray())
 
 
+@slow
 def test_a_full_queue_is_refused_by_the_application(url: str, samples: list[Sample]) -> None:
     """Four times what three queues hold: some are answered, the others refused at once, with the application's own words."""
     answers: list[httpx.Response] = []
@@ -249,9 +415,51 @@ def test_a_full_queue_is_refused_by_the_application(url: str, samples: list[Samp
             assert int(answer.headers["retry-after"]) >= 1
 
 
-def test_a_replica_and_a_node_are_killed_under_load(url: str, nodes: Nodes, samples: list[Sample]) -> None:
+class Device:
+    """edge-send's delivery of one picture after another, until it is told to end; each is another part of the demo's picture."""
+
+    def __init__(self, url: str, spool: Path, picture: NDArray[np.uint8], encoder: EdgeEncoder):
+        self.sent: dict[str, bytes] = {}
+        self._url, self._spool, self._picture, self._encoder = url, spool, picture, encoder
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._deliver)
+
+    def __enter__(self) -> "Device":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join(120)
+        assert not self._thread.is_alive()
+
+    def _pictures(self) -> Iterator[Encoded]:
+        while not self._end.wait(0.2):
+            top, left = divmod(3 * len(self.sent), 400)
+            data = self._encoder.encode(self._picture[top : top + 224, left : left + 224])
+            self.sent[key_of(data)] = data
+            yield Encoded(f"picture {len(self.sent)}", data)
+
+    def _deliver(self) -> None:
+        with contextlib.suppress(ServerAwayError), Spool(self._spool) as spool:
+            for _ in deliver(spool, Server(self._url, in_flight=2), self._pictures()):
+                pass
+
+
+@slow
+def test_a_replica_and_a_node_are_killed_under_load(
+    url: str,
+    nodes: Nodes,
+    samples: list[Sample],
+    bundle: Path,
+    golf_ball: NDArray[np.uint8],
+    encoder: EdgeEncoder,
+    decoder: CloudDecoder,
+    tmp_path: Path,
+) -> None:
     wait_until(lambda: replicas() == 3)
-    with Load(url, samples) as load:
+    spool = tmp_path / "spool"
+    with Device(url, spool, golf_ball, encoder) as device, Load(url, samples) as load:
         wait_until(lambda: load.count("right", "before") >= 50)
 
         load.phase = "replica killed"
@@ -270,7 +478,16 @@ def test_a_replica_and_a_node_are_killed_under_load(url: str, nodes: Nodes, samp
         wait_until(lambda: replicas() == 3)
         before = load.count("right", "node back")
         wait_until(lambda: load.count("right", "node back") >= before + 50)
-    print(dict(load.outcomes), f"slowest {load.slowest:.2f} s")
+    # What the kills left in the spool, if anything, is delivered by the next run.
+    assert send(["--url", url, "--spool", str(spool)]) == EXIT_DONE
+    results = [json.loads(line) for line in (spool / "results.jsonl").read_text().splitlines()]
+    assert sorted(result["key"] for result in results) == sorted(device.sent)
+    for result in results:
+        best = decoder.classify(device.sent[result["key"]], 1)[0]
+        assert result["status"] == "delivered"
+        assert result["classes"][0]["class_index"] == best.class_index
+        assert abs(result["classes"][0]["probability"] - best.probability) < 1e-4
+    print(f"requests {dict(load.outcomes)}, slowest {load.slowest:.2f} s; images through edge-send: {len(results)} of {len(device.sent)}")
     assert not load.wrong
     assert load.count("hung") == 0
     errors = {what for _, what in load.outcomes} - {"right", "429"}
