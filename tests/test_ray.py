@@ -226,7 +226,7 @@ def test_an_actor_that_cannot_load_its_bundle_says_so(samples: list[Sample], bun
     (source, *_) = write_packs(tmp_path / "packs", samples)
     unit = pa.table({"unit": [7], "source": [str(source)], "row_group": [0]})
     for arguments, reason in (
-        ((str(tmp_path), b"", 1, "auto", "auto"), "manifest"),
+        ((str(tmp_path), b"", 1, "auto", "auto"), "no bundle"),
         ((str(bundle), b"another", 1, "auto", "auto"), "another bundle"),
     ):
         (row,) = _Classifier(*arguments)(unit).to_pylist()
