@@ -126,16 +126,13 @@ def _classify_pack(decoder: "CloudDecoder", source: str, target: str, as_json: b
 
 
 def _on_ray(args: argparse.Namespace) -> int:
-    try:
-        from .ray_bulk import classify_packs, plan_packs, plan_targets
-    except ImportError as error:
-        print(f"cloud-decode: {error}: install what --ray needs with `pip install 'edgecloud-features[ray]'`", file=sys.stderr)
-        return EXIT_FAILURE
     from .bundle import Bundle, default_bundle
     from .progress import Progress
 
     status = EXIT_DONE
     try:
+        from .ray_bulk import classify_packs, plan_packs, plan_targets
+
         targets = plan_targets(args.files, args.output)
         bundle = Bundle.load(args.bundle or default_bundle())
         Path(args.output).mkdir(parents=True, exist_ok=True)

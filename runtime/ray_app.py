@@ -18,14 +18,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import ray
-from ray import serve
-from starlette.applications import Starlette
-
 from .bundle import default_bundle
-from .errors import RayArgumentsError
+from .errors import MissingExtraError, RayArgumentsError
 from .serve_cli import LOG_LEVELS, add_service_options, settings_of, start_log
-from .server import Settings, create_app
+
+try:
+    import ray
+    from ray import serve
+    from starlette.applications import Starlette
+
+    from .server import Settings, create_app
+except ImportError as error:
+    raise MissingExtraError(f"serving on a cluster needs Ray ({error}): pip install 'edgecloud-features[ray]'") from error
 
 DEPLOYMENT = "edgecloud"  # its name, under which a config file changes what it is made of
 

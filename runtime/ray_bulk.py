@@ -20,15 +20,18 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import pyarrow as pa
-import ray
-import ray.data
-from ray.exceptions import RayError as RayFailure
-
 from .bundle import Bundle
 from .cloud import CloudDecoder
-from .errors import EdgeCloudError, ParquetError, RayClusterError, SameOutputError, WrongBundleError
+from .errors import EdgeCloudError, MissingExtraError, ParquetError, RayClusterError, SameOutputError, WrongBundleError
 from .parquet import PREDICTIONS, batches, bundle_digest, classify, count_refused, is_classified, open_pack, prediction_writer
+
+try:
+    import pyarrow as pa
+    import ray
+    import ray.data
+    from ray.exceptions import RayError as RayFailure
+except ImportError as error:
+    raise MissingExtraError(f"decoding on a cluster needs Ray ({error}): pip install 'edgecloud-features[ray]'") from error
 
 _MAX_BLOCKS = 10_000  # units of work that Ray Data is told of; more row groups than that share them
 _ANSWER_SECONDS = 10.0

@@ -38,6 +38,26 @@ def test_runtime_imports_no_torch_and_no_other_room() -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_ray_is_imported_by_its_own_modules_alone() -> None:
+    code = (
+        "BLOCKED = {'ray'}"
+        + BLOCK_TORCH
+        + (
+            "import pkgutil, importlib, runtime\n"
+            "from runtime.errors import MissingExtraError\n"
+            "names = {m.name for m in pkgutil.iter_modules(runtime.__path__)}\n"
+            "own = {'ray_app', 'ray_bulk'}\n"
+            "for name in names - own: importlib.import_module('runtime.' + name)\n"
+            "for name in own:\n"
+            "    try: importlib.import_module('runtime.' + name)\n"
+            "    except MissingExtraError as error: assert 'edgecloud-features[ray]' in str(error)\n"
+            "    else: raise AssertionError(name)\n"
+        )
+    )
+    result = run(code)
+    assert result.returncode == 0, result.stderr
+
+
 def test_training_imports_neither_runtime_nor_export() -> None:
     code = "BLOCKED = {'runtime', 'export', 'benchmarks'}" + BLOCK_TORCH + "import training.train\n"
     result = run(code)

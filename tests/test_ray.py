@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 
 from runtime import CloudDecoder, EdgeEncoder
@@ -67,9 +68,18 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(initialize_head=True, head_node_args={**NODE, "node_ip_address": HEAD})
+        self.cluster = Cluster()
         self.worker: Any = None
-        self.add_worker()
+        # Ray gives a node 30 seconds to start, which a busy machine may exceed.
+        for attempt in range(3):
+            try:
+                self.cluster.add_node(**NODE, node_ip_address=HEAD)
+                self.add_worker()
+                break
+            except Exception:
+                self.cluster.shutdown()
+                if attempt == 2:
+                    raise
         ray.init(address=self.cluster.address, _node_ip_address=HEAD, log_to_driver=False)
 
     def add_worker(self) -> None:
@@ -269,6 +279,59 @@ def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any], rea
 
     with pytest.raises(RayArgumentsError, match=reason):
         app(arguments)
+
+
+# What a RayService may have, by KubeRay's API reference (docs/reference/api.md of its repository, ray.io/v1); pods' own fields are Kubernetes'.
+KUBERAY = {
+    "RayService": {"apiVersion", "kind", "metadata", "spec"},
+    "RayServiceSpec": {"serveConfigV2", "rayClusterConfig", "upgradeStrategy", "serveService", "excludeHeadPodFromServeSvc"},
+    "RayClusterSpec": {
+        "rayVersion",
+        "enableInTreeAutoscaling",
+        "autoscalerOptions",
+        "gcsFaultToleranceOptions",
+        "headGroupSpec",
+        "workerGroupSpecs",
+        "headServiceAnnotations",
+        "suspend",
+        "managedBy",
+    },
+    "AutoscalerOptions": {"resources", "image", "idleTimeoutSeconds", "upscalingMode", "version", "env", "envFrom", "volumeMounts"},
+    "GcsFaultToleranceOptions": {"redisUsername", "redisPassword", "externalStorageNamespace", "redisAddress"},
+    "HeadGroupSpec": {"template", "headService", "enableIngress", "rayStartParams", "serviceType"},
+    "WorkerGroupSpec": {"groupName", "replicas", "minReplicas", "maxReplicas", "idleTimeoutSeconds", "rayStartParams", "template"},
+}
+
+
+def test_the_config_files_are_understood() -> None:
+    """By Ray's own schema, and the application's; and the manifest for Kubernetes has the same config, and fields that exist."""
+    from ray.serve.schema import ServeDeploySchema
+
+    from runtime.ray_app import DEPLOYMENT, app
+
+    config = yaml.safe_load((PROJECT / "docs" / "ray" / "serve.yaml").read_text())
+    manifest = yaml.safe_load((PROJECT / "docs" / "ray" / "rayservice.yaml").read_text())
+    cluster = manifest["spec"]["rayClusterConfig"]
+    embedded = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    embedded["applications"][0]["args"]["token-file"] = config["applications"][0]["args"]["token-file"]
+    assert embedded == config
+    (application,) = ServeDeploySchema.model_validate(config).applications
+    assert application.import_path == f"{app.__module__}:{app.__name__}"
+    assert [deployment.name for deployment in application.deployments] == [DEPLOYMENT]
+    app(application.args)
+    for kind, part in (
+        ("RayService", manifest),
+        ("RayServiceSpec", manifest["spec"]),
+        ("RayClusterSpec", cluster),
+        ("AutoscalerOptions", cluster["autoscalerOptions"]),
+        ("GcsFaultToleranceOptions", cluster["gcsFaultToleranceOptions"]),
+        ("HeadGroupSpec", cluster["headGroupSpec"]),
+        *(("WorkerGroupSpec", group) for group in cluster["workerGroupSpecs"]),
+    ):
+        assert set(part) <= KUBERAY[kind], kind
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayService")
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
 
 
 class Load:
