@@ -8,8 +8,8 @@ lost node takes with it are started again elsewhere, and their row groups are cl
 
 Always holds: an output file appears whole or not at all, and has a row for each row of its input, in order; a run
 that is given again goes on with the packs that have no output of this very bundle; memory, here and
-in the actors, does not grow with the number of packs or rows; a row that is refused is a row with its error, and
-a pack that cannot be read stops no other.
+in the actors, is that of row groups under way, however many rows there are; a row that is refused is a row with its error,
+and a pack that cannot be read stops no other.
 """
 
 import logging
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, cast
 
 from .bundle import Bundle
 from .cloud import CloudDecoder
-from .errors import EdgeCloudError, MissingExtraError, ParquetError, RayClusterError, SameOutputError, WrongBundleError
+from .errors import MissingExtraError, ParquetError, RayClusterError, SameOutputError, WrongBundleError
 from .parquet import PREDICTIONS, batches, bundle_digest, classify, count_refused, is_classified, open_pack, prediction_writer
 
 try:
@@ -147,7 +147,7 @@ def _write(pack: Pack, bundle: Bundle, done: "Generator[pa.Table | str, None, No
     try:
         with prediction_writer(pack.target, bundle) as write:
             for _ in range(pack.row_groups):
-                predictions = next(done)
+                predictions = next(done, "Ray ended before all was classified: decode it again")
                 if isinstance(predictions, str):
                     failure = failure or predictions
                 elif failure is None:
@@ -205,7 +205,7 @@ class _Classifier:
         self.failure: str | None = None
         try:
             self.decoder = CloudDecoder(bundle_dir, threads, provider, precision)
-        except (EdgeCloudError, OSError) as error:
+        except Exception as error:
             self.failure = f"on {os.uname().nodename}: {error}"
             return
         if bundle_digest(self.decoder.bundle) != digest:
