@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import pytest
-import yaml
 from numpy.typing import NDArray
 
 from runtime import CloudDecoder, EdgeEncoder
@@ -43,6 +42,7 @@ ray = pytest.importorskip("ray", reason="the extra [ray] is not installed")
 
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
+import yaml  # noqa: E402
 
 from runtime.parquet import PACK, PREDICTIONS, classify, is_classified  # noqa: E402
 from runtime.ray_bulk import _Classifier, classify_packs, plan_packs, plan_targets  # noqa: E402
