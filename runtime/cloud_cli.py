@@ -1,6 +1,7 @@
 """cloud-decode: feature files in, classes out; from single files, or from one Parquet file to another."""
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -30,6 +31,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="feature file, or - for standard input; or one Parquet file, with -o")
     parser.add_argument("-o", "--output", metavar="FILE.parquet", help="write the Parquet file's predictions here: an error, or a class")
+    parser.add_argument(
+        "--ray",
+        action="store_true",
+        help="decode many Parquet files on a Ray cluster, into the folder -o; what is there already is skipped",
+    )
     parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
     parser.add_argument("--top-k", type=int, default=5, metavar="N", help="classes to print (default: 5)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the cloud graph (default: one a core)")
@@ -61,6 +67,12 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"{option} {value} is not a number from 1 up")
     if args.files.count("-") > 1:
         parser.error("standard input is named twice")
+    if args.ray:
+        if args.output is None or not all(name.endswith(".parquet") for name in args.files):
+            parser.error("--ray takes Parquet files, and a folder for their predictions with -o")
+        if args.info or args.logits or args.tune:
+            parser.error("--ray goes with no --info, --logits or --tune")
+        return _on_ray(args)
     if (args.output is not None) != any(name.endswith(".parquet") for name in args.files):
         parser.error("a Parquet file goes with -o FILE.parquet, and -o with a Parquet file")
     if args.output is not None and (len(args.files) > 1 or args.info or args.logits or args.tune):
@@ -112,6 +124,37 @@ def _classify_pack(decoder: "CloudDecoder", source: str, target: str, as_json: b
     result = {"file": source, "output": target, "decoded": decoded, "refused": refused, "seconds": round(seconds, 3)}
     print(json.dumps(result) if as_json else f"{source} -> {target}: {decoded} decoded, {refused} refused; {decoded / seconds:.1f} rows/s")
     return EXIT_REFUSED if refused else EXIT_DONE
+
+
+def _on_ray(args: argparse.Namespace) -> int:
+    from .bundle import Bundle, default_bundle
+    from .progress import Progress
+
+    status = EXIT_DONE
+    try:
+        from .ray_bulk import classify_packs, plan_packs, plan_targets
+
+        targets = plan_targets(args.files, args.output)
+        bundle = Bundle.load(args.bundle or default_bundle())
+        Path(args.output).mkdir(parents=True, exist_ok=True)
+        packs, results = plan_packs(targets, bundle)
+        with Progress(sum(pack.rows for pack in packs), "row") as progress:
+            classified = classify_packs(packs, bundle, args.threads, args.provider, args.precision, progress.advance)
+            for result in itertools.chain(results, classified):
+                if result.failure is not None:
+                    progress.say(f"cloud-decode: {result.failure}", sys.stderr)
+                    status = EXIT_FAILURE
+                elif result.refused:
+                    status = status or EXIT_REFUSED
+                if args.json:
+                    progress.say(json.dumps(result._asdict(), default=str), sys.stdout)
+                elif result.failure is None:
+                    what = "there already" if result.skipped else f"{result.decoded} decoded, {result.refused} refused"
+                    progress.say(f"{result.source} -> {result.target}: {what}", sys.stdout)
+    except (EdgeCloudError, OSError) as error:
+        print(f"cloud-decode: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+    return status
 
 
 def _tune(args: argparse.Namespace) -> None:

@@ -229,6 +229,22 @@ class UnsupportedBundleError(BundleError):
     """A bundle of a schema or format version that this release does not know."""
 
 
+class RayError(EdgeCloudError):
+    """What Ray is asked for cannot be done."""
+
+
+class RayClusterError(RayError):
+    """No Ray cluster can be reached or started, or it failed while it worked."""
+
+
+class RayArgumentsError(RayError):
+    """Arguments of the Ray Serve application that it does not have, or that make no sense."""
+
+
+class SameOutputError(RayError):
+    """Two inputs would become one output file, or an output would replace its input."""
+
+
 class SpoolError(EdgeCloudError):
     """A spool that cannot do what was asked."""
 

@@ -12,6 +12,7 @@ nothing but its metadata is read until its columns and the sizes of its row grou
 whose feature file is refused is a row with its error, never one that is missing, or has a class.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .bundle import MANIFEST
 from .errors import (
     DamagedParquetError,
     EmptyFeatureFileError,
@@ -51,7 +53,8 @@ PREDICTIONS = pa.schema(
     [("key", pa.string()), ("label", pa.string()), ("class_index", pa.int32()), ("probability", pa.float32()), ("error", pa.string())]
 )
 DECODED = ["key", "feature_file"]  # the columns of a pack that classification reads
-FINGERPRINT, MODEL = b"edgecloud.fingerprint", b"edgecloud.model"  # in the schema's metadata, both as text
+FINGERPRINT, MODEL = b"edgecloud.fingerprint", b"edgecloud.model"  # in a pack's schema metadata, both as text
+MANIFEST_DIGEST = b"edgecloud.manifest_sha256"  # in that of predictions: of the bundle's manifest, which names the digests of all else
 
 BATCH_ROWS = 64  # classified at a time, which bounds the symbols in memory
 MAX_GROUP_ROWS, MAX_GROUP_BYTES = 1 << 24, 512 << 20  # a row group of more is not read
@@ -170,13 +173,13 @@ def count_rows(path: str | os.PathLike[str]) -> int:
         return int(file.metadata.num_rows)
 
 
-def batches(path: str | os.PathLike[str], bundle: "Bundle | None" = None) -> Iterator[pa.RecordBatch]:
-    """A pack's keys and feature files as dictionaries, at most BATCH_ROWS at a time, in order.
+def batches(path: str | os.PathLike[str], bundle: "Bundle | None" = None, row_group: int | None = None) -> Iterator[pa.RecordBatch]:
+    """A pack's keys and feature files as dictionaries, at most BATCH_ROWS at a time, in order; of all rows, or of one row group.
 
     Raises as open_pack does.
     """
     with open_pack(path, bundle) as file:
-        found = file.iter_batches(_READ_ROWS, columns=DECODED)
+        found = file.iter_batches(_READ_ROWS, columns=DECODED, row_groups=None if row_group is None else [row_group])
         while True:
             with _damage(Path(path)):
                 batch = next(found, None)
@@ -243,13 +246,45 @@ def classify_pack(
     Raises as open_pack does; then there is no new `target`.
     """
     decoded = refused = 0
-    with _row_writer(target, PREDICTIONS) as write:
+    with prediction_writer(target, decoder.bundle) as write:
         for batch in batches(source, decoder.bundle):
             predictions = classify(batch, decoder)
-            for row in zip(*(column.to_pylist() for column in predictions.columns), strict=True):
-                write(*row)
-            wrong = predictions.num_rows - predictions["error"].null_count
+            write(predictions)
+            wrong = count_refused(predictions)
             decoded, refused = decoded + predictions.num_rows - wrong, refused + wrong
             if progress:
                 progress(predictions.num_rows)
     return decoded, refused
+
+
+def count_refused(predictions: pa.Table) -> int:
+    """Rows with an error."""
+    return int(predictions.num_rows - predictions["error"].null_count)
+
+
+@contextmanager
+def prediction_writer(path: str | os.PathLike[str], bundle: "Bundle") -> Iterator[Callable[[pa.Table], None]]:
+    """Gives a function write(predictions); the file appears when the block ends without an error. Raises OSError."""
+    with _row_writer(path, PREDICTIONS.with_metadata({MANIFEST_DIGEST: bundle_digest(bundle)})) as write:
+
+        def write_all(predictions: pa.Table) -> None:
+            for row in zip(*(column.to_pylist() for column in predictions.columns), strict=True):
+                write(*row)
+
+        yield write_all
+
+
+def is_classified(path: str | os.PathLike[str], bundle: "Bundle", rows: int) -> bool:
+    """Whether a file holds predictions of so many rows, made with this very bundle."""
+    try:
+        metadata = pq.read_metadata(path)
+        schema = metadata.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError):
+        return False
+    found = (schema.metadata or {}).get(MANIFEST_DIGEST)
+    return bool(metadata.num_rows == rows and found == bundle_digest(bundle) and schema.equals(PREDICTIONS))
+
+
+def bundle_digest(bundle: "Bundle") -> bytes:
+    """Says which very bundle it is: SHA-256 of its manifest, in hexadecimal."""
+    return hashlib.sha256((bundle.folder / MANIFEST).read_bytes()).hexdigest().encode()

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
     from starlette.applications import Starlette
 
-    from .server import Service
+    from .server import Service, Settings
 
 EXIT_DONE, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
-_LOG_LEVELS = {"requests": "INFO", "refusals": "WARNING", "failures": "ERROR"}
+LOG_LEVELS = {"requests": "INFO", "refusals": "WARNING", "failures": "ERROR"}
 _LOG_LINES = 10_000  # that wait for their reader
 _LOG_SECONDS = 2.0  # for their reader to take the last ones
 _CONNECTIONS = 1 << 16
@@ -40,14 +40,21 @@ def _parser() -> argparse.ArgumentParser:
         epilog="SIGHUP reads bundles and tokens again; SIGTERM answers what was admitted and stops. "
         "Exit status: 0 stopped when it was told to, 1 failure, 2 wrong usage.",
     )
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port, 0 for any that is free (default: 8000)")
+    add_service_options(parser)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def add_service_options(parser: argparse.ArgumentParser) -> None:
+    """What a service can be told, wherever it runs."""
     parser.add_argument(
         "--bundle",
         action="append",
         metavar="DIR",
         help="a bundle, or a folder of bundles; may be given several times (default: $EDGECLOUD_BUNDLE, else bundles/ours_n4)",
     )
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port, 0 for any that is free (default: 8000)")
     parser.add_argument("--token-file", metavar="FILE", help="a token a line; requests must carry one of them")
     parser.add_argument("--max-batch", type=int, default=8, metavar="N", help="images of one graph call (default: 8)")
     parser.add_argument("--max-wait-ms", type=float, default=2, metavar="MS", help="that an idle graph waits for company (default: 2)")
@@ -61,16 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--log",
         default="requests",
-        choices=_LOG_LEVELS,
+        choices=LOG_LEVELS,
         help="a line for each request, for those that are refused, or that fail (default: requests)",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = _parser()
-    args = parser.parse_args(argv)
+def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> "Settings":
+    """Settings from the options of add_service_options; reports what makes no sense by `parser.error`."""
     for option, number, least in (
         ("--threads", args.threads, 1),
         ("--max-batch", args.max_batch, 1),
@@ -81,27 +85,34 @@ def main(argv: list[str] | None = None) -> int:
     ):
         if number is not None and not least <= number < 1e9:
             parser.error(f"{option} {number} is not a number from {least} up")
+    from .server import Settings
+
+    return Settings(
+        bundles=tuple(args.bundle or ()),
+        token_file=args.token_file,
+        threads=args.threads,
+        provider=args.provider,
+        precision=args.precision,
+        max_batch=args.max_batch,
+        max_wait_ms=args.max_wait_ms,
+        max_queue=args.max_queue,
+        deadline_ms=args.deadline_ms,
+        drain_seconds=args.drain_ms / 1e3,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
     if not 0 <= args.port < 1 << 16:
         parser.error(f"--port {args.port} is not from 0 to 65535")
     try:
-        from .server import Settings, create_app
+        from .server import create_app
+
+        app = create_app(settings_of(parser, args))
     except ImportError as error:
         print(f"cloud-serve: {error}: install what it needs with `pip install 'edgecloud-features[cloud]'`", file=sys.stderr)
         return EXIT_FAILURE
-    app = create_app(
-        Settings(
-            bundles=tuple(args.bundle or ()),
-            token_file=args.token_file,
-            threads=args.threads,
-            provider=args.provider,
-            precision=args.precision,
-            max_batch=args.max_batch,
-            max_wait_ms=args.max_wait_ms,
-            max_queue=args.max_queue,
-            deadline_ms=args.deadline_ms,
-            drain_seconds=args.drain_ms / 1e3,
-        )
-    )
     try:
         listener = _listen(args.host, args.port)
         app.state.service.load()
@@ -113,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
             f"cloud-serve: listening on {args.host} without a token, anybody who reaches it may use it: give it a --token-file",
             file=sys.stderr,
         )
-    return _run(app, listener, _LOG_LEVELS[args.log])
+    return _run(app, listener, LOG_LEVELS[args.log])
 
 
 def _is_local(host: str) -> bool:
@@ -171,7 +182,7 @@ def _run(app: "Starlette", listener: "socket.socket", level: str) -> int:
         await server.serve(sockets=[listener])
 
     _allow_connections()
-    log_writer = _start_log(service, level)
+    log_writer = start_log(service, level)
     try:
         asyncio.run(serve())
     finally:
@@ -197,7 +208,7 @@ def _allow_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _start_log(service: "Service", level: str) -> "logging.handlers.QueueListener":
+def start_log(service: "Service", level: str) -> "logging.handlers.QueueListener":
     """JSON lines on standard error, from a thread of its own: who reads them slowly holds up nobody."""
     import json
     import logging.handlers

@@ -48,6 +48,7 @@ def test_runtime_imports_no_torch_and_no_other_room() -> None:
         ("cloud", {"starlette", "uvicorn", "prometheus_client"}, {"server", "serve_http", "serve_metrics"}, "serve_cli.main([])"),
         ("send", {"httpx"}, {"sender"}, "send_cli.main(['--url', 'http://localhost'])"),
         ("parquet", {"pyarrow"}, {"parquet"}, None),
+        ("ray", {"ray"}, {"ray_app", "ray_bulk"}, None),
     ],
 )
 def test_only_its_owners_import_what_an_extra_brings(extra: str, packages: set[str], owners: set[str], command: str | None) -> None:
