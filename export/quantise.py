@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 MIN_IMAGES, CALIBRATION_IMAGES = 300, 512
+_ROOM = 1.25  # of a range, beyond the average image's ends
 _GELU_ZERO = -4.0  # GELU(-4) is -0.0001
 ENDS = ("edge", "cloud")
 
@@ -40,10 +41,10 @@ class NothingToQuantiseError(RangesError):
 
 @dataclass(frozen=True)
 class Ranges:
-    """The smallest and largest value of each operator's output, averaged over images, in the graph's order.
+    """Each operator's smallest and largest output, averaged over images, and a quarter more, in the graph's order.
 
     What goes beyond is cut off, which costs less than coarse steps for all: of ours_n4's symbols, the ends of 512 images
-    changed 0.20 %, their averages 0.10 %.
+    changed 0.20 %, their averages 0.11 %, those and a quarter more 0.12 %, with the fewest changes of class.
 
     Attributes:
         sha256: hash of the weights that the ranges were taken with.
@@ -104,7 +105,7 @@ def _float_outputs(model: onnx.ModelProto) -> set[str]:
 
 
 def take_ranges(graph: Path, inputs: Iterable[NDArray[np.generic]], sha256: str) -> tuple[Ranges, int]:
-    """Run the graph on batches of its input, average the ends of every operator's float32 output, and count the images.
+    """Run the graph on batches of its input for the ranges of every operator's float32 output, and count the images.
 
     Raises RangesError for fewer than MIN_IMAGES images.
     """
@@ -123,7 +124,7 @@ def take_ranges(graph: Path, inputs: Iterable[NDArray[np.generic]], sha256: str)
             sums[name] += rows.min(1).sum(), rows.max(1).sum()
     if images < MIN_IMAGES:
         raise RangesError(f"{images} images are too few to calibrate with: name a folder of at least {MIN_IMAGES}")
-    ends = {name: (low / images, high / images) for name, (low, high) in sums.items()}
+    ends = {name: (_ROOM * low / images, _ROOM * high / images) for name, (low, high) in sums.items()}
     operators = [(node.op_type, *ends.get(node.output[0], (0.0, 0.0))) for node in onnx.load(graph).graph.node]
     return Ranges(sha256, operators), images
 
