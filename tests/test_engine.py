@@ -47,9 +47,15 @@ def test_what_cannot_be_asked_for(random_bundle: Path, provider: str, precision:
         EdgeEncoder(random_bundle, 1, provider=provider, precision=precision)
 
 
-def test_the_cloud_has_no_int8_graph(bundle: Path) -> None:
+def test_int8_is_refused_where_the_bundle_has_none(random_bundle: Path) -> None:
     with pytest.raises(EngineChoiceError, match="no int8 graph for the cloud"):
-        CloudDecoder(bundle, 1, precision="int8")
+        CloudDecoder(random_bundle, 1, precision="int8")
+
+
+def test_the_cloud_in_int8_gives_the_same_class(bundle: Path, decoder: CloudDecoder, feature_bytes: bytes) -> None:
+    (first,), (second,) = (one.classify(feature_bytes, 1) for one in (decoder, CloudDecoder(bundle, 1, precision="int8")))
+    assert first.label == second.label
+    assert first.probability == pytest.approx(second.probability, abs=0.1)
 
 
 @pytest.mark.parametrize(
