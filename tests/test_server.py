@@ -589,7 +589,8 @@ def test_every_refusal_has_a_code_of_its_own_which_the_manual_lists() -> None:
             yield sub
             yield from below(sub)
 
-    expected = {*below(errors.FeatureFileError), *below(errors.RequestError)} - {errors.FeatureFileNotFoundError, errors.FeatureFileTooLargeError}
+    of_files = {errors.FeatureFileNotFoundError, errors.FeatureFileTooLargeError}
+    expected = {*below(errors.FeatureFileError), *below(errors.RequestError)} - of_files
     assert set(refusals.STATUS) == expected
     codes = {refusals.code_of(kind): status for kind, status in refusals.STATUS.items()}
     assert len(codes) == len(refusals.STATUS)
