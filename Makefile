@@ -13,10 +13,10 @@ FUZZ_FLAGS := -std=c++17 -O2 -g -fno-sanitize-recover=all -fsanitize=address,und
 CHECKPOINT := $(wildcard checkpoints/ours_n4/lmb1.28.safetensors)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types fuzz bench wheel clean
+.PHONY: help demo test test-all test-cluster lint types fuzz bench wheel clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml constraints.txt setup.py MANIFEST.in $(wildcard csrc/*)
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or 3.12 here; name one with PYTHON=/path/to/python3.12" >&2; exit 1; }
@@ -33,10 +33,13 @@ demo: $(INSTALLED) $(BUNDLE)/manifest.json ## install, export the default model,
 	$(BIN)/cloud-decode feat.bin --top-k 3
 
 test: $(INSTALLED) $(BUNDLE)/manifest.json ## run the tests
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not cluster"
 
 test-all: $(INSTALLED) $(BUNDLE)/manifest.json ## run the tests, the slow ones too
 	$(BIN)/python -m pytest -q
+
+test-cluster: $(INSTALLED) $(BUNDLE)/manifest.json ## run the tests that start a Ray cluster of two nodes
+	$(BIN)/python -m pytest -q -s -m cluster
 
 lint: $(INSTALLED) ## ruff: rules and layout
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # Ray's own.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
-slow = pytest.mark.slow
+cluster = pytest.mark.cluster
 
 ray = pytest.importorskip("ray", reason="the extra [ray] is not installed")
 
@@ -186,7 +186,7 @@ def check_predictions(source: Path, target: Path, decoder: CloudDecoder) -> None
         assert one is other or abs(one - other) < 1e-4
 
 
-@slow
+@cluster
 def test_packs_are_classified_though_an_actor_is_killed(
     nodes: Nodes, samples: list[Sample], bundle: Path, decoder: CloudDecoder, tmp_path: Path
 ) -> None:
@@ -218,7 +218,7 @@ def test_packs_are_classified_though_an_actor_is_killed(
         check_predictions(source, out / source.name, decoder)
 
 
-@slow
+@cluster
 def test_a_run_that_is_killed_goes_on_where_it_was(
     nodes: Nodes, samples: list[Sample], bundle: Path, decoder: CloudDecoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -428,7 +428,7 @@ def replicas() -> int:
     return int(states.get("RUNNING", 0))
 
 
-@slow
+@cluster
 def test_the_same_answers_and_refusals_as_without_ray(url: str, bundle: Path, samples: list[Sample]) -> None:
     from runtime.server import Settings, create_app
 
@@ -473,7 +473,7 @@ def test_the_same_answers_and_refusals_as_without_ray(url: str, bundle: Path, sa
     assert answers == asyncio.run(without_ray())
 
 
-@slow
+@cluster
 def test_a_full_queue_is_refused_by_the_application(url: str, samples: list[Sample]) -> None:
     """Four times what three queues hold: some are answered, the others refused at once, with the application's own words."""
     answers: list[httpx.Response] = []
@@ -525,7 +525,7 @@ class Device:
                 pass
 
 
-@slow
+@cluster
 def test_a_replica_and_a_node_are_killed_under_load(
     url: str,
     nodes: Nodes,
