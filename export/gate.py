@@ -22,7 +22,7 @@ from runtime.preprocess import preprocess
 
 MAX_TOP1_LOSS = 0.003
 MAX_MORE_BYTES = 0.02
-MAX_CHANGED, MAX_MOVED = 0.02, 0.1  # of the symbols, and of a logit, on whatever images export has
+MAX_CHANGED, MAX_MOVED = 0.02, 0.25  # of the symbols, and of a logit, on whatever images export has
 Encode = Callable[[NDArray[np.int16], int, int], bytes]
 
 
