@@ -135,10 +135,21 @@ def deliver(spool: Spool, server: Server, images: Iterable[Encoded] = ()) -> Ite
     """
     delivery = _Delivery(spool, server, server.endpoint(), server.trust())
     with asyncio.Runner() as runner:
-        runner.run(delivery.start(iter(images)))
-        while (outcome := runner.run(delivery.outcomes.get())) is not None:
-            yield outcome
-        runner.run(delivery.end())
+        try:
+            runner.run(delivery.start(iter(images)))
+            while (outcome := runner.run(delivery.outcomes.get())) is not None:
+                yield outcome
+            runner.run(delivery.end())
+        finally:
+            runner.run(_abandon())
+
+
+async def _abandon() -> None:
+    """Cancel whatever still runs until it has ended: once may not do, where a cancellation comes together with a time-out."""
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in others:
+            task.cancel()
+        await asyncio.wait(others, timeout=0.2)
 
 
 class _Answer(NamedTuple):

@@ -25,7 +25,7 @@ from .errors import TuneError
 from .files import write_atomically
 
 MAX_CHANGED = 0.01  # of an edge graph's symbols
-MAX_MOVED = 0.1  # of a probability that a cloud graph's logits give
+MAX_MOVED = 0.05  # of a probability that a cloud graph's logits give
 CLEARLY = 0.95  # of the best float32 time
 WARM_UP, ROUNDS = 5, 40
 
