@@ -48,15 +48,17 @@ lint: $(INSTALLED) ## ruff: rules and layout
 types: $(INSTALLED) ## mypy
 	$(BIN)/mypy
 
+LIBFUZZER = echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }' | clang++ $(FUZZ_FLAGS),fuzzer -x c++ - -o build/libfuzzer
+
 fuzz: ## a minute of fuzzing the coder under sanitizers (FUZZ_SECONDS=1800 for ten minutes a target)
-	@if command -v clang++ >/dev/null; then \
+	@mkdir -p build; if $(LIBFUZZER) 2>/dev/null; then \
 	  for target in any_tables any_payload round_trip; do ( set -ex; mkdir -p build/corpus/$$target; \
 	    clang++ $(FUZZ_FLAGS),fuzzer -DFUZZ_TARGET=$$target csrc/fuzz.cpp -o build/fuzz_$$target; \
 	    build/fuzz_$$target -max_total_time=$$(( $(FUZZ_SECONDS) / 3 )) -verbosity=0 -print_funcs=0 -print_final_stats=1 -artifact_prefix=build/ \
 	      build/corpus/$$target tests/corpus/$$target ) || exit 1; done; \
-	elif test "$$CI" = true; then echo "no clang++ here, which CI must have: apt-get install clang" >&2; exit 1; \
-	else echo "no clang++ here, so no libFuzzer: random inputs instead (apt-get install clang)"; set -ex; \
-	  mkdir -p build; $(CXX) $(FUZZ_FLAGS) csrc/fuzz.cpp -o build/fuzz; build/fuzz $(FUZZ_SECONDS); fi
+	elif test "$$CI" = true; then echo "no clang++ with libFuzzer here, which CI must have: apt-get install clang libclang-rt-14-dev" >&2; exit 1; \
+	else echo "no clang++ with libFuzzer here: random inputs instead (apt-get install clang libclang-rt-14-dev)"; set -ex; \
+	  $(CXX) $(FUZZ_FLAGS) csrc/fuzz.cpp -o build/fuzz; build/fuzz $(FUZZ_SECONDS); fi
 
 bench: $(INSTALLED) $(BUNDLE)/manifest.json ## time the encoder on this machine
 	$(BIN)/python benchmarks/latency.py
