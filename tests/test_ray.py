@@ -171,7 +171,7 @@ def write_packs(folder: Path, samples: list[Sample]) -> list[Path]:
         paths.append(folder / f"pack{number}.parquet")
         columns = [pa.array([row.get(name) for row in rows], PACK.field(name).type) for name in ("key", "feature_file")]
         sizes = [pa.array([224] * 24, pa.int32())] * 2
-        pq.write_table(pa.table(columns + sizes, PACK), paths[-1], row_group_size=4)
+        pq.write_table(pa.table(columns + sizes, PACK), paths[-1], row_group_size=4, compression="none", write_page_checksum=True)
     return paths
 
 
@@ -193,7 +193,7 @@ def test_packs_are_classified_though_an_actor_is_killed(
     sources = write_packs(tmp_path / "packs", samples)
     damaged = tmp_path / "packs" / "damaged.parquet"
     content = bytearray(sources[0].read_bytes())
-    content[len(content) // 3] ^= 1  # within a feature file, which a page's checksum covers
+    content[content.index(samples[0].data) + 20] ^= 1  # within a feature file, which a page's checksum covers
     damaged.write_bytes(content)
     out = tmp_path / "out"
     out.mkdir()
