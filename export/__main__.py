@@ -88,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
         help="auto: int8 graphs too, if there are activation ranges for them, and the device chooses; int8: what both ends run",
     )
     parser.add_argument(
+        "--device",
+        choices=("x86", "arm"),
+        default="x86",
+        help="what int8 graphs are to be fast on: arm has int8 activations, of the same values (default: x86, which runs on ARM, too)",
+    )
+    parser.add_argument(
         "--calibrate",
         type=Path,
         metavar="DIR",
@@ -220,7 +226,7 @@ def _make_int8(args: argparse.Namespace, checkpoint: Path, model: "FeatureCompre
         calibration = stored or calibrate(graphs)
         for end, ranges in (("edge", calibration.edge), ("cloud", calibration.cloud)):
             try:
-                quantise(graphs[end]["fp32"], ranges, digests[end], graphs[end]["int8"])
+                quantise(graphs[end]["fp32"], ranges, digests[end], graphs[end]["int8"], signed=args.device == "arm")
             except NothingToQuantiseError as error:
                 print(f"export: {error}", file=sys.stderr)
                 del graphs[end]["int8"]
@@ -240,6 +246,7 @@ def _make_int8(args: argparse.Namespace, checkpoint: Path, model: "FeatureCompre
                 print(f"export: no int8 {end} graph is written: {'; '.join(why)}", file=sys.stderr)
                 graphs[end]["int8"].unlink()
         return {
+            "activations": "int8" if args.device == "arm" else "uint8",
             "calibration": {"images": calibration.images, "source": calibration.source},
             "gate": calibration.gate,
             "validation": calibration.validation,

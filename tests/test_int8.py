@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from export import __main__ as command
-from export.gate import GateError, Graphs, judge, reasons, strays
+from export.gate import GateError, Graphs, judge, open_session, reasons, strays
 from export.images import labelled_paths, synthetic_images
 from export.quantise import Calibration, NothingToQuantiseError, RangesError, quantise, take_ranges
 from runtime.bundle import Bundle
@@ -67,6 +67,20 @@ def test_pixels_and_symbols_are_taken_as_the_whole_numbers_that_they_are(bundle:
         assert values[first.input[1]] == 1.0
         assert values[first.input[2]] == zero
     assert first.op_type == "DequantizeLinear"
+
+
+def test_for_arm_activations_are_signed_and_their_values_the_same(bundle: Path, calibration: Calibration, tmp_path: Path) -> None:
+    graphs, images = graphs_of(bundle), synthetic_images(2)
+    symbols = open_session(graphs["edge"]["int8"]).run(None, {"pixels": images})[0]
+    for end, ranges, inputs in (("edge", calibration.edge, {"pixels": images}), ("cloud", calibration.cloud, {"symbols": symbols})):
+        quantise(graphs[end]["fp32"], ranges, ranges.sha256, tmp_path / end, signed=True)
+        graph = onnx.load(tmp_path / end).graph
+        types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        steps = {types[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"}
+        assert steps == {onnx.TensorProto.INT8}
+        found, expected = (open_session(path).run(None, inputs)[0] for path in (tmp_path / end, graphs[end]["int8"]))
+        # A value on the border of two steps may fall either way: what is added before rounding is another whole number.
+        assert (found != expected).mean() < 2e-4 if end == "edge" else np.allclose(found, expected, atol=0.1)
 
 
 def test_ranges_survive_their_file(calibration: Calibration) -> None:
