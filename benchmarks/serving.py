@@ -5,7 +5,8 @@
 cloud-serve runs in a process of its own, as the command starts it. First the cloud graph alone, at several batch sizes, and the
 service under as many requests at a time as keep it busy take turns: the best of the first and the capacity
 that is the second, and their ratio. Then requests at 0.5, 0.9, 1.2 and 2 times the capacity, then a soak at 0.9 times,
-in which every twentieth request is a damaged file. Beside it, a plain service as one would build it with
+in which every twentieth request is a damaged file. All but the soak once more in int8, where the
+bundle has that. Beside it, a plain service as one would build it with
 FastAPI, torch and CompressAI (reference_server.py), under the same loads of its own capacity.
 
 Loads are open: requests are sent when their time has come, whatever has been answered, at intervals of a
@@ -43,7 +44,9 @@ from PIL import Image
 
 from benchmarks.machine import commit, cores, describe
 from runtime import CloudDecoder, EdgeEncoder, __version__
+from runtime.bundle import Bundle, default_bundle
 from runtime.edge_files import find
+from runtime.engine import candidates
 from runtime.errors import EdgeCloudError
 from runtime.preprocess import preprocess
 
@@ -57,7 +60,8 @@ HANG = 20.0  # seconds after which a request counts as never answered; cloud-ser
 PATIENCE = 120.0  # seconds that a capacity may take longer than it was to, until there are answers enough
 DAMAGED_EVERY = 20
 TIMELY = 3.0  # seconds, of an answer that is of use: cloud-serve's deadline, and a graph call
-
+INT8 = "cloud-serve, int8"
+SERVICES = ("cloud-serve", INT8, "reference")
 
 T = TypeVar("T")
 
@@ -102,9 +106,9 @@ def pictures(folder: str | None) -> list[NDArray[np.uint8]]:
     return [np.ascontiguousarray(picture[10 * row :, 10 * column :][:224, :224]) for row in range(8) for column in range(8)]
 
 
-def samples_of(bundle: str | None, images: Sequence[NDArray[np.uint8]]) -> tuple[list[Sample], CloudDecoder]:
+def samples_of(bundle: str | None, images: Sequence[NDArray[np.uint8]], precision: str) -> tuple[list[Sample], CloudDecoder]:
     """Feature files, and what CloudDecoder says of each."""
-    encoder, decoder = EdgeEncoder(bundle), CloudDecoder(bundle)
+    encoder, decoder = EdgeEncoder(bundle, provider="cpu", precision="fp32"), CloudDecoder(bundle, provider="cpu", precision=precision)
     files = [encoder.pack(encoder.symbols(pixels[None])[0], *pixels.shape[:2]) for pixels in images]
     return [Sample(data, decoder.classify(data, 1)[0].class_index) for data in files], decoder
 
@@ -168,7 +172,7 @@ async def post(session: aiohttp.ClientSession, target: Target, sample: Sample, i
         if found != sample.class_index:
             raise BenchmarkError(f"{target.name} answers class {found}, CloudDecoder gives {sample.class_index}")
         return Shot(intended, sent, done, status, "200")
-    expected = (400,) if sample.class_index is None else (429, 503, 504)
+    expected = (429, 503, 504) if sample.class_index is not None else (400, 429, 503, 504)
     if status not in expected or "code" not in content:
         raise BenchmarkError(f"{target.name} answers {status} {content}, which is no refusal that was due")
     return Shot(intended, sent, done, status, f"{status} {content['code']}")
@@ -321,16 +325,19 @@ def memory_row(memory: Sequence[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
-def measure_service(args: argparse.Namespace, images: Sequence[NDArray[np.uint8]]) -> dict[str, Any]:
-    """cloud-serve: capacity beside the graph alone, the loads, the soak."""
-    samples, decoder = samples_of(args.bundle, images)
+def measure_service(
+    args: argparse.Namespace, images: Sequence[NDArray[np.uint8]], name: str, precision: str, soak: float
+) -> dict[str, Any]:
+    """cloud-serve: capacity beside the graph alone, the loads, the soak if that has any seconds."""
+    samples, decoder = samples_of(args.bundle, images, precision)
     symbols = np.stack([decoder.symbols(sample.data) for sample in samples])
     command = ["-m", "runtime.serve_cli", "--port", "0", *(["--bundle", args.bundle] if args.bundle else [])]
     command += ["--max-batch", str(args.max_batch)] if args.max_batch else []
-    with serving("cloud-serve", command) as target:
+    command += ["--provider", "cpu", "--precision", precision]
+    with serving(name, command) as target:
         graphs, capacities = [], []
         for turn in range(args.turns):
-            say(f"capacity, turn {turn + 1} of {args.turns}")
+            say(f"capacity of {name}, turn {turn + 1} of {args.turns}")
             graphs.append(graph_rates(decoder, symbols, args.seconds / 4))
             capacities.append(run(closed_load(target, samples, args.seconds / 4, IN_FLIGHT)))
         rates = {batch: round(float(np.median([graph[batch] for graph in graphs])), 2) for batch in BATCHES}
@@ -347,13 +354,13 @@ def measure_service(args: argparse.Namespace, images: Sequence[NDArray[np.uint8]
         }
         result["loads"] = []
         for load in LOADS:
-            say(f"cloud-serve at {load:g} times its capacity of {capacity:.1f} images a second")
+            say(f"{name} at {load:g} times its capacity of {capacity:.1f} images a second")
             result["loads"].append(load_row(target, samples, load, capacity, args.seconds))
-        if args.soak:
-            say(f"soak, {args.soak:g} seconds")
+        if soak:
+            say(f"soak, {soak:g} seconds")
             memory: list[tuple[float, float]] = []
-            shots = run(open_load(target, samples, 0.9 * capacity, args.soak, memory))
-            result["soak"] = {"load": 0.9, **describe_shots(shots, args.soak), "memory": memory_row(memory)}
+            shots = run(open_load(target, samples, 0.9 * capacity, soak, memory))
+            result["soak"] = {"load": 0.9, **describe_shots(shots, soak), "memory": memory_row(memory)}
     return result
 
 
@@ -385,7 +392,7 @@ def table(result: dict[str, Any]) -> str:
     """The loads as a Markdown table."""
     heads = ["", "load", "images/s", "right/s", "of capacity", "p50 ms", "p95", "p99", "refused", "refusal p50 ms", "p99"]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}"]
-    for name in ("cloud-serve", "reference"):
+    for name in SERVICES:
         for row in result.get(name, {}).get("loads", ()):
             refused = sum(count for code, count in row["answers"].items() if code != "200")
             right, refusal = row["right_ms"] or {}, row["refused_ms"] or {}
@@ -397,16 +404,18 @@ def table(result: dict[str, Any]) -> str:
 
 
 def summary(result: dict[str, Any]) -> str:
-    ours = result["cloud-serve"]
-    share = ours["capacity_of_graph"]
-    rates = ", ".join(f"{rate:.1f}/s at {batch}" for batch, rate in ours["graph_images_per_second"].items())
-    lines = [
-        f"capacity {ours['capacity']:.1f} images/s, {share['median']:.1%} ({share['quartile_low']:.1%} to {share['quartile_high']:.1%}) "
-        f"of the cloud graph alone at its best batch, {ours['best_batch']} ({ours['engine']}: {rates})"
-    ]
+    lines = []
+    for name in (name for name in (SERVICES[:2]) if name in result):
+        ours = result[name]
+        share = ours["capacity_of_graph"]
+        rates = ", ".join(f"{rate:.1f}/s at {batch}" for batch, rate in ours["graph_images_per_second"].items())
+        lines.append(
+            f"{name}: capacity {ours['capacity']:.1f} images/s, {share['median']:.1%} ({share['quartile_low']:.1%} to "
+            f"{share['quartile_high']:.1%}) of the cloud graph alone at its best batch, {ours['best_batch']} ({ours['engine']}: {rates})"
+        )
     if reference := result.get("reference"):
         lines.append(f"reference: capacity {reference['capacity']:.1f} images/s")
-    if soak := ours.get("soak"):
+    if soak := result["cloud-serve"].get("soak"):
         memory = soak["memory"]
         lines.append(
             f"soak of {soak['seconds']:g} s at {soak['load']:g} times capacity: {soak['sent']} requests, {soak['answers']}; memory "
@@ -422,7 +431,7 @@ def draw(result: dict[str, Any], file: Path, title: str) -> None:
 
     figure = Figure(figsize=(13, 4), layout="constrained")
     latency, goodput, memory = figure.subplots(1, 3)
-    for name, line in (("cloud-serve", "-"), ("reference", ":")):
+    for name, line in zip(SERVICES, ("-", "--", ":"), strict=True):
         rows = result.get(name, {}).get("loads", ())
         for index, key in enumerate(("p50", "p95", "p99")):
             found = [(row["load"], row["right_ms"][key]) for row in rows if row["right_ms"]]
@@ -475,7 +484,9 @@ def main(argv: list[str] | None = None) -> int:
             "seconds": args.seconds,
         }
         result["images"] = len(images)
-        result["cloud-serve"] = measure_service(args, images)
+        result["cloud-serve"] = measure_service(args, images, "cloud-serve", "fp32", args.soak)
+        if any(choice.precision == "int8" for choice in candidates(Bundle.load(args.bundle or default_bundle()), "cloud")):
+            result[INT8] = measure_service(args, images, INT8, "int8", 0)
         if not args.no_reference and find_spec("fastapi") and find_spec("compressai"):
             result["reference"] = measure_reference(args, images)
     except (BenchmarkError, EdgeCloudError, OSError) as error:

@@ -291,7 +291,8 @@ def _only_inputs_in_eight_bits(model: "openvino.Model") -> None:
             while source.get_type_name() in ("Multiply", "Subtract", "Convert", "Transpose"):
                 source = maker(source)
             if source.get_type_name() == "Parameter" and source.get_element_type().to_string() == "u8":
-                levels = opset13.fake_quantize(node.input_value(0), *np.float32([0, 255, 0, 255]), 256)
+                low, high = np.float32(0), np.float32(255)
+                levels = opset13.fake_quantize(node.input_value(0), low, high, low, high, 256)
                 node.input(0).replace_source_output(levels.output(0))
 
 

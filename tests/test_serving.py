@@ -70,11 +70,18 @@ def test_what_is_wrong_stops_the_benchmark(failure: Failure | None, message: str
             run(open_load(target(server), [Sample(b"data", 3)], 50, 0.3))
 
 
+def test_a_damaged_file_may_find_no_room_either() -> None:
+    with FailingServer() as server:
+        server.always = refusal(429, "queue_full")
+        shots = run(open_load(target(server), [Sample(b"damaged", None)], 50, 0.3))
+    assert {shot.code for shot in shots} == {"429 queue_full"}
+
+
 @pytest.mark.slow
 def test_smoke(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert serving.main(["--smoke", "--json", "--bundle", str(bundle)]) == 0
     result = json.loads(capsys.readouterr().out)
-    for name in ("cloud-serve", "reference"):
+    for name in serving.SERVICES:
         assert [row["load"] for row in result[name]["loads"]] == list(serving.LOADS)
         assert all(row["sent"] == sum(row["answers"].values()) > 0 for row in result[name]["loads"])
     ours = result["cloud-serve"]
