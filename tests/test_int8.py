@@ -206,6 +206,14 @@ def test_no_ranges_and_int8_asked_for(random_checkpoint: Path, tmp_path: Path, c
 
 
 @pytest.mark.slow
+def test_a_bundle_for_arm(bundle: Path, tmp_path: Path) -> None:
+    assert command.main(["ours_n4", "--device", "arm", "--out", str(tmp_path / "out")]) == 0
+    arm, x86 = Bundle.load(tmp_path / "out").manifest, Bundle.load(bundle).manifest
+    assert (arm["int8"]["activations"], x86["int8"]["activations"]) == ("int8", "uint8")
+    assert arm["fingerprint"] == x86["fingerprint"], "either end may be of either kind"
+
+
+@pytest.mark.slow
 def test_calibrate_to_bundle(tmp_path: Path, capsys: Capture) -> None:
     for index, image in enumerate(synthetic_images(340, 32)):
         folder = tmp_path / "images" / f"class {index % 10}"
