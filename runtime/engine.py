@@ -79,13 +79,23 @@ class Engine(Protocol):
 NO_VNNI = ("session.x64quantprecision", "1")
 
 
+def _processor_flags() -> set[str]:
+    """What the processor says that it can; nothing where that cannot be seen."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())
+
+
 def has_vnni() -> bool:
     """Whether an x86 processor says that it multiplies eight-bit integers without overflow; False where that cannot be seen."""
-    try:
-        flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    except OSError:
-        return False
-    return bool({"avx512_vnni", "avx_vnni"} & set(flags.split()))
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(_processor_flags())
+
+
+def has_bf16() -> bool:
+    """Whether the processor says that it multiplies bfloat16, which others emulate, slowly; False where that cannot be seen."""
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_processor_flags())
 
 
 def has_provider(name: str) -> bool:
@@ -94,9 +104,10 @@ def has_provider(name: str) -> bool:
 
 
 def candidates(bundle: Bundle, end: str) -> list[Choice]:
-    """All that could run the bundle's graph of an `end`, "edge" or "cloud", on this device; the safe choice first."""
+    """All that is worth trying for the bundle's graph of an `end`, "edge" or "cloud", on this device; the safe choice first."""
     found = [Choice(provider, precision) for provider in PROVIDERS if has_provider(provider) for precision in PRECISIONS]
-    return [choice for choice in found if (choice.precision != "bf16" or choice.provider == "openvino") and _graph(bundle, end, choice)]
+    bf16 = {Choice("openvino", "bf16")} if has_bf16() else set()
+    return [choice for choice in found if (choice.precision != "bf16" or choice in bf16) and _graph(bundle, end, choice)]
 
 
 def _graph(bundle: Bundle, end: str, choice: Choice) -> str | None:
