@@ -303,6 +303,7 @@ KUBERAY = {
     "RayServiceSpec": {"serveConfigV2", "rayClusterConfig", "upgradeStrategy", "serveService", "excludeHeadPodFromServeSvc"},
     "RayClusterSpec": {
         "rayVersion",
+        "authOptions",
         "enableInTreeAutoscaling",
         "autoscalerOptions",
         "gcsFaultToleranceOptions",
