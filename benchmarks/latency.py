@@ -5,8 +5,8 @@
 The paper's measure is from a uint8 array of 224x224 to the bytes of a feature file. For each model, every
 engine that is installed here runs in turn with the pipeline of the reference (torch encoder,
 CompressAI's EntropyBottleneck.compress), unmodified, and with the same pipeline as fast as torch
-allows (channels last, no gradients, bfloat16 where the processor has it); ratios are of the unmodified one. Besides: what decoding
-and resizing a 1920x1080 JPEG adds, `edge-encode` as a fresh process, and the floor, which is the
+allows (channels last, no gradients, bfloat16 where the processor has it); ratios are of the unmodified one. Besides, for each of them: a
+1920x1080 JPEG, with what decoding and resizing take of it, and `edge-encode` of that as a fresh process; and the floor, which is the
 encoder's multiply-adds over what this machine's matrix product does in float32.
 
 Weights are trained ones where the project has them (ours_n0 and ours_n8 have their `_enc` form's), else random
@@ -266,9 +266,9 @@ def measure(model: str, pixels: NDArray[np.uint8], threads: int, runs: int, with
     return rows
 
 
-def measure_file(threads: int, runs: int, choice: Choice) -> dict[str, Any]:
+def measure_file(model: str, threads: int, runs: int, choice: Choice) -> dict[str, Any]:
     """A 1920x1080 JPEG, the demo's picture enlarged: decoding, resizing, all of it; and `edge-encode` as a fresh process."""
-    folder = make_bundle("ours_n4")
+    folder = make_bundle(model)
     encoder = EdgeEncoder(folder, threads, small=False, provider=choice.provider, precision=choice.precision)
     file = io.BytesIO()
     Image.open(PROJECT / "docs" / "demo" / "golf_ball.jpg").resize((1920, 1080)).save(file, "JPEG", quality=90)
@@ -290,7 +290,7 @@ def measure_file(threads: int, runs: int, choice: Choice) -> dict[str, Any]:
         command = [sys.executable, "-c", _COMMAND, str(photo), "-o", str(out), "--no-small", "--bundle", str(folder.resolve())]
         command += ["--provider", choice.provider, "--precision", choice.precision, "--threads", str(threads)]
         cold, memory = [], 0
-        for _ in range(12):
+        for _ in range(8):
             start = time.perf_counter()
             done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True, check=False)
             cold.append(time.perf_counter() - start)
@@ -298,7 +298,6 @@ def measure_file(threads: int, runs: int, choice: Choice) -> dict[str, Any]:
                 raise BenchmarkError(f"edge-encode does not write what the encoder gives: {done.stderr}")
             memory = max(memory, int(done.stderr.split()[-1]))
     return {
-        "engine": str(choice),
         "jpeg_bytes": len(file.getvalue()),
         **{f"{name}_ms": summary(values) for name, values in times.items()},
         "process_ms": summary(cold[2:]),
@@ -334,12 +333,20 @@ def table(rows: list[dict[str, Any]], peak: float | None) -> str:
     return "\n".join(lines)
 
 
-def file_text(found: dict[str, Any]) -> str:
-    return (
-        f"ours_n4, {found['engine']}, a 1920x1080 JPEG of {found['jpeg_bytes']:,} bytes: decode {found['decode_ms']['median']:.1f} ms, "
-        f"resize {found['resize_ms']['median']:.1f}, all {found['total_ms']['median']:.1f}; edge-encode as a fresh process "
-        f"{found['process_ms']['median']:.0f} ms, {found['peak_memory_mb']:.0f} MB at its peak"
-    )
+def file_table(rows: list[dict[str, Any]]) -> str:
+    """What a photograph and a process take, as a Markdown table."""
+    lines = [
+        f"one 1920x1080 JPEG of {rows[0]['file']['jpeg_bytes']:,} bytes, medians\n",
+        "| model | engine | decode ms | resize ms | from JPEG to feature file ms | p95 | p99 | edge-encode as a process ms | MB |",
+        f"|---|---|{'--:|' * 7}",
+    ]
+    for row in rows:
+        file = row["file"]
+        cells = [row["model"], row["engine"], f"{file['decode_ms']['median']:.1f}", f"{file['resize_ms']['median']:.1f}"]
+        cells += [f"{file['total_ms'][key]:.1f}" for key in ("median", "p95", "p99")]
+        cells += [f"{file['process_ms']['median']:.0f}", f"{file['peak_memory_mb']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def draw(rows: list[dict[str, Any]], file: Path, title: str) -> None:
@@ -391,15 +398,14 @@ def main() -> int:
             print(f"timing {model}", file=sys.stderr)
             rows += measure(model, pixels, args.threads, args.runs, with_torch)
         print("timing files and processes", file=sys.stderr)
-        best = min(rows, key=lambda row: (row["model"] != "ours_n4", row["total_ms"]["median"]))["engine"].split()
-        choices = dict.fromkeys((SAFE, Choice(*best)))
-        files = [measure_file(args.threads, max(20, args.runs // 4), choice) for choice in choices]
+        for row in rows:
+            row["file"] = measure_file(row["model"], args.threads, max(20, args.runs // 5), Choice(*row["engine"].split()))
     except (BenchmarkError, EdgeCloudError, OSError) as error:
         print(f"latency: {error}", file=sys.stderr)
         return 1
     peak = peak_multiply_adds(args.threads) if with_torch else None
     result = {"benchmark": "latency", "machine": machine, "commit": commit(), "runs": args.runs, "peak_multiply_adds": peak}
-    result |= {"rows": rows, "files": files}
+    result |= {"rows": rows}
     instructions = ", ".join(machine["instructions"])  # type: ignore[arg-type]
     where = f"{machine['processor']} ({instructions}), {args.threads} of {machine['cores']} cores"
     if args.keep:
@@ -410,7 +416,7 @@ def main() -> int:
         return 0
     print(f"{where}\none 224x224 image, {args.runs} runs in turn, medians\n")
     print(table(rows, peak))
-    print("\n" + "\n".join(map(file_text, files)))
+    print(f"\n{file_table(rows)}")
     if not with_torch:
         print("torch or CompressAI is not installed: nothing to compare with")
     return 0
