@@ -1,6 +1,6 @@
-"""Top-1 and bpp of a bundle on labelled images, through real feature files and onnxruntime.
+"""Top-1 and bpp of a bundle on labelled images, through real feature files, by onnxruntime unless told otherwise.
 
-    python benchmarks/accuracy.py --data DIR [--bundle DIR] [--as-is] [--teacher FILE] [--json]
+    python benchmarks/accuracy.py --data DIR [--bundle DIR] [--as-is] [--teacher FILE] [--provider NAME --precision NAME] [--json]
 
 `python -m training.evaluate` does this for every checkpoint of a model.
 
@@ -80,9 +80,12 @@ def measure(
     batch_size: int = 8,
     workers: int = 2,
     limit: int | None = None,
+    provider: str = "auto",
+    precision: str = "auto",
 ) -> tuple[dict[str, Any], list[int]]:
     """All figures, as the JSON has them, and each image's class."""
-    encoder, decoder = EdgeEncoder(bundle, threads), CloudDecoder(bundle, threads)
+    encoder = EdgeEncoder(bundle, threads, provider=provider, precision=precision)
+    decoder = CloudDecoder(bundle, threads, provider=provider, precision=precision)
     images = labelled_images(data, len(decoder.labels), limit)
     judge = _teacher(teacher, threads) if teacher else None
     right: list[bool] = []
@@ -132,6 +135,7 @@ def measure(
         "top1": {"share": sum(right) / len(right), "low": low, "high": high},
         "top5": {"share": sum(right5) / len(right5)},
         "bpp": {"mean": float(np.mean(bpp)), "p5": float(np.percentile(bpp, 5)), "p95": float(np.percentile(bpp, 95))},
+        "engines": {"edge": str(encoder.engine.choice), "cloud": str(decoder.engine.choice)},
         "profile": "small" if encoder.small else "plain",
         "mean_bytes_by_profile": {way: float(np.mean(counted)) for way, counted in by_way.items()},
         "bytes": {"mean": float(np.mean(sizes)), "p5": float(np.percentile(sizes, 5)), "p95": float(np.percentile(sizes, 95))},
@@ -194,6 +198,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads that decode and resize images (default: 2)")
     parser.add_argument("--images", type=int, metavar="N", help="so many images, taken evenly (default: all)")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="write each image's class index, one a line, in the images' order")
+    parser.add_argument("--provider", default="auto", metavar="NAME", help="engine of both ends, as edge-encode has it")
+    parser.add_argument("--precision", default="auto", metavar="NAME", help="of both ends, as edge-encode has it")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     args = parser.parse_args()
@@ -203,7 +209,16 @@ def main() -> int:
         parser.error("--images begins at 2")
     try:
         result, predictions = measure(
-            args.data, args.bundle, args.as_is, args.teacher, args.threads, args.batch_size, args.workers, args.images
+            args.data,
+            args.bundle,
+            args.as_is,
+            args.teacher,
+            args.threads,
+            args.batch_size,
+            args.workers,
+            args.images,
+            args.provider,
+            args.precision,
         )
         if args.predictions:
             args.predictions.write_text("".join(f"{index}\n" for index in predictions))
