@@ -405,8 +405,9 @@ def table(result: dict[str, Any]) -> str:
 
 def summary(result: dict[str, Any]) -> str:
     lines = []
-    for name in (name for name in (SERVICES[:2]) if name in result):
-        ours = result[name]
+    for name in ("cloud-serve", INT8):
+        if not (ours := result.get(name)):
+            continue
         share = ours["capacity_of_graph"]
         rates = ", ".join(f"{rate:.1f}/s at {batch}" for batch, rate in ours["graph_images_per_second"].items())
         lines.append(

@@ -20,6 +20,7 @@ from runtime.preprocess import preprocess
 
 Capture = pytest.CaptureFixture[str]
 Copy = Callable[[Path], Path]
+INT8_LAST = (("cpu", "fp32"), ("openvino", "int8"), ("cpu", "int8"))
 GOLF_BALL = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
 
 
@@ -85,7 +86,8 @@ def test_a_device_that_lacks_something_says_so_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("provider", "precision", "share"), [("openvino", "fp32", 1e-4), ("openvino", "bf16", 2e-3), ("cpu", "int8", 0.01)]
+    ("provider", "precision", "share"),
+    [("openvino", "fp32", 1e-4), ("openvino", "bf16", 2e-3), ("openvino", "int8", 0.01), ("cpu", "int8", 0.01)],
 )
 def test_every_engine_computes_nearly_the_same_symbols(
     bundle: Path, pixels: NDArray[np.uint8], provider: str, precision: str, share: float
@@ -112,6 +114,27 @@ def test_openvino_in_the_cloud_and_from_several_threads(bundle: Path, feature_by
     with ThreadPoolExecutor(4) as pool:
         for logits in pool.map(decoder.logits, [[feature_bytes]] * 8):
             assert np.allclose(logits, expected, atol=1e-3)
+
+
+def test_openvino_rounds_less_in_int8_than_onnxruntime(bundle: Path, pixels: NDArray[np.uint8], feature_bytes: bytes) -> None:
+    """Eight bits only where a convolution reads them: nearer to float32, at both ends."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
+    float32, *int8 = (EdgeEncoder(bundle, 2, provider=provider, precision=precision).symbols(pixels) for provider, precision in INT8_LAST)
+    openvino, onnxruntime = ((found != float32).sum() for found in int8)
+    assert 0 < openvino < onnxruntime
+    float32, *int8 = (CloudDecoder(bundle, 2, provider, precision).logits([feature_bytes]) for provider, precision in INT8_LAST)
+    openvino, onnxruntime = (np.abs(found - float32).max() for found in int8)
+    assert 0 < openvino < onnxruntime
+
+
+@pytest.mark.parametrize(("flags", "there"), [(set(), False), ({"avx512_vnni"}, False), ({"amx_bf16"}, True), ({"bf16"}, True)])
+def test_bf16_is_tried_only_where_the_processor_has_it(bundle: Path, monkeypatch: pytest.MonkeyPatch, flags: set[str], there: bool) -> None:
+    monkeypatch.setattr(engine, "has_provider", lambda name: name in ("cpu", "openvino"))
+    monkeypatch.setattr(engine, "_processor_flags", lambda: flags)
+    found = engine.candidates(Bundle.load(bundle), "edge")
+    assert found[0] == SAFE
+    assert (Choice("openvino", "bf16") in found) == there
+    assert Choice("cpu", "bf16") not in found
 
 
 def test_a_graph_that_openvino_cannot_load(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,8 @@
 """Hostile input: whatever is posted, the service answers or refuses, with no 500, and others' answers stay what they are."""
 
-import asyncio
 import http.client
 import json
 import random
-import socket
-import threading
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -17,10 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from numpy.typing import NDArray
+from served import served
 
-from runtime import CloudDecoder, EdgeEncoder, serve_http
+from runtime import CloudDecoder, EdgeEncoder
 from runtime.serve_openapi import document
-from runtime.server import Settings, create_app
+from runtime.server import Settings
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed: pip install '.[dev]'")
 
@@ -37,18 +35,9 @@ PATHS = ("/v1/classify", "/v1/classify/batch", "/v2/models/ours_n4/infer")
 
 @pytest.fixture(scope="module")
 def address(bundle: Path) -> Iterator[tuple[str, int]]:
-    """The service, in a thread of this process."""
-    app = create_app(Settings(bundles=(bundle,), threads=2, deadline_ms=60_000))
-    started = threading.Event()
-    server = serve_http.make_server(app, started.set)
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
-    thread.start()
-    assert started.wait(60)
-    yield listener.getsockname()
-    server.should_exit = True
-    thread.join(60)
-    assert not thread.is_alive()
+    """Of the service."""
+    with served(Settings(bundles=(bundle,), threads=2, deadline_ms=60_000)) as (_, address):
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from export import __main__ as command
 from export.gate import GateError, Graphs, judge, open_session, reasons, strays
 from export.images import labelled_paths, synthetic_images
 from export.quantise import Calibration, NothingToQuantiseError, RangesError, quantise, take_ranges
+from runtime import EdgeEncoder
 from runtime.bundle import Bundle
 
 Capture = pytest.CaptureFixture[str]
@@ -211,6 +212,10 @@ def test_a_bundle_for_arm(bundle: Path, tmp_path: Path) -> None:
     arm, x86 = Bundle.load(tmp_path / "out").manifest, Bundle.load(bundle).manifest
     assert (arm["int8"]["activations"], x86["int8"]["activations"]) == ("int8", "uint8")
     assert arm["fingerprint"] == x86["fingerprint"], "either end may be of either kind"
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
+    pixels = synthetic_images(2)
+    found, expected = (EdgeEncoder(tmp_path / "out", 2, provider="openvino", precision=one).symbols(pixels) for one in ("int8", "fp32"))
+    assert 0 < (found != expected).mean() < 0.01
 
 
 @pytest.mark.slow

@@ -1,9 +1,7 @@
 """The service on a real socket, and clients that are slow, silent, endless, or gone."""
 
-import asyncio
 import json
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from served import served
 
 from runtime import CloudDecoder, serve_http
-from runtime.server import Settings, create_app
+from runtime.server import Settings
 
 PATIENCE = 0.4
 LIMIT = 20.0  # after which a test has failed: machines are slow at times
@@ -26,19 +25,10 @@ def server(bundle: Path) -> Iterator[serve_http.Server]:
     for name in ("HEAD_SECONDS", "WRITE_SECONDS"):
         patch.setattr(serve_http, name, PATIENCE)
     patch.setattr(serve_http, "IDLE_SECONDS", 1)
-    app = create_app(Settings(bundles=(bundle,), threads=1, deadline_ms=60_000, body_seconds=PATIENCE))
-    started = threading.Event()
-    server = serve_http.make_server(app, started.set)
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
-    server.address = listener.getsockname()  # type: ignore[attr-defined]
-    thread.start()
-    assert started.wait(60)
-    yield server
-    server.should_exit = True
-    thread.join(60)
+    with served(Settings(bundles=(bundle,), threads=1, deadline_ms=60_000, body_seconds=PATIENCE)) as (server, address):
+        server.address = address  # type: ignore[attr-defined]
+        yield server
     patch.undo()
-    assert not thread.is_alive()
 
 
 @pytest.fixture
