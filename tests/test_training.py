@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torchvision.models import resnet50
 
+from export.tables import bottleneck_sha256
 from training import backbone as backbone_command
 from training import run, train
 from training.checkpoint import BackboneError, CheckpointError, load_model, save_model, save_state, start_from_checkpoint
@@ -98,6 +99,35 @@ def test_a_run_with_everything_that_may_be_asked_for(
     again = ["--resume", str(tmp_path / "second"), *more]
     assert run_main(options(data, backbone, tmp_path / "elsewhere", *again), monkeypatch) == 0
     assert "going on after epoch 2" in capsys.readouterr().err
+
+
+def test_a_tail_is_trained_behind_a_frozen_bottleneck(data: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Edges go on as they are: not a bit of the bottleneck changes, quantiles (here such as no training leaves) included."""
+    begin = build_random_model("ours_n0", 2)
+    begin.bottleneck_layer.entropy_bottleneck.quantiles.data += 0.25
+    save_model(tmp_path / "begin.safetensors", begin, {})
+    more = ["--pretrain", str(tmp_path / "begin.safetensors"), "--frozen_bottleneck", "--no-amp"]
+    assert run_main(options(data, Path("/nowhere, for there is no teacher"), tmp_path / "run", *more), monkeypatch) == 0
+    before = load_model(tmp_path / "begin.safetensors", "ours_n0")[0]
+    after = load_model(tmp_path / "run" / "lmb0.5.safetensors", "ours_n0")[0]
+    assert bottleneck_sha256(before) == bottleneck_sha256(after)
+    assert not torch.equal(before.layer2[0].conv1.weight, after.layer2[0].conv1.weight)
+    assert not torch.equal(before.layer4[2].bn3.running_mean, after.layer4[2].bn3.running_mean)
+
+
+def test_a_frozen_bottleneck_that_cannot_be(
+    data: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, classes in (("ours_n0", 3), ("ours_n0_enc", 2)):
+        save_model(tmp_path / f"{name}.safetensors", build_random_model(name, classes), {})
+    for more, text in (
+        (["--frozen_bottleneck"], "--pretrain FILE"),
+        (["--frozen_bottleneck", "--pretrain", str(tmp_path / "ours_n0.safetensors")], "has 2 classes"),
+        (["--frozen_bottleneck", "--pretrain", str(tmp_path / "ours_n0_enc.safetensors"), "--model", "ours_n0_enc"], "nothing to train"),
+        (["--frozen_bottleneck", "--pretrain", str(tmp_path / "ours_n0_enc.safetensors"), "--frozen_tail"], "nothing to train"),
+    ):
+        assert run_main(options(data, backbone, tmp_path / "run", *more), monkeypatch) == 1
+        assert text in capsys.readouterr().err
 
 
 def test_a_bottleneck_alone_is_loaded_with_its_backbone_and_no_other(

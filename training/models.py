@@ -184,7 +184,7 @@ class FeatureCompressionModel(nn.Module):
     def __init__(self, spec: ModelSpec, num_classes: int):
         super().__init__()
         self.spec = spec
-        self.frozen_tail = False
+        self.frozen_tail = self.frozen_bottleneck = False
         self.bottleneck_layer = Bottleneck(spec)
         backbone = resnet50(weights=None, num_classes=num_classes)
         self.layer2, self.layer3, self.layer4 = backbone.layer2, backbone.layer3, backbone.layer4
@@ -195,6 +195,11 @@ class FeatureCompressionModel(nn.Module):
         self.frozen_tail = True
         for module in self.tail_modules():
             module.eval().requires_grad_(False)
+
+    def freeze_bottleneck(self) -> None:
+        """From now on encoder, entropy model and decoder have no gradient and stay in eval mode."""
+        self.frozen_bottleneck = True
+        self.bottleneck_layer.eval().requires_grad_(False)
 
     def tail_modules(self) -> list[nn.Module]:
         return [self.layer2, self.layer3, self.layer4, self.fc]
@@ -212,6 +217,8 @@ class FeatureCompressionModel(nn.Module):
         if self.frozen_tail:
             for module in self.tail_modules():
                 module.eval()
+        if self.frozen_bottleneck:
+            self.bottleneck_layer.eval()
         return self
 
     def forward(self, image: Tensor) -> Outputs:

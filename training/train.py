@@ -9,7 +9,16 @@ classes as DIR, or ImageNet's from torchvision; `python -m training.backbone` ma
 writes its state after every epoch and the finished checkpoint to --out; started again with the same
 --run_dir it goes on where the last whole epoch ended (run.py).
 
-Always holds: the teacher is in eval mode; a frozen tail is the teacher's to the last bit.
+A second stage, after the first or on a published checkpoint, has no teacher:
+
+    python -m training.train --model ours_n4 --pretrain FILE --frozen_bottleneck --data DIR
+
+It trains the tail on the labels, behind a bottleneck that stays as it is: edges in the field go on as
+they are, and the cloud classifies their files better. (Matsubara et al. 2022, arXiv 2108.11898, fix the
+encoder in their second stage; with the decoder fixed too, an epoch costs less than half.)
+
+Always holds: the teacher is in eval mode; a frozen tail is the teacher's to the last bit, a frozen
+bottleneck the checkpoint's.
 """
 
 import argparse
@@ -17,17 +26,21 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
-from .checkpoint import save_model, start_from_checkpoint
+from .checkpoint import load_model, save_model, start_from_checkpoint
 from .loss import distillation_loss, load_imagenet_teacher, load_teacher, start_from_teacher
 from .models import MODELS, FeatureCompressionModel, build_model, fit_quantiles
 from .run import Team, TrainingError, add_run_options, assemble, held_out_images, run_epochs, shared_recipe, shrink_to_smoke, top1
+
+Loss = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
 
 
 def parse_model_args(text: str) -> float:
@@ -50,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--backbone", type=Path, metavar="FILE", help="the teacher, a ResNet-50 (.pt or .safetensors; default: torchvision's, of ImageNet)")
     add("--pretrain", type=Path, metavar="FILE", help="begin with a checkpoint's weights, of this model or one of another depth")
     add("--frozen_tail", action="store_true", help="keep the teacher's tail as it is, which _enc models always do")
+    add("--frozen_bottleneck", action="store_true", help="keep --pretrain's bottleneck as it is, and train the tail on the labels")
     add("--bottleneck_only", action="store_true", help="with a frozen tail: leave it out of the finished checkpoint, which then needs FILE")
     add("--optimizer", choices=["sgd", "adamw"], default="sgd", help="default: sgd, with momentum 0.9")
     add("--lr", type=float, help="default: 0.01; adamw: 1e-3 for the bottleneck, a tenth of it for the tail")
@@ -105,9 +119,28 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     out: Path = args.out or run / f"lmb{lmb:g}.safetensors"
 
     torch.manual_seed(args.fixseed)
+    held_out, labels = held_out_images(args)
+    model, loss = _tail_alone(args, labels) if args.frozen_bottleneck else _under_a_teacher(args, team, labels)
+
+    def judge(judged: nn.Module) -> dict[str, float]:
+        return measure(cast(FeatureCompressionModel, judged), held_out, 50, team.device, args.amp)
+
+    model.to(team.device)
+    kept = cast(FeatureCompressionModel, run_epochs(args, team, run, model, _optimizer(model, args), loss, judge))
+    if team.leads:
+        if not kept.frozen_bottleneck:
+            fit_quantiles(kept)
+        recipe = shared_recipe(args, team.processes)
+        metadata = {"model": args.model, "lmb": f"{lmb:g}", "labels": json.dumps(labels), "recipe": recipe}
+        save_model(out, kept, metadata, args.backbone.name if args.bottleneck_only else None)
+    team.wait()
+    return out
+
+
+def _under_a_teacher(args: argparse.Namespace, team: Team, labels: list[str]) -> tuple[FeatureCompressionModel, Loss]:
+    """The first stage: a model with the teacher's tail, and the paper's loss."""
     teacher = load_teacher(args.backbone) if args.backbone else load_imagenet_teacher()
     teacher.to(team.device).to(memory_format=torch.channels_last)
-    held_out, labels = held_out_images(args)
     if len(labels) != teacher.backbone.fc.out_features:
         source = args.backbone or "torchvision"
         raise TrainingError(f"{args.data} has {len(labels)} classes and the teacher in {source} has {teacher.backbone.fc.out_features}")
@@ -123,20 +156,26 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     model.bottleneck_layer.entropy_bottleneck.quantiles.requires_grad_(False)
 
     def loss(student: nn.Module, image: Tensor, label: Tensor) -> dict[str, Tensor]:
-        return distillation_loss(student(image), teacher(image), label, image.numel() // 3, lmb)._asdict()
+        return distillation_loss(student(image), teacher(image), label, image.numel() // 3, args.model_args)._asdict()
 
-    def judge(judged: nn.Module) -> dict[str, float]:
-        return measure(cast(FeatureCompressionModel, judged), held_out, 50, team.device, args.amp)
+    return model, loss
 
-    model.to(team.device)
-    kept = cast(FeatureCompressionModel, run_epochs(args, team, run, model, _optimizer(model, args), loss, judge))
-    if team.leads:
-        fit_quantiles(kept)
-        recipe = shared_recipe(args, team.processes)
-        metadata = {"model": args.model, "lmb": f"{lmb:g}", "labels": json.dumps(labels), "recipe": recipe}
-        save_model(out, kept, metadata, args.backbone.name if args.bottleneck_only else None)
-    team.wait()
-    return out
+
+def _tail_alone(args: argparse.Namespace, labels: list[str]) -> tuple[FeatureCompressionModel, Loss]:
+    """The second stage: --pretrain's model with its bottleneck frozen, and cross-entropy."""
+    if not args.pretrain:
+        raise TrainingError("--frozen_bottleneck trains the tail behind a checkpoint's bottleneck: name it with --pretrain FILE")
+    model, _ = load_model(args.pretrain, args.model, args.backbone)
+    if args.frozen_tail or model.frozen_tail:
+        raise TrainingError(f"--frozen_bottleneck leaves nothing to train of {args.model} with a frozen tail")
+    if len(labels) != model.fc.out_features:
+        raise TrainingError(f"{args.data} has {len(labels)} classes and {args.pretrain} has {model.fc.out_features}")
+    model.freeze_bottleneck()
+
+    def loss(student: nn.Module, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        return {"loss": cross_entropy(student(image).logits.float(), label, label_smoothing=0.1)}
+
+    return model, loss
 
 
 def main() -> int:
