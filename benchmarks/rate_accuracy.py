@@ -13,7 +13,8 @@ between two curves' logarithms of the rate, over the top-1 that both reach (G. B
 2001), by the package of that name with PCHIP interpolation.
 
 Always holds: nothing is extrapolated. Where a curve does not reach, or two do not overlap, the
-figure is absent, and the table shows a dash.
+figure is absent, and the table shows a dash. A curve that lies above a top-1 as a whole needs at most
+its cheapest point's bytes: the table shows this bound, with a "≤".
 """
 
 import argparse
@@ -116,6 +117,11 @@ def bytes_at(points: list[Point], top1: float) -> float | None:
     return float(np.exp(np.interp(top1, [point.top1 for point in front], np.log([point.bytes for point in front]))))
 
 
+def bytes_enough(points: list[Point], top1: float) -> float | None:
+    """Bytes of the cheapest point that reaches a top-1: what a curve needs at most; None where none does."""
+    return min((point.bytes for point in points if point.top1 >= top1), default=None)
+
+
 def top1_at(points: list[Point], bpp: float) -> float | None:
     """A curve's top-1 at a rate; None beyond its ends."""
     front = pareto(points)
@@ -150,6 +156,7 @@ def compare(curves: Curves, anchor: str) -> dict[str, Any]:
         raise RecordsError(f"no points of the anchor {anchor}: there are {', '.join(curves.points)}")
     target = curves.teacher - UNDER_TEACHER
     needed = {curve: bytes_at(points, target) for curve, points in curves.points.items()}
+    enough = {curve: bytes_enough(points, target) for curve, points in curves.points.items()}
     best = min(((size, curve) for curve, size in needed.items() if size and curve in CODECS), default=None)
     return {
         "benchmark": "rate_accuracy",
@@ -163,8 +170,9 @@ def compare(curves: Curves, anchor: str) -> dict[str, Any]:
             {
                 "curve": curve,
                 "points": [{"name": point.name, "bpp": point.bpp, "bytes": point.bytes, "top1": point.top1} for point in points],
-                "bytes_at_target": (size := needed[curve]),
-                "share_of_best_codec": size / best[0] if best and size else None,
+                "bytes_at_target": needed[curve],
+                "bytes_enough_for_target": enough[curve],
+                "share_of_best_codec": size / best[0] if best and (size := needed[curve] or enough[curve]) else None,
                 "top1_at_0.2_bpp": top1_at(points, AT_BPP),
                 "bd_rate": bd_rate(points, curves.points[anchor]),
             }
@@ -187,8 +195,11 @@ def text(result: dict[str, Any]) -> str:
     ]
     for curve in result["curves"]:
         points = ", ".join(f"{point['top1']:.1%} at {point['bytes']:.0f}" for point in curve["points"])
+        exact, enough = curve["bytes_at_target"], curve["bytes_enough_for_target"]
+        bound = "≤ " if exact is None and enough is not None else ""
+        size, share = show(enough if exact is None else exact, ".0f"), show(curve["share_of_best_codec"], ".0%")
         lines.append(
-            f"| {curve['curve']} | {points} | {show(curve['bytes_at_target'], '.0f')} | {show(curve['share_of_best_codec'], '.0%')} | "
+            f"| {curve['curve']} | {points} | {bound}{size} | {bound}{share} | "
             f"{show(curve['top1_at_0.2_bpp'], '.1%')} | {show(curve['bd_rate'], '+.0%')} |"
         )
     return "\n".join(lines)

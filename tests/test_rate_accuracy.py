@@ -12,10 +12,12 @@ from PIL import Image
 from benchmarks.rate_accuracy import (
     CODECS,
     RESULTS,
+    Curves,
     Point,
     RecordsError,
     bd_rate,
     bytes_at,
+    bytes_enough,
     compare,
     measured,
     pareto,
@@ -43,6 +45,18 @@ def test_readings_lie_on_lines_over_the_logarithm_and_nothing_is_extrapolated() 
     assert top1_at(points, 0.2) == pytest.approx(0.6)
     assert bytes_at(points, 0.49) is bytes_at(points, 0.71) is top1_at(points, 0.09) is top1_at(points, 0.41) is None
     assert bytes_at([], 0.5) is None
+
+
+def test_a_curve_above_the_target_needs_at_most_its_cheapest_points_bytes() -> None:
+    assert bytes_enough(curve((0.3, 0.6), (0.2, 0.55), (0.4, 0.7)), 0.5) == 200
+    assert bytes_enough(curve((0.2, 0.5)), 0.5) == 200
+    assert bytes_enough(curve((0.2, 0.5)), 0.51) is None
+    codec = curve((1, 0.6), (4, 0.9))
+    curves = Curves({"ours_n4": curve((0.1, 0.85)), "ours_n0": curve((0.1, 0.4)), "AVIF": codec}, 0.76, "teacher", 10)
+    rows = text(compare(curves, "ours_n0")).splitlines()
+    assert "| ≤ 100 | ≤ 5% |" in rows[-3]
+    assert "| 40.0% at 100 | - | - |" in rows[-2]
+    assert "| 2000 | 100% |" in rows[-1]
 
 
 def test_bd_rate_of_half_the_bits_is_minus_half() -> None:

@@ -16,8 +16,8 @@ from PIL import Image
 from torchvision.models import resnet50
 
 from export.tables import bottleneck_sha256
+from training import average, run, train
 from training import backbone as backbone_command
-from training import run, train
 from training.checkpoint import BackboneError, CheckpointError, load_model, save_model, save_state, start_from_checkpoint
 from training.data import Batches, SeededImages, evaluation_images, split_held_out, training_images
 from training.loss import Teacher, distillation_loss, load_teacher, start_from_teacher
@@ -128,6 +128,67 @@ def test_a_frozen_bottleneck_that_cannot_be(
     ):
         assert run_main(options(data, backbone, tmp_path / "run", *more), monkeypatch) == 1
         assert text in capsys.readouterr().err
+
+
+def run_average(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["average", *arguments])
+    return average.main()
+
+
+@pytest.fixture
+def two_tails(tmp_path: Path) -> list[str]:
+    """Checkpoints of one bottleneck and two random tails."""
+    files = []
+    for seed in (0, 1):
+        model = build_random_model("ours_n0", 2)
+        model.layer4.load_state_dict(build_random_model("ours_n0", 2, seed).layer4.state_dict())
+        files.append(str(tmp_path / f"{seed}.safetensors"))
+        save_model(files[-1], model, {"labels": '["dark", "light"]', "lmb": "0.5", "recipe": '{"lr": "1"}'})
+    return files
+
+
+def test_tails_of_one_bottleneck_are_averaged(two_tails: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "average.safetensors"
+    more = ["--data", str(data), "--out", str(out), "--train_size", "64", "--held_out", "4", "--workers", "0"]
+    assert run_average(["ours_n0", *two_tails, *more], monkeypatch) == 0
+    first, second = (load_model(file, "ours_n0")[0] for file in two_tails)
+    model, metadata = load_model(out, "ours_n0")
+    assert bottleneck_sha256(model) == bottleneck_sha256(first)
+    weight = (first.layer4[0].conv1.weight + second.layer4[0].conv1.weight) / 2
+    assert torch.allclose(model.layer4[0].conv1.weight, weight, atol=1e-4)
+    # The statistics are those of the images, as the average sees them: its layer2 begins with what normalises to 0 and 1.
+    images = training_images(data, 64)
+    with torch.no_grad():
+        features = model.bottleneck_layer(torch.stack([images[index][0] for index in range(24)]))[0]
+        normalised = model.layer2[0].bn1(model.layer2[0].conv1(features))
+        before = first.layer2[0].bn1(first.layer2[0].conv1(features))
+    assert (normalised.mean().abs(), normalised.std()) == (pytest.approx(0, abs=0.2), pytest.approx(1, abs=0.2))
+    assert (before.std() - 1).abs() > 0.3
+    assert json.loads(metadata["labels"]) == ["dark", "light"]
+    assert json.loads(metadata["recipe"]) == {"average_of": [{"lr": "1"}] * 2, "images": 20, "train_size": 64}
+
+
+def test_what_has_no_average(
+    two_tails: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, wide = tmp_path / "other.safetensors", tmp_path / "wide.safetensors"
+    save_model(other, build_random_model("ours_n0", 2, seed=1), {})
+    model = build_random_model("ours_n0", 2)
+    model.fc = torch.nn.Linear(2048, 3)
+    save_model(wide, model, {})
+    out = tmp_path / "average.safetensors"
+    for more, text in (
+        ([two_tails[0]], "two or more"),
+        ([two_tails[0], str(other)], "another bottleneck"),
+        ([two_tails[0], str(wide)], "has 3 classes"),
+        ([*two_tails, "--train_size", "60"], "multiple of 8"),
+        ([*two_tails, "--images", "1"], "two images"),
+        ([*two_tails, "--held_out", "24"], "cannot hold out"),
+        ([two_tails[0], "/nowhere.pt"], "/nowhere.pt"),
+    ):
+        assert run_average(["ours_n0", *more, "--data", str(data), "--out", str(out)], monkeypatch) == 1
+        assert text in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_bottleneck_alone_is_loaded_with_its_backbone_and_no_other(

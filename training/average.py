@@ -1,0 +1,93 @@
+"""Average the tails of checkpoints that share a bottleneck: often better than each of them, at no cost.
+
+    python -m training.average ours_n4 FIRST.safetensors SECOND.safetensors --data DIR --out FILE
+
+Made for a checkpoint and what `training.train --frozen_bottleneck` made of it: on the line between the
+weights before and after fine-tuning lies a better tail than at its ends (Wortsman et al. 2022, arXiv
+2109.01903). Batch norm's statistics fit neither's, and are taken anew on training images, as Izmailov
+et al. 2018 (arXiv 1803.05407) do.
+
+Always holds: the bottleneck is the checkpoints' to the last bit, so edges go on as they are.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from export.tables import bottleneck_sha256
+from runtime import __version__
+
+from .checkpoint import load_model, save_model
+from .data import SeededImages, split_held_out, training_images
+from .models import MODELS, FeatureCompressionModel
+
+
+class AverageError(ValueError):
+    """Checkpoints that have no average."""
+
+
+def average(models: list[FeatureCompressionModel], names: list[str]) -> FeatureCompressionModel:
+    """A model with the mean of the tails' weights; batch norm's statistics are averaged too, and want to be taken anew.
+
+    Raises AverageError where bottlenecks or classes differ. The models are of one kind; the first is changed and given back.
+    """
+    first = models[0]
+    for model, name in zip(models[1:], names[1:], strict=True):
+        if bottleneck_sha256(model) != bottleneck_sha256(first):
+            raise AverageError(f"{name} has another bottleneck than {names[0]}: average what --frozen_bottleneck made of one checkpoint")
+        if model.fc.out_features != first.fc.out_features:
+            raise AverageError(f"{name} has {model.fc.out_features} classes, {names[0]} has {first.fc.out_features}")
+    states = [model.state_dict() for model in models]
+    for key, value in states[0].items():
+        if not key.startswith("bottleneck_layer.") and value.is_floating_point():
+            value.copy_(torch.stack([state[key] for state in states]).mean(0))
+    first.freeze_bottleneck()
+    return first
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.average", description=(__doc__ or "").split("\n\n")[0])
+    add = parser.add_argument
+    add("model", choices=list(MODELS))
+    add("checkpoints", nargs="+", type=Path, metavar="FILE", help="two or more; labels and lmb are the first's")
+    add("--data", required=True, type=Path, help="ImageFolder of training images, for batch norm's statistics")
+    add("--out", required=True, type=Path, metavar="FILE", help="the average")
+    add("--backbone", type=Path, metavar="FILE", help="where a checkpoint of a bottleneck alone does not find its own")
+    add("--images", type=int, default=2000, metavar="N", help="images that the statistics are taken on, spread over --data (default: 2000)")
+    add("--train_size", type=int, default=224, metavar="SIZE", help="side of their random crops, that of the last epochs (default: 224)")
+    add("--held_out", type=int, default=500, metavar="N", help="images that the training held out, left out here too (default: 500)")
+    add("--workers", type=int, default=2, help="image loading processes (default: 2)")
+    add("--version", action="version", version=f"%(prog)s {__version__}")
+    args = parser.parse_args()
+    try:
+        if len(args.checkpoints) < 2:
+            raise AverageError("one checkpoint is its own average: name two or more")
+        if args.images < 2 or args.train_size < 32 or args.train_size % 8:
+            at = f"--images {args.images} --train_size {args.train_size}"
+            raise AverageError(f"{at}: take two images or more, and a size that is a multiple of 8 from 32 up")
+        loaded = [load_model(file, args.model, args.backbone) for file in args.checkpoints]
+        model = average([model for model, _ in loaded], [str(file) for file in args.checkpoints])
+        images = split_held_out(training_images(args.data, args.train_size), args.held_out, keep_held_out=False)
+        chosen = min(args.images, len(images))
+        some = Subset(images, [index * len(images) // chosen for index in range(chosen)])
+        batches = DataLoader(SeededImages(some, 0), min(32, chosen), num_workers=args.workers, drop_last=True)
+        model.to(memory_format=torch.channels_last)
+        update_bn(tqdm(batches, "batch norm", disable=not sys.stderr.isatty()), model)
+        recipes = [json.loads(metadata.get("recipe", "null")) for _, metadata in loaded]
+        about = {"average_of": recipes, "images": chosen, "train_size": args.train_size}
+        save_model(args.out, model, loaded[0][1] | {"recipe": json.dumps(about)})
+    except (ValueError, OSError) as error:
+        print(f"training.average: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
