@@ -11,8 +11,9 @@ Time an image, from a decoded picture to its class:
 of which the first is all for a network on the device. Device and cloud are measured here, in turn, in one run: resizing,
 encoder graph and coder; coder and cloud graph; each codec's encoder, its decoder and the teacher, a whole ResNet-50; the teacher
 alone, exported to ONNX here. All graphs run in onnxruntime on the CPU in float32; --precision int8 is of split's two alone. Bytes are
-means over the validation images: the model's from its record, a codec's from its curve at the model's top-1. Networks are
-assumptions, each with its source beside it.
+means over the validation images: the model's from its record, a codec's from its curve at the model's top-1, or at one point under
+the teacher's if that is less: codecs need not follow the model to where they never come. Networks are assumptions, each with its
+source beside it.
 
 Always holds: a timed output is held to the first of its run, feature files decode to the symbols that were encoded, and
 the exported teacher gives torch's logits; a benchmark whose output is wrong stops. Bytes are of files alone:
@@ -42,7 +43,7 @@ from PIL import Image
 
 from benchmarks.latency import BenchmarkError, make_bundle, summary
 from benchmarks.machine import commit, cores, describe
-from benchmarks.rate_accuracy import CODECS, RecordsError, bytes_at, measured
+from benchmarks.rate_accuracy import CODECS, UNDER_TEACHER, RecordsError, bytes_at, measured
 from runtime import CloudDecoder, EdgeEncoder, __version__
 from runtime.errors import EdgeCloudError
 from runtime.preprocess import load_image, preprocess
@@ -145,7 +146,7 @@ def advice(ways: list[Way], factor: float) -> dict[str, Any]:
         else:
             text += (
                 f"; above {rate(below[rival.name])}, {rival.name} is there sooner, with {rival.bytes / split.bytes:.1f} times the bytes "
-                "for the same top-1."
+                f"(its top-1 {rival.top1:.1%}, split's {split.top1:.1%})."
             )
     finite = {name: None if value == math.inf else value for name, value in below.items()}
     return {"device_factor": factor, "network_budget_ms": budget, "faster_than_codec_below_kbps": finite, "text": text}
@@ -179,14 +180,22 @@ def report(ways: list[Way], networks: tuple[Network, ...], factors: list[float],
     }
 
 
-def operating_points() -> tuple[float, float, dict[str, tuple[int, float]], float]:
-    """The model's mean bytes and top-1, each codec's quality and bytes, the teacher's top-1.
+@dataclass(frozen=True)
+class OperatingPoints:
+    """Mean bytes and top-1 of the model; quality and bytes of each codec, and the top-1 that they are read at; the teacher's top-1."""
 
-    A codec's bytes are read from its curve at the model's top-1; its quality is the cheapest measured one that reaches it.
-    Raises RecordsError.
-    """
+    bytes: float
+    top1: float
+    codecs: dict[str, tuple[int, float]]
+    codecs_top1: float
+    teacher_top1: float
+
+
+def operating_points() -> OperatingPoints:
+    """From the records. A codec's quality is the cheapest measured one that reaches the top-1. Raises RecordsError."""
     record = json.loads((RESULTS / RECORD).read_text())
-    top1, curves = record["top1"]["share"], measured(RESULTS)
+    curves = measured(RESULTS)
+    top1 = min(record["top1"]["share"], curves.teacher - UNDER_TEACHER)
     found: dict[str, tuple[int, float]] = {}
     Image.init()
     for codec in CODECS:
@@ -195,10 +204,10 @@ def operating_points() -> tuple[float, float, dict[str, tuple[int, float]], floa
         points = curves.points.get(codec, [])
         size = bytes_at(points, top1)
         if size is None:
-            raise RecordsError(f"{CODECS_RECORD} has no points of {codec} around the top-1 of {MODEL}, {top1:.2%}: measure more qualities")
+            raise RecordsError(f"{CODECS_RECORD} has no points of {codec} around a top-1 of {top1:.2%}: measure more qualities")
         at_least = min((point for point in points if point.top1 >= top1), key=lambda point: point.bytes)
         found[codec] = int(at_least.name.split()[-1]), size
-    return record["bytes"]["mean"], top1, found, curves.teacher
+    return OperatingPoints(record["bytes"]["mean"], record["top1"]["share"], found, top1, curves.teacher)
 
 
 Run = Callable[[NDArray[Any]], NDArray[Any]]
@@ -267,7 +276,8 @@ def measure(image_file: Path, teacher_file: Path, threads: int, runs: int, preci
         raise BenchmarkError(f"{', '.join(missing)} is not installed, which export needs: pip install '.[bench]', or use --parts")
     from benchmarks.codecs import SETTINGS
 
-    size, top1, codecs, teacher_top1 = operating_points()
+    points = operating_points()
+    codecs = points.codecs
     folder = make_bundle(MODEL)
     encoder = EdgeEncoder(folder, threads, provider="cpu", precision=precision)
     decoder = CloudDecoder(folder, threads, provider="cpu", precision=precision)
@@ -314,11 +324,11 @@ def measure(image_file: Path, teacher_file: Path, threads: int, runs: int, preci
             seconds[name].append(passed)
     times = {name: summary(values) for name, values in seconds.items()}
     resize = times["preprocess"]["median"]
-    ways = [Way(SPLIT, resize + times["edge"]["median"], times["cloud"]["median"], size, top1)]
+    ways = [Way(SPLIT, resize + times["edge"]["median"], times["cloud"]["median"], points.bytes, points.top1)]
     for codec, (_, codec_bytes) in codecs.items():
         cloud = times[f"{codec} cloud"]["median"]
-        ways.append(Way(codec, resize + times[f"{codec} encode"]["median"], cloud, codec_bytes, top1))
-    ways.append(Way(ALONE, resize + times["teacher"]["median"], 0.0, 0.0, teacher_top1))
+        ways.append(Way(codec, resize + times[f"{codec} encode"]["median"], cloud, codec_bytes, points.codecs_top1))
+    ways.append(Way(ALONE, resize + times["teacher"]["median"], 0.0, 0.0, points.teacher_top1))
     details = {
         "model": MODEL,
         "bundle": decoder.bundle.fingerprint.hex()[:8],
