@@ -20,10 +20,9 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from export.tables import bottleneck_sha256
 from runtime import __version__
 
-from .checkpoint import load_model, save_model
+from .checkpoint import TABLE_BUFFERS, load_model, save_model
 from .data import SeededImages, split_held_out, training_images
 from .models import MODELS, FeatureCompressionModel
 
@@ -38,12 +37,13 @@ def average(models: list[FeatureCompressionModel], names: list[str]) -> FeatureC
     Raises AverageError where bottlenecks or classes differ. The models are of one kind; the first is changed and given back.
     """
     first = models[0]
-    for model, name in zip(models[1:], names[1:], strict=True):
-        if bottleneck_sha256(model) != bottleneck_sha256(first):
+    states = [model.state_dict() for model in models]
+    bottleneck = [key for key in states[0] if key.startswith("bottleneck_layer.") and key not in TABLE_BUFFERS]
+    for model, state, name in zip(models[1:], states[1:], names[1:], strict=True):
+        if not all(torch.equal(state[key], states[0][key]) for key in bottleneck):
             raise AverageError(f"{name} has another bottleneck than {names[0]}: average what --frozen_bottleneck made of one checkpoint")
         if model.fc.out_features != first.fc.out_features:
             raise AverageError(f"{name} has {model.fc.out_features} classes, {names[0]} has {first.fc.out_features}")
-    states = [model.state_dict() for model in models]
     for key, value in states[0].items():
         if not key.startswith("bottleneck_layer.") and value.is_floating_point():
             value.copy_(torch.stack([state[key] for state in states]).mean(0))
@@ -54,7 +54,7 @@ def average(models: list[FeatureCompressionModel], names: list[str]) -> FeatureC
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m training.average", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
-    add("model", choices=list(MODELS))
+    add("model", choices=[name for name, spec in MODELS.items() if not spec.frozen_tail])
     add("checkpoints", nargs="+", type=Path, metavar="FILE", help="two or more; labels and lmb are the first's")
     add("--data", required=True, type=Path, help="ImageFolder of training images, for batch norm's statistics")
     add("--out", required=True, type=Path, metavar="FILE", help="the average")
