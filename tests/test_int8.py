@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from export import __main__ as command
-from export.gate import MAX_MORE_BYTES, MAX_TOP1_LOSS, GateError, Graphs, judge, open_session, reasons, strays
+from export.gate import GateError, Graphs, judge, open_session, reasons, strays
 from export.images import labelled_paths, synthetic_images
 from export.quantise import Calibration, NothingToQuantiseError, RangesError, quantise, take_ranges
 from runtime import EdgeEncoder
@@ -43,12 +43,9 @@ def test_the_default_bundle_has_int8_graphs_that_were_judged(bundle: Path) -> No
     gate, validation = manifest["int8"]["gate"], manifest["int8"]["validation"]
     assert gate["images"] >= 300
     assert validation["images"] == 1966
-    assert not reasons(gate, "edge") + reasons(gate, "cloud")
-    # Nothing is chosen on the validation images, so chance alone can put their mean beyond the gate's bound; not the whole interval.
-    assert all(validation[way]["top1_change"]["high"] > -MAX_TOP1_LOSS for way in ("edge", "cloud", "both"))
-    assert validation["more_bytes"] <= MAX_MORE_BYTES
     for record in (gate, validation):
         assert record["labelled"]
+        assert not reasons(record, "edge") + reasons(record, "cloud")
         assert record["both"]["top1_change"]["mean"] > -0.005
     assert all(manifest["milliseconds"][end][precision] > 0 for end in ("edge", "cloud") for precision in ("fp32", "int8"))
 
