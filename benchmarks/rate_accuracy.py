@@ -14,7 +14,9 @@ between two curves' logarithms of the rate, over the top-1 that both reach (G. B
 
 Always holds: nothing is extrapolated. Where a curve does not reach, or two do not overlap, the
 figure is absent, and the table shows a dash. A curve that lies above a top-1 as a whole needs at most
-its cheapest point's bytes: the table shows this bound, with a "≤".
+its cheapest point's bytes: the table shows this bound, with a "≤". Readings are rounded, to hundredths
+of a byte and millionths of a share, and so the same on every processor, whose logarithms differ in
+their last bits.
 """
 
 import argparse
@@ -114,7 +116,7 @@ def bytes_at(points: list[Point], top1: float) -> float | None:
     front = pareto(points)
     if not front or not front[0].top1 <= top1 <= front[-1].top1:
         return None
-    return float(np.exp(np.interp(top1, [point.top1 for point in front], np.log([point.bytes for point in front]))))
+    return round(float(np.exp(np.interp(top1, [point.top1 for point in front], np.log([point.bytes for point in front])))), 2)
 
 
 def bytes_enough(points: list[Point], top1: float) -> float | None:
@@ -127,7 +129,7 @@ def top1_at(points: list[Point], bpp: float) -> float | None:
     front = pareto(points)
     if not front or not front[0].bpp <= bpp <= front[-1].bpp:
         return None
-    return float(np.interp(np.log(bpp), np.log([point.bpp for point in front]), [point.top1 for point in front]))
+    return round(float(np.interp(np.log(bpp), np.log([point.bpp for point in front]), [point.top1 for point in front])), 6)
 
 
 def bd_rate(points: list[Point], anchor: list[Point]) -> float | None:
@@ -147,7 +149,7 @@ def bd_rate(points: list[Point], anchor: list[Point]) -> float | None:
             method="pchip",
             require_matching_points=False,
         )
-    return float(percent) / 100
+    return round(float(percent) / 100, 6)
 
 
 def compare(curves: Curves, anchor: str) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def compare(curves: Curves, anchor: str) -> dict[str, Any]:
                 "points": [{"name": point.name, "bpp": point.bpp, "bytes": point.bytes, "top1": point.top1} for point in points],
                 "bytes_at_target": needed[curve],
                 "bytes_enough_for_target": enough[curve],
-                "share_of_best_codec": size / best[0] if best and (size := needed[curve] or enough[curve]) else None,
+                "share_of_best_codec": round(size / best[0], 6) if best and (size := needed[curve] or enough[curve]) else None,
                 "top1_at_0.2_bpp": top1_at(points, AT_BPP),
                 "bd_rate": bd_rate(points, curves.points[anchor]),
             }
@@ -206,14 +208,17 @@ def text(result: dict[str, Any]) -> str:
 
 
 def draw(curves: Curves, file: Path, title: str) -> None:
-    """The figure, as a PNG."""
+    """The figure, as a PNG: all points, and a line through each curve's Pareto front."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for index, (curve, points) in enumerate(curves.points.items()):
-        style = {"linestyle": ":", "marker": "x"} if curve in CODECS else {"linestyle": "-", "marker": "o", "markersize": 4}
-        axes.plot([point.bpp for point in points], [100 * point.top1 for point in points], color=f"C{index % 10}", label=curve, **style)
+        marker, size, line = ("x", 6, ":") if curve in CODECS else ("o", 4, "-")
+        front = pareto(points)
+        for some, style, label in ((points, "", None), (front, line, curve)):
+            at = [point.bpp for point in some], [100 * point.top1 for point in some]
+            axes.plot(*at, color=f"C{index % 10}", marker=marker, markersize=size, linestyle=style, label=label)
     axes.axhline(100 * curves.teacher, color="black", linewidth=1, linestyle="--", label="teacher, no compression")
     # A codec at its lowest quality is far below; what is worth using lies near the teacher.
     axes.set(xscale="log", xlabel="bits per pixel", ylabel="top-1, %", title=title)
