@@ -26,7 +26,6 @@ import statistics
 import sys
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +36,16 @@ from PIL import Image
 
 from benchmarks.machine import commit, cores, describe
 from runtime import EdgeEncoder, __version__
+from runtime.bundle import Bundle, default_bundle
 from runtime.edge_cli import encode_all
 from runtime.edge_files import Job, find, to_files
+from runtime.engine import Choice, candidates
 from runtime.errors import EdgeCloudError
 from runtime.files import write_atomically
 from runtime.preprocess import load_image, preprocess
 
 PROJECT = Path(__file__).resolve().parent.parent
+ENGINES = (Choice("cpu", "fp32"), Choice("cpu", "int8"), Choice("openvino", "int8"))  # those that are there
 STAGES = ("decode", "resize", "graph", "coder", "write")
 
 
@@ -166,9 +168,9 @@ def main() -> int:
         parser.error(f"--size {args.size} is not like 640x480")
     if args.images < 2 or args.rounds < 2 or min(args.workers) < 1:
         parser.error("--images and --rounds begin at 2, --workers at 1")
-    engines = [("cpu", "fp32"), ("cpu", "int8"), *([("openvino", "int8")] if find_spec("openvino") else [])]
     machine = describe(1)
     try:
+        there = candidates(Bundle.load(default_bundle()), "edge")
         with tempfile.TemporaryDirectory() as made:
             if not args.data:
                 make_images(Path(made), args.images, int(width), int(height))
@@ -176,10 +178,10 @@ def main() -> int:
             images = [images[index * len(images) // args.images] for index in range(min(args.images, len(images)))]
             size = statistics.mean(Path(image).stat().st_size for image in images)
             rows = []
-            for provider, precision in engines:
+            for choice in (choice for choice in ENGINES if choice in there):
                 for workers in args.workers:
-                    print(f"timing {provider} {precision}, {workers} workers", file=sys.stderr)
-                    rows.append(measure(provider, precision, images, workers, args.rounds, args.fast_jpeg))
+                    print(f"timing {choice}, {workers} workers", file=sys.stderr)
+                    rows.append(measure(choice.provider, choice.precision, images, workers, args.rounds, args.fast_jpeg))
     except (BenchmarkError, EdgeCloudError, OSError) as error:
         print(f"folders: {error}", file=sys.stderr)
         return 1

@@ -75,8 +75,9 @@ class Engine(Protocol):
         """The graph's one output for its one input."""
 
 
-# Without VNNI two products of uint8 and int8 are added in 16 bits, which overflow: so it is exact, and slower.
+# Without VNNI two products of uint8 and int8 are added in 16 bits, which overflow: so onnxruntime is exact, and slower.
 NO_VNNI = ("session.x64quantprecision", "1")
+_X86 = platform.machine().lower() in ("x86_64", "amd64", "x86", "i386", "i686")
 
 
 def _processor_flags() -> set[str]:
@@ -93,6 +94,11 @@ def has_vnni() -> bool:
     return not {"avx512_vnni", "avx_vnni"}.isdisjoint(_processor_flags())
 
 
+def overflows(choice: Choice) -> bool:
+    """Whether a choice's sums overflow here: OpenVINO in int8 on x86 without VNNI, where bright pixels become other symbols."""
+    return choice == Choice("openvino", "int8") and _X86 and not has_vnni()
+
+
 def has_bf16() -> bool:
     """Whether the processor says that it multiplies bfloat16, which others emulate, slowly; False where that cannot be seen."""
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_processor_flags())
@@ -107,7 +113,8 @@ def candidates(bundle: Bundle, end: str) -> list[Choice]:
     """All that is worth trying for the bundle's graph of an `end`, "edge" or "cloud", on this device; the safe choice first."""
     found = [Choice(provider, precision) for provider in PROVIDERS if has_provider(provider) for precision in PRECISIONS]
     bf16 = {Choice("openvino", "bf16")} if has_bf16() else set()
-    return [choice for choice in found if (choice.precision != "bf16" or choice in bf16) and _graph(bundle, end, choice)]
+    found = [choice for choice in found if (choice.precision != "bf16" or choice in bf16) and not overflows(choice)]
+    return [choice for choice in found if _graph(bundle, end, choice)]
 
 
 def _graph(bundle: Bundle, end: str, choice: Choice) -> str | None:
@@ -176,11 +183,15 @@ def choose(bundle: Bundle, end: str, provider: str = "auto", precision: str = "a
     if precision == "auto":
         precision = "int8" if bundle.manifest.get("precision") == "int8" and _graph(bundle, end, Choice("cpu", "int8")) else "fp32"
     choice = Choice(provider, precision)
-    if has_provider(choice.provider):
+    if not has_provider(choice.provider):
+        wanted = "the package openvino" if provider == "openvino" else f"an onnxruntime with {ONNXRUNTIME[provider]}"
+        lacking = f"{wanted}, which is not installed here"
+    elif overflows(choice):
+        lacking = "a processor with VNNI: without it, sums of eight-bit products overflow"
+    else:
         return choice
     lesser = Choice("cpu", "fp32" if precision == "bf16" else precision)
-    wanted = "the package openvino" if provider == "openvino" else f"an onnxruntime with {ONNXRUNTIME[provider]}"
-    log.warning("%s needs %s, which is not installed here: %s runs instead", choice, wanted, lesser)
+    log.warning("%s needs %s: %s runs instead", choice, lacking, lesser)
     return lesser
 
 

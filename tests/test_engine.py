@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from runtime import CloudDecoder, EdgeEncoder, cloud_cli, edge_cli, engine
 from runtime import tune as tuning
 from runtime.bundle import Bundle
-from runtime.engine import SAFE, TUNED, Choice
+from runtime.engine import SAFE, TUNED, Choice, overflows
 from runtime.errors import EngineChoiceError, InconsistentBundleError, TuneError
 from runtime.preprocess import preprocess
 
 Capture = pytest.CaptureFixture[str]
 Copy = Callable[[Path], Path]
 INT8_LAST = (("cpu", "fp32"), ("openvino", "int8"), ("cpu", "int8"))
+OPENVINO_INT8 = Choice("openvino", "int8")
+NO_VNNI = "this processor has no VNNI, without which OpenVINO's sums of eight-bit products overflow and onnxruntime runs instead"
 GOLF_BALL = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
 
 
@@ -94,6 +96,8 @@ def test_every_engine_computes_nearly_the_same_symbols(
 ) -> None:
     if provider == "openvino":
         pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
+    if overflows(Choice(provider, precision)):
+        pytest.skip(NO_VNNI)
     ours, safe = EdgeEncoder(bundle, 2, provider=provider, precision=precision), EdgeEncoder(bundle, 2)
     assert ours.engine.choice == Choice(provider, precision)
     expected, found = safe.symbols(pixels), ours.symbols(pixels)
@@ -119,6 +123,8 @@ def test_openvino_in_the_cloud_and_from_several_threads(bundle: Path, feature_by
 def test_openvino_rounds_less_in_int8_than_onnxruntime(bundle: Path, pixels: NDArray[np.uint8], feature_bytes: bytes) -> None:
     """Eight bits only where a convolution reads them: nearer to float32, at both ends."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
+    if overflows(OPENVINO_INT8):
+        pytest.skip(NO_VNNI)
     float32, *int8 = (EdgeEncoder(bundle, 2, provider=provider, precision=precision).symbols(pixels) for provider, precision in INT8_LAST)
     openvino, onnxruntime = ((found != float32).sum() for found in int8)
     assert 0 < openvino < onnxruntime
@@ -135,6 +141,32 @@ def test_bf16_is_tried_only_where_the_processor_has_it(bundle: Path, monkeypatch
     assert found[0] == SAFE
     assert (Choice("openvino", "bf16") in found) == there
     assert Choice("cpu", "bf16") not in found
+
+
+@pytest.mark.parametrize(
+    ("x86", "flags", "runs"),
+    [
+        (True, {"avx2"}, Choice("cpu", "int8")),
+        (True, set(), Choice("cpu", "int8")),
+        (True, {"avx2", "avx_vnni"}, OPENVINO_INT8),
+        (True, {"avx512_vnni"}, OPENVINO_INT8),
+        (False, {"asimddp"}, OPENVINO_INT8),
+    ],
+)
+def test_openvino_is_for_int8_only_where_its_sums_do_not_overflow(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, x86: bool, flags: set[str], runs: Choice
+) -> None:
+    monkeypatch.setattr(engine, "has_provider", lambda name: name in ("cpu", "openvino"))
+    monkeypatch.setattr(engine, "_processor_flags", lambda: flags)
+    monkeypatch.setattr(engine, "_X86", x86)
+    loaded = Bundle.load(bundle)
+    with caplog.at_level(logging.WARNING):
+        assert engine.choose(loaded, "edge", "openvino", "int8") == engine.choose(loaded, "cloud", "openvino", "int8") == runs
+    fits = runs == OPENVINO_INT8
+    assert caplog.messages == ([] if fits else [caplog.messages[0]] * 2)
+    assert fits or "openvino int8 needs a processor with VNNI" in caplog.text
+    assert (OPENVINO_INT8 in engine.candidates(loaded, "edge")) == fits
+    assert Choice("openvino", "fp32") in engine.candidates(loaded, "edge")
 
 
 def test_a_graph_that_openvino_cannot_load(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
