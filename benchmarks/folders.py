@@ -45,7 +45,7 @@ from runtime.files import write_atomically
 from runtime.preprocess import load_image, preprocess
 
 PROJECT = Path(__file__).resolve().parent.parent
-ENGINES = (Choice("cpu", "fp32"), Choice("cpu", "int8"), Choice("openvino", "int8"))  # those that are there
+ENGINES = (Choice("cpu", "fp32"), Choice("cpu", "int8"), Choice("openvino", "int8"))  # timed where this device and the bundle have them
 STAGES = ("decode", "resize", "graph", "coder", "write")
 
 
