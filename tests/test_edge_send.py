@@ -180,7 +180,12 @@ def test_a_spool_in_use(server: FailingServer, spool: Path, capsys: pytest.Captu
 
 def start(arguments: list[str]) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "runtime.send_cli", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # What a shell runs in the background ignores Ctrl-C, and so would all that it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_standard_input_names_and_an_interrupt(server: FailingServer, spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path) -> None:
