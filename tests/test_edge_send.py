@@ -178,14 +178,21 @@ def test_a_spool_in_use(server: FailingServer, spool: Path, capsys: pytest.Captu
     assert "in use by another edge-send" in capsys.readouterr().err
 
 
-def start(arguments: list[str]) -> "subprocess.Popen[str]":
+@contextmanager
+def edge_send(arguments: list[str]) -> Iterator["subprocess.Popen[str]"]:
+    """The command, which ends by SIGKILL unless it has ended."""
     command = [sys.executable, "-m", "runtime.send_cli", *arguments]
     # What a shell runs in the background ignores Ctrl-C, and so would all that it starts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     finally:
         signal.signal(signal.SIGINT, before)
+    with running:
+        try:
+            yield running
+        finally:
+            running.kill()
 
 
 def test_standard_input_names_and_an_interrupt(server: FailingServer, spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path) -> None:
@@ -201,11 +208,12 @@ def test_standard_input_names_and_an_interrupt(server: FailingServer, spool: Pat
     assert done.stdout.startswith(b"-: ")
     server.always = hang_up
     Image.fromarray(golf_ball[100:300, 100:300]).save(path)
-    running = start([str(path), "--url", server.url, "--attempts", "100"])
-    while len(server.posts) < 3:
-        time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=30)
+    with edge_send([str(path), "--url", server.url, "--attempts", "100"]) as running:
+        while len(server.posts) < 3:
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=30)
     assert running.returncode == 130
     assert err == "edge-send: interrupted; what was accepted is in the spool, and the next run delivers it\n"
     server.always = None
@@ -234,13 +242,11 @@ def test_killed_at_any_moment_it_loses_nothing(
     kills = torn = waiting_at_kill = 0
     for _ in range(30):
         before = len(server.posts)
-        running = start(arguments)
         enough = before + chance.randrange(1, 15)
-        while len(server.posts) < enough and running.poll() is None:
-            time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.05))
-        running.kill()
-        running.communicate()
+        with edge_send(arguments) as running:
+            while len(server.posts) < enough and running.poll() is None:
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0, 0.05))
         kills += running.returncode == -signal.SIGKILL
         content = (spool / "results.jsonl").read_bytes() if (spool / "results.jsonl").exists() else b""
         torn += bool(content) and not content.endswith(b"\n")
@@ -292,16 +298,12 @@ def test_a_cloud_serve_that_is_killed_and_comes_back(
     command = ["--port", str(port), "--bundle", str(bundle), "--token-file", str(tmp_path / "token")]
     arguments = [str(tmp_path / "images"), "--url", f"http://127.0.0.1:{port}", "--in-flight", "2"]
     token = ["--token-file", str(tmp_path / "token")]
-    running = start([*arguments, *token, "--attempts", "1000"])
-    try:
+    with edge_send([*arguments, *token, "--attempts", "1000"]) as running:
         for enough in (6, 12):
             with cloud_serve(command):  # which ends by SIGKILL
                 while result_count(spool) < enough:
                     assert running.poll() is None
                     time.sleep(0.01)
-    finally:
-        running.kill()
-        running.communicate()
     with cloud_serve(command):
         assert main(arguments) == 1, "without the token"
         assert main([*arguments, *token]) == 0
