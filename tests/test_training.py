@@ -273,6 +273,21 @@ def test_a_backbone_of_ones_own_teaches_a_model(
     assert record["size"] == 64
 
 
+@pytest.mark.parametrize(
+    ("more", "lr"), [([], 0.05), (["--pretrain", "FILE"], 0.005), (["--optimizer", "adamw"], 2e-3), (["--lr", "3"], 3), (["--lr", "0"], 0)]
+)
+def test_a_backbones_optimizer_decays_its_weights_alone(more: list[str], lr: float) -> None:
+    net = resnet50(num_classes=2)
+    args = backbone_command._parser().parse_args(["--data", "x", "--wdecay", "0.02", *more])
+    optimizer = backbone_command._optimizer(net, args, together=128)
+    decayed, others = optimizer.param_groups
+    assert isinstance(optimizer, torch.optim.AdamW if "adamw" in more else torch.optim.SGD)
+    assert (decayed["weight_decay"], others["weight_decay"], decayed["lr"], others["lr"]) == (0.02, 0, lr, lr)
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert all(p.ndim == 1 for p in others["params"])
+    assert len(decayed["params"]) + len(others["params"]) == len(list(net.parameters()))
+
+
 def test_sgd_decays_the_tails_weights_alone() -> None:
     model = build_model("ours_n0", 2)
     model.bottleneck_layer.entropy_bottleneck.quantiles.requires_grad_(False)
@@ -320,9 +335,10 @@ def test_two_processes_and_two_batches_a_step_are_one_large_batch(data: Path, ba
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(data: Path, backbone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(data: Path, backbone: Path, tmp_path: Path, optimizer: str) -> None:
     def command(run: Path) -> list[str]:
-        return [sys.executable, "-m", "training.train", *options(data, backbone, run)]
+        return [sys.executable, "-m", "training.train", *options(data, backbone, run, "--optimizer", optimizer)]
 
     subprocess.run(command(tmp_path / "whole"), cwd=PROJECT, check=True, capture_output=True)
     log = tmp_path / "killed" / "log.jsonl"

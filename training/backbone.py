@@ -31,7 +31,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.backbone", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
     add("--pretrain", metavar="imagenet|FILE", help="begin with torchvision's weights of ImageNet, or a ResNet-50 of yours")
-    add("--lr", type=float, help="default: 0.1 for 256 images a step, in proportion; a tenth of it with --pretrain")
+    add("--optimizer", choices=["sgd", "adamw"], default="sgd", help="default: sgd, with momentum 0.9")
+    add("--lr", type=float, help="default: 0.1 for 256 images a step, in proportion; adamw: 2e-3; a tenth of either with --pretrain")
     add("--label_smoothing", type=float, default=0.1, help="default: 0.1")
     add_run_options(parser, epochs=24, batch_size=64, train_size="96:8,128:8,176:8", wdecay=5e-4)
     return parser
@@ -53,6 +54,17 @@ def _start(pretrain: str | None, classes: int) -> ResNet:
     return net
 
 
+def _optimizer(net: ResNet, args: argparse.Namespace, together: int) -> torch.optim.Optimizer:
+    """The one asked for, of steps of `together` images; normalisations and biases do not decay."""
+    weights, others = ([p for p in net.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
+    groups = [{"params": weights, "weight_decay": args.wdecay}, {"params": others, "weight_decay": 0.0}]
+    usual = 2e-3 if args.optimizer == "adamw" else 0.1 * together / 256
+    lr = args.lr if args.lr is not None else usual / 10 if args.pretrain else usual
+    if args.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr, betas=(0.9, 0.99), fused=True)
+    return torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
+
+
 def train(args: argparse.Namespace) -> Path:
     """Run the training that the options describe; gives the path of the finished ResNet-50."""
     shrink_to_smoke(args)
@@ -66,10 +78,7 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     torch.manual_seed(args.fixseed)
     held_out, labels = held_out_images(args)
     net = _start(args.pretrain, len(labels)).to(team.device)
-    together = args.batch_size * team.processes * args.accum_num
-    lr = args.lr if args.lr is not None else (0.01 if args.pretrain else 0.1) * together / 256
-    weights, others = ([p for p in net.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
-    groups = [{"params": weights, "weight_decay": args.wdecay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = _optimizer(net, args, args.batch_size * team.processes * args.accum_num)
 
     def loss(student: nn.Module, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         return {"loss": cross_entropy(student(image).float(), label, label_smoothing=args.label_smoothing)}
@@ -77,7 +86,6 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     def judge(judged: nn.Module) -> dict[str, float]:
         return {"top1": top1(held_out, judged.eval(), 50, team.device, args.amp)}
 
-    optimizer = torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
     kept = cast(ResNet, run_epochs(args, team, run, net, optimizer, loss, judge))
     if team.leads:
         save_state(out, kept.state_dict(), {"labels": json.dumps(labels), "recipe": shared_recipe(args, team.processes)})

@@ -87,7 +87,7 @@ def add_run_options(parser: argparse.ArgumentParser, epochs: int, batch_size: in
     )
     add("--batch_size", type=_positive, default=batch_size, help=f"images of a step in each process (default: {batch_size})")
     add("--accum_num", type=_positive, default=1, metavar="N", help="batches that make one step of the optimizer (default: 1)")
-    add("--wdecay", type=float, default=wdecay, help=f"decay of convolutions and linear layers, with sgd (default: {wdecay:g})")
+    add("--wdecay", type=float, default=wdecay, help=f"decay of convolutions and linear layers (default: {wdecay:g})")
     add("--amp", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 where it is precise enough (default: yes)")
     add("--ema", action="store_true", help="measure and keep a moving average of the weights")
     add("--held_out", type=int, default=500, metavar="N", help="training images kept aside to measure on (default: 500)")
