@@ -273,16 +273,12 @@ def test_a_backbone_of_ones_own_teaches_a_model(
     assert record["size"] == 64
 
 
-@pytest.mark.parametrize(
-    ("more", "lr"), [([], 0.05), (["--pretrain", "FILE"], 0.005), (["--optimizer", "adamw"], 2e-3), (["--lr", "3"], 3), (["--lr", "0"], 0)]
-)
+@pytest.mark.parametrize(("more", "lr"), [([], 2e-3), (["--pretrain", "FILE"], 2e-4), (["--lr", "3"], 3), (["--lr", "0"], 0)])
 def test_a_backbones_optimizer_decays_its_weights_alone(more: list[str], lr: float) -> None:
     net = resnet50(num_classes=2)
-    args = backbone_command._parser().parse_args(["--data", "x", "--wdecay", "0.02", *more])
-    optimizer = backbone_command._optimizer(net, args, together=128)
-    decayed, others = optimizer.param_groups
-    assert isinstance(optimizer, torch.optim.AdamW if "adamw" in more else torch.optim.SGD)
-    assert (decayed["weight_decay"], others["weight_decay"], decayed["lr"], others["lr"]) == (0.02, 0, lr, lr)
+    args = backbone_command._parser().parse_args(["--data", "x", "--wdecay", "0.01", *more])
+    decayed, others = backbone_command._optimizer(net, args).param_groups
+    assert (decayed["weight_decay"], others["weight_decay"], decayed["lr"], others["lr"]) == (0.01, 0, lr, lr)
     assert all(p.ndim > 1 for p in decayed["params"])
     assert all(p.ndim == 1 for p in others["params"])
     assert len(decayed["params"]) + len(others["params"]) == len(list(net.parameters()))

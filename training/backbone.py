@@ -31,10 +31,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.backbone", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
     add("--pretrain", metavar="imagenet|FILE", help="begin with torchvision's weights of ImageNet, or a ResNet-50 of yours")
-    add("--optimizer", choices=["sgd", "adamw"], default="sgd", help="default: sgd, with momentum 0.9")
-    add("--lr", type=float, help="default: 0.1 for 256 images a step, in proportion; adamw: 2e-3; a tenth of either with --pretrain")
+    add("--lr", type=float, help="of AdamW (default: 2e-3; with --pretrain 2e-4)")
     add("--label_smoothing", type=float, default=0.1, help="default: 0.1")
-    add_run_options(parser, epochs=24, batch_size=64, train_size="96:8,128:8,176:8", wdecay=5e-4)
+    add_run_options(parser, epochs=24, batch_size=64, train_size="64:10,96:8,128:4,176:2", wdecay=0.02)
     return parser
 
 
@@ -54,15 +53,12 @@ def _start(pretrain: str | None, classes: int) -> ResNet:
     return net
 
 
-def _optimizer(net: ResNet, args: argparse.Namespace, together: int) -> torch.optim.Optimizer:
-    """The one asked for, of steps of `together` images; normalisations and biases do not decay."""
+def _optimizer(net: ResNet, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """AdamW, under which normalisations and biases do not decay."""
     weights, others = ([p for p in net.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
     groups = [{"params": weights, "weight_decay": args.wdecay}, {"params": others, "weight_decay": 0.0}]
-    usual = 2e-3 if args.optimizer == "adamw" else 0.1 * together / 256
-    lr = args.lr if args.lr is not None else usual / 10 if args.pretrain else usual
-    if args.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr, betas=(0.9, 0.99), fused=True)
-    return torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
+    lr = args.lr if args.lr is not None else 2e-4 if args.pretrain else 2e-3
+    return torch.optim.AdamW(groups, lr, betas=(0.9, 0.99), fused=True)
 
 
 def train(args: argparse.Namespace) -> Path:
@@ -78,7 +74,7 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     torch.manual_seed(args.fixseed)
     held_out, labels = held_out_images(args)
     net = _start(args.pretrain, len(labels)).to(team.device)
-    optimizer = _optimizer(net, args, args.batch_size * team.processes * args.accum_num)
+    optimizer = _optimizer(net, args)
 
     def loss(student: nn.Module, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         return {"loss": cross_entropy(student(image).float(), label, label_smoothing=args.label_smoothing)}
