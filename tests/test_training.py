@@ -277,7 +277,9 @@ def test_a_backbone_of_ones_own_teaches_a_model(
 def test_a_backbones_optimizer_decays_its_weights_alone(more: list[str], lr: float) -> None:
     net = resnet50(num_classes=2)
     args = backbone_command._parser().parse_args(["--data", "x", "--wdecay", "0.01", *more])
-    decayed, others = backbone_command._optimizer(net, args).param_groups
+    optimizer = backbone_command._optimizer(net, args)
+    decayed, others = optimizer.param_groups
+    assert isinstance(optimizer, torch.optim.AdamW)
     assert (decayed["weight_decay"], others["weight_decay"], decayed["lr"], others["lr"]) == (0.01, 0, lr, lr)
     assert all(p.ndim > 1 for p in decayed["params"])
     assert all(p.ndim == 1 for p in others["params"])
