@@ -165,7 +165,7 @@ def test_tails_of_one_bottleneck_are_averaged(two_tails: list[str], data: Path, 
     assert (normalised.mean().abs(), normalised.std()) == (pytest.approx(0, abs=0.2), pytest.approx(1, abs=0.2))
     assert (before.std() - 1).abs() > 0.3
     assert json.loads(metadata["labels"]) == ["dark", "light"]
-    assert json.loads(metadata["recipe"]) == {"average_of": [{"lr": "1"}] * 2, "images": 20, "train_size": 64}
+    assert json.loads(metadata["recipe"]) == {"average_of": [{"lr": "1"}] * 2, "images": 20, "train_size": 64, "crop_area": 0.08}
 
 
 def test_what_has_no_average(
@@ -404,6 +404,27 @@ def test_wrong_usage_is_status_2(data: Path, backbone: Path, tmp_path: Path, mon
 def test_wrong_schedules(size: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=size.split(",")[0].rstrip(":")):
         run.parse_stages(size, 3)
+
+
+@pytest.mark.parametrize("text", ["0", "1.5", "nan", "-0.1", "most"])
+def test_a_crop_that_cannot_be(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a part above 0, to 1"):
+        run.part(text)
+
+
+def test_crops_cover_what_they_are_asked_to(tmp_path: Path) -> None:
+    """A ramp from left to right: what a crop's brightness spans is the part of the width that it covers."""
+    (tmp_path / "ramp").mkdir()
+    Image.fromarray(np.tile(np.linspace(0, 250, 126).astype(np.uint8)[None, :, None], (126, 1, 3))).save(tmp_path / "ramp" / "0.png")
+
+    def least_width(crop_area: float) -> float:
+        images = training_images(tmp_path, 64, crop_area)
+        crops = [SeededImages(images, seed)[0][0][0] * 0.229 + 0.485 for seed in range(60)]
+        return min(float(crop.max() - crop.min()) for crop in crops) * 255 / 250
+
+    # Sides are in the ratio of 3 to 4 at most: the narrowest crop of 0.7 of the image is 0.72 of it wide, that of 0.08 is 0.24.
+    assert least_width(0.7) > 0.69
+    assert least_width(0.08) < 0.5
 
 
 def test_schedules() -> None:

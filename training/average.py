@@ -25,6 +25,7 @@ from runtime import __version__
 from .checkpoint import TABLE_BUFFERS, load_model, save_model
 from .data import SeededImages, split_held_out, training_images
 from .models import MODELS, FeatureCompressionModel
+from .run import part
 
 
 class AverageError(ValueError):
@@ -61,6 +62,7 @@ def main() -> int:
     add("--backbone", type=Path, metavar="FILE", help="where a checkpoint of a bottleneck alone does not find its own")
     add("--images", type=int, default=2000, metavar="N", help="images that the statistics are taken on, spread over --data (default: 2000)")
     add("--train_size", type=int, default=224, metavar="SIZE", help="side of their random crops, that of the last epochs (default: 224)")
+    add("--crop_area", type=part, default=0.08, metavar="PART", help="the least part of an image that they cover (default: 0.08)")
     add("--held_out", type=int, default=500, metavar="N", help="images that the training held out, left out here too (default: 500)")
     add("--workers", type=int, default=2, help="image loading processes (default: 2)")
     add("--version", action="version", version=f"%(prog)s {__version__}")
@@ -73,14 +75,14 @@ def main() -> int:
             raise AverageError(f"{at}: take two images or more, and a size that is a multiple of 8 from 32 up")
         loaded = [load_model(file, args.model, args.backbone) for file in args.checkpoints]
         model = average([model for model, _ in loaded], [str(file) for file in args.checkpoints])
-        images = split_held_out(training_images(args.data, args.train_size), args.held_out, keep_held_out=False)
+        images = split_held_out(training_images(args.data, args.train_size, args.crop_area), args.held_out, keep_held_out=False)
         chosen = min(args.images, len(images))
         some = Subset(images, [index * len(images) // chosen for index in range(chosen)])
         batches = DataLoader(SeededImages(some, 0), min(32, chosen), num_workers=args.workers, drop_last=True)
         model.to(memory_format=torch.channels_last)
         update_bn(tqdm(batches, "batch norm", disable=not sys.stderr.isatty()), model)
         recipes = [json.loads(metadata.get("recipe", "null")) for _, metadata in loaded]
-        about = {"average_of": recipes, "images": chosen, "train_size": args.train_size}
+        about = {"average_of": recipes, "images": chosen, "train_size": args.train_size, "crop_area": args.crop_area}
         save_model(args.out, model, loaded[0][1] | {"recipe": json.dumps(about)})
     except (ValueError, OSError) as error:
         print(f"training.average: {error}", file=sys.stderr)

@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pretrain", metavar="imagenet|FILE", help="begin with torchvision's weights of ImageNet, or a ResNet-50 of yours")
     add("--lr", type=float, help="of AdamW (default: 2e-3; with --pretrain 2e-4)")
     add("--label_smoothing", type=float, default=0.1, help="default: 0.1")
-    add_run_options(parser, epochs=24, batch_size=64, train_size="64:10,96:8,128:4,176:2", wdecay=0.02)
+    add_run_options(parser, epochs=17, batch_size=64, train_size="96:8,128:6,160:3", wdecay=0.02, crop_area=0.35)
     return parser
 
 

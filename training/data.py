@@ -19,9 +19,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _to_input = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
 
 
-def training_images(root: str | os.PathLike[str], size: int) -> ImageFolder:
-    """Random resized crops of `size` pixels a side, flipped by chance; float [3, size, size]."""
-    augment = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
+def training_images(root: str | os.PathLike[str], size: int, crop_area: float = 0.08) -> ImageFolder:
+    """Random crops of `crop_area` of an image or more, resized to `size` pixels a side, flipped by chance; float [3, size, size]."""
+    augment = [transforms.RandomResizedCrop(size, scale=(crop_area, 1.0)), transforms.RandomHorizontalFlip()]
     return ImageFolder(root, transforms.Compose(augment + _to_input))
 
 

@@ -66,13 +66,23 @@ def _positive(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
 
 
+def part(text: str) -> float:
+    """A part of an image's area, above 0 and not above 1."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a part above 0, to 1")
+
+
 def _schedule(text: str) -> str:
     """The text itself if `parse_stages` understands it: that is how a run's options are recorded."""
     parse_stages(text, 1)
     return text
 
 
-def add_run_options(parser: argparse.ArgumentParser, epochs: int, batch_size: int, train_size: str, wdecay: float) -> None:
+def add_run_options(
+    parser: argparse.ArgumentParser, epochs: int, batch_size: int, train_size: str, wdecay: float, crop_area: float
+) -> None:
     """The options that every run has, with these defaults."""
     add = parser.add_argument
     add("--data", required=True, type=Path, help="ImageFolder of training images")
@@ -84,6 +94,13 @@ def add_run_options(parser: argparse.ArgumentParser, epochs: int, batch_size: in
         default=train_size,
         metavar="SIZE[:EPOCHS,...]",
         help=f"crop side, or a schedule that replaces --epochs (default: {train_size})",
+    )
+    add(
+        "--crop_area",
+        type=part,
+        default=crop_area,
+        metavar="PART",
+        help=f"the least part of an image that a training crop covers; a short training wants more of it (default: {crop_area:g})",
     )
     add("--batch_size", type=_positive, default=batch_size, help=f"images of a step in each process (default: {batch_size})")
     add("--accum_num", type=_positive, default=1, metavar="N", help="batches that make one step of the optimizer (default: 1)")
@@ -289,7 +306,7 @@ def run_epochs(
         started = time.monotonic()
         seed = args.fixseed * 10_000 + epoch
         torch.manual_seed(seed * 1_000 + team.rank)
-        images = split_held_out(training_images(args.data, sizes[epoch]), args.held_out, keep_held_out=False)
+        images = split_held_out(training_images(args.data, sizes[epoch], args.crop_area), args.held_out, keep_held_out=False)
         if args.smoke:
             images = Subset(images, [index * len(images) // SMOKE_IMAGES for index in range(min(SMOKE_IMAGES, len(images)))])
         batches = Batches(len(images), args.batch_size, seed, team.rank, team.processes)

@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--bottleneck_only", action="store_true", help="with a frozen tail: leave it out of the finished checkpoint, which then needs FILE")
     add("--optimizer", choices=["sgd", "adamw"], default="sgd", help="default: sgd, with momentum 0.9; adamw here is without decay")
     add("--lr", type=float, help="default: 0.01; adamw: 1e-3 for the bottleneck, a tenth of it for the tail")
-    add_run_options(parser, epochs=20, batch_size=384, train_size="224", wdecay=1e-4)
+    add_run_options(parser, epochs=20, batch_size=384, train_size="224", wdecay=1e-4, crop_area=0.08)
     return parser
 
 
