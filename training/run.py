@@ -100,7 +100,7 @@ def add_run_options(
         type=part,
         default=crop_area,
         metavar="PART",
-        help=f"the least part of an image that a training crop covers; a short training wants more of it (default: {crop_area:g})",
+        help=f"the least part of an image that a training crop covers (default: {crop_area:g})",
     )
     add("--batch_size", type=_positive, default=batch_size, help=f"images of a step in each process (default: {batch_size})")
     add("--accum_num", type=_positive, default=1, metavar="N", help="batches that make one step of the optimizer (default: 1)")
