@@ -6,7 +6,11 @@ Needs numpy, onnxruntime, Pillow and the native coder; never torch. Names are lo
 so that a command's --help does not wait for onnxruntime.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# Before onnxruntime is imported, which would write a device id under HOME and look up its maker's host.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from .cloud import CloudDecoder

@@ -13,6 +13,18 @@ class MissingExtraError(EdgeCloudError):
     """An optional package that was asked for and is not installed."""
 
 
+class OutputError(EdgeCloudError):
+    """A file that cannot be written under the name that was given."""
+
+
+class SameOutputError(OutputError):
+    """Two inputs would become one output file, or an output would replace an input."""
+
+
+class ClosedStreamError(EdgeCloudError):
+    """Standard input or output is needed, and is closed."""
+
+
 class ImageError(EdgeCloudError):
     """An image that cannot be encoded."""
 
@@ -239,10 +251,6 @@ class RayClusterError(RayError):
 
 class RayArgumentsError(RayError):
     """Arguments of the Ray Serve application that it does not have, or that make no sense."""
-
-
-class SameOutputError(RayError):
-    """Two inputs would become one output file, or an output would replace its input."""
 
 
 class SpoolError(EdgeCloudError):
