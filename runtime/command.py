@@ -71,7 +71,8 @@ def say(text: str, file: IO[str] | None) -> None:
         try:
             print(text, file=file, flush=True)
         except UnicodeEncodeError:
-            print(text.encode(file.encoding, "backslashreplace").decode(file.encoding), file=file, flush=True)
+            encoding = getattr(file, "encoding", "ascii")
+            print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
     except OSError as error:
         _lose(file, error)
     except ValueError:  # the stream was closed by this process
@@ -160,9 +161,9 @@ def _finish(name: str, status: int) -> int:
             _lose(sys.stdout, error)
         except ValueError:
             pass
-    error = _lost.get("standard output")
+    why = _lost.get("standard output")
     # A reader that has left, as `head` does, wants no more, and no complaint.
-    if error is None or error.errno == errno.EPIPE:
+    if why is None or why.errno == errno.EPIPE:
         return status
-    say(f"{name}: lines for standard output were lost: {error.strerror}", sys.stderr)
+    say(f"{name}: lines for standard output were lost: {why.strerror}", sys.stderr)
     return status or EXIT_FAILURE

@@ -9,6 +9,7 @@ fails, the target is as it was and no temporary file is left; one of a process t
 into that folder by any process.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -29,7 +30,7 @@ except ImportError:  # Windows, which does not let an open file be removed
 StrPath = str | os.PathLike[str]
 
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.partial")
-_DESCRIPTOR = re.compile(r"/proc/(?:self|thread-self|\d+)/fd/(\d+)")
+_DESCRIPTOR = re.compile(r"/proc/(\d+)/fd/(\d+)")
 _LINKS = 40  # that are followed, as the kernel does
 _swept: set[str] = set()  # folders; once in a process, for a scan of a large folder takes a while
 
@@ -51,33 +52,31 @@ def write_atomically(path: StrPath, data: bytes) -> None:
 
 
 @contextmanager
-def atomic_path(path: StrPath) -> Iterator[str]:
+def atomic_path(path: StrPath) -> Iterator[Path]:
     """atomic_file for a library that wants a name: that of an empty file, to be written into and left in its place."""
     target = _target(path)
     if target is None:
         # What is not a regular file cannot be replaced: it is given everything at once, or nothing.
-        handle, temporary = tempfile.mkstemp(prefix="edgecloud.")
+        handle, name = tempfile.mkstemp(prefix="edgecloud.")
         os.close(handle)
         try:
-            yield temporary
-            with open(temporary, "rb") as whole, _open_as_it_is(path) as out:
+            yield Path(name)
+            with open(name, "rb") as whole, _open_as_it_is(path) as out:
                 shutil.copyfileobj(whole, out)
         finally:
-            os.unlink(temporary)
+            Path(name).unlink()
         return
-    folder, name = os.path.split(target)
-    sweep(folder)
-    temporary, handle = _make_locked(folder, name)
+    sweep(target.parent)
+    temporary, handle = _make_locked(target)
     try:
         with suppress(FileNotFoundError):
-            os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         yield temporary
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
     finally:
         os.close(handle)
@@ -86,9 +85,9 @@ def atomic_path(path: StrPath) -> Iterator[str]:
 @contextmanager
 def temporary_folder(beside: StrPath) -> Iterator[Path]:
     """An empty folder next to `beside`, to be filled and renamed; what is still there when the block ends is removed."""
-    folder, name = os.path.split(os.path.abspath(beside))
-    sweep(folder)
-    path = Path(folder, f".{name[:40]}.{os.urandom(8).hex()}.partial")
+    target = Path(beside).absolute()
+    sweep(target.parent)
+    path = _temporary_name(target)
     while True:
         path.mkdir()
         handle = _lock_folder(path)
@@ -107,7 +106,7 @@ def temporary_folder(beside: StrPath) -> Iterator[Path]:
 
 def sweep(folder: StrPath) -> None:
     """Remove temporary files and folders of processes that are gone from `folder`, the first time in this process."""
-    place = os.path.abspath(folder or ".")
+    place = str(Path(folder).absolute())
     if place in _swept:
         return
     _swept.add(place)
@@ -115,21 +114,21 @@ def sweep(folder: StrPath) -> None:
         for entry in entries:
             if _TEMPORARY.fullmatch(entry.name):
                 with suppress(OSError):
-                    _remove_if_dead(entry)
+                    _remove_if_dead(Path(entry.path))
 
 
 def refuse_same_file(output: StrPath, inputs: Iterable[StrPath]) -> None:
     """Refuse an output that is one of the inputs, by whatever name. Raises SameOutputError."""
     try:
-        there = os.stat(output)
-    except OSError:
+        there = Path(output).stat()
+    except (OSError, ValueError):
         return
     # A device or a pipe may be both, as a terminal is.
     if not stat.S_ISREG(there.st_mode):
         return
     for name in inputs:
         with suppress(OSError, ValueError):
-            if os.path.samestat(os.stat(name), there):
+            if os.path.samestat(Path(name).stat(), there):
                 same = "" if os.fspath(name) == os.fspath(output) else f", which is {os.fspath(output)}"
                 raise SameOutputError(f"the output would replace the input {os.fspath(name)}{same}: name another output")
 
@@ -140,19 +139,17 @@ def check_output(path: StrPath) -> None:
     Folders that do not exist yet are no fault: they are made when the file is written.
     """
     name = os.fspath(path)
-    if os.path.isdir(name):
+    if name.endswith(os.sep) or Path(name).is_dir():
         raise OutputError(f"{name} is a folder: name a file in it")
-    if name.endswith(os.sep):
-        raise OutputError(f"{name} names a folder: name a file in it")
     target = _target(name)
     if target is None:
         if not os.access(name, os.W_OK):
             raise OutputError(f"{name} cannot be written: name another file")
         return
-    folder = os.path.dirname(target)
+    folder = target.parent
     while not os.path.lexists(folder):
-        folder = os.path.dirname(folder)
-    if not os.path.isdir(folder):
+        folder = folder.parent
+    if not folder.is_dir():
         raise OutputError(f"{folder} is not a folder, so that {name} cannot be written: name another file")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"the folder {folder} cannot be written into: change its permissions, or name another than {name}")
@@ -167,47 +164,52 @@ def sync_folder(path: StrPath) -> None:
         os.close(handle)
 
 
-def _target(path: StrPath) -> str | None:
-    """The file that is to be replaced, symbolic links followed; None for what is written into as it is."""
-    name = os.path.abspath(path)
+def _links(path: StrPath) -> Iterator[Path]:
+    """`path` and what it points to, link by link, each in its real folder; the last is no link. Raises OSError for a loop."""
+    name = Path(path).absolute()
     for _ in range(_LINKS):
-        if os.path.realpath(os.path.dirname(name)).startswith("/proc/"):
+        name = name.parent.resolve() / name.name
+        yield name
+        if not name.is_symlink():
+            return
+        name = name.parent / name.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+
+
+def _target(path: StrPath) -> Path | None:
+    """The file that is to be replaced, symbolic links followed; None for what is written into as it is."""
+    for name in _links(path):
+        if name.is_relative_to("/proc"):
             return None
-        if not os.path.islink(name):
-            break
-        name = os.path.join(os.path.dirname(name), os.readlink(name))
-    else:
-        os.stat(path)  # raises ELOOP
-    name = os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
     try:
-        mode = os.stat(name).st_mode
+        mode = name.stat().st_mode
     except FileNotFoundError:
         return name
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(21, f"{os.fspath(path)} is a folder: name a file in it")
+        raise IsADirectoryError(errno.EISDIR, "is a folder: name a file in it", os.fspath(path))
     return name if stat.S_ISREG(mode) else None
 
 
 def _open_as_it_is(path: StrPath) -> BinaryIO:
     """What is not a regular file, to be written into. A descriptor of this process is shared, not opened again: that would
     cut off the file behind it."""
-    name = os.path.abspath(path)
-    for _ in range(_LINKS):
-        place = os.path.join(os.path.realpath(os.path.dirname(name)), os.path.basename(name))
-        if (match := _DESCRIPTOR.fullmatch(place)) and place.startswith((f"/proc/{os.getpid()}/", "/proc/self/")):
-            return open(os.dup(int(match[1])), "wb")
-        if not os.path.islink(name):
-            break
-        name = os.path.join(os.path.dirname(name), os.readlink(name))
+    for name in _links(path):
+        if (match := _DESCRIPTOR.fullmatch(str(name))) and int(match[1]) == os.getpid():
+            return open(os.dup(int(match[2])), "wb")
     return open(os.open(path, os.O_WRONLY), "wb")
 
 
-def _make_locked(folder: str, name: str) -> tuple[str, int]:
-    """A new temporary file for `name`, and the descriptor that holds its lock."""
+def _temporary_name(target: Path) -> Path:
+    return target.with_name(f".{target.name[:40]}.{os.urandom(8).hex()}.partial")
+
+
+def _make_locked(target: Path) -> tuple[Path, int]:
+    """A new temporary file for `target`, and the descriptor that holds its lock."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     while True:
-        temporary = os.path.join(folder, f".{name[:40]}.{os.urandom(8).hex()}.partial")
+        temporary = _temporary_name(target)
         # Made by open and not by tempfile, so that the kernel applies the umask, which no thread can ask for safely.
-        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0), 0o666)
+        handle = os.open(temporary, flags, 0o666)
         if fcntl is not None:
             # A file system without locks has nothing swept.
             with suppress(OSError):
@@ -229,18 +231,18 @@ def _lock_folder(path: Path) -> int | None:
     return None
 
 
-def _remove_if_dead(entry: "os.DirEntry[str]") -> None:
+def _remove_if_dead(path: Path) -> None:
     """Raises BlockingIOError where the writer lives, OSError where that cannot be known."""
     if fcntl is None:
-        if entry.is_file(follow_symlinks=False):
-            os.unlink(entry.path)
+        path.unlink()
         return
-    handle = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path, ignore_errors=True)
-        elif entry.is_file(follow_symlinks=False):
-            os.unlink(entry.path)
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            shutil.rmtree(path, ignore_errors=True)
+        elif stat.S_ISREG(mode):
+            path.unlink()
     finally:
         os.close(handle)
