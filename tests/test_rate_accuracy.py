@@ -83,11 +83,6 @@ def test_the_kept_figure_is_of_the_kept_records() -> None:
     assert json.loads((RESULTS / "rate_accuracy_imagenet.json").read_text()) == compare(published(), "ours_n0")
 
 
-def test_the_readme_has_the_table_that_the_records_give() -> None:
-    table = text(compare(measured(RESULTS), "matsubara2022wacv")).split("\n\n")[1]
-    assert table in (PROJECT / "README.md").read_text()
-
-
 def record(folder: Path, name: str, **changes: object) -> None:
     point = {"bpp": {"mean": 0.1}, "bytes": {"mean": 600.0}, "top1": {"share": 0.8}}
     one = {"benchmark": "accuracy", "model": "ours_n4", "lmb": 1.28, "images": 10, "as_is": True, **point, **changes}
