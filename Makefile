@@ -18,7 +18,7 @@ CHECKPOINT := $(wildcard checkpoints/ours_n4/lmb1.28.safetensors)
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(INSTALLED): pyproject.toml constraints.txt setup.py MANIFEST.in $(wildcard csrc/*)
+$(INSTALLED): pyproject.toml constraints.txt setup.py MANIFEST.in $(wildcard csrc/*/*)
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or 3.12 here; name one with PYTHON=/path/to/python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[cloud,export,train,bench,dev]'
@@ -53,12 +53,12 @@ LIBFUZZER = echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { ret
 fuzz: ## a minute of fuzzing the coder under sanitizers (FUZZ_SECONDS=1800 for ten minutes a target)
 	@mkdir -p build; if $(LIBFUZZER) 2>/dev/null; then \
 	  for target in any_tables any_payload round_trip; do ( set -ex; mkdir -p build/corpus/$$target; \
-	    clang++ $(FUZZ_FLAGS),fuzzer -DFUZZ_TARGET=$$target csrc/fuzz.cpp -o build/fuzz_$$target; \
+	    clang++ $(FUZZ_FLAGS),fuzzer -DFUZZ_TARGET=$$target csrc/fuzz/fuzz.cpp -o build/fuzz_$$target; \
 	    build/fuzz_$$target -max_total_time=$$(( $(FUZZ_SECONDS) / 3 )) -verbosity=0 -print_funcs=0 -print_final_stats=1 -artifact_prefix=build/ \
 	      build/corpus/$$target tests/corpus/$$target ) || exit 1; done; \
 	elif test "$$CI" = true; then echo "no clang++ with libFuzzer here, which CI must have: apt-get install clang and its libclang-rt-*-dev" >&2; exit 1; \
 	else echo "no clang++ with libFuzzer here: random inputs instead (apt-get install clang and its libclang-rt-*-dev)"; set -ex; \
-	  $(CXX) $(FUZZ_FLAGS) csrc/fuzz.cpp -o build/fuzz; build/fuzz $(FUZZ_SECONDS); fi
+	  $(CXX) $(FUZZ_FLAGS) csrc/fuzz/fuzz.cpp -o build/fuzz; build/fuzz $(FUZZ_SECONDS); fi
 
 bench: $(INSTALLED) $(BUNDLE)/manifest.json ## time the encoder on this machine
 	$(BIN)/python benchmarks/latency.py

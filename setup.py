@@ -10,8 +10,8 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "runtime._coder",
-            ["csrc/bindings.cpp"],
-            depends=sorted(str(path) for path in Path("csrc").glob("*.hpp")),
+            ["csrc/python/bindings.cpp"],
+            depends=sorted(str(path) for path in Path("csrc").rglob("*.hpp")),
             cxx_std=17,
             # No -march=native: a wheel runs on machines that did not build it.
             extra_compile_args=[] if os.name == "nt" else ["-O3", "-Wall", "-Wextra"],

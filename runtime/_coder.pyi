@@ -1,4 +1,4 @@
-"""The native coder, csrc/bindings.cpp. `runtime.coder` is its public face."""
+"""The native coder, csrc/python/bindings.cpp. `runtime.coder` is its public face."""
 
 import numpy as np
 from numpy.typing import NDArray

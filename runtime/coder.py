@@ -3,7 +3,7 @@
 A table is one channel's integer CDF, 0 to 2^16, and the offset: entry k stands for the symbol
 offset + k, and the last entry for every symbol that the table lacks (an escape). A channel may have
 context tables beside it, chosen symbol by symbol by what lies above and to the left: small files are
-coded under those. Payloads are described in docs/FORMAT.md, the algorithm in csrc/rans.hpp.
+coded under those. Payloads are described in docs/FORMAT.md, the algorithm in csrc/coder/rans.hpp.
 
 Always holds: tables are validated when they are made, so coding never meets a bad one. A Tables
 object does not change and may be shared between threads; coding releases the GIL.

@@ -15,6 +15,7 @@ from runtime.bundle import Bundle, ShapeRule
 from runtime.coder import Contexts, Tables
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
+CODER_TEST = GOLDEN.parent.parent / "csrc" / "coder" / "coder_test.cpp"
 CASES = sorted(GOLDEN.glob("*.txt"))
 CONTEXTS = Contexts([0, 1, 2, 3], [[0, 4000 + 500 * context, 30000, 50000 + 400 * context, 65000, 65536] for context in range(25)])
 TABLES = Tables([[0, 1, 4, 204, 65004, 65524, 65534, 65535, 65536], [0, 4000, 30000, 50000, 65000, 65536]], [-3, 0], {1: CONTEXTS})
@@ -102,7 +103,7 @@ def test_cases_on_arm(tmp_path: Path) -> None:
     """The portable path and NEON's, on a machine that is emulated."""
     compiler, emulator = tool("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu"), tool("qemu-aarch64", "qemu-user")
     program = tmp_path / "coder_test"
-    subprocess.run([compiler, *FLAGS, "-static", GOLDEN / "coder_test.cpp", "-o", program], check=True)
+    subprocess.run([compiler, *FLAGS, "-static", CODER_TEST, "-o", program], check=True)
     result = subprocess.run([emulator, program, *CASES], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout.split()) == (0, ["neon", "portable"]), result.stdout + result.stderr
 
@@ -112,7 +113,7 @@ def test_cases_on_a_processor_without_avx(tmp_path: Path) -> None:
     """Where an instruction that it lacks ends the program."""
     compiler, emulator = os.environ.get("CXX") or tool("g++", "g++"), tool("qemu-x86_64", "qemu-user")
     program = tmp_path / "coder_test"
-    subprocess.run([compiler, *FLAGS, GOLDEN / "coder_test.cpp", "-o", program], check=True)
+    subprocess.run([compiler, *FLAGS, CODER_TEST, "-o", program], check=True)
     result = subprocess.run([emulator, "-cpu", "Nehalem", program, *CASES], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout.split()) == (0, ["portable"]), result.stdout + result.stderr
 
@@ -120,14 +121,14 @@ def test_cases_on_a_processor_without_avx(tmp_path: Path) -> None:
 def test_cases_from_cpp_under_sanitizers(tmp_path: Path) -> None:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if not compiler:
-        pytest.skip("no C++ compiler to build tests/golden/coder_test.cpp with")
+        pytest.skip("no C++ compiler to build csrc/coder/coder_test.cpp with")
     program = tmp_path / "coder_test"
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     built = subprocess.run(
-        [compiler, *FLAGS, *sanitizers, GOLDEN / "coder_test.cpp", "-o", program], capture_output=True, text=True, check=False
+        [compiler, *FLAGS, *sanitizers, CODER_TEST, "-o", program], capture_output=True, text=True, check=False
     )
     if built.returncode and "sanitize" in built.stderr + built.stdout:
-        built = subprocess.run([compiler, *FLAGS, GOLDEN / "coder_test.cpp", "-o", program], capture_output=True, text=True, check=False)
+        built = subprocess.run([compiler, *FLAGS, CODER_TEST, "-o", program], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
     result = subprocess.run([program, *CASES], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

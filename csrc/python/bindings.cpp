@@ -7,8 +7,8 @@
 
 #include <memory>
 
-#include "compressai_stream.hpp"
-#include "rans.hpp"
+#include "../coder/compressai_stream.hpp"
+#include "../coder/rans.hpp"
 
 namespace py = pybind11;
 

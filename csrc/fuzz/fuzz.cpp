@@ -15,8 +15,8 @@
 #include <set>
 #include <vector>
 
-#include "compressai_stream.hpp"
-#include "rans.hpp"
+#include "../coder/compressai_stream.hpp"
+#include "../coder/rans.hpp"
 
 namespace {
 

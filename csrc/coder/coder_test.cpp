@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/rans.hpp"
+#include "rans.hpp"
 
 namespace {
 
