@@ -6,6 +6,7 @@ firewall, keeps the file where it is, and is quoted: its status, who says it, an
 
 import email.utils
 import json
+import os
 import re
 import socket
 import ssl
@@ -98,7 +99,7 @@ def _foreign(response: httpx.Response, body: bytes, server: Server) -> Answer:
         said += f" to {response.headers.get('Location', '')[:200]!r}, which is not followed"
         remedy = _NO_SERVICE
     elif status == 407:
-        remedy = f"write a user and a password into the URL of {server.proxy() or 'the proxy'}"
+        remedy = _password(server.proxy())
     elif _WANTS_TLS.search(start):
         remedy = "that port speaks TLS: write https:// in --url"
     elif _WANTS_CERTIFICATE.search(start):
@@ -124,12 +125,16 @@ def explain(error: Exception, server: Server, proxy: Proxy | None) -> Answer:
                 name = proxy.url.host if proxy else url.host
                 whose = f" of {proxy}" if proxy else ""
                 return Answer("busy", f"no address of {name!r}{whose} is found: {cause.strerror}")
-        why = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.errno and cause.strerror]
+        # asyncio gives the numbers texts of its own.
+        why = [os.strerror(cause.errno) for cause in causes if isinstance(cause, OSError) and cause.errno]
         return Answer("busy", f"no connection to {there}: {', '.join(dict.fromkeys(why)) or error}")
     if isinstance(error, httpx.TimeoutException):
         return Answer("failed", f"no answer within {server.timeout:g} seconds")
     if url.scheme == "http" and r"line: bytearray(b'\x15\x03" in str(error):  # how a TLS alert begins
         return Answer("stop", f"{there} speaks TLS: write https:// in --url")
+    if isinstance(error, httpx.NetworkError) or "disconnected" in str(error):
+        tls = ", as a port of TLS does: if it is one, write https:// in --url" if url.scheme == "http" else ""
+        return Answer("failed", f"{there} hung up without an answer{tls}")
     return Answer("failed", f"{type(error).__name__}: {printable(str(error))}")
 
 
@@ -154,12 +159,16 @@ def _quoted(response: httpx.Response, start: str) -> str:
     return f" ({who or 'it'} says {words!r})" if words else f" (from {who})" if who else ""
 
 
+def _password(proxy: Proxy | None) -> str:
+    what = "the right user and password" if proxy and proxy.url.userinfo else "a user and a password"
+    return f"write {what} into the URL of {proxy or 'the proxy'}, as in http://USER:PASSWORD@proxy.example:3128"
+
+
 def _proxy_says(text: str, proxy: Proxy | None) -> Answer:
     status = int(match[1]) if (match := re.match(r"(\d{3})\b", text)) else 0
     said = f"{proxy} answers {printable(text)!r}"
     if status == 407:
-        what = "the right user and password" if proxy and proxy.url.userinfo else "a user and a password"
-        return Answer("stop", f"{said}: write {what} into its URL, as in http://USER:PASSWORD@proxy.example:3128")
+        return Answer("stop", f"{said}: {_password(proxy)}")
     if 300 <= status < 500 and status not in _BUSY:
         return Answer("stop", f"{said}: let it connect to the server, or name the server in NO_PROXY")
     return Answer("busy", said)
@@ -188,7 +197,7 @@ def _tls(error: ssl.SSLError, url: httpx.URL, proxy: Proxy | None) -> Answer:
         else:
             text = f"the certificate of {whose} is refused ({said}): another one is needed there"
         return Answer("stop", text)
-    reason = (error.reason or str(error)).upper()
+    reason = (getattr(error, "reason", None) or str(error)).upper()
     if any(part in reason for part in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL")):
         return Answer("stop", f"{whose} speaks no TLS on that port ({reason}): write http:// in --url, or the port that does")
     if any(part in reason for part in ("CERTIFICATE_REQUIRED", "ALERT_HANDSHAKE_FAILURE", "ALERT_BAD_CERTIFICATE")):

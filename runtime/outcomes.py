@@ -3,7 +3,7 @@
 Always holds: an image is accepted before anything else is said of it, whatever is wrong with the way to the server.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, Literal, NamedTuple
 
 from .errors import EdgeCloudError, SpoolError
@@ -40,7 +40,7 @@ def recorded(image: str, result: dict[str, Any]) -> Outcome:
     return Outcome(image, result["status"], result["key"], result, error)
 
 
-def accept_all(spool: Spool, images: Iterable[Encoded], why: EdgeCloudError) -> Iterator[Outcome]:
+def accept_all(spool: Spool, images: Iterable[Encoded], why: EdgeCloudError) -> Generator[Outcome, None, None]:
     """Accept images into the spool where nothing can be posted; raises `why` after the last."""
     for image in images:
         if image.error is not None:
@@ -51,6 +51,8 @@ def accept_all(spool: Spool, images: Iterable[Encoded], why: EdgeCloudError) -> 
         except SpoolError as error:
             yield Outcome(image.image, "failed", error=str(error))
             continue
-        spooled = isinstance(entry, Entry)
-        yield Outcome(image.image, "spooled", entry.key, error=str(why)) if spooled else recorded(image.image, entry)
+        if isinstance(entry, Entry):
+            yield Outcome(image.image, "spooled", entry.key, error=str(why))
+        else:
+            yield recorded(image.image, entry)
     raise why

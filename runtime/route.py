@@ -60,15 +60,18 @@ class Server:
 
     def endpoint(self) -> httpx.URL:
         """What is posted to. Raises ServerUrlError."""
-        shown = repr(without_password(str(self.url)))
+        secret = "the URL has a password, a query or a fragment: leave it out, and pass a token with --token-file"
+        shown = repr(self.url)
+        if "@" in str(self.url):
+            raise ServerUrlError(secret)
         try:
             url = _parse(self.url.strip())
         except (ValueError, AttributeError) as error:
-            raise ServerUrlError(f"{shown} is not a URL{_why(self.url, error)}: {_LIKE}") from error
+            raise ServerUrlError(f"{shown} is not a URL ({error}): {_LIKE}") from error
         if url.scheme not in ("http", "https") or not url.host.strip("."):
             raise ServerUrlError(f"{shown} is not a URL of http or https: {_LIKE}")
         if url.userinfo or url.query or url.fragment:
-            raise ServerUrlError("the URL has a password, a query or a fragment: leave it out, and pass a token with --token-file")
+            raise ServerUrlError(secret)
         # A certificate's names do not end in the dot that a DNS name may end in.
         path = f"{url.path.rstrip('/')}/v1/classify"
         return url.copy_with(host=url.host.rstrip("."), path=path, params={"top_k": self.top_k})
@@ -156,13 +159,11 @@ def _parse(text: str) -> httpx.URL:
     if url.port is not None and not 0 < url.port < 1 << 16:
         raise ValueError(f"port {url.port} is not from 1 to 65535")
     if ":" not in url.host:
-        url.raw_host.rstrip(b".").decode().encode("idna")  # UnicodeError where a part is empty or too long
+        try:
+            url.raw_host.rstrip(b".").decode().encode("idna")
+        except UnicodeError as error:
+            raise ValueError("a part of its host is empty, or has more than 63 letters") from error
     return url
-
-
-def _why(text: object, error: Exception) -> str:
-    """What is wrong with a URL, unless the words could quote a password."""
-    return "" if "@" in str(text) or not isinstance(error, ValueError) else f" ({error})"
 
 
 def _variable(name: str) -> str:
@@ -178,9 +179,12 @@ def _proxy(value: str, variable: str, host: str) -> Proxy:
     try:
         url = _parse(value if "://" in value else f"http://{value}")
     except ValueError as error:
-        raise ProxySettingError(f"{said}, which is not a proxy's URL{_why(value, error)}: {remedy}") from error
+        why = "" if "@" in value else f" ({error})"  # which may quote a password
+        raise ProxySettingError(f"{said}, which is not a proxy's URL{why}: {remedy}") from error
     if url.scheme not in ("http", "https", "socks5", "socks5h") or not url.host:
         raise ProxySettingError(f"{said}, which is not a proxy's URL of http, https or socks5: {remedy}")
+    if "@" in url.path or "@" in url.query.decode() or "@" in (url.fragment or ""):
+        raise ProxySettingError(f"{said}, with a password in which @, /, ? or # is not written as %40, %2F, %3F or %23: {remedy}")
     if url.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
         raise ProxySettingError(f"{said}, and SOCKS needs a package that is not here: pip install 'httpx[socks]', or {remedy}")
     return Proxy(url, variable)

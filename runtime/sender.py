@@ -17,7 +17,7 @@ import contextlib
 import random
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future
 from queue import SimpleQueue
 
@@ -44,7 +44,7 @@ _PATIENCE = 120.0  # seconds that a server may ask to wait for, with nothing els
 _STRANGE = 4  # answers in a row that are not cloud-serve's, after which no more are asked for
 
 
-def deliver(spool: Spool, server: Server, images: Iterable[Encoded] = ()) -> Iterator[Outcome]:
+def deliver(spool: Spool, server: Server, images: Iterable[Encoded] = ()) -> Generator[Outcome, None, None]:
     """Accept `images` into the spool, and post everything in it until it is empty or nothing more can be done.
 
     `images` is drawn in other threads, ahead of the posts as far as the spool has room. An outcome comes for every one of
@@ -289,7 +289,8 @@ class _Delivery:
                 wait = self.opens - clock()
                 crowded = self.strange and self.strange + self.posting >= _STRANGE
                 if self.ended and (self.away or wait > _PATIENCE):
-                    self.stopped = self._is_away()
+                    said = f"no result from {self.endpoint}: {self.last_failure}; what is in the spool waits for the next run"
+                    self.stopped = ServerAwayError(said)
                 elif self.strange >= _STRANGE:
                     self.stopped = self.strangest
                 elif wait <= 0 and not crowded:
@@ -301,10 +302,6 @@ class _Delivery:
                             await self.changed.wait()
             self.changed.notify_all()
             return False
-
-    def _is_away(self) -> ServerAwayError:
-        by_way = f" by way of {self.proxy}" if self.proxy and str(self.proxy) not in self.last_failure else ""
-        return ServerAwayError(f"no result from {self.endpoint}{by_way}: {self.last_failure}; what is in the spool waits for the next run")
 
     async def _close_gate(self, number: int, answer: Answer) -> None:
         async with self.changed:
@@ -320,6 +317,12 @@ class _Delivery:
             self.changed.notify_all()
 
     async def _post(self, key: str, data: bytes) -> Answer:
+        answer = await self._ask(key, data)
+        if answer.message and self.proxy and str(self.proxy) not in answer.message:
+            answer = answer._replace(message=f"{answer.message} (by way of {self.proxy})")
+        return answer
+
+    async def _ask(self, key: str, data: bytes) -> Answer:
         body = bytearray()
         headers = {"Idempotency-Key": key, "User-Agent": f"edge-send/{__version__}"}
         try:
