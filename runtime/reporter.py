@@ -24,20 +24,24 @@ class Reporter:
     """Prints lines, and a bar of what is done where there can be one."""
 
     def __init__(self, unit: str):
-        self.lost = 0
         self._unit = unit
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._printed = self._done = 0
+        self._said = self._printed = 0  # lines
+        self._steps = self._done = 0  # of this thread, of the bar
         self._progress = Progress(0, unit)
         self._thread = threading.Thread(target=self._print, name="reporter", daemon=True)
         self._thread.start()
 
     def say(self, text: str, file: IO[str] | None, beside_bar: bool = True) -> None:
         """Print a line; `beside_bar` says whether also where there is a bar on the same terminal."""
+        self._said += 1
         if self._work.qsize() < _MAX_LINES:
             self._work.put(partial(self._say, text, file, beside_bar))
-        else:
-            self.lost += 1
+
+    @property
+    def lost(self) -> int:
+        """Lines that were not printed; after close."""
+        return self._said - self._printed
 
     def expect(self, total: int) -> None:
         """So many are to be done."""
@@ -53,10 +57,9 @@ class Reporter:
         self._work.put(self._end_bar)
         self._work.put(None)
         while self._thread.is_alive():
-            printed = self._printed
+            steps = self._steps
             self._thread.join(_PATIENCE)
-            if self._thread.is_alive() and self._printed == printed:
-                self.lost += self._work.qsize() - 1
+            if self._thread.is_alive() and self._steps == steps:
                 return False
         return True
 
@@ -65,13 +68,14 @@ class Reporter:
             # A bar on a stream that fails; lines never raise these.
             with suppress(OSError, ValueError):
                 work()
-            self._printed += 1
+            self._steps += 1
 
     def _say(self, text: str, file: IO[str] | None, beside_bar: bool) -> None:
         if file is None or not (self._progress.shown and file.isatty()):
             say(text, file)
         elif beside_bar:
             self._progress.say(text, file)
+        self._printed += 1
 
     def _expect(self, total: int) -> None:
         self._end_bar()
