@@ -45,7 +45,8 @@ class Reporter:
 
     def expect(self, total: int) -> None:
         """So many are to be done."""
-        self._work.put(partial(self._expect, total))
+        if sys.stderr is not None:  # where a bar would be
+            self._work.put(partial(self._expect, total))
 
     def advance(self) -> None:
         """One more is done."""

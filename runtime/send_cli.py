@@ -17,6 +17,7 @@ import threading
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
@@ -138,37 +139,55 @@ def _send(args: argparse.Namespace, reporter: Reporter) -> int:
         if not args.images:
             raise
         server = error
-    new = _NewImages(args, reporter)
-    counts = {"delivered": 0, "refused": 0, "failed": 0}
-    failure: EdgeCloudError | None = None
-    waits = ""
+    new, run = _NewImages(args, reporter), _Run()
     with Spool(args.spool or os.environ.get("EDGECLOUD_SPOOL") or "spool", int(args.spool_mb * (1 << 20))) as spool:
         if args.retry_refused:
             spool.requeue_refused()
         try:
             with closing(_outcomes(spool, server, new)) as outcomes:
                 for outcome in outcomes:
-                    if outcome.status in counts:
-                        counts[outcome.status] += 1
-                    elif outcome.error:
-                        waits = outcome.error
                     reporter.advance()
-                    _report(outcome, args.json, new.faults, reporter)
+                    if outcome.status == "spooled":
+                        run.waiting.append(outcome)
+                    else:
+                        run.counts[outcome.status] += 1
+                        _report(outcome, args.json, new.faults, reporter)
         except (SendError, SpoolError, TokenFileError, MissingExtraError) as error:
-            failure = error
+            run.failure = error
         finally:
             new.end()
         spooled = len(spool.pending())
-    faults = [*new.faults, *([str(failure)] if failure else [])]
-    if spooled and not failure:
-        faults.append(f"{spooled} in the spool wait for the next run: {waits or 'they have no result yet'}")
-    if args.json:
-        reporter.say(json.dumps({**counts, "spooled": spooled, "error": "; ".join(faults) or None}), sys.stdout)
+    return _conclude(run, spooled, new.faults, args.json, reporter)
+
+
+@dataclass
+class _Run:
+    """What came of the images so far."""
+
+    counts: dict[str, int] = field(default_factory=lambda: {"delivered": 0, "refused": 0, "failed": 0})
+    waiting: list[Outcome] = field(default_factory=list)  # reported at the end, where it is known what is wrong with all of them
+    failure: EdgeCloudError | None = None
+
+
+def _conclude(run: _Run, spooled: int, faults: list[str], as_json: bool, reporter: Reporter) -> int:
+    """The last lines, and the exit status."""
+    failed = bool(run.counts["refused"] or run.counts["failed"] or faults)
+    if run.failure:
+        failed = failed or not isinstance(run.failure, ServerAwayError)
+        faults = [*faults, str(run.failure)]
+    for outcome in run.waiting:
+        _report(outcome, as_json, faults, reporter)
+    if spooled and not run.failure:
+        why = run.waiting[-1].error if run.waiting else "they have no result yet"
+        faults = [*faults, f"{spooled} in the spool wait for the next run: {why}"]
+    counts = {**run.counts, "spooled": spooled}
+    if as_json:
+        reporter.say(json.dumps({**counts, "error": "; ".join(faults) or None}), sys.stdout)
     else:
-        reporter.say(", ".join(f"{count} {status}" for status, count in {**counts, "spooled": spooled}.items()), sys.stdout)
+        reporter.say(", ".join(f"{count} {status}" for status, count in counts.items()), sys.stdout)
     for text in faults:
         reporter.say(printable(f"edge-send: {text}"), sys.stderr)
-    if counts["refused"] or counts["failed"] or new.faults or (failure and not isinstance(failure, ServerAwayError)):
+    if failed:
         return EXIT_FAILURE
     return EXIT_SPOOLED if spooled else EXIT_DONE
 

@@ -270,6 +270,8 @@ def test_images_are_accepted_whatever_is_wrong_with_the_way(
     assert "secret" not in out + err
     with Spool(spool) as opened:
         assert len(opened.pending()) == 1
+    assert main([str(path), *options]) == 1
+    assert capsys.readouterr().err == err, "one line, without --json as well"
 
 
 def test_images_are_accepted_without_httpx(spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path) -> None:
@@ -278,7 +280,8 @@ def test_images_are_accepted_without_httpx(spool: Path, golf_ball: NDArray[np.ui
     done = subprocess.run([sys.executable, "-c", code, path, "--url", "http://host"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout == "0 delivered, 0 refused, 0 failed, 1 spooled\n"
-    assert "pip install 'edgecloud-features[send]'" in done.stderr.splitlines()[-1]
+    assert "pip install 'edgecloud-features[send]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_what_waits_is_never_without_a_reason(
