@@ -109,7 +109,10 @@ class Server:
 
     def client(self) -> httpx.AsyncClient:
         """An HTTP client that goes this way and no other. Raises ServerUrlError, ProxySettingError, CertificateFileError."""
-        trust, proxy = self.trust(), self.proxy()
+        endpoint, proxy = self.endpoint(), self.proxy()
+        speaks_tls = "https" in (endpoint.scheme, proxy and proxy.url.scheme)
+        # Without TLS, one that trusts nobody and reads no files.
+        trust = self.trust() if speaks_tls or self.ca_file else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         headers = {
             "Content-Type": "application/octet-stream",
             "Accept": "application/json",

@@ -110,9 +110,9 @@ def main(argv: list[str] | None = None) -> int:
         reporter.say(f"edge-send: {error}", sys.stderr)
         status = EXIT_FAILURE
     except (KeyboardInterrupt, Terminated) as signalled:
-        status = 128 + signalled.number if isinstance(signalled, Terminated) else EXIT_INTERRUPTED
         what = f"stopped by {signalled}" if isinstance(signalled, Terminated) else "interrupted"
         reporter.say(f"edge-send: {what}; what was accepted is in the spool, and the next run delivers it", sys.stderr)
+        status = _status_of(signalled)
     return _end(reporter, status)
 
 
@@ -120,8 +120,8 @@ def _end(reporter: Reporter, status: int) -> int:
     """Wait for the last lines; where nobody reads them, end without."""
     try:
         whole = reporter.close()
-    except (KeyboardInterrupt, Terminated):
-        whole = False
+    except (KeyboardInterrupt, Terminated) as signalled:
+        whole, status = False, _status_of(signalled)
     if reporter.lost:
         status = status or EXIT_FAILURE
         say_if_read(f"edge-send: {reporter.lost} lines were lost, since nobody reads them; results.jsonl has what came of the images")
@@ -129,6 +129,10 @@ def _end(reporter: Reporter, status: int) -> int:
         # Flushing, as the interpreter does at its end, would wait for ever.
         os._exit(status)
     return status
+
+
+def _status_of(signalled: BaseException) -> int:
+    return 128 + signalled.number if isinstance(signalled, Terminated) else EXIT_INTERRUPTED
 
 
 def _send(args: argparse.Namespace, reporter: Reporter) -> int:

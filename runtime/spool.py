@@ -257,7 +257,8 @@ class Spool:
                 if error.errno not in _NO_ROOM or self._reserved <= 0:
                     raise
             self._reserved = max(0, self._reserved - _STEP)
-            os.truncate(self._reserve_file, self._reserved)
+            with contextlib.suppress(FileNotFoundError):
+                os.truncate(self._reserve_file, self._reserved)
             sync_folder(self.folder)  # some file systems give the blocks back only then
 
     def _take_lock(self) -> int:

@@ -315,6 +315,9 @@ def test_a_file_for_tls_keys_that_cannot_be_written(environment: Environment, tm
     said = fault(Server("https://cloud.example"), tmp_path)
     assert said.startswith("CertificateFileError: TLS cannot be set up")
     assert f"SSLKEYLOGFILE is {str(tmp_path / 'missing' / 'keys')!r}: unset it" in said
+    with FailingServer() as server, Spool(tmp_path / "spool") as spool:
+        (outcome,) = deliver(spool, Server(server.url))
+    assert outcome.status == "delivered", "without TLS it does not matter"
 
 
 @pytest.mark.parametrize(
