@@ -286,7 +286,11 @@ class ServerUrlError(SendError):
 
 
 class CertificateFileError(SendError):
-    """A file that holds no certificates."""
+    """A file that holds no certificates, or another that TLS is told to use and cannot."""
+
+
+class ProxySettingError(SendError):
+    """A proxy that the environment names, and that cannot be one."""
 
 
 class ServerAwayError(SendError):

@@ -1,29 +1,49 @@
 """edge-send: images in, classes out, by way of a cloud-serve.
 
+What the spool holds is delivered whatever is wrong with the new images, and new images are accepted whatever is wrong with
+the way to the server; what was wrong is said afterwards, and decides the exit status.
+
 Always holds: an image that is reported as anything but failed is in the spool, or has its result recorded there; a
-process that is killed at any moment is made good by running the command again.
+process that is killed at any moment is made good by running the command again; whoever reads the lines, or does not, holds
+up nothing.
 """
 
 import argparse
+import io
 import json
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .edge_cli import EXIT_DONE, EXIT_FAILURE, cores, in_order, standard_input, without_blas_threads
+from .command import EXIT_DONE, EXIT_FAILURE, EXIT_INTERRUPTED, Terminated, command, standard_input
+from .edge_cli import cores, in_order, without_blas_threads
 from .edge_files import find, printable
-from .errors import EdgeCloudError, SendError, ServerAwayError, SpoolError, TokenFileError
-from .progress import Progress
+from .errors import (
+    EdgeCloudError,
+    ImageFileTooLargeError,
+    MissingExtraError,
+    SendError,
+    ServerAwayError,
+    SpoolError,
+    TokenFileError,
+)
+from .outcomes import Encoded, Outcome, accept_all
+from .reporter import Reporter, say_if_read
+from .spool import Spool
 
 if TYPE_CHECKING:
-    from .sender import Encoded, Outcome
+    from .edge import EdgeEncoder
+    from .route import Server
 
 EXIT_SPOOLED = 5
-EXIT_INTERRUPTED = 130
 _MAX_TOKEN_BYTES = 4096
+_MAX_STDIN_BYTES = 256 << 20  # larger than any image file that is decoded; more is not read
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     args = parser.parse_args(argv)
     for option, value in (
@@ -74,51 +94,126 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"{option} {value} is not a number from {least} to a million")
     if args.images.count("-") > 1:
         parser.error("standard input is named twice")
+    return args
+
+
+@command("edge-send")
+def main(argv: list[str] | None = None) -> int:
+    args = _arguments(argv)
+    reporter = Reporter("image")
     try:
-        return _send(args)
+        status = _send(args, reporter)
     except (EdgeCloudError, OSError) as error:
-        print(f"edge-send: {error}", file=sys.stderr)
-        return EXIT_FAILURE
-    except KeyboardInterrupt:
-        print("edge-send: interrupted; what was accepted is in the spool, and the next run delivers it", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        # Before anything was accepted.
+        if args.json:
+            reporter.say(json.dumps({"delivered": 0, "refused": 0, "failed": 0, "spooled": None, "error": str(error)}), sys.stdout)
+        reporter.say(f"edge-send: {error}", sys.stderr)
+        status = EXIT_FAILURE
+    except (KeyboardInterrupt, Terminated) as signalled:
+        what = f"stopped by {signalled}" if isinstance(signalled, Terminated) else "interrupted"
+        reporter.say(f"edge-send: {what}; what was accepted is in the spool, and the next run delivers it", sys.stderr)
+        status = _status_of(signalled)
+    return _end(reporter, status)
 
 
-def _send(args: argparse.Namespace) -> int:
-    # After the usage is checked: httpx takes a while, and the encoder a longer one.
-    from .sender import Server, deliver
-    from .spool import Spool
+def _end(reporter: Reporter, status: int) -> int:
+    """Wait for the last lines; where nobody reads them, end without."""
+    try:
+        whole = reporter.close()
+    except (KeyboardInterrupt, Terminated) as signalled:
+        whole, status = False, _status_of(signalled)
+    if reporter.lost:
+        status = status or EXIT_FAILURE
+        say_if_read(f"edge-send: {reporter.lost} lines were lost, since nobody reads them; results.jsonl has what came of the images")
+    if not whole:
+        # Flushing, as the interpreter does at its end, would wait for ever.
+        os._exit(status)
+    return status
 
-    images = [image for image, _ in find(args.images)]
-    token = read_token(args.token_file) if args.token_file else None
-    server = Server(args.url, token, args.ca_file, args.timeout, args.attempts, args.in_flight, args.top_k)
-    if token and not server.hides_token():
-        print("edge-send: warning: http without TLS shows the token to whoever is on the way: use https", file=sys.stderr)
+
+def _status_of(signalled: BaseException) -> int:
+    return 128 + signalled.number if isinstance(signalled, Terminated) else EXIT_INTERRUPTED
+
+
+def _send(args: argparse.Namespace, reporter: Reporter) -> int:
+    server: Server | EdgeCloudError
+    try:
+        server = _server(args, reporter)
+    except EdgeCloudError as error:
+        if not args.images:
+            raise
+        server = error
+    new, run = _NewImages(args, reporter), _Run()
     with Spool(args.spool or os.environ.get("EDGECLOUD_SPOOL") or "spool", int(args.spool_mb * (1 << 20))) as spool:
         if args.retry_refused:
             spool.requeue_refused()
-        encoded = _encode(args, images) if images else iter(())
-        counts = {"delivered": 0, "refused": 0, "failed": 0}
-        failure: SendError | SpoolError | None = None
-        with Progress(len(images) + len(spool.pending()), "image") as progress:
-            try:
-                for outcome in deliver(spool, server, encoded):
-                    if outcome.status in counts:
-                        counts[outcome.status] += 1
-                    progress.advance()
-                    _report(outcome, args.json, progress)
-            except (SendError, SpoolError) as error:
-                failure = error
+        try:
+            with closing(_outcomes(spool, server, new)) as outcomes:
+                for outcome in outcomes:
+                    reporter.advance()
+                    if outcome.status == "spooled":
+                        run.waiting.append(outcome)
+                    else:
+                        run.counts[outcome.status] += 1
+                        _report(outcome, args.json, new.faults, reporter)
+        except (SendError, SpoolError, TokenFileError, MissingExtraError) as error:
+            run.failure = error
+        finally:
+            new.end()
         spooled = len(spool.pending())
-        if args.json:
-            print(json.dumps({**counts, "spooled": spooled, "error": str(failure) if failure else None}))
-        else:
-            print(", ".join(f"{count} {status}" for status, count in {**counts, "spooled": spooled}.items()))
-    if failure:
-        print(f"edge-send: {failure}", file=sys.stderr)
-    if counts["refused"] or counts["failed"] or (failure and not isinstance(failure, ServerAwayError)):
+    return _conclude(run, spooled, new.faults, args.json, reporter)
+
+
+@dataclass
+class _Run:
+    """What came of the images so far."""
+
+    counts: dict[str, int] = field(default_factory=lambda: {"delivered": 0, "refused": 0, "failed": 0})
+    waiting: list[Outcome] = field(default_factory=list)  # reported at the end, where it is known what is wrong with all of them
+    failure: EdgeCloudError | None = None
+
+
+def _conclude(run: _Run, spooled: int, faults: list[str], as_json: bool, reporter: Reporter) -> int:
+    """The last lines, and the exit status."""
+    failed = bool(run.counts["refused"] or run.counts["failed"] or faults)
+    if run.failure:
+        failed = failed or not isinstance(run.failure, ServerAwayError)
+        faults = [*faults, str(run.failure)]
+    for outcome in run.waiting:
+        _report(outcome, as_json, faults, reporter)
+    if spooled and not run.failure:
+        why = run.waiting[-1].error if run.waiting else "they have no result yet"
+        faults = [*faults, f"{spooled} in the spool wait for the next run: {why}"]
+    counts = {**run.counts, "spooled": spooled}
+    if as_json:
+        reporter.say(json.dumps({**counts, "error": "; ".join(faults) or None}), sys.stdout)
+    else:
+        reporter.say(", ".join(f"{count} {status}" for status, count in counts.items()), sys.stdout)
+    for text in faults:
+        reporter.say(printable(f"edge-send: {text}"), sys.stderr)
+    if failed:
         return EXIT_FAILURE
     return EXIT_SPOOLED if spooled else EXIT_DONE
+
+
+def _server(args: argparse.Namespace, reporter: Reporter) -> "Server":
+    """Raises MissingExtraError, TokenFileError, ServerUrlError, ProxySettingError."""
+    from .route import Server  # httpx takes a while
+
+    token = read_token(args.token_file) if args.token_file else None
+    server = Server(args.url, token, args.ca_file, args.timeout, args.attempts, args.in_flight, args.top_k)
+    if token and not server.hides_token():
+        reporter.say("edge-send: warning: http without TLS shows the token to whoever is on the way: use https", sys.stderr)
+    return server
+
+
+def _outcomes(spool: Spool, server: "Server | EdgeCloudError", new: "_NewImages") -> Generator[Outcome, None, None]:
+    images = new.encoded(len(spool.pending()))
+    if isinstance(server, EdgeCloudError):
+        return accept_all(spool, images, server)
+    from .sender import deliver
+
+    return deliver(spool, server, images)
 
 
 def read_token(path: str) -> str:
@@ -135,42 +230,103 @@ def read_token(path: str) -> str:
     return token.decode()
 
 
-def _encode(args: argparse.Namespace, images: list[str]) -> "Iterator[Encoded]":
-    without_blas_threads()
-    from .edge import EdgeEncoder
-    from .sender import Encoded
+class _NewImages:
+    """The images that are named: found and encoded as they are asked for, by any thread.
 
-    # Pillow warns at half of the size that it refuses, and of every oddity in a TIFF.
-    warnings.simplefilter("ignore")
-    # One more than the cores: now and then a worker waits for the disk.
-    workers = max(1, min(args.workers or cores() + 1, len(images)))
-    threads = max(1, cores() // workers) if workers > 1 else None
-    encoder = EdgeEncoder(args.bundle, threads, fast_jpeg=args.fast_jpeg, workers=workers)
-    # Read here: a thread that waits for standard input could not be interrupted.
-    sources = {"-": standard_input()} if "-" in images else {}
+    `faults` are what is wrong with more than one image: an argument that names none, an encoder that cannot be had.
+    """
 
-    def encode(image: str) -> Encoded:
+    def __init__(self, args: argparse.Namespace, reporter: Reporter):
+        self.faults: list[str] = []
+        self._args, self._reporter = args, reporter
+        self._threads: int | None = None
+        self._workers = 1
+        self._encoder: EdgeEncoder | None = None
+        self._encoder_fault: str | None = None
+        self._loading = threading.Lock()
+        self._ended = threading.Event()
+        self._standard_input = b""
+
+    def encoded(self, pending: int) -> Iterator[Encoded]:
+        images = self._find()
+        self._reporter.expect(pending + len(images))
+        without_blas_threads()
+        # Pillow warns at half of the size that it refuses, and of every oddity in a TIFF.
+        warnings.simplefilter("ignore")
+        # One more than the cores: now and then a worker waits for the disk.
+        self._workers = max(1, min(self._args.workers or cores() + 1, len(images)))
+        self._threads = max(1, cores() // self._workers) if self._workers > 1 else None
+        # At least two: those of a pool are waited for at the end, and onnxruntime crashes where the process ends beneath it.
+        yield from in_order(self._encode, [image for image in images if image != "-"], max(2, self._workers))
+        if "-" in images:
+            try:
+                self._standard_input = _read_standard_input()
+            except (EdgeCloudError, OSError) as error:
+                self.faults.append(str(error))
+            else:
+                yield from in_order(self._encode, ["-"], 2)
+
+    def end(self) -> None:
+        """Encode no more."""
+        self._ended.set()
+
+    def _find(self) -> list[str]:
+        images = []
+        for argument in self._args.images:
+            try:
+                images += [image for image, _ in find([argument])]
+            except (EdgeCloudError, OSError) as error:
+                self.faults.append(str(error))
+        return images
+
+    def _encode(self, image: str) -> Encoded:
+        if self._ended.is_set():
+            return Encoded(image, error="it was not encoded before the end")
+        with self._loading:
+            if self._encoder is None and self._encoder_fault is None:
+                self._load()
+        if self._encoder is None:
+            return Encoded(image, error=self._encoder_fault)
         try:
-            return Encoded(image, encoder.encode(sources.get(image, image), args.as_is))
+            return Encoded(image, self._encoder.encode(io.BytesIO(self._standard_input) if image == "-" else image, self._args.as_is))
         except (EdgeCloudError, OSError) as error:
             return Encoded(image, error=str(error))
         except MemoryError:
             return Encoded(image, error=f"{image} does not fit the memory: make it smaller first")
 
-    return in_order(encode, images, workers)
+    def _load(self) -> None:
+        args = self._args
+        try:
+            from .edge import EdgeEncoder
+
+            self._encoder = EdgeEncoder(args.bundle, self._threads, fast_jpeg=args.fast_jpeg, workers=self._workers)
+        except (EdgeCloudError, OSError, ImportError) as error:
+            what = f"the encoder is not installed as a whole ({error}): pip install edgecloud-features"
+            self._encoder_fault = what if isinstance(error, ImportError) else str(error)
+            self.faults.append(self._encoder_fault)
 
 
-def _report(outcome: "Outcome", as_json: bool, progress: Progress) -> None:
+def _read_standard_input() -> bytes:
+    """All that standard input holds. Raises ClosedStreamError, ImageFileTooLargeError, OSError."""
+    # Not through the buffer, whose lock a thread that still waits for input would hold when the process ends.
+    number, data = standard_input().fileno(), b""
+    while part := os.read(number, 1 << 20):
+        data += part
+        if len(data) > _MAX_STDIN_BYTES:
+            raise ImageFileTooLargeError(f"standard input has more than {_MAX_STDIN_BYTES} bytes: no image is so large, make it smaller")
+    return data
+
+
+def _report(outcome: Outcome, as_json: bool, faults: list[str], reporter: Reporter) -> None:
     if as_json:
         line: dict[str, Any] = {"image": outcome.image, "status": outcome.status, "key": outcome.key, "error": outcome.error}
-        progress.say(json.dumps({**(outcome.result or {}), **line}), sys.stdout)
+        reporter.say(json.dumps({**(outcome.result or {}), **line}), sys.stdout)
     elif outcome.status == "delivered" and outcome.result:
-        if not (progress.shown and sys.stdout.isatty()):
-            best = outcome.result["classes"][0]
-            text = f"{outcome.image}: {outcome.result['bytes']} bytes, {best['label']} {100 * best['probability']:.1f} %"
-            progress.say(printable(text), sys.stdout)
-    else:
-        progress.say(printable(f"edge-send: {outcome.image}: {outcome.status}: {outcome.error}"), sys.stderr)
+        best = outcome.result["classes"][0]
+        text = f"{outcome.image}: {outcome.result['bytes']} bytes, {best['label']} {100 * best['probability']:.1f} %"
+        reporter.say(printable(text), sys.stdout, beside_bar=False)
+    elif outcome.error not in faults:  # those are said once, at the end
+        reporter.say(printable(f"edge-send: {outcome.image}: {outcome.status}: {outcome.error}"), sys.stderr)
 
 
 if __name__ == "__main__":

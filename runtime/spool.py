@@ -4,6 +4,7 @@
     pending/NUMBER-KEY.spool   accepted and not delivered; the least number is the oldest
     refused/NUMBER-KEY.spool   refused by the server for good, kept for whoever asks why
     results.jsonl              one line a key, delivered or refused, in the order of the answers
+    reserve                    room on the disk for results, given up bit by bit when the disk is full
 
 A key is the SHA-256 of the feature file, in hexadecimal. A .spool file is a line of JSON, which names the image, and the
 feature file's bytes. The last line of a key in results.jsonl says where its file belongs: "delivered", nowhere;
@@ -11,25 +12,31 @@ feature file's bytes. The last line of a key in results.jsonl says where its fil
 
 Always holds: what accept() returned for is on the disk, and stays there until its result is; a key has one result,
 unless a refused one was put back on purpose; a process that ends anywhere, or a disk that is full, leaves a
-folder that opens with nothing lost.
+folder that opens with nothing lost; nothing is accepted without room to record its result; pending and refused files
+together stay within the bound.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .errors import DamagedResultsError, DamagedSpoolFileError, SpoolDiskError, SpoolFullError, SpoolInUseError
 from .files import sync_folder, write_atomically
 
 DELIVERED, REFUSED, REQUEUED = "delivered", "refused", "requeued"
 _BLOCK = 4096  # what the smallest file takes of most disks
+_RESERVE, _STEP = 64 * _BLOCK, 4 * _BLOCK  # a result takes less than a block, and those that are delivered give theirs back
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+T = TypeVar("T")
 _NAME = re.compile(r"(\d{12,})-([0-9a-f]{64})\.spool")
 _LINE = re.compile(rb'\{"key": "([0-9a-f]{64})", "status": "(?:delivered|refused|requeued)", .*\}\n')
 
@@ -56,7 +63,7 @@ class Spool:
 
     Args:
         folder: a folder of this spool alone.
-        limit: bytes of disk, in blocks of 4096, that pending files may take.
+        limit: bytes of disk, in blocks of 4096, that pending and refused files may take together.
 
     Raises SpoolInUseError, DamagedResultsError, SpoolDiskError.
     """
@@ -70,6 +77,8 @@ class Spool:
             for part in (self._pending_folder, self._refused_folder):
                 part.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
+            self._reserved = self._reserve_file.stat().st_size if self._reserve_file.exists() else 0
+            self._keep_reserve()
             created = not self.results_file.exists()
             self._results = os.open(self.results_file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             if created:
@@ -85,8 +94,9 @@ class Spool:
         except BaseException:
             self.close()
             raise
-        self._next = max((entry.number for entry in (*self._pending.values(), *self._refused.values())), default=0) + 1
-        self._size = sum(entry.size for entry in self._pending.values())
+        entries = (*self._pending.values(), *self._refused.values())
+        self._next = max((entry.number for entry in entries), default=0) + 1
+        self._size = sum(entry.size for entry in entries)
 
     def __enter__(self) -> "Spool":
         return self
@@ -133,11 +143,11 @@ class Spool:
             content = _content(image, data)
             entry = Entry(self._next, key, _on_disk(len(content)))
             if self._size + entry.size > self.limit:
-                raise SpoolFullError(
-                    f"the spool {self.folder} is full, {len(self._pending)} feature files in {self._size} of {self.limit} bytes: "
-                    f"{image} is not accepted; deliver the spool first, or allow more with --spool-mb"
-                )
+                raise SpoolFullError(self._full(image))
             try:
+                self._keep_reserve()
+                if self._reserved < _STEP:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 write_atomically(self._pending_folder / entry.name, content)
                 sync_folder(self._pending_folder)
             except OSError as error:
@@ -178,12 +188,14 @@ class Spool:
             except OSError as error:
                 raise SpoolDiskError(f"{self.results_file} cannot be written, {entry.key[:16]} stays in the spool: {error}") from error
             del self._pending[entry.key]
-            self._size -= entry.size
             if status == REFUSED:
                 self._refused[entry.key] = entry
+            else:
+                self._size -= entry.size
             # The result stands: a file that cannot be put away now is when the spool is opened next.
             with contextlib.suppress(OSError):
                 self._put(entry, status, self._pending_folder)
+            self._keep_reserve()
         return result
 
     def requeue_refused(self) -> int:
@@ -192,7 +204,8 @@ class Spool:
         Raises SpoolDiskError.
         """
         with self._mutex:
-            entries = list(self._refused.values())
+            # Its owner may have deleted some.
+            entries = [entry for entry in self._refused.values() if (self._refused_folder / entry.name).exists()]
             for entry in entries:
                 try:
                     self._record(entry.key, REQUEUED)
@@ -200,7 +213,6 @@ class Spool:
                 except OSError as error:
                     raise SpoolDiskError(f"the spool {self.folder} cannot be written: {error}") from error
                 self._pending[entry.key] = self._refused.pop(entry.key)
-                self._size += entry.size
         return len(entries)
 
     @property
@@ -210,6 +222,44 @@ class Spool:
     @property
     def _refused_folder(self) -> Path:
         return self.folder / "refused"
+
+    @property
+    def _reserve_file(self) -> Path:
+        return self.folder / "reserve"
+
+    def _full(self, image: str) -> str:
+        refused = f", {len(self._refused)} of them refused" if self._refused else ""
+        remedy = ", or delete what is in refused/" if self._refused else ""
+        return (
+            f"the spool {self.folder} is full, {len(self._pending) + len(self._refused)} feature files in {self._size} of "
+            f"{self.limit} bytes{refused}: {image} is not accepted; deliver the spool first{remedy}, or allow more with --spool-mb"
+        )
+
+    def _keep_reserve(self) -> None:
+        """Make the reserve whole, as far as the disk has room."""
+        if self._reserved >= _RESERVE:
+            return
+        with contextlib.suppress(OSError), open(self._reserve_file, "r+b" if self._reserved else "wb", buffering=0) as file:
+            file.seek(self._reserved)
+            try:
+                while self._reserved < _RESERVE:
+                    # Bytes that were never written, and on some file systems zeros, take no room.
+                    self._reserved += file.write(os.urandom(_RESERVE - self._reserved))
+            finally:
+                os.fsync(file.fileno())
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """Do what writes to the disk; where that is full, a part of the reserve is given up for it, and another. Raises OSError."""
+        while True:
+            try:
+                return work()
+            except OSError as error:
+                if error.errno not in _NO_ROOM or self._reserved <= 0:
+                    raise
+            self._reserved = max(0, self._reserved - _STEP)
+            with contextlib.suppress(FileNotFoundError):
+                os.truncate(self._reserve_file, self._reserved)
+            sync_folder(self.folder)  # some file systems give the blocks back only then
 
     def _take_lock(self) -> int:
         handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -247,7 +297,7 @@ class Spool:
         for file in os.scandir(folder):
             if match := _NAME.fullmatch(file.name):
                 entries.append(Entry(int(match[1]), match[2], _on_disk(file.stat().st_size)))
-            elif file.name.startswith("."):
+            elif file.name.startswith(".") and file.is_file(follow_symlinks=False):
                 Path(file.path).unlink()
         return {entry.key: entry for entry in sorted(entries)}
 
@@ -271,22 +321,27 @@ class Spool:
         if target is None:
             (folder / entry.name).unlink()
         elif target != folder:
-            os.replace(folder / entry.name, target / entry.name)
+            # A name may need a block.
+            self._with_room(lambda: os.replace(folder / entry.name, target / entry.name))
         return target != folder
 
     def _record(self, key: str, status: str, **details: Any) -> dict[str, Any]:
-        """Append a line and flush it to the disk; one that failed before is cut off first."""
+        """Append a line and flush it to the disk."""
         result = {"key": key, "status": status, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **details}
         line = json.dumps(result).encode() + b"\n"
+        self._with_room(lambda: self._append(line))
+        self._offsets[bytes.fromhex(key)] = self._end
+        self._end += len(line)
+        return result
+
+    def _append(self, line: bytes) -> None:
+        """Write a line behind the last whole one; what one that failed left there is cut off first."""
         if os.fstat(self._results).st_size != self._end:
             os.ftruncate(self._results, self._end)
         written = 0
         while written < len(line):
             written += os.write(self._results, line[written:])
         os.fsync(self._results)
-        self._offsets[bytes.fromhex(key)] = self._end
-        self._end += len(line)
-        return result
 
     def _last_line(self, key: str) -> dict[str, Any] | None:
         offset = self._offsets.get(bytes.fromhex(key))

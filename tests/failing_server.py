@@ -34,11 +34,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.answered[self.headers["Idempotency-Key"]] += 1
         self.answer(200, {"classes": CLASSES})
 
+    def do_CONNECT(self) -> None:
+        """As a proxy that is asked for a tunnel, and makes none."""
+        with self.server.mutex:
+            self.server.posts.append({"path": self.path, "headers": dict(self.headers), "body": b"", "time": time.monotonic()})
+            failure = self.server.next_failure(b"")
+        assert failure
+        failure(self)
+
     def answer(self, status: int, content: Any, **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
+        self.send_response_only(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
+        if "Server" not in headers:
+            self.send_header("Server", self.version_string())
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

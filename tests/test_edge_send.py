@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,144 @@ def test_what_cannot_work_fails_at_once(
     assert capsys.readouterr().err.startswith("edge-send: ")
 
 
+@pytest.fixture
+def pending(spool: Path) -> Path:
+    """A spool in which a file of an earlier run waits."""
+    with Spool(spool) as opened:
+        opened.accept("earlier", b"earlier")
+    return spool
+
+
+def is_delivered(spool: Path) -> bool:
+    return [(result["image"], result["status"]) for result in results(spool)] == [("earlier", "delivered")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["empty"], "edge-send: no image in empty"),
+        (["nothing/*.jpg"], "edge-send: no image in nothing/*.jpg"),
+        (["missing/"], "missing/: failed: no such file"),
+        (["broken.png"], "broken.png: failed: broken.png is not an image"),
+        (["a.png", "b.png", "--bundle", "missing"], "edge-send: no bundle in missing"),
+        (["a.png", "--bundle", "empty"], "edge-send: "),
+        (["-"], "edge-send: standard input is closed"),
+    ],
+    ids=["empty folder", "pattern", "missing folder", "no image", "no bundle", "bundle without a manifest", "closed input"],
+)
+def test_faults_of_new_images_do_not_strand_the_spool(
+    arguments: list[str],
+    message: str,
+    server: FailingServer,
+    pending: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", None)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    assert main([*arguments, "--url", server.url]) == 1
+    out, err = capsys.readouterr()
+    assert is_delivered(pending)
+    assert "1 delivered, 0 refused, " in out
+    assert message in err
+    assert err.count("no bundle in") <= 1, "what is wrong with all images is said once"
+
+
+def test_faults_of_new_images_in_json(
+    server: FailingServer, pending: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "runtime.edge", None)
+    assert main(["a.png", "b.png", "--url", server.url, "--json"]) == 1
+    *lines, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert {line["image"]: line["status"] for line in lines} == {"earlier": "delivered", "a.png": "failed", "b.png": "failed"}
+    assert last["error"].startswith("the encoder is not installed as a whole (")
+    assert {**last, "error": None} == {"delivered": 1, "refused": 0, "failed": 2, "spooled": 0, "error": None}
+
+
+def test_a_fault_in_one_argument_stops_no_other(
+    server: FailingServer, spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = crops(golf_ball, tmp_path / "images", 1)
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "empty"), str(path), "--url", server.url]) == 1
+    assert "1 delivered, 0 refused, 0 failed, 0 spooled" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "message"),
+    [
+        (["--url", "nonsense"], {}, "'nonsense' is not a URL"),
+        (["--url", "http://host", "--token-file", "missing"], {}, "the token's file cannot be read"),
+        (["--url", "http://host", "--ca-file", "missing"], {}, "missing holds no certificates"),
+        (["--url", "http://host"], {"ALL_PROXY": "socks4://me:secret@host"}, "ALL_PROXY is 'socks4://host'"),
+    ],
+)
+def test_images_are_accepted_whatever_is_wrong_with_the_way(
+    options: list[str],
+    environment: dict[str, str],
+    message: str,
+    spool: Path,
+    golf_ball: NDArray[np.uint8],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    (path,) = crops(golf_ball, tmp_path / "images", 1)
+    assert main([str(path), *options, "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"edge-send: {message}")
+    *_, last = map(json.loads, out.splitlines())
+    assert last["spooled"] == 1
+    assert last["error"].startswith(message)
+    assert "secret" not in out + err
+    with Spool(spool) as opened:
+        assert len(opened.pending()) == 1
+    assert main([str(path), *options]) == 1
+    assert capsys.readouterr().err == err, "one line, without --json as well"
+
+
+def test_images_are_accepted_without_httpx(spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path) -> None:
+    (path,) = crops(golf_ball, tmp_path / "images", 1)
+    code = "import sys; sys.modules['httpx'] = None; from runtime.send_cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, path, "--url", "http://host"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == "0 delivered, 0 refused, 0 failed, 1 spooled\n"
+    assert "pip install 'edgecloud-features[send]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_waits_is_never_without_a_reason(
+    server: FailingServer, pending: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.always = refusal(500, "graph_failed")
+    assert main(["--url", server.url, "--attempts", "1"]) == EXIT_SPOOLED
+    out, err = capsys.readouterr()
+    assert out == "0 delivered, 0 refused, 0 failed, 1 spooled\n"
+    reason = "HTTP 500, graph_failed: it is graph_failed"
+    assert err.splitlines() == [
+        f"edge-send: earlier: spooled: {reason}",
+        f"edge-send: 1 in the spool wait for the next run: {reason}",
+    ]
+    assert main(["--url", server.url, "--attempts", "1", "--json"]) == EXIT_SPOOLED
+    line, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (line["image"], line["status"], line["error"]) == ("earlier", "spooled", reason)
+    assert last["error"] == f"1 in the spool wait for the next run: {reason}"
+
+
+def test_json_has_a_last_line_where_there_is_no_spool(pending: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pending / "results.jsonl").write_bytes(b"no result\n\n")
+    assert main(["--url", "http://host", "--json"]) == 1
+    last = json.loads(capsys.readouterr().out)
+    assert last["spooled"] is None
+    assert "is no result" in last["error"]
+
+
 def test_a_spool_in_use(server: FailingServer, spool: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Spool(spool):
         assert main(["--url", server.url]) == 1
@@ -179,13 +317,13 @@ def test_a_spool_in_use(server: FailingServer, spool: Path, capsys: pytest.Captu
 
 
 @contextmanager
-def edge_send(arguments: list[str]) -> Iterator["subprocess.Popen[str]"]:
+def edge_send(arguments: list[str], stdin: int | None = None) -> Iterator["subprocess.Popen[str]"]:
     """The command, which ends by SIGKILL unless it has ended."""
     command = [sys.executable, "-m", "runtime.send_cli", *arguments]
     # What a shell runs in the background ignores Ctrl-C, and so would all that it starts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        running = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     finally:
         signal.signal(signal.SIGINT, before)
     with running:
@@ -219,6 +357,73 @@ def test_standard_input_names_and_an_interrupt(server: FailingServer, spool: Pat
     server.always = None
     assert main(["--url", server.url]) == 0
     assert len(results(spool)) == 2
+
+
+def test_input_that_does_not_end_and_sigterm(server: FailingServer, pending: Path) -> None:
+    with edge_send(["-", "--url", server.url], stdin=subprocess.PIPE) as running:
+        while not is_delivered(pending):
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.send_signal(signal.SIGTERM)
+        running.wait(60)  # its input stays open
+        assert running.stderr
+        assert running.stderr.read() == "edge-send: stopped by SIGTERM; what was accepted is in the spool, and the next run delivers it\n"
+    assert running.returncode == 143
+
+
+def full_pipe() -> tuple[int, int]:
+    """The ends of a pipe that takes no more."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for size in (4096, 1):
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * size)
+    os.set_blocking(writer, True)
+    return reader, writer
+
+
+@pytest.mark.parametrize("stuck", ["stdout", "both"])
+def test_a_reader_that_does_not_read(stuck: str, server: FailingServer, spool: Path) -> None:
+    with Spool(spool) as opened:
+        for number in range(50):
+            opened.accept(f"image {number}", b"%d" % number)
+    reader, writer = full_pipe()
+    code = "import sys; from runtime import reporter, send_cli; reporter._PATIENCE = 0.3; sys.exit(send_cli.main(sys.argv[1:]))"
+    stderr = writer if stuck == "both" else subprocess.PIPE
+    try:
+        command = [sys.executable, "-c", code, "--url", server.url]
+        done = subprocess.run(command, stdout=writer, stderr=stderr, check=False, timeout=120, text=True)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    assert done.returncode == 1
+    assert len(results(spool)) == 50
+    if stuck == "stdout":
+        assert done.stderr == "edge-send: 51 lines were lost, since nobody reads them; results.jsonl has what came of the images\n"
+
+
+@pytest.mark.parametrize(("redirection", "code"), [("> /dev/full", 1), (">&-", 0), ("2>&-", 0), (">&- 2>&- <&-", 0), ("| head -1", 0)])
+def test_streams_that_take_nothing_stop_no_delivery(redirection: str, code: int, server: FailingServer, spool: Path) -> None:
+    with Spool(spool) as opened:
+        for number in range(50):
+            opened.accept(f"image {number}", b"%d" % number)
+    command = f"set -o pipefail; {sys.executable} -m runtime.send_cli --url {server.url} {redirection}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert len(results(spool)) == 50
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == (redirection == "> /dev/full")
+
+
+def test_names_that_the_terminal_lacks(server: FailingServer, spool: Path) -> None:
+    with Spool(spool) as opened:
+        opened.accept("größe.png", b"1")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "runtime.send_cli", "--url", server.url]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("gr\\xf6\\xdfe.png: ")
 
 
 @pytest.mark.slow

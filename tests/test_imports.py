@@ -46,7 +46,7 @@ def test_runtime_imports_no_torch_and_no_other_room() -> None:
     ("extra", "packages", "owners", "command"),
     [
         ("cloud", {"starlette", "uvicorn", "prometheus_client"}, {"server", "serve_http", "serve_metrics"}, "serve_cli.main([])"),
-        ("send", {"httpx"}, {"sender"}, "send_cli.main(['--url', 'http://localhost'])"),
+        ("send", {"httpx"}, {"sender", "route", "answers"}, "send_cli.main(['--url', 'http://localhost'])"),
         ("parquet", {"pyarrow"}, {"parquet"}, None),
         ("ray", {"ray"}, {"ray_app", "ray_bulk"}, None),
     ],

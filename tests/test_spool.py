@@ -1,6 +1,7 @@
 """The spool loses nothing: its refusals, and a process that dies at each of its steps on the disk."""
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -174,6 +175,119 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path) -> None:
         assert spool.result(kept.key)
 
 
+class FullDisk:
+    """A disk on which the spool's files, in whole blocks, leave no more room than there is now; and no name takes any."""
+
+    def __init__(self, folder: Path, room: int = 0):
+        self.folder, self.write, self.full = folder, os.write, self.taken(folder) + room
+
+    @staticmethod
+    def taken(folder: Path) -> int:
+        return sum(-(-path.stat().st_size // 4096) for path in folder.rglob("*") if path.is_file())
+
+    def os_write(self, handle: int, data: bytes) -> int:
+        size = os.fstat(handle).st_size
+        if self.taken(self.folder) - -(-size // 4096) + -(-(size + len(data)) // 4096) > self.full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.write(handle, data)
+
+
+def test_a_full_disk_is_drained_from_the_reserve(tmp_path: Path) -> None:
+    """Nothing else gives room back: each result takes of the reserve what the file that it delivers gives."""
+    with Spool(tmp_path) as spool:
+        entries = [accept(spool, str(number), bytes([number]) * 3000) for number in range(60)]
+        reserve = (tmp_path / "reserve").stat().st_size
+        assert reserve == 64 * 4096
+        disk = FullDisk(tmp_path)
+        with mock.patch.object(os, "write", disk.os_write):
+            for entry in entries[:20]:
+                spool.finish(entry, REFUSED, message="x" * 500)  # which gives nothing back
+            for entry in entries[20:]:
+                spool.finish(entry, DELIVERED, classes=["x" * 500])
+        assert spool.pending() == []
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 60
+    with Spool(tmp_path) as spool:
+        assert (tmp_path / "reserve").stat().st_size == reserve
+
+
+def test_a_reserve_that_is_used_up_keeps_what_waits(tmp_path: Path) -> None:
+    with Spool(tmp_path) as spool:
+        kept = accept(spool, "kept", b"kept")
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with (
+            mock.patch.object(os, "write", side_effect=full),
+            pytest.raises(SpoolDiskError, match=r"stays in the spool: .*No space left"),
+        ):
+            spool.finish(kept, DELIVERED)
+        assert (tmp_path / "reserve").stat().st_size == 0
+        assert spool.pending() == [kept]
+        # The disk is still full: what could not be recorded is not accepted.
+        with (
+            mock.patch.object(Spool, "_keep_reserve"),
+            pytest.raises(SpoolDiskError, match=r"new is not accepted: .*No space left"),
+        ):
+            spool.accept("new", b"new")
+        accept(spool, "new", b"new")
+        spool.finish(kept, DELIVERED)
+
+
+def test_a_real_disk_that_is_full(tmp_path: Path) -> None:
+    """A file system of one megabyte, in this process's own name space where that is allowed."""
+    code = f"""
+import subprocess, sys
+from pathlib import Path
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", {str(tmp_path)!r}], check=True)
+from runtime.errors import SpoolDiskError
+from runtime.spool import DELIVERED, REFUSED, Spool
+folder = Path({str(tmp_path)!r})
+with Spool(folder / "spool") as spool:
+    count = 0
+    try:
+        while True:
+            spool.accept(str(count), count.to_bytes(2, "big") * 1500)
+            count += 1
+    except SpoolDiskError as error:
+        assert "No space left" in str(error), error
+with Spool(folder / "spool") as spool:
+    entries = spool.pending()
+    assert len(entries) == count > 100, count
+    for index, entry in enumerate(entries):
+        spool.finish(entry, REFUSED if index < 50 else DELIVERED, message="x" * 600)
+    assert spool.requeue_refused() == 50
+print(count)
+"""
+    command = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), sys.executable, "-c", code]
+    probe = subprocess.run([*command[:-3], "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip(f"no file system can be mounted here: {probe.stderr!r}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_refused_files_count_towards_the_bound(tmp_path: Path) -> None:
+    with Spool(tmp_path, limit=3 * 4096) as spool:
+        entries = [accept(spool, str(number), bytes([number])) for number in range(3)]
+        for entry in entries[:2]:
+            spool.finish(entry, REFUSED)
+        match = r"3 feature files in 12288 of 12288 bytes, 2 of them refused: d is not accepted.*or delete what is in refused/"
+        with pytest.raises(SpoolFullError, match=match):
+            spool.accept("d", b"d")
+    (tmp_path / "refused" / entries[0].name).unlink()  # by its owner
+    with Spool(tmp_path, limit=3 * 4096) as spool:
+        accept(spool, "d", b"d")
+        (tmp_path / "refused" / entries[1].name).unlink()
+        assert spool.requeue_refused() == 0
+        assert len(spool.pending()) == 2
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    Spool(tmp_path).close()
+    (tmp_path / "pending" / f".name.{'0' * 16}.partial").write_bytes(b"half")
+    (tmp_path / "pending" / ".folder").mkdir()
+    with Spool(tmp_path):
+        assert [path.name for path in (tmp_path / "pending").iterdir()] == [".folder"]
+
+
 class Died(BaseException):
     """The process is gone: no handler of the code under test runs on."""
 
@@ -208,8 +322,8 @@ def test_what_is_promised_is_flushed_first(tmp_path: Path) -> None:
         disk = Disk()
         with disk.watched():
             entry = accept(spool, "a", b"a" * 5000)
-        # The file is written through its own object, which calls neither os.open nor os.write.
-        assert disk.calls == ["fsync", "replace", "open", "fsync"]
+        # The file is written through its own object, which does not call os.write.
+        assert disk.calls == ["open", "fsync", "replace", "open", "fsync"]
         disk = Disk()
         with disk.watched():
             spool.finish(entry, DELIVERED)
