@@ -25,7 +25,7 @@ from runtime.files import write_atomically
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
-PAGES = ("README.md", "docs")
+PAGES = ("README.md", "docs", "benchmarks/results/README.md")
 _BLOCK = re.compile(r"(<!-- record: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -94,9 +94,21 @@ def _headline() -> str:
     return "\n".join(["| what | measured | record |", "|---|---|---|", *lines])
 
 
+def _records() -> str:
+    """Every kept record: where it comes from, and when."""
+    lines = ["| record | benchmark | processor | commit |", "|---|---|---|---|"]
+    for path in sorted(RESULTS.glob("*.json")):
+        record = _record(path.stem)
+        machine = record.get("machine") or {}
+        cells = (f"[{path.stem}]({path.name})", record.get("benchmark", path.stem), machine.get("processor", "-"), record.get("commit", "-"))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 # What stands between the markers of a name.
 TABLES: dict[str, Callable[[], str]] = {
     "headline": _headline,
+    "records": _records,
     "latency": lambda: latency.table(_record("latency")["rows"], _record("latency")["peak_multiply_adds"]),
     "latency-files": lambda: latency.file_table(_record("latency")["rows"]).split("\n\n", 1)[1],
     "coder": lambda: coder.text(_record("coder")["results"]),
@@ -126,7 +138,7 @@ def rendered(text: str) -> str:
 
 
 def pages() -> list[Path]:
-    """README.md, and every page of docs/."""
+    """README.md, every page of docs/, and the list of records."""
     roots = [PROJECT / name for name in PAGES]
     return [page for root in roots for page in (sorted(root.rglob("*.md")) if root.is_dir() else [root])]
 
