@@ -100,7 +100,12 @@ def _records() -> str:
     for path in sorted(RESULTS.glob("*.json")):
         record = _record(path.stem)
         machine = record.get("machine") or {}
-        cells = (f"[{path.stem}]({path.name})", record.get("benchmark", path.stem), machine.get("processor", "-"), record.get("commit", "-"))
+        cells = (
+            f"[{path.stem}]({path.name})",
+            record.get("benchmark", path.stem),
+            machine.get("processor", "-"),
+            record.get("commit", "-"),
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -17,6 +17,7 @@ import importlib
 import inspect
 import re
 import tomllib
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mkdocs.structure.files import Files
     from mkdocs.structure.pages import Page
 
+Row = tuple[str, ...]
 PROJECT = Path(__file__).resolve().parent.parent
 MODULES = (
     "export.__main__",
@@ -49,7 +51,7 @@ def _cell(text: str) -> str:
     return escape(" ".join(text.split()), quote=False).replace("|", "&#124;").replace("*", "&#42;")
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(head: Row, rows: Iterable[Row]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
 
 
@@ -77,7 +79,7 @@ def commands() -> str:
     """The page of all commands."""
     lines = ["# Commands", "", "What each command's `--help` says. Results go to standard output, all else to standard error."]
     for parser in parsers():
-        parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=88)
+        parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=80)
         rows = [
             (_option(action), _cell((action.help or "") % {**vars(action), "prog": parser.prog}))
             for action in parser._actions
@@ -91,10 +93,10 @@ def commands() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _children(kind: type) -> list[type[errors.EdgeCloudError]]:
+def _children(kind: type[errors.EdgeCloudError]) -> list[type[errors.EdgeCloudError]]:
     """The classes of runtime/errors.py directly under a class, in the order of the file."""
-    found = [one for _, one in inspect.getmembers(errors, inspect.isclass) if kind in one.__bases__]
-    return sorted(found, key=lambda one: inspect.getsourcelines(one)[1])
+    named = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.EdgeCloudError)]
+    return [one for one in named if kind in one.__bases__]
 
 
 def _below(kind: type[errors.EdgeCloudError]) -> list[type[errors.EdgeCloudError]]:
@@ -110,7 +112,7 @@ def errors_page() -> str:
         "The service answers with a status and a code; classes without them do not come from a request.",
         "",
     ]
-    rows = []
+    rows: list[Row] = []
     for family in _children(errors.EdgeCloudError):
         for kind in _below(family):
             status = next((refusals.STATUS[one] for one in kind.__mro__ if one in refusals.STATUS), None)
@@ -149,7 +151,7 @@ def http() -> str:
             lines += [operation["description"], ""] if "description" in operation else []
             for parameter in operation.get("parameters", []):
                 lines += [f"Parameter `{parameter['name']}`, in the {parameter['in']}: {_schema(parameter['schema'])}.", ""]
-            rows = []
+            rows: list[Row] = []
             for status, answer in operation["responses"].items():
                 body = ", ".join(f"{kind}: {_schema(content['schema'])}" for kind, content in answer.get("content", {}).items())
                 rows.append((status, _cell(answer["description"]), body))
@@ -194,7 +196,7 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
 
     site = FileList([file for file in files if file.src_dir != config.docs_dir])
     pages = [*sorted(PROJECT.glob("*.md")), *sorted((PROJECT / "docs").rglob("*.md"))]
-    for path in linked_files(pages):
+    for path in linked_files([*pages, PROJECT / "docs" / "site.css"]):
         name = path.relative_to(PROJECT).as_posix()
         site.append(File(name, str(PROJECT), config.site_dir, config.use_directory_urls))
     for name, page in GENERATED.items():
