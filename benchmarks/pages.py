@@ -110,6 +110,25 @@ def _records() -> str:
     return "\n".join(lines)
 
 
+def _networks() -> str:
+    """The networks of breakeven.json: what is assumed of each, and the fastest way on it."""
+    record = _record("breakeven")
+    factors = [f"fastest, device {entry['device_factor']:g} x" for entry in record["advice"]]
+    lines = [f"| network | uplink | round trip | {' | '.join(factors)} | assumed of |", f"|---|--:|--:|{'---|' * len(factors)}---|"]
+    for network in record["networks"]:
+        fastest = [row["fastest"] for row in network["device_factors"]]
+        cells = (network["name"], breakeven.rate(network["uplink_kbps"]), f"{network['rtt_ms']:,g} ms", *fastest, network["assumption"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _contexts() -> str:
+    """The choices of context that contexts.py compared."""
+    lines = ["| tables chosen by | bytes an image | change |", "|---|--:|--:|"]
+    rows = _record("contexts")["results"]
+    return "\n".join([*lines, *(f"| {row['tables']} | {row['ideal_bytes']:.1f} | {row['change']:+.1%} |" for row in rows)])
+
+
 # What stands between the markers of a name.
 TABLES: dict[str, Callable[[], str]] = {
     "headline": _headline,
@@ -122,6 +141,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "folders": lambda: folders.table(_record("folders")["rows"]),
     "jpeg": lambda: jpeg.text(_record("jpeg")["times"], _record("jpeg")["accuracy"]),
     "breakeven": lambda: breakeven.text(_record("breakeven")).split("\n\n", 1)[0],
+    "contexts": _contexts,
+    "networks": _networks,
     "rate-accuracy": lambda: rate_accuracy.text(_record("rate_accuracy")).split("\n\n")[1],
     "scaling": lambda: scaling.table(_record("scaling")),
 }
