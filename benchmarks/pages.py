@@ -113,7 +113,7 @@ def _records() -> str:
 def _networks() -> str:
     """The networks of breakeven.json: what is assumed of each, and the fastest way on it."""
     record = _record("breakeven")
-    factors = [f"fastest, device {entry['device_factor']:g} x" for entry in record["advice"]]
+    factors = [f"{entry['device_factor']:g} x" for entry in record["advice"]]
     lines = [f"| network | uplink | round trip | {' | '.join(factors)} | assumed of |", f"|---|--:|--:|{'---|' * len(factors)}---|"]
     for network in record["networks"]:
         fastest = [row["fastest"] for row in network["device_factors"]]

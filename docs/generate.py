@@ -116,10 +116,10 @@ def errors_page() -> str:
     for family in _children(errors.EdgeCloudError):
         for kind in _below(family):
             status = next((refusals.STATUS[one] for one in kind.__mro__ if one in refusals.STATUS), None)
-            bases = "" if kind is family else ", ".join(f"`{base.__name__}`" for base in kind.__bases__)
+            bases = "" if kind is family else f" A kind of `{kind.__bases__[0].__name__}`."
             http = f"{status} `{refusals.code_of(kind)}`" if status else ""
-            rows.append((f"`{kind.__name__}`", _cell(inspect.getdoc(kind) or ""), bases, http))
-    return "\n".join(lines + _table(("class", "what", "kind of", "HTTP"), rows)) + "\n"
+            rows.append((f"`{kind.__name__}`", _cell(inspect.getdoc(kind) or "") + bases, http))
+    return "\n".join(lines + _table(("class", "what", "HTTP"), rows)) + "\n"
 
 
 def _schema(schema: dict[str, Any]) -> str:

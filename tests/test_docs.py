@@ -29,7 +29,9 @@ def test_every_refusal_is_on_the_page_once() -> None:
     for name, kind in vars(errors).items():
         if isinstance(kind, type) and kind is not errors.EdgeCloudError:
             assert page.count(f"\n| `{name}` |") == 1
-    assert "| `TruncatedFeatureFileError` | The file ends early. | `DamagedFeatureFileError` | 400 `truncated_feature_file` |" in page
+    assert (
+        "| `TruncatedFeatureFileError` | The file ends early. A kind of `DamagedFeatureFileError`. | 400 `truncated_feature_file` |" in page
+    )
 
 
 def test_every_path_and_object_of_the_service_is_on_the_page() -> None:
