@@ -55,8 +55,9 @@ $(DOCS): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[docs]'
 	touch $@
 
+# Not --quiet, with which --strict counts no warnings.
 docs: $(DOCS) ## build the site of docs/ in build/site; a broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 LIBFUZZER = echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }' | clang++ $(FUZZ_FLAGS),fuzzer -x c++ - -o build/libfuzzer
 
