@@ -13,7 +13,7 @@ FUZZ_FLAGS := -std=c++17 -O2 -g -fno-sanitize-recover=all -fsanitize=address,und
 CHECKPOINT := $(wildcard checkpoints/ours_n4/lmb1.28.safetensors)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-cluster lint types fuzz bench wheel clean
+.PHONY: help demo test test-all test-cluster lint types docs fuzz bench wheel clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,12 +41,23 @@ test-all: $(INSTALLED) $(BUNDLE)/manifest.json ## run the tests, the slow ones t
 test-cluster: $(INSTALLED) $(BUNDLE)/manifest.json ## run the tests that start a Ray cluster of two nodes
 	$(BIN)/python -m pytest -q -s -m cluster
 
-lint: $(INSTALLED) ## ruff: rules and layout
+lint: $(INSTALLED) ## ruff: rules and layout; codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: $(INSTALLED) ## mypy
 	$(BIN)/mypy
+
+DOCS := $(VENV)/.docs
+
+$(DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[docs]'
+	touch $@
+
+# Not --quiet, with which --strict counts no warnings.
+docs: $(DOCS) ## build the site of docs/ in build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 LIBFUZZER = echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, long) { return 0; }' | clang++ $(FUZZ_FLAGS),fuzzer -x c++ - -o build/libfuzzer
 

@@ -25,7 +25,7 @@ from runtime.files import write_atomically
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
-PAGES = ("README.md", "docs")
+PAGES = ("README.md", "docs", "benchmarks/results/README.md")
 _BLOCK = re.compile(r"(<!-- record: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -94,9 +94,45 @@ def _headline() -> str:
     return "\n".join(["| what | measured | record |", "|---|---|---|", *lines])
 
 
+def _records() -> str:
+    """Every kept record: where it comes from, and when."""
+    lines = ["| record | benchmark | processor | commit |", "|---|---|---|---|"]
+    for path in sorted(RESULTS.glob("*.json")):
+        record = _record(path.stem)
+        machine = record.get("machine") or {}
+        cells = (
+            f"[{path.stem}]({path.name})",
+            record.get("benchmark", path.stem),
+            machine.get("processor", "-"),
+            record.get("commit", "-"),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _networks() -> str:
+    """The networks of breakeven.json: what is assumed of each, and the fastest way on it."""
+    record = _record("breakeven")
+    factors = [f"{entry['device_factor']:g} x" for entry in record["advice"]]
+    lines = [f"| network | uplink | round trip | {' | '.join(factors)} | assumed of |", f"|---|--:|--:|{'---|' * len(factors)}---|"]
+    for network in record["networks"]:
+        fastest = [row["fastest"] for row in network["device_factors"]]
+        cells = (network["name"], breakeven.rate(network["uplink_kbps"]), f"{network['rtt_ms']:,g} ms", *fastest, network["assumption"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _contexts() -> str:
+    """The choices of context that contexts.py compared."""
+    lines = ["| tables chosen by | bytes an image | change |", "|---|--:|--:|"]
+    rows = _record("contexts")["results"]
+    return "\n".join([*lines, *(f"| {row['tables']} | {row['ideal_bytes']:.1f} | {row['change']:+.1%} |" for row in rows)])
+
+
 # What stands between the markers of a name.
 TABLES: dict[str, Callable[[], str]] = {
     "headline": _headline,
+    "records": _records,
     "latency": lambda: latency.table(_record("latency")["rows"], _record("latency")["peak_multiply_adds"]),
     "latency-files": lambda: latency.file_table(_record("latency")["rows"]).split("\n\n", 1)[1],
     "coder": lambda: coder.text(_record("coder")["results"]),
@@ -105,6 +141,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "folders": lambda: folders.table(_record("folders")["rows"]),
     "jpeg": lambda: jpeg.text(_record("jpeg")["times"], _record("jpeg")["accuracy"]),
     "breakeven": lambda: breakeven.text(_record("breakeven")).split("\n\n", 1)[0],
+    "contexts": _contexts,
+    "networks": _networks,
     "rate-accuracy": lambda: rate_accuracy.text(_record("rate_accuracy")).split("\n\n")[1],
     "scaling": lambda: scaling.table(_record("scaling")),
 }
@@ -126,7 +164,7 @@ def rendered(text: str) -> str:
 
 
 def pages() -> list[Path]:
-    """README.md, and every page of docs/."""
+    """README.md, every page of docs/, and the list of records."""
     roots = [PROJECT / name for name in PAGES]
     return [page for root in roots for page in (sorted(root.rglob("*.md")) if root.is_dir() else [root])]
 

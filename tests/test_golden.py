@@ -124,9 +124,7 @@ def test_cases_from_cpp_under_sanitizers(tmp_path: Path) -> None:
         pytest.skip("no C++ compiler to build csrc/coder/coder_test.cpp with")
     program = tmp_path / "coder_test"
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    built = subprocess.run(
-        [compiler, *FLAGS, *sanitizers, CODER_TEST, "-o", program], capture_output=True, text=True, check=False
-    )
+    built = subprocess.run([compiler, *FLAGS, *sanitizers, CODER_TEST, "-o", program], capture_output=True, text=True, check=False)
     if built.returncode and "sanitize" in built.stderr + built.stdout:
         built = subprocess.run([compiler, *FLAGS, CODER_TEST, "-o", program], capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr

@@ -52,7 +52,7 @@ def average(models: list[FeatureCompressionModel], names: list[str]) -> FeatureC
     return first
 
 
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.average", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
     add("model", choices=[name for name, spec in MODELS.items() if not spec.frozen_tail])
@@ -66,7 +66,11 @@ def main() -> int:
     add("--held_out", type=int, default=500, metavar="N", help="images that the training held out, left out here too (default: 500)")
     add("--workers", type=int, default=2, help="image loading processes (default: 2)")
     add("--version", action="version", version=f"%(prog)s {__version__}")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = _parser().parse_args()
     try:
         if len(args.checkpoints) < 2:
             raise AverageError("one checkpoint is its own average: name two or more")
