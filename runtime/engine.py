@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Where a program had imported onnxruntime before `runtime` could switch its reports off, this stops those to come.
+ort.disable_telemetry_events()
+
 PRECISIONS = ("fp32", "bf16", "int8")
 GRAPHS = {"edge": {"fp32": EDGE_GRAPH, "int8": EDGE_GRAPH_INT8}, "cloud": {"fp32": CLOUD_GRAPH, "int8": CLOUD_GRAPH_INT8}}
 ONNXRUNTIME = {
