@@ -111,7 +111,7 @@ def _send(args: argparse.Namespace) -> int:
                 failure = error
         spooled = len(spool.pending())
         if args.json:
-            print(json.dumps({**counts, "spooled": spooled, "error": str(failure) if failure else None}))
+            print(json.dumps({**counts, "spooled": spooled, "error": str(failure) if failure else None}, allow_nan=False))
         else:
             print(", ".join(f"{count} {status}" for status, count in {**counts, "spooled": spooled}.items()))
     if failure:
@@ -163,7 +163,7 @@ def _encode(args: argparse.Namespace, images: list[str]) -> "Iterator[Encoded]":
 def _report(outcome: "Outcome", as_json: bool, progress: Progress) -> None:
     if as_json:
         line: dict[str, Any] = {"image": outcome.image, "status": outcome.status, "key": outcome.key, "error": outcome.error}
-        progress.say(json.dumps({**(outcome.result or {}), **line}), sys.stdout)
+        progress.say(json.dumps({**(outcome.result or {}), **line}, allow_nan=False), sys.stdout)
     elif outcome.status == "delivered" and outcome.result:
         if not (progress.shown and sys.stdout.isatty()):
             best = outcome.result["classes"][0]

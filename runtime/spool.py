@@ -277,7 +277,7 @@ class Spool:
     def _record(self, key: str, status: str, **details: Any) -> dict[str, Any]:
         """Append a line and flush it to the disk; one that failed before is cut off first."""
         result = {"key": key, "status": status, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **details}
-        line = json.dumps(result).encode() + b"\n"
+        line = json.dumps(result, allow_nan=False).encode() + b"\n"
         if os.fstat(self._results).st_size != self._end:
             os.ftruncate(self._results, self._end)
         written = 0
@@ -299,7 +299,7 @@ class Spool:
 
 
 def _content(image: str, data: bytes) -> bytes:
-    return json.dumps({"image": image}).encode() + b"\n" + data
+    return json.dumps({"image": image}, allow_nan=False).encode() + b"\n" + data
 
 
 def _on_disk(length: int) -> int:
