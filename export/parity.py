@@ -86,7 +86,7 @@ def check_parity(
             raise ParityError(f"the cloud graph gives logits {logits.shape}, torch {expected_logits.shape}")
         finite = np.isfinite(logits) & np.isfinite(expected_logits)
         not_finite += int((~finite).sum())
-        logit_difference = max(logit_difference, float(np.abs(logits - expected_logits)[finite].max(initial=0)))
+        logit_difference = max(logit_difference, float(np.abs(logits[finite] - expected_logits[finite]).max(initial=0)))
         top1_equal &= bool((logits.argmax(1) == expected_logits.argmax(1)).all())
         for one in symbols:
             payload_bytes += _round_trip(tables, one)

@@ -42,7 +42,7 @@ def strays(end: str, expected: NDArray[Any], found: NDArray[Any]) -> tuple[float
     if end == "edge":
         changed = float((found != expected).mean())
         return changed, not changed <= MAX_CHANGED
-    if not np.isfinite(found).all():
+    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
         return 1.0, True
     moved = float(np.abs(_probabilities(found) - _probabilities(expected)).max())
     return moved, not moved <= MAX_MOVED or bool((found.argmax(1) != expected.argmax(1)).any())
