@@ -1,11 +1,13 @@
 """What a checkpoint says of itself, and what the command and its path say of it: all agree, or it is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from export import __main__ as command
+from export import bundle as export_bundle
 from export.stated import ContradictionError, agreed_lmb, own_labels
 from runtime.bundle import Bundle
 from training.checkpoint import load_model, save_model
@@ -52,10 +54,10 @@ def test_a_contradiction_is_refused(path: str, lmb: str | None, metadata: dict[s
 def test_labels_are_the_checkpoints_or_refused() -> None:
     assert own_labels({}, 2) is None
     assert own_labels({"labels": '["a", " b\\nc "]'}, 2) == ["a", "b c"]
-    with pytest.raises(ContradictionError, match="3 labels for 2 classes: .*--labels FILE"):
+    with pytest.raises(ContradictionError, match=r"3 labels for 2 classes: .*--labels FILE"):
         own_labels({"labels": '["a", "b", "c"]'}, 2)
     for text in ("", "a, b", '{"a": 1}', "null", "[" * 100_000):
-        with pytest.raises(ContradictionError, match="no JSON list: .*--labels FILE"):
+        with pytest.raises(ContradictionError, match=r"no JSON list: .*--labels FILE"):
             own_labels({"labels": text}, 2)
 
 
@@ -84,10 +86,6 @@ def test_a_checkpoint_is_exported_as_what_it_says(
 
 
 def test_its_word_is_in_the_bundle(random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_bundle: Path) -> None:
-    import shutil
-
-    from export import bundle as export_bundle
-
     model, metadata = load_model(random_checkpoint, "ours_n0")
     save_model(
         tmp_path / "some.safetensors", model, metadata | {"model": "ours_n0_enc", "lmb": "0.64", "labels": json.dumps(list("abcdefghij"))}
