@@ -35,7 +35,7 @@ def agreed_lmb(path: Path, model: str, lmb: str | None, metadata: dict[str, str]
         path,
         {"the command": model, "its metadata": metadata.get("model"), "its folder": placed},
         "model",
-        "export it as the model that it was trained as, or put the right file there",
+        "export it as the model that it was trained as, or name another file",
     )
     written, named = metadata.get("lmb"), path.stem.removeprefix("lmb") if re.match(r"lmb\d", path.stem) else None
     if written is not None and not is_lmb(written):
