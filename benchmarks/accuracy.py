@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from benchmarks.machine import commit, cores, describe
 from runtime import CloudDecoder, EdgeEncoder, __version__
+from runtime.engine import require_finite
 from runtime.errors import EdgeCloudError
 from runtime.feature_file import pack, parse
 from runtime.preprocess import preprocess
@@ -161,7 +162,7 @@ def _teacher(path: Path, threads: int) -> Any:
     @torch.inference_mode()
     def classify(pixels: NDArray[np.uint8]) -> int:
         image = (torch.tensor(pixels).permute(2, 0, 1) / 255 - mean) / std
-        return int(teacher(image[None]).logits.argmax())
+        return int(require_finite(teacher(image[None]).logits.numpy()).argmax())
 
     return classify
 
@@ -225,7 +226,7 @@ def main() -> int:
     except (DataError, EdgeCloudError, ValueError, OSError) as error:
         print(f"accuracy: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(result, indent=1) if args.json else text(result))
+    print(json.dumps(result, indent=1, allow_nan=False) if args.json else text(result))
     return 0
 
 

@@ -44,7 +44,8 @@ from PIL import Image
 from benchmarks.latency import BenchmarkError, make_bundle, summary
 from benchmarks.machine import commit, cores, describe
 from benchmarks.rate_accuracy import CODECS, UNDER_TEACHER, RecordsError, bytes_at, measured
-from runtime import CloudDecoder, EdgeEncoder, __version__
+from runtime import CloudDecoder, EdgeEncoder, __version__, strict_json
+from runtime.engine import require_finite
 from runtime.errors import EdgeCloudError
 from runtime.preprocess import load_image, preprocess
 
@@ -193,7 +194,7 @@ class OperatingPoints:
 
 def operating_points() -> OperatingPoints:
     """From the records. A codec's quality is the cheapest measured one that reaches the top-1. Raises RecordsError."""
-    record = json.loads((RESULTS / RECORD).read_text())
+    record = strict_json.loads((RESULTS / RECORD).read_text())
     curves = measured(RESULTS)
     top1 = min(record["top1"]["share"], curves.teacher - UNDER_TEACHER)
     found: dict[str, tuple[int, float]] = {}
@@ -259,7 +260,7 @@ def export_teacher(file: Path, threads: int, pixels: NDArray[np.uint8], folder: 
         return session.run(None, {source: values})[0]
 
     error = float(np.abs(run(pixels) - expected).max())
-    if error > MAX_LOGIT_ERROR:
+    if not error <= MAX_LOGIT_ERROR:
         raise BenchmarkError(
             f"the exported teacher's logits are {error:.2g} from torch's: the installed onnxruntime or torch is not to be trusted"
         )
@@ -294,7 +295,7 @@ def measure(image_file: Path, teacher_file: Path, threads: int, runs: int, preci
 
     def codec_classify(codec: str) -> int:
         with Image.open(io.BytesIO(sent[codec])) as image:
-            return int(teacher(np.asarray(image.convert("RGB"))).argmax())
+            return int(require_finite(teacher(np.asarray(image.convert("RGB")))).argmax())
 
     sent: dict[str, bytes] = {SPLIT: encoder.encode(pixels, as_is=True)} | {codec: codec_encode(codec) for codec in codecs}
     if not np.array_equal(decoder.symbols(sent[SPLIT]), symbols):
@@ -303,7 +304,7 @@ def measure(image_file: Path, teacher_file: Path, threads: int, runs: int, preci
         "preprocess": lambda: preprocess(picture).tobytes(),
         "edge": lambda: encoder.encode(pixels, as_is=True),
         "cloud": lambda: int(decoder.logits([sent[SPLIT]]).argmax()),
-        "teacher": lambda: int(teacher(pixels).argmax()),
+        "teacher": lambda: int(require_finite(teacher(pixels)).argmax()),
     }
     for codec in codecs:
         parts[f"{codec} encode"] = partial(codec_encode, codec)
@@ -474,7 +475,7 @@ def main() -> int:
     networks = NETWORKS if args.uplink is None else (Network("yours", args.uplink, args.rtt, "given"),)
     try:
         if args.parts:
-            record = json.loads(args.parts.read_text())
+            record = strict_json.loads(args.parts.read_text())
             if record["benchmark"] != "breakeven":
                 raise RecordsError(f"{args.parts} is a record of {record['benchmark']}, not of breakeven")
             ways = [Way(**way) for way in record["ways"]]
@@ -485,12 +486,12 @@ def main() -> int:
             head = {"benchmark": "breakeven", "machine": describe(args.threads), "commit": commit(), "runs": runs, **details}
         result = {**head, **report(ways, networks, args.device_factor, args.cloud_factor)}
         if args.keep:
-            (RESULTS / "breakeven.json").write_text(json.dumps(result, indent=1) + "\n")
+            (RESULTS / "breakeven.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
             draw(result, RESULTS / "breakeven.png")
     except (BenchmarkError, EdgeCloudError, ValueError, KeyError, TypeError, OSError) as error:
         print(f"breakeven: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(result, indent=1) if args.json else text(result))
+    print(json.dumps(result, indent=1, allow_nan=False) if args.json else text(result))
     return 0
 
 

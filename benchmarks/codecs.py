@@ -32,6 +32,7 @@ from tqdm import tqdm
 from benchmarks.accuracy import DataError, labelled_images, paired, wilson
 from benchmarks.machine import commit, cores, describe
 from runtime import __version__
+from runtime.engine import require_finite
 from runtime.errors import EdgeCloudError
 from runtime.preprocess import preprocess
 from training.data import MEAN, STD
@@ -60,7 +61,7 @@ def classes(teacher: Teacher, images: list[NDArray[np.uint8]], amp: bool) -> lis
         inputs = (torch.tensor(np.stack(batch)).permute(0, 3, 1, 2) / 255 - mean) / std
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
             logits = teacher(inputs.contiguous(memory_format=torch.channels_last)).logits
-        found += logits.argmax(1).tolist()
+        found += require_finite(logits.float().numpy()).argmax(1).tolist()
     return found
 
 
@@ -153,11 +154,11 @@ def main() -> int:
         result = measure(args.data, args.teacher, args.as_is, qualities, 10 if args.smoke else args.images, args.threads, args.amp)
         if out := args.out or (None if args.smoke else RECORD):
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(result, indent=1) + "\n")
+            out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     except (DataError, EdgeCloudError, ValueError, OSError) as error:
         print(f"codecs: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(result, indent=1) if args.json else text(result))
+    print(json.dumps(result, indent=1, allow_nan=False) if args.json else text(result))
     return 0
 
 

@@ -305,7 +305,13 @@ def main() -> int:
         return 1
     machine = describe(1)
     if args.json:
-        print(json.dumps({"benchmark": "coder", "machine": machine, "runs": args.runs, "call_us": overhead, "results": results}, indent=1))
+        print(
+            json.dumps(
+                {"benchmark": "coder", "machine": machine, "runs": args.runs, "call_us": overhead, "results": results},
+                indent=1,
+                allow_nan=False,
+            )
+        )
     else:
         print(f"{machine['processor']}, 1 thread, {args.runs} runs in turn, medians; path {_coder.PATHS[0]}\n\n{text(results)}")
         print("\na call with one symbol a channel: {encode:.1f} microseconds to encode, {decode:.1f} to decode".format(**overhead))

@@ -136,7 +136,7 @@ def main() -> int:
         return 1
     counts = {"train": len(symbols[0]), "held": len(symbols[1])}
     if args.json:
-        print(json.dumps({"benchmark": "contexts", "machine": describe(1), "images": counts, "results": rows}, indent=1))
+        print(json.dumps({"benchmark": "contexts", "machine": describe(1), "images": counts, "results": rows}, indent=1, allow_nan=False))
     else:
         print(f"tables fitted to {counts['train']} images, judged on {counts['held']} others\n")
         print("| tables | ideal bytes an image | change |\n|---|--:|--:|")

@@ -189,9 +189,11 @@ def main() -> int:
     result = {"benchmark": "folders", "machine": machine, "commit": commit(), "images": len(images), "rounds": args.rounds}
     result |= {"size": None if args.data else args.size, "mean_file_bytes": size, "fast_jpeg": args.fast_jpeg, "rows": rows}
     if args.keep:
-        write_atomically(PROJECT / "benchmarks" / "results" / "folders.json", (json.dumps(result, indent=1) + "\n").encode())
+        write_atomically(
+            PROJECT / "benchmarks" / "results" / "folders.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode()
+        )
     if args.json:
-        print(json.dumps(result, indent=1))
+        print(json.dumps(result, indent=1, allow_nan=False))
         return 0
     print(f"{machine['processor']}, {machine['cores']} cores; {what}, {size:,.0f} bytes on average; {args.rounds} rounds\n")
     print(table(rows))

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from runtime import __version__
+from runtime import __version__, strict_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PUBLISHED = Path(__file__).resolve().parent / "published_results.json"
@@ -65,13 +65,20 @@ class Curves:
     images: int
 
 
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return strict_json.loads(file.read_text())
+    except ValueError as error:
+        raise RecordsError(f"{file} is no record ({error}): measure it again") from error
+
+
 def measured(folder: Path) -> Curves:
     """The curves of the records accuracy_*.json in `folder`; raises RecordsError."""
     points: dict[str, list[Point]] = {}
     images = set()
     teacher: tuple[float, str] | None = None
     for file in sorted(folder.glob("accuracy_*.json")):
-        record = json.loads(file.read_text())
+        record = _read(file)
         images.add((record["images"], record["as_is"]))
         if record["benchmark"] == "codecs":
             teacher = record["teacher_top1"]["share"], record["teacher"]
@@ -89,7 +96,7 @@ def measured(folder: Path) -> Curves:
 
 def published() -> Curves:
     """The published curves, of 224x224 images."""
-    record = json.loads(PUBLISHED.read_text())
+    record = _read(PUBLISHED)
     points = {
         model: [Point(f"lmb {one['lmb']}", one["bpp"], one["bpp"] * 224 * 224 / 8, one["top1"]) for one in rows]
         for model, rows in record["results"].items()
@@ -133,7 +140,7 @@ def top1_at(points: list[Point], bpp: float) -> float | None:
 
 
 def bd_rate(points: list[Point], anchor: list[Point]) -> float | None:
-    """Mean change of the rate against the anchor at equal top-1, as a share; None where the curves do not overlap."""
+    """Mean change of the rate against the anchor at equal top-1, as a share; None where there is no such figure."""
     import bjontegaard
 
     ours, theirs = pareto(points), pareto(anchor)
@@ -149,7 +156,7 @@ def bd_rate(points: list[Point], anchor: list[Point]) -> float | None:
             method="pchip",
             require_matching_points=False,
         )
-    return round(float(percent) / 100, 6)
+    return round(float(percent) / 100, 6) if np.isfinite(percent) else None
 
 
 def compare(curves: Curves, anchor: str) -> dict[str, Any]:
@@ -247,11 +254,11 @@ def main() -> int:
         if not args.smoke:
             name = "rate_accuracy_imagenet" if args.imagenet else "rate_accuracy"
             draw(curves, args.results / f"{name}.png", "ImageNet, as published" if args.imagenet else f"{curves.images} validation images")
-            (args.results / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+            (args.results / f"{name}.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     except (RecordsError, KeyError, ValueError, OSError) as error:
         print(f"rate_accuracy: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(result, indent=1) if args.json else text(result))
+    print(json.dumps(result, indent=1, allow_nan=False) if args.json else text(result))
     return 0
 
 

@@ -20,6 +20,7 @@ from fastapi import FastAPI, Request
 
 from benchmarks.latency import load_torch_model
 from benchmarks.machine import cores
+from runtime.engine import require_finite
 
 if TYPE_CHECKING:
     from training.models import FeatureCompressionModel
@@ -40,7 +41,7 @@ def classify(model: "FeatureCompressionModel", stream: bytes) -> int:
     """A stream of CompressAI's -> its class's place among the logits."""
     bottleneck = model.bottleneck_layer
     latent = bottleneck.entropy_bottleneck.decompress([stream], [SIDE, SIDE])
-    return int(model.tail(bottleneck.decoder(latent)).argmax())
+    return int(require_finite(model.tail(bottleneck.decoder(latent)).numpy()).argmax())
 
 
 def main() -> None:

@@ -496,10 +496,10 @@ def main(argv: list[str] | None = None) -> int:
     instructions = ", ".join(machine["instructions"])  # type: ignore[arg-type]
     where = f"{machine['processor']} ({instructions}), {machine['cores']} cores, shared by server and generator"
     if args.keep:
-        (RESULTS / "serving.json").write_text(json.dumps(result, indent=1) + "\n")
+        (RESULTS / "serving.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
         draw(result, RESULTS / "serving.png", where)
     if args.json:
-        print(json.dumps(result, indent=1))
+        print(json.dumps(result, indent=1, allow_nan=False))
         return 0
     print(f"{where}\n{args.seconds:g} s a load, Poisson arrivals, latencies from the intended time\n")
     print(table(result))

@@ -2,8 +2,6 @@
 
 import argparse
 import hashlib
-import json
-import math
 import os
 import sys
 from dataclasses import replace
@@ -11,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime import __version__
+
+from .stated import DEFAULT_LMB, MODEL_NAMES, agreed_lmb, is_lmb, own_labels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 EXIT_DONE, EXIT_FAILURE, EXIT_USAGE, EXIT_PARITY = 0, 1, 2, 3
-MODEL_NAMES = ("ours_n0", "ours_n4", "ours_n8", "ours_n0_enc", "ours_n4_enc", "ours_n8_enc", "matsubara2022wacv")
 _PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -34,11 +33,8 @@ class NoCheckpointError(FileNotFoundError):
 
 
 def _lmb(text: str) -> str:
-    try:
-        if math.isfinite(float(text)) and float(text) >= 0:
-            return text
-    except ValueError:
-        pass
+    if is_lmb(text):
+        return text
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
 
 
@@ -57,7 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", choices=MODEL_NAMES, metavar="MODEL", help=", ".join(MODEL_NAMES))
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: checkpoints/MODEL/lmbL.safetensors or .pt")
     parser.add_argument("--backbone", type=Path, metavar="FILE", help="the ResNet-50 of a checkpoint that holds the bottleneck alone")
-    parser.add_argument("--lmb", type=_lmb, default="1.28", metavar="L", help="rate weight the checkpoint was trained with (default: 1.28)")
+    parser.add_argument(
+        "--lmb",
+        type=_lmb,
+        metavar="L",
+        help="rate weight the checkpoint was trained with (default: what the file of --checkpoint says, or its name; else 1.28)",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: bundles/MODEL")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="one label a line (default: the checkpoint's, or ImageNet's)")
     parser.add_argument("--images", type=Path, metavar="DIR", help="images for the parity check (default: synthetic ones)")
@@ -141,10 +142,8 @@ def _labels(path: Path | None, metadata: dict[str, str], classes: int) -> list[s
         if len(labels) != classes:
             raise ValueError(f"{path} has {len(labels)} labels, the checkpoint {classes} classes: give one a line")
         return labels
-    if "labels" in metadata:
-        stored = json.loads(metadata["labels"])
-        if isinstance(stored, list) and len(stored) == classes:
-            return [" ".join(str(label).split()) for label in stored]
+    if stored := own_labels(metadata, classes):
+        return stored
     if classes == 1000:
         from torchvision.models import ResNet50_Weights
 
@@ -262,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--own-tables leaves no counts to use: leave out --counts and --small")
     out: Path = args.out or Path("bundles") / args.model
     try:
-        path = args.checkpoint or find_checkpoint(args.model, args.lmb)
+        path = args.checkpoint or find_checkpoint(args.model, args.lmb or DEFAULT_LMB)
     except NoCheckpointError as error:
         print(f"export: {error}", file=sys.stderr)
         return EXIT_FAILURE
@@ -271,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     from runtime.errors import EdgeCloudError
-    from training.checkpoint import load_model
+    from training.checkpoint import load_model, read_state_dict
 
     from .bundle import write_bundle
     from .gate import GateError
@@ -281,6 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     from .tables import bottleneck_sha256
 
     try:
+        lmb = agreed_lmb(path, args.model, args.lmb, read_state_dict(path)[1])
         model, metadata = load_model(path, args.model, args.backbone)
         images, source = (
             (folder_images(args.images), f"images from {args.images.name}") if args.images else (synthetic_images(), "synthetic images")
@@ -292,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
             out,
             model,
             args.model,
-            args.lmb,
+            lmb,
             _labels(args.labels, metadata, model.fc.out_features),
             images,
             source,

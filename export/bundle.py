@@ -187,7 +187,7 @@ def write_bundle(
                 )
             },
         }
-        (work / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
         work.chmod(0o755)
         _replace(work, out)
     except BaseException:

@@ -22,6 +22,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from runtime import strict_json
 from runtime.coder import CONTEXTS, LEVELS, Contexts, Tables
 from runtime.engine import group_by_shape
 from runtime.errors import ImageError
@@ -66,15 +67,15 @@ class Counts:
         rows = []
         for channel in self.channels:
             seen = {str(context): row.tolist() for context, row in enumerate(channel.counts) if row.any()}
-            rows.append(json.dumps({"first": channel.first, "thresholds": channel.thresholds, "counts": seen}))
-        head = json.dumps({"bottleneck_sha256": self.bottleneck_sha256, "images": self.images, "source": self.source})
+            rows.append(json.dumps({"first": channel.first, "thresholds": channel.thresholds, "counts": seen}, allow_nan=False))
+        head = json.dumps({"bottleneck_sha256": self.bottleneck_sha256, "images": self.images, "source": self.source}, allow_nan=False)
         return head[:-1] + ', "channels": [\n ' + ",\n ".join(rows) + "\n]}\n"
 
     @classmethod
     def read(cls, path: Path, bottleneck_sha256: str) -> "Counts":
         """Raises CountsError, also where they are of another bottleneck; OSError."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = strict_json.loads(path.read_text(encoding="utf-8"))
             channels = [
                 _channel(int(entry["first"]), [int(value) for value in entry["thresholds"]], entry["counts"])
                 for entry in content["channels"]

@@ -2,7 +2,8 @@
 
 A quantised encoder gives other symbols, and that is allowed; what must not change is what comes of them.
 
-Always holds: an int8 graph that loses more than these bounds is never written into a bundle.
+Always holds: an int8 graph that loses more than these bounds is never written into a bundle; logits that are not
+finite are no answer, and all that int8 can do with them is lose.
 """
 
 import math
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from runtime.engine import NO_VNNI, has_vnni
 from runtime.errors import ImageError
 from runtime.preprocess import preprocess
+
+from .parity import ParityError
 
 MAX_TOP1_LOSS = 0.003
 MAX_MORE_BYTES = 0.02
@@ -53,7 +56,8 @@ def judge(graphs: Graphs, encode: Encode, images: Iterable[tuple[Path, int | Non
     Gives "symbols_changed" and "more_bytes", shares, and "bpp" of both precisions, where there is an int8 edge graph;
     for "edge" (in int8, the cloud in float32), "cloud" and "both": "lost" and "won", images whose answer int8 makes
     wrong and right, and "top1_change" with its 95 % interval (paired, normal approximation); "top1" of float32.
-    Files that are no images are passed over. Raises GateError where none is left.
+    Files that are no images are passed over. Raises GateError where none is left, and ParityError where float32's logits
+    are not finite.
     """
     sessions = {end: {precision: open_session(path) for precision, path in files.items()} for end, files in graphs.items()}
     ways = {"edge": ("int8", "fp32"), "cloud": ("fp32", "int8"), "both": ("int8", "int8")}
@@ -76,11 +80,13 @@ def judge(graphs: Graphs, encode: Encode, images: Iterable[tuple[Path, int | Non
         for precision, one in symbols.items():
             sizes[precision] += len(encode(one[0], *pixels.shape[:2]))
         chosen = {
-            (edge, cloud): int(row.argmax())
+            (edge, cloud): _choice(row)
             for cloud, session in sessions["cloud"].items()
             for edge, row in zip(symbols, session.run(None, {"symbols": both})[0], strict=True)
         }
         first = chosen["fp32", "fp32"]
+        if first is None:
+            raise ParityError(f"float32's logits for {path} are not finite numbers: the checkpoint is broken")
         labelled &= label is not None
         truth = first if label is None else label
         right += first == truth
@@ -98,6 +104,11 @@ def judge(graphs: Graphs, encode: Encode, images: Iterable[tuple[Path, int | Non
         half = 1.959964 * math.sqrt(max(0.0, (won[way] + lost[way]) / count - mean**2) / count)
         record[way] = {"lost": lost[way], "won": won[way], "top1_change": {"mean": mean, "low": mean - half, "high": mean + half}}
     return record
+
+
+def _choice(logits: NDArray[np.float32]) -> int | None:
+    """The place of the largest, which argmax would take a NaN for; None where there is none."""
+    return int(logits.argmax()) if np.isfinite(logits).all() else None
 
 
 def reasons(record: dict[str, Any], end: str) -> list[str]:
@@ -121,10 +132,12 @@ def strays(graphs: Graphs, images: NDArray[np.uint8]) -> dict[str, float]:
     symbols = {precision: open_session(path).run(None, {"pixels": images})[0] for precision, path in graphs["edge"].items()}
     if "int8" in symbols:
         found["edge"] = float((symbols["int8"] != symbols["fp32"]).mean())
-        if found["edge"] > MAX_CHANGED:
+        if not found["edge"] <= MAX_CHANGED:
             raise GateError(f"{found['edge']:.2%} of the symbols are others in int8, over {MAX_CHANGED:.0%}: export with --precision fp32")
     logits = {precision: open_session(path).run(None, {"symbols": symbols["fp32"]})[0] for precision, path in graphs["cloud"].items()}
     if "int8" in logits:
+        if not np.isfinite([logits["int8"], logits["fp32"]]).all():
+            raise GateError("the int8 cloud graph gives logits that are not finite numbers: export with --precision fp32")
         found["cloud"] = float(np.abs(logits["int8"] - logits["fp32"]).max() / np.ptp(logits["fp32"], 1).max())
         if not found["cloud"] <= MAX_MOVED:
             raise GateError(f"a logit moves by {found['cloud']:.1%} in int8, over {MAX_MOVED:.0%}: export with --precision fp32")

@@ -1,6 +1,9 @@
 """The parity gate: the exported graphs against the torch model, on images.
 
-Always holds: a bundle whose graphs differ from the model beyond these bounds is never written.
+Always holds: a bundle whose graphs differ from the model beyond these bounds is never written; nor is one
+whose logits are not finite numbers on these images, or whose weights say that they are not on others.
+
+Each comparison is written so that it fails for a NaN, which is neither over a limit nor under it.
 """
 
 from dataclasses import asdict, dataclass
@@ -10,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from runtime.coder import Tables
 from training.data import MEAN, STD
@@ -62,7 +66,7 @@ def check_parity(
     # Its idle threads would spin while torch works.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     edge_session, cloud_session = (ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]) for path in (edge, cloud))
-    equal = nonzero = total = payload_bytes = small_bytes = 0
+    equal = nonzero = total = payload_bytes = small_bytes = not_finite = 0
     symbol_difference, logit_difference, top1_equal = 0, 0.0, True
     start = index = 0
     while start < len(images):
@@ -78,7 +82,11 @@ def check_parity(
         total += symbols.size
         symbol_difference = max(symbol_difference, int(np.abs(symbols.astype(np.int32) - expected).max()))
         logits = cloud_session.run(None, {"symbols": expected})[0]
-        logit_difference = max(logit_difference, float(np.abs(logits - expected_logits).max()))
+        if logits.shape != expected_logits.shape:
+            raise ParityError(f"the cloud graph gives logits {logits.shape}, torch {expected_logits.shape}")
+        finite = np.isfinite(logits) & np.isfinite(expected_logits)
+        not_finite += int((~finite).sum())
+        logit_difference = max(logit_difference, float(np.abs(logits[finite] - expected_logits[finite]).max(initial=0)))
         top1_equal &= bool((logits.argmax(1) == expected_logits.argmax(1)).all())
         for one in symbols:
             payload_bytes += _round_trip(tables, one)
@@ -104,12 +112,17 @@ def check_parity(
     failures = [
         text
         for failed, text in (
-            (report.equal_share < MIN_EQUAL_SHARE, f"{report.equal_share:.6%} of the symbols equal torch's, under {MIN_EQUAL_SHARE:.2%}"),
+            (
+                not report.equal_share >= MIN_EQUAL_SHARE,
+                f"{report.equal_share:.6%} of the symbols equal torch's, under {MIN_EQUAL_SHARE:.2%}",
+            ),
             (symbol_difference > 1, f"a symbol differs from torch's by {symbol_difference}"),
             (
-                report.nonzero_share < MIN_NONZERO_SHARE,
+                not report.nonzero_share >= MIN_NONZERO_SHARE,
                 f"only {report.nonzero_share:.2%} of the symbols are not zero, so equality means little: give livelier --images",
             ),
+            (not_finite > 0, f"{not_finite} logits are not finite numbers: the checkpoint is broken"),
+            *((True, reason) for reason in broken_statistics(model)),
             (not logit_difference <= MAX_LOGIT_DIFFERENCE, f"a logit differs by {logit_difference:.2g}, over {MAX_LOGIT_DIFFERENCE:g}"),
             (not top1_equal, "a top-1 class differs from torch's"),
         )
@@ -118,6 +131,15 @@ def check_parity(
     if failures:
         raise ParityError("; ".join(failures))
     return report
+
+
+def broken_statistics(model: FeatureCompressionModel) -> list[str]:
+    """What batch norms have that no training gives, and that makes some or all logits NaN or infinite."""
+    return [
+        f"{name}.running_var has {float(layer.running_var.min()):g}, and a variance is never below 0: the checkpoint is broken"
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.BatchNorm2d) and layer.running_var is not None and not (layer.running_var >= 0).all()
+    ]
 
 
 def _round_trip(tables: Tables, symbols: NDArray[np.int16], small: bool = False) -> int:

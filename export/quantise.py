@@ -14,6 +14,7 @@ a hash of the weights behind it, and not by names that an exporter chose.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+
+from runtime import strict_json
 
 MIN_IMAGES, CALIBRATION_IMAGES = 300, 512
 _ROOM = 1.25  # of a range, beyond the average image's ends
@@ -77,15 +80,15 @@ class Calibration:
         fields = asdict(self)
         parts = []
         for end in ENDS:
-            rows = ",\n".join(f"  {json.dumps(row)}" for row in fields[end]["operators"])
+            rows = ",\n".join(f"  {json.dumps(row, allow_nan=False)}" for row in fields[end]["operators"])
             parts.append(f'"{end}": {{"sha256": "{fields.pop(end)["sha256"]}", "operators": [\n{rows}\n ]}}')
-        return json.dumps(fields)[:-1] + "".join(f",\n {part}" for part in parts) + "\n}\n"
+        return json.dumps(fields, allow_nan=False)[:-1] + "".join(f",\n {part}" for part in parts) + "\n}\n"
 
     @classmethod
     def from_json(cls, text: str, name: str) -> "Calibration":
         """Raises RangesError, which calls the ranges `name`."""
         try:
-            data = json.loads(text)
+            data = strict_json.loads(text)
             for end in ENDS:
                 entry = data.pop(end)
                 rows = [(str(operator), float(low), float(high)) for operator, low, high in entry.pop("operators")]
@@ -93,10 +96,16 @@ class Calibration:
             calibration = cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise RangesError(f"{name} are not activation ranges ({error!r}): take them again with --calibrate DIR") from None
-        for _, low, high in (*calibration.edge.operators, *calibration.cloud.operators):
-            if not (np.isfinite((low, high)).all() and low <= high):
-                raise RangesError(f"{name} have ends that are not finite, or the wrong way round: take them again with --calibrate DIR")
+        for ranges in (calibration.edge, calibration.cloud):
+            _check(ranges, f"{name}: take them again with --calibrate DIR")
         return calibration
+
+
+def _check(ranges: Ranges, where: str) -> None:
+    """Raises RangesError unless each low and high are finite, and in order."""
+    for operator, low, high in ranges.operators:
+        if not -math.inf < low <= high < math.inf:
+            raise RangesError(f"a range {low:g} to {high:g} of a {operator} is not finite, or the wrong way round, in {where}")
 
 
 def _float_outputs(model: onnx.ModelProto) -> set[str]:
@@ -107,7 +116,7 @@ def _float_outputs(model: onnx.ModelProto) -> set[str]:
 def take_ranges(graph: Path, inputs: Iterable[NDArray[np.generic]], sha256: str) -> tuple[Ranges, int]:
     """Run the graph on batches of its input for the ranges of every operator's float32 output, and count the images.
 
-    Raises RangesError for fewer than MIN_IMAGES images.
+    Raises RangesError for fewer than MIN_IMAGES images, and for an output that is not finite.
     """
     model = onnx.load(graph)
     floats = _float_outputs(model)
@@ -126,7 +135,9 @@ def take_ranges(graph: Path, inputs: Iterable[NDArray[np.generic]], sha256: str)
         raise RangesError(f"{images} images are too few to calibrate with: name a folder of at least {MIN_IMAGES}")
     ends = {name: (_ROOM * low / images, _ROOM * high / images) for name, (low, high) in sums.items()}
     operators = [(node.op_type, *ends.get(node.output[0], (0.0, 0.0))) for node in onnx.load(graph).graph.node]
-    return Ranges(sha256, operators), images
+    ranges = Ranges(sha256, operators)
+    _check(ranges, f"the outputs of {graph.name} for these images: the checkpoint is broken")
+    return ranges, images
 
 
 def quantise(graph: Path, ranges: Ranges, sha256: str, out: Path, signed: bool = False) -> None:

@@ -5,7 +5,6 @@ firewall, keeps the file where it is, and is quoted: its status, who says it, an
 """
 
 import email.utils
-import json
 import os
 import re
 import socket
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
-from . import errors
+from . import errors, strict_json
 from .refusals import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, STATUS, code_of
 from .route import Proxy, Server, httpx, untrusted_settings
 
@@ -145,7 +144,7 @@ def printable(text: str) -> str:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(body)
+        content = strict_json.loads(body)
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -13,7 +13,6 @@ fingerprint is computed from what was loaded, never believed.
 """
 
 import hashlib
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import feature_file
+from . import feature_file, strict_json
 from .coder import Tables
 from .errors import (
     AlteredBundleFileError,
@@ -115,7 +114,7 @@ class Bundle:
                 "or name another with --bundle or $EDGECLOUD_BUNDLE"
             )
         try:
-            manifest = json.loads(_read(folder / MANIFEST, _MAX_TEXT_BYTES))
+            manifest = strict_json.loads(_read(folder / MANIFEST, _MAX_TEXT_BYTES))
             schema = manifest["schema"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InconsistentBundleError(f"{folder / MANIFEST} is not understood ({error!r}): export the bundle again") from error

@@ -1,4 +1,7 @@
-"""The cloud: feature files in, classes out."""
+"""The cloud: feature files in, classes out.
+
+Always holds: no class is given of logits that are not finite numbers.
+"""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .bundle import LABELS, Bundle, default_bundle
-from .engine import group_by_shape, open_engine
+from .engine import group_by_shape, open_engine, require_finite
 from .errors import InconsistentBundleError
 from .feature_file import Bytes
 
@@ -33,7 +36,7 @@ class CloudDecoder:
         threads: of the graph; None for one a core.
         provider, precision: as EdgeEncoder's; "auto" for what `cloud-decode --tune` chose.
 
-    Raises the BundleErrors, EngineChoiceError.
+    Raises the BundleErrors, EngineChoiceError, and NotFiniteLogitsError where the graph gives no logits of zeros.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class CloudDecoder:
             raise InconsistentBundleError(f"{self.bundle.folder / LABELS} is not UTF-8 ({error}): export the bundle again") from error
         self.engine = open_engine(self.bundle, "cloud", threads, provider, precision)
         rows, columns = self.bundle.shape.latent(64, 64)
-        classes = self.logits_of_symbols(np.zeros((1, self.bundle.shape.channels, rows, columns), np.int16)).shape[1]
+        classes = require_finite(self.logits_of_symbols(np.zeros((1, self.bundle.shape.channels, rows, columns), np.int16))).shape[1]
         if classes != len(self.labels):
             raise InconsistentBundleError(f"{self.bundle.folder} has {len(self.labels)} labels for {classes} classes: export it again")
 
@@ -62,29 +65,33 @@ class CloudDecoder:
         return self.bundle.decode(data)
 
     def logits_of_symbols(self, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
-        """The cloud graph: symbols int16 [N, C, H', W'] -> logits float32 [N, classes]."""
+        """The cloud graph: symbols int16 [N, C, H', W'] -> logits float32 [N, classes], which may not be finite."""
         return self.engine.run(symbols)
 
     def logits(self, files: Sequence[Bytes]) -> NDArray[np.float32]:
         """Logits float32 [N, classes] in the order of `files`; files of one size share graph calls.
 
-        Raises the FeatureFileErrors.
+        Raises the FeatureFileErrors, NotFiniteLogitsError.
         """
-        return self.logits_of_each([self.symbols(data) for data in files])
+        return require_finite(self.logits_of_each([self.symbols(data) for data in files]))
 
     def logits_of_each(self, symbols: Sequence[NDArray[np.int16]]) -> NDArray[np.float32]:
-        """Logits float32 [N, classes] of symbols int16 [C, H', W'] each; those of one shape share graph calls."""
+        """Logits float32 [N, classes] of symbols int16 [C, H', W'] each; those of one shape share graph calls.
+
+        Where one row is not finite, the others may be: `predictions` tells.
+        """
         out = np.empty((len(symbols), len(self.labels)), np.float32)
         for group in group_by_shape([values.shape for values in symbols], _BATCH):
             out[group] = self.logits_of_symbols(np.stack([symbols[i] for i in group]))
         return out
 
     def classify(self, data: Bytes, top_k: int = 5) -> list[Prediction]:
-        """The `top_k` most probable classes of one feature file, best first."""
+        """The `top_k` most probable classes of one feature file, best first. Raises as `logits` does."""
         return self.predictions(self.logits([data])[0], top_k)
 
     def predictions(self, logits: NDArray[np.float32], top_k: int = 5) -> list[Prediction]:
-        """The `top_k` most probable classes of one row of logits, best first."""
+        """The `top_k` most probable classes of one row of logits, best first. Raises NotFiniteLogitsError."""
+        require_finite(logits)
         exponentials = np.exp(logits.astype(np.float64) - logits.max())
         probabilities = exponentials / exponentials.sum()
         best = np.argsort(-probabilities, kind="stable")[:top_k]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .edge_cli import add_engine_options, without_blas_threads
-from .errors import EdgeCloudError, FeatureFileError, FeatureFileNotFoundError
+from .errors import EdgeCloudError, FeatureFileError, FeatureFileNotFoundError, NotFiniteLogitsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         result, logits = _decode(decoder, name, data, args.top_k)
         rows.append(logits)
         if args.logits != "-":
-            print(json.dumps(result) if args.json else _lines(result))
+            print(json.dumps(result, allow_nan=False) if args.json else _lines(result))
 
     status = _each(args.files, decode)
     if args.logits:
@@ -122,7 +122,8 @@ def _classify_pack(decoder: "CloudDecoder", source: str, target: str, as_json: b
         decoded, refused = classify_pack(source, target, decoder, progress.advance)
     seconds = time.perf_counter() - start
     result = {"file": source, "output": target, "decoded": decoded, "refused": refused, "seconds": round(seconds, 3)}
-    print(json.dumps(result) if as_json else f"{source} -> {target}: {decoded} decoded, {refused} refused; {decoded / seconds:.1f} rows/s")
+    text = f"{source} -> {target}: {decoded} decoded, {refused} refused; {decoded / seconds:.1f} rows/s"
+    print(json.dumps(result, allow_nan=False) if as_json else text)
     return EXIT_REFUSED if refused else EXIT_DONE
 
 
@@ -147,7 +148,7 @@ def _on_ray(args: argparse.Namespace) -> int:
                 elif result.refused:
                     status = status or EXIT_REFUSED
                 if args.json:
-                    progress.say(json.dumps(result._asdict(), default=str), sys.stdout)
+                    progress.say(json.dumps(result._asdict(), default=str, allow_nan=False), sys.stdout)
                 elif result.failure is None:
                     what = "there already" if result.skipped else f"{result.decoded} decoded, {result.refused} refused"
                     progress.say(f"{result.source} -> {result.target}: {what}", sys.stdout)
@@ -163,7 +164,7 @@ def _tune(args: argparse.Namespace) -> None:
 
     bundle = Bundle.load(args.bundle or default_bundle())
     result = tune(bundle, "cloud", [bundle.decode(_read(name))[None] for name in args.files[:8] if name != "-"], args.threads)
-    print(json.dumps(result) if args.json else table(result), file=sys.stderr if args.logits == "-" else sys.stdout)
+    print(json.dumps(result, allow_nan=False) if args.json else table(result), file=sys.stderr if args.logits == "-" else sys.stdout)
 
 
 def _each(names: list[str], work: Callable[[str, bytes], None]) -> int:
@@ -178,6 +179,9 @@ def _each(names: list[str], work: Callable[[str, bytes], None]) -> int:
         except FeatureFileError as error:
             print(f"cloud-decode: {name}: {error}", file=sys.stderr)
             status = EXIT_REFUSED
+        except NotFiniteLogitsError as error:  # the bundle's fault, not the file's
+            print(f"cloud-decode: {name}: {error}", file=sys.stderr)
+            status = status or EXIT_FAILURE
         except OSError as error:
             print(f"cloud-decode: {error}", file=sys.stderr)
             status = status or EXIT_FAILURE
@@ -229,7 +233,8 @@ def _print_info(name: str, data: bytes, as_json: bool) -> None:
         "bpp": round(8 * len(data) / file.pixels, 6) if file.pixels else None,
         "checksum": "right",
     }
-    print(json.dumps(info) if as_json else "\n".join(f"{key.replace('_', ' '):>13}  {value}" for key, value in info.items()))
+    text = "\n".join(f"{key.replace('_', ' '):>13}  {value}" for key, value in info.items())
+    print(json.dumps(info, allow_nan=False) if as_json else text)
 
 
 def _write_logits(target: str, rows: "list[NDArray[np.float32]]") -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _coder
+from . import _coder, strict_json
 from .errors import DamagedFeatureFileError, NotANumberError, TablesError
 
 PRECISION = 16
@@ -143,13 +143,13 @@ class Tables:
         """The contents of a bundle's tables.json."""
 
         def lines(cdfs: list[NDArray[np.uint32]], indent: int) -> str:
-            return ",".join("\n" + " " * indent + json.dumps(cdf.tolist()) for cdf in cdfs)
+            return ",".join("\n" + " " * indent + json.dumps(cdf.tolist(), allow_nan=False) for cdf in cdfs)
 
         contexts = ",".join(
-            f'\n  "{channel}": {{"thresholds": {json.dumps(thresholds.tolist())}, "cdfs": [{lines(rows, 3)}]}}'
+            f'\n  "{channel}": {{"thresholds": {json.dumps(thresholds.tolist(), allow_nan=False)}, "cdfs": [{lines(rows, 3)}]}}'
             for channel, (thresholds, rows) in self.contexts.items()
         )
-        offsets = json.dumps(self.offsets.tolist())
+        offsets = json.dumps(self.offsets.tolist(), allow_nan=False)
         return (
             f'{{"precision": {PRECISION},\n "offsets": {offsets},\n "cdfs": [{lines(self.cdfs, 2)}],\n "contexts": {{{contexts}}}}}\n'
         ).encode()
@@ -158,7 +158,7 @@ class Tables:
     def from_json(cls, text: bytes) -> "Tables":
         """Inverse of `to_json`; raises TablesError."""
         try:
-            content = json.loads(text)
+            content = strict_json.loads(text)
             precision, cdfs, offsets = content["precision"], content["cdfs"], content["offsets"]
             contexts = {int(channel): Contexts(entry["thresholds"], entry["cdfs"]) for channel, entry in content["contexts"].items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

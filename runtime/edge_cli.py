@@ -163,7 +163,7 @@ def encode_all(
             if result["status"] == "failed":
                 progress.say(f"edge-encode: {printable(result['error'])}", sys.stderr)
             if as_json:
-                progress.say(json.dumps(result), report)
+                progress.say(json.dumps(result, allow_nan=False), report)
             elif result["status"] == "encoded" and not (progress.shown and report.isatty()):
                 progress.say(printable(_line(result)), report)
     return counts
@@ -222,7 +222,7 @@ def _tune(args: argparse.Namespace, images: list[str], report: IO[str]) -> None:
 
     bundle = Bundle.load(args.bundle or default_bundle())
     result = tune(bundle, "edge", [preprocess(image, args.as_is)[None] for image in images], args.threads)
-    print(json.dumps(result) if args.json else table(result), file=report)
+    print(json.dumps(result, allow_nan=False) if args.json else table(result), file=report)
 
 
 def _encode(encoder: "EdgeEncoder", image: str, output: str, as_is: bool, to_file: bool) -> "Result":

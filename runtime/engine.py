@@ -12,7 +12,6 @@ Always holds: whatever is chosen, a device that lacks it falls back to the CPU p
 in one line; a feature file decodes to the symbols that were encoded, whichever engine computed them.
 """
 
-import json
 import logging
 import os
 import platform
@@ -27,13 +26,17 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from . import strict_json
 from .bundle import CLOUD_GRAPH, CLOUD_GRAPH_INT8, EDGE_GRAPH, EDGE_GRAPH_INT8, Bundle
-from .errors import EngineChoiceError, InconsistentBundleError
+from .errors import EngineChoiceError, InconsistentBundleError, NotFiniteLogitsError
 
 if TYPE_CHECKING:
     import openvino
 
 log = logging.getLogger(__name__)
+
+# Where a program had imported onnxruntime before `runtime` could switch its reports off, this stops those to come.
+ort.disable_telemetry_events()
 
 PRECISIONS = ("fp32", "bf16", "int8")
 GRAPHS = {"edge": {"fp32": EDGE_GRAPH, "int8": EDGE_GRAPH_INT8}, "cloud": {"fp32": CLOUD_GRAPH, "int8": CLOUD_GRAPH_INT8}}
@@ -148,7 +151,7 @@ def tuned_choice(bundle: Bundle, end: str) -> Choice | None:
     try:
         if not path.is_file() or path.stat().st_size > _MAX_TUNED_BYTES:
             return None
-        tuned = json.loads(path.read_text())
+        tuned = strict_json.loads(path.read_text())
         if tuned["device"] != describe_device() or tuned["fingerprint"] != bundle.fingerprint.hex():
             log.warning("%s is of another device or bundle and is not used: tune again", path)
             return None
@@ -316,6 +319,20 @@ def _only_inputs_in_eight_bits(model: "openvino.Model") -> None:
                 low, high = np.float32(0), np.float32(255)
                 levels = opset13.fake_quantize(node.input_value(0), low, high, low, high, 256)
                 node.input(0).replace_source_output(levels.output(0))
+
+
+def require_finite(logits: NDArray[Any]) -> NDArray[Any]:
+    """Logits [..., classes] as they are: before a choice is made of them, since argmax takes a NaN for the largest.
+
+    Raises NotFiniteLogitsError.
+    """
+    wrong = logits[~np.isfinite(logits)]
+    if wrong.size:
+        raise NotFiniteLogitsError(
+            f"{wrong.size} of {logits.size} logits are not finite numbers ({wrong[0]}): the bundle's weights are broken, "
+            "export another checkpoint"
+        )
+    return logits
 
 
 def group_by_shape(shapes: Sequence[tuple[int, ...]], size: int) -> list[list[int]]:

@@ -65,6 +65,10 @@ class NotANumberError(EdgeCloudError):
     """The edge graph computed a latent that is not a number."""
 
 
+class NotFiniteLogitsError(EdgeCloudError):
+    """The cloud graph computed logits that are infinite or not numbers."""
+
+
 class EngineChoiceError(EdgeCloudError):
     """A provider or a precision that does not exist, does not go with the other, or is not in the bundle."""
 

@@ -9,7 +9,7 @@ program's file need not, and may have its columns in any order, and more of them
 
 Always holds: files appear whole or not at all; memory does not grow with the number of rows; of a file
 nothing but its metadata is read until its columns and the sizes of its row groups are found to be right; a row
-whose feature file is refused is a row with its error, never one that is missing, or has a class.
+whose feature file is refused, or has logits that are not finite, is a row with its error, never one that is missing, or has a class.
 """
 
 import hashlib
@@ -29,6 +29,7 @@ from .errors import (
     FeatureFileError,
     FeatureFileTooLargeError,
     MissingExtraError,
+    NotFiniteLogitsError,
     ParquetNotFoundError,
     ParquetSchemaError,
     ParquetTooLargeError,
@@ -214,7 +215,10 @@ def classify(rows: pa.Table | pa.RecordBatch, decoder: "CloudDecoder") -> pa.Tab
             errors[index] = str(error)
     best: list[Prediction | None] = [None] * len(files)
     for index, logits in zip(symbols, decoder.logits_of_each(list(symbols.values())), strict=True):
-        best[index] = decoder.predictions(logits, 1)[0]
+        try:
+            best[index] = decoder.predictions(logits, 1)[0]
+        except NotFiniteLogitsError as error:
+            errors[index] = str(error)
     columns = [
         rows.column("key").cast(pa.string()),
         [one and one.label for one in best],

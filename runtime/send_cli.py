@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
     except (EdgeCloudError, OSError) as error:
         # Before anything was accepted.
         if args.json:
-            reporter.say(json.dumps({"delivered": 0, "refused": 0, "failed": 0, "spooled": None, "error": str(error)}), sys.stdout)
+            reporter.say(json.dumps({"delivered": 0, "refused": 0, "failed": 0, "spooled": None, "error": str(error)}, allow_nan=False), sys.stdout)
         reporter.say(f"edge-send: {error}", sys.stderr)
         status = EXIT_FAILURE
     except (KeyboardInterrupt, Terminated) as signalled:
@@ -186,7 +186,7 @@ def _conclude(run: _Run, spooled: int, faults: list[str], as_json: bool, reporte
         faults = [*faults, f"{spooled} in the spool wait for the next run: {why}"]
     counts = {**run.counts, "spooled": spooled}
     if as_json:
-        reporter.say(json.dumps({**counts, "error": "; ".join(faults) or None}), sys.stdout)
+        reporter.say(json.dumps({**counts, "error": "; ".join(faults) or None}, allow_nan=False), sys.stdout)
     else:
         reporter.say(", ".join(f"{count} {status}" for status, count in counts.items()), sys.stdout)
     for text in faults:
@@ -320,7 +320,7 @@ def _read_standard_input() -> bytes:
 def _report(outcome: Outcome, as_json: bool, faults: list[str], reporter: Reporter) -> None:
     if as_json:
         line: dict[str, Any] = {"image": outcome.image, "status": outcome.status, "key": outcome.key, "error": outcome.error}
-        reporter.say(json.dumps({**(outcome.result or {}), **line}), sys.stdout)
+        reporter.say(json.dumps({**(outcome.result or {}), **line}, allow_nan=False), sys.stdout)
     elif outcome.status == "delivered" and outcome.result:
         best = outcome.result["classes"][0]
         text = f"{outcome.image}: {outcome.result['bytes']} bytes, {best['label']} {100 * best['probability']:.1f} %"

@@ -223,7 +223,7 @@ def start_log(service: "Service", level: str) -> "logging.handlers.QueueListener
             }
             request = getattr(record, "request", None)
             line |= request if request is not None else {"logger": record.name, "message": record.getMessage()}
-            return json.dumps(line)
+            return json.dumps(line, allow_nan=False)
 
     class Waiting(logging.handlers.QueueHandler):
         def handleError(self, record: logging.LogRecord) -> None:

@@ -328,7 +328,7 @@ class Spool:
     def _record(self, key: str, status: str, **details: Any) -> dict[str, Any]:
         """Append a line and flush it to the disk."""
         result = {"key": key, "status": status, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **details}
-        line = json.dumps(result).encode() + b"\n"
+        line = json.dumps(result, allow_nan=False).encode() + b"\n"
         self._with_room(lambda: self._append(line))
         self._offsets[bytes.fromhex(key)] = self._end
         self._end += len(line)
@@ -354,7 +354,7 @@ class Spool:
 
 
 def _content(image: str, data: bytes) -> bytes:
-    return json.dumps({"image": image}).encode() + b"\n" + data
+    return json.dumps({"image": image}, allow_nan=False).encode() + b"\n" + data
 
 
 def _on_disk(length: int) -> int:

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import strict_json
 from .bundle import Bundle
-from .engine import SAFE, TUNED, Choice, Engine, candidates, describe_device, open_choice
+from .engine import SAFE, TUNED, Choice, Engine, candidates, describe_device, open_choice, require_finite
 from .errors import TuneError
 from .files import write_atomically
 
@@ -40,11 +41,11 @@ def strays(end: str, expected: NDArray[Any], found: NDArray[Any]) -> tuple[float
         return 1.0, True
     if end == "edge":
         changed = float((found != expected).mean())
-        return changed, changed > MAX_CHANGED
-    if not np.isfinite(found).all():
+        return changed, not changed <= MAX_CHANGED
+    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
         return 1.0, True
     moved = float(np.abs(_probabilities(found) - _probabilities(expected)).max())
-    return moved, moved > MAX_MOVED or bool((found.argmax(1) != expected.argmax(1)).any())
+    return moved, not moved <= MAX_MOVED or bool((found.argmax(1) != expected.argmax(1)).any())
 
 
 def _probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -60,12 +61,15 @@ def tune(bundle: Bundle, end: str, inputs: Sequence[NDArray[Any]], threads: int 
         threads: of each engine; None for one a core.
 
     Gives {"provider", "precision", "threads", "candidates": [{"provider", "precision", "milliseconds",
-    "strays", "accepted", "error"}]}, milliseconds being medians of one input. Raises TuneError, and the
-    BundleErrors where not even the safe choice loads.
+    "strays", "accepted", "error"}]}, milliseconds being medians of one input. Raises TuneError; the
+    BundleErrors where not even the safe choice loads; NotFiniteLogitsError where it gives no logits.
     """
     if not inputs:
         raise TuneError("there is nothing to measure with: name at least one readable input")
     engines: dict[Choice, Engine] = {SAFE: open_choice(bundle, end, threads, SAFE)}
+    if end == "cloud":
+        for batch in inputs:
+            require_finite(engines[SAFE].run(batch))
     rows: dict[Choice, dict[str, Any]] = {}
     for choice in dict.fromkeys((SAFE, *candidates(bundle, end))):
         rows[choice] = {"provider": choice.provider, "precision": choice.precision, "accepted": False}
@@ -103,12 +107,12 @@ def _keep(bundle: Bundle, end: str, result: dict[str, Any]) -> None:
     path = bundle.folder / TUNED
     head = {"device": describe_device(), "fingerprint": bundle.fingerprint.hex()}
     try:
-        before = json.loads(path.read_text())
+        before = strict_json.loads(path.read_text())
         kept = before if {key: before.get(key) for key in head} == head else head
     except (OSError, ValueError, AttributeError):
         kept = head
     try:
-        write_atomically(path, (json.dumps(kept | {end: result}, indent=1) + os.linesep).encode())
+        write_atomically(path, (json.dumps(kept | {end: result}, indent=1, allow_nan=False) + os.linesep).encode())
     except OSError as error:
         raise TuneError(f"the choice cannot be kept in {path} ({error}): tune as a user who may write there") from error
 

@@ -77,6 +77,39 @@ def random_bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
+def broken_bundle(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`random_bundle`, but its logits are finite for symbols that are all zero, and for no others."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    out = tmp_path_factory.mktemp("bundles") / "broken"
+    shutil.copytree(random_bundle, out)
+    model = onnx.load(out / "cloud.onnx")
+    (logits,) = model.graph.output
+    for node in model.graph.node:
+        node.output[:] = ["sound" if name == logits.name else name for name in node.output]
+    model.graph.initializer.append(helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]))
+    model.graph.initializer.append(helper.make_tensor("all_axes", TensorProto.INT64, [3], [1, 2, 3]))
+    model.graph.initializer.append(helper.make_tensor("last_axis", TensorProto.INT64, [2], [-1, 1]))
+    model.graph.node.extend(
+        [
+            helper.make_node("Cast", [model.graph.input[0].name], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Abs", ["floats"], ["sizes"]),
+            helper.make_node("ReduceMax", ["sizes", "all_axes"], ["largest"]),
+            helper.make_node("Sub", ["one", "largest"], ["rest"]),
+            helper.make_node("Log", ["rest"], ["nothing"]),  # of 1: 0; of 0: infinite; of less: not a number
+            helper.make_node("Reshape", ["nothing", "last_axis"], ["column"]),
+            helper.make_node("Add", ["sound", "column"], [logits.name]),
+        ]
+    )
+    onnx.save(model, out / "cloud.onnx")
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["files"]["cloud.onnx"]["sha256"] = hashlib.sha256((out / "cloud.onnx").read_bytes()).hexdigest()
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    return out
+
+
+@pytest.fixture(scope="session")
 def encoder(bundle: Path) -> EdgeEncoder:
     return EdgeEncoder(bundle, threads=1)
 

@@ -398,7 +398,7 @@ class Load:
         if response.status_code != 200:
             return str(response.status_code)
         best = response.json()["classes"][0]
-        if best["class_index"] != sample.class_index or abs(best["probability"] - sample.probability) > 1e-4:
+        if best["class_index"] != sample.class_index or not abs(best["probability"] - sample.probability) <= 1e-4:
             self.wrong.append(response.text)
             return "wrong"
         return "right"

@@ -120,7 +120,9 @@ def test_a_frozen_bottleneck_that_cannot_be(
 ) -> None:
     for name, classes in (("ours_n0", 3), ("ours_n0_enc", 2)):
         save_model(tmp_path / f"{name}.safetensors", build_random_model(name, classes), {})
+    save_model(tmp_path / "other.safetensors", build_random_model("ours_n0", 2), {"lmb": "0.64"})
     for more, text in (
+        (["--frozen_bottleneck", "--pretrain", str(tmp_path / "other.safetensors")], "say --model_args bpp_lmb=0.64"),
         (["--frozen_bottleneck"], "--pretrain FILE"),
         (["--frozen_bottleneck", "--pretrain", str(tmp_path / "ours_n0.safetensors")], "has 2 classes"),
         (["--frozen_bottleneck", "--pretrain", str(tmp_path / "ours_n0_enc.safetensors"), "--model", "ours_n0_enc"], "nothing to train"),

@@ -165,7 +165,13 @@ def _tail_alone(args: argparse.Namespace, labels: list[str]) -> tuple[FeatureCom
     """The second stage: --pretrain's model with its bottleneck frozen, and cross-entropy."""
     if not args.pretrain:
         raise TrainingError("--frozen_bottleneck trains the tail behind a checkpoint's bottleneck: name it with --pretrain FILE")
-    model, _ = load_model(args.pretrain, args.model, args.backbone)
+    model, metadata = load_model(args.pretrain, args.model, args.backbone)
+    own = metadata.get("lmb", f"{args.model_args:g}")
+    if own != f"{args.model_args:g}":
+        raise TrainingError(
+            f"the bottleneck in {args.pretrain} was trained at lmb {own}, and its tail is to be of lmb {args.model_args:g}: "
+            f"say --model_args bpp_lmb={own}"
+        )
     if args.frozen_tail or model.frozen_tail:
         raise TrainingError(f"--frozen_bottleneck leaves nothing to train of {args.model} with a frozen tail")
     if len(labels) != model.fc.out_features:
