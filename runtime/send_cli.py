@@ -106,7 +106,9 @@ def main(argv: list[str] | None = None) -> int:
     except (EdgeCloudError, OSError) as error:
         # Before anything was accepted.
         if args.json:
-            reporter.say(json.dumps({"delivered": 0, "refused": 0, "failed": 0, "spooled": None, "error": str(error)}, allow_nan=False), sys.stdout)
+            reporter.say(
+                json.dumps({"delivered": 0, "refused": 0, "failed": 0, "spooled": None, "error": str(error)}, allow_nan=False), sys.stdout
+            )
         reporter.say(f"edge-send: {error}", sys.stderr)
         status = EXIT_FAILURE
     except (KeyboardInterrupt, Terminated) as signalled:
