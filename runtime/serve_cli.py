@@ -200,7 +200,7 @@ def _listen(host: str, port: int) -> "socket.socket":
     except OSError as error:
         if listener:
             listener.close()
-        raise OSError(error.errno, f"cannot listen on {host} port {port}, {error.strerror}: choose another --host or --port") from None
+        raise OSError(f"cannot listen on {host} port {port}, {error.strerror}: choose another --host or --port") from None
     return listener
 
 
@@ -216,7 +216,8 @@ def _run(app: "Starlette", listener: "socket.socket", args: argparse.Namespace, 
 
     async def stop() -> None:
         if service.draining:
-            server.force_exit = True
+            for request in server.server_state.tasks:
+                request.cancel()  # is answered that the service stops
         else:
             service.drain()
             await service.drained()

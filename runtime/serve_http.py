@@ -11,18 +11,19 @@ no head of more than HEAD_BYTES is taken, however it is split over writes.
 
 import asyncio
 import contextlib
-import json
 import logging
 import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from enum import IntEnum
+from http import HTTPStatus
 from pathlib import Path
 
 import h11
 import uvicorn
 from starlette.applications import Starlette
+from starlette.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .errors import HeadTooLargeError
@@ -34,7 +35,6 @@ HEAD_BYTES = 16 << 10  # of a request line and its headers
 HEAD_SECONDS = 10.0  # from the connection to the first request's whole head
 IDLE_SECONDS = 75  # from an answer to the next request's first byte; and HEAD_SECONDS more for the rest of its head
 WRITE_SECONDS = 10.0  # for a client to read what does not fit into the socket's buffer
-BACKLOG = 1024  # connections that the system holds until they are taken
 _CLOSE_SECONDS = 2  # for connections to end, after all that was admitted has been answered
 _LINGER_SECONDS = 1.0  # in which a client that is cut off may read why, while it still sends
 _AT_ONCE = 64  # connections that are taken before others get their turn
@@ -99,6 +99,7 @@ class Crowd:
     def join(self, connection: "PatientProtocol") -> None:
         """A connection has begun."""
         self._stages[Stage.IDLE][connection] = None
+        self._resume()
 
     def move(self, connection: "PatientProtocol", stage: Stage) -> None:
         """Note what a connection does now."""
@@ -187,6 +188,9 @@ class _Connection(h11.Connection):
             return event
         if before - len(self.trailing_data[0]) > HEAD_BYTES:
             raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
+        names = [name for name, _ in event.headers]
+        if b"content-length" in names and b"transfer-encoding" in names:  # a proxy may see another end of the body
+            raise h11.RemoteProtocolError("two lengths of one body")
         if host := _HOST.match(event.target):
             target, headers = b"/" + event.target[host.end() :].removeprefix(b"/"), event.headers.raw_items()
             event = h11.Request(method=event.method, target=target, headers=headers, http_version=event.http_version)
@@ -255,12 +259,14 @@ class PatientProtocol(H11Protocol):
         status = getattr(sys.exception(), "error_status_hint", 400)
         content, kind = msg.encode(), b"text/plain; charset=utf-8"
         if status == 431:
-            kind = b"application/json"
             error = f"the request line and headers have more than {HEAD_BYTES} bytes: send less of them"
-            content = json.dumps({"code": code_of(HeadTooLargeError), "error": error}).encode()
+            refusal = JSONResponse({"code": code_of(HeadTooLargeError), "error": error})
+            content, kind = bytes(refusal.body), b"application/json"
+        reason = HTTPStatus(status).phrase.encode()
         headers = [(b"content-type", kind), (b"content-length", str(len(content)).encode()), (b"connection", b"close")]
-        for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=content), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
+        with contextlib.suppress(h11.LocalProtocolError):  # an answer to HEAD has no content
+            for event in (h11.Response(status_code=status, headers=headers, reason=reason), h11.Data(data=content), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
         self._deaf = True
         if self.transport.can_write_eof():
             self.transport.write_eof()
