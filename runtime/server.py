@@ -707,9 +707,10 @@ class Gate:
 
 async def _discard(visit: Visit, receive: Receive) -> None:
     """Read on for a moment, and forget it."""
+    most = visit.received + _DISCARD_BYTES
     try:
         async with asyncio.timeout(_DISCARD_SECONDS):
-            while not visit.body_ended and visit.received <= _DISCARD_BYTES:
+            while not visit.body_ended and visit.received <= most:
                 if (await receive())["type"] == "http.disconnect":
                     return
     except (TimeoutError, asyncio.CancelledError):  # a server that stops cancels what is left, which is still to be answered
