@@ -132,10 +132,10 @@ class Crowd:
             self._loop.remove_reader(self._listener)
 
     def _accept(self) -> None:
-        for _ in range(_AT_ONCE):
-            if self._count >= self.most:
-                self._make_room()
-                return
+        """Called while there are new ones."""
+        if self._count >= self.most:
+            self._make_room()
+        for _ in range(min(_AT_ONCE, self.most - self._count)):
             try:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
