@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .server import Service, Settings
 
 LOG_LEVELS = {"requests": "INFO", "refusals": "WARNING", "failures": "ERROR"}
+_RELOAD = getattr(signal, "SIGHUP", None)  # which Windows lacks
 _BACKLOG = 1024  # connections that the system holds until they are taken
 
 
@@ -125,7 +126,7 @@ class Signals:
 
     def __enter__(self) -> "Self":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", None)):
+            for number in (signal.SIGTERM, signal.SIGINT, _RELOAD):
                 if number is not None:
                     self._before[number] = signal.signal(number, self._handle)
         return self
@@ -140,7 +141,7 @@ class Signals:
     @staticmethod
     def before_serving(number: int) -> None:
         """Nothing is under way that would need an end. What SIGHUP has read again is not read yet."""
-        if number == signal.SIGHUP:
+        if number == _RELOAD:
             return
         line = f"cloud-serve: stopped by {signal.Signals(number).name} before it served\n"
         with suppress(OSError):  # not by way of sys.stderr, on which this may interrupt a line
@@ -227,10 +228,12 @@ def _run(app: "Starlette", listener: "socket.socket", args: argparse.Namespace, 
         loop, status = asyncio.get_running_loop(), EXIT_DONE
 
         def begin(work: "Coroutine[Any, Any, object]") -> None:
-            kept.add(asyncio.ensure_future(work))
+            task = asyncio.ensure_future(work)
+            kept.add(task)
+            task.add_done_callback(kept.discard)
 
         def act(number: int) -> None:
-            if number == signal.SIGHUP:  # while bundles load, it comes after
+            if number == _RELOAD:  # while bundles load, it comes after
                 loop.call_soon_threadsafe(lambda: begin(service.reload()))
             elif service.models is None:
                 signals.before_serving(number)
@@ -243,6 +246,7 @@ def _run(app: "Starlette", listener: "socket.socket", args: argparse.Namespace, 
             await started.wait()
             try:
                 await service.open()
+                server.crowd.most = allowed_connections(server.crowd.count)  # bundles hold files open on some providers
                 _say_listening(listener, args)
             except (EdgeCloudError, OSError) as error:
                 say(f"cloud-serve: {error}", sys.stderr)

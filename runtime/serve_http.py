@@ -45,8 +45,8 @@ _LEAST = 4
 _HOST = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
 
 
-def allowed_connections() -> int:
-    """How many connections the system has files for. Asks it for as many as it may have.
+def allowed_connections(now: int = 0) -> int:
+    """How many connections the system has files for, of which there are some `now`. Asks it for as many as it may have.
 
     Some systems allow a process 1024 open files unless it asks for more.
     """
@@ -60,7 +60,8 @@ def allowed_connections() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
     files = _MOST if soft == resource.RLIM_INFINITY else soft
-    return max(_LEAST, min(_MOST, files - len(list(Path("/dev/fd").iterdir())) - _SPARE_FILES))
+    others = len(list(Path("/dev/fd").iterdir())) - now
+    return max(_LEAST, min(_MOST, files - others - _SPARE_FILES))
 
 
 class Stage(IntEnum):
@@ -78,7 +79,7 @@ class Crowd:
     def __init__(self, most: int, listener: socket.socket, make: Callable[[], "PatientProtocol"]):
         self.most, self._listener, self._make = most, listener, make
         self._loop = asyncio.get_running_loop()
-        self._count = 0
+        self.count = 0
         # Each stage's connections, in the order in which they came to it.
         self._stages: dict[Stage, dict[PatientProtocol, None]] = {stage: {} for stage in Stage}
         self._open = False
@@ -118,7 +119,7 @@ class Crowd:
         self._lose_one()
 
     def _lose_one(self) -> None:
-        self._count -= 1
+        self.count -= 1
         self._resume()
 
     def _resume(self) -> None:
@@ -133,19 +134,20 @@ class Crowd:
 
     def _accept(self) -> None:
         """Called while there are new ones."""
-        if self._count >= self.most:
+        if self.count >= self.most:
             self._make_room()
-        for _ in range(min(_AT_ONCE, self.most - self._count)):
+        for _ in range(min(_AT_ONCE, self.most - self.count)):
             try:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:  # the system, or all its processes together, have no file for it
                 log.error("no connection can be taken for now (%s): allow more open files (ulimit -n)", error.strerror)
+                self._make_room()
                 self._pause()
                 self._loop.call_later(_RETRY_SECONDS, self._resume)
                 return
-            self._count += 1
+            self.count += 1
             task = self._loop.create_task(self._begin(connection))
             self._coming.add(task)
             task.add_done_callback(self._coming.discard)

@@ -29,18 +29,19 @@ class Log:
         waiting: queue.Queue[logging.LogRecord] = queue.Queue(_WAITING_LINES)
         writer = _Writer(on_lost)
         writer.setFormatter(_Lines())
-        entrance = _Entrance(waiting, on_lost)
-        entrance.addFilter(Repeats())
+        self._entrance = _Entrance(waiting, on_lost)
+        self._entrance.addFilter(Repeats())
         root = logging.getLogger()
         root.setLevel("WARNING")
         logging.getLogger("runtime").setLevel("INFO")
         logging.getLogger("runtime.server.requests").setLevel(level)
-        root.addHandler(entrance)
+        root.addHandler(self._entrance)
         self._listener = logging.handlers.QueueListener(waiting, writer)
         self._listener.start()
 
     def close(self) -> bool:
-        """Write the last lines. False if nobody reads them: the interpreter's own end would wait for that as well."""
+        """Take no more lines, and write the last ones. False if nobody reads them: the interpreter's own end would wait as well."""
+        logging.getLogger().removeHandler(self._entrance)
         last = threading.Thread(target=self._listener.stop, daemon=True)
         last.start()
         last.join(_LAST_SECONDS)
