@@ -140,7 +140,7 @@ class Signals:
 
     @staticmethod
     def before_serving(number: int) -> None:
-        """Nothing is under way that would need an end. What SIGHUP has read again is not read yet."""
+        """End the process: it has nothing to finish. SIGHUP changes nothing, because nothing has been read yet."""
         if number == _RELOAD:
             return
         line = f"cloud-serve: stopped by {signal.Signals(number).name} before it served\n"
@@ -166,7 +166,7 @@ def _main(argv: list[str] | None, signals: Signals) -> int:
         parser.error(f"--port {args.port} is not from 0 to 65535")
     check_options(parser, args)
     try:
-        from . import serve_http  # noqa: F401 - before the socket, as far as it takes no time
+        from . import serve_http  # noqa: F401 - a missing package is told before the socket is opened
 
         listener = _listen(args.host, args.port)
         from .server import create_app
@@ -197,7 +197,7 @@ def _listen(host: str, port: int) -> "socket.socket":
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(_BACKLOG)  # as many as bind may have one address, but one alone can listen
+        listener.listen(_BACKLOG)  # several processes can bind the same port, but only one can listen on it
     except OSError as error:
         if listener:
             listener.close()
@@ -233,7 +233,7 @@ def _run(app: "Starlette", listener: "socket.socket", args: argparse.Namespace, 
             task.add_done_callback(kept.discard)
 
         def act(number: int) -> None:
-            if number == _RELOAD:  # while bundles load, it comes after
+            if number == _RELOAD:  # if bundles are being loaded, it waits until they are
                 loop.call_soon_threadsafe(lambda: begin(service.reload()))
             elif service.models is None:
                 signals.before_serving(number)
@@ -261,7 +261,7 @@ def _run(app: "Starlette", listener: "socket.socket", args: argparse.Namespace, 
     try:
         status = asyncio.run(serve())
     finally:
-        if not log.close() or service.loading:  # neither is to hold up the end, and that of the interpreter
+        if not log.close() or service.loading:  # the interpreter would wait for the log's reader, or for a bundle
             os._exit(status)
     return status
 

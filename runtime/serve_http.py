@@ -5,8 +5,8 @@ awaited by server.py. It takes as many connections as come, though each is an op
 system allows a process some number.
 
 Always holds: a connection on which neither a request's head comes, nor an answer goes, in time is closed;
-there are no more connections than `most`, and whoever keeps the service waiting makes way for a new one;
-no head of more than HEAD_BYTES is taken, however it is split over writes.
+there are at most `most` connections, and a new one replaces the one that has waited longest for its client;
+a head of more than HEAD_BYTES is refused, however it is split over writes.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ _AT_ONCE = 64  # connections that are taken before others get their turn
 _RETRY_SECONDS = 0.2  # after the system had no file for a connection
 _MOST = 1 << 16  # connections, whatever the system allows
 _SPARE_FILES = 24  # for bundles and tokens that are read again, metrics, and what libraries open
-_LEAST = 4
+_LEAST = 4  # connections, however few files there are
 _HOST = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
 
 
@@ -65,7 +65,7 @@ def allowed_connections(now: int = 0) -> int:
 
 
 class Stage(IntEnum):
-    """What a connection does, in the order in which connections make way for new ones."""
+    """What a connection does. The lower its stage, the sooner it is closed for a new one."""
 
     IDLE = 0  # no request, or not the whole of its head
     RECEIVING = 1  # a request whose body has not wholly come
@@ -74,7 +74,7 @@ class Stage(IntEnum):
 
 
 class Crowd:
-    """The connections of a server, and the place where new ones come in."""
+    """The connections of a server. Accepts new ones, and closes old ones to make room."""
 
     def __init__(self, most: int, listener: socket.socket, make: Callable[[], "PatientProtocol"]):
         self.most, self._listener, self._make = most, listener, make
@@ -162,7 +162,7 @@ class Crowd:
                 self._lose_one()
 
     def _make_room(self) -> None:
-        """End the connection that has kept the service waiting longest. Where all are at work, new ones wait."""
+        """Close the connection that has waited longest for its client. If all are at work, accept none until one is done."""
         if self._stages[Stage.CLOSING]:
             return  # one has just been ended, and is gone in a moment
         for stage in (Stage.IDLE, Stage.RECEIVING):
@@ -179,7 +179,7 @@ class Crowd:
 
 
 class _Connection(h11.Connection):
-    """h11 bounds a head whose end has not come; this bounds any. Takes a target with a host, as proxies are sent, for its path."""
+    """h11, which bounds only heads that are incomplete, with a bound for all. `GET http://host/path` is taken as `GET /path`."""
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         if self.their_state is not h11.IDLE:
@@ -251,7 +251,7 @@ class PatientProtocol(H11Protocol):
         self._note_stage()
 
     def send_400_response(self, msg: str) -> None:
-        """Called while h11's error is handled, which knows the status. What still comes is read for a moment, lest the answer be lost."""
+        """Called while h11's error is handled, which has the status. Reads on for a moment, so that the client gets the answer."""
         if self.cycle is not None:  # of a body that goes wrong
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -275,7 +275,7 @@ class PatientProtocol(H11Protocol):
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
     def _unsupported_upgrade_warning(self) -> None:
-        """None: other protocols are not offered, and a request that asks for one is answered in this one."""
+        """No warning: a request that offers to change to another protocol is answered in this one."""
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -1,7 +1,7 @@
 """The service's log: JSON lines on standard error, from a thread of its own.
 
-Always holds: a reader that is slow or gone, or a disk that is full, costs lines, which are counted, and holds up
-nobody; a line that is no request's, and says the same as one of the last second, is counted instead of written.
+Always holds: a slow or closed reader, or a full disk, loses lines, which are counted, and holds up no request; the
+same line is written at most once a second, unless it is a request's.
 """
 
 import json
@@ -57,7 +57,7 @@ class Log:
 
 
 class Repeats(logging.Filter):
-    """Counts lines that say the same as one of the last second; the next one that is let through tells how many there were."""
+    """Lets the same line through once a second. The next one has the number of those held back, as `repeated`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -110,7 +110,7 @@ class Visit:
     received: int = 0
     sent: int = 0
     buffered: int = 0
-    body_begun: bool = False  # it was asked for, which also tells a client to go on that waits for that
+    body_begun: bool = False  # it was asked for; a client that waits for "100 Continue" got it then
     body_ended: bool = False
     answered: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
@@ -270,7 +270,7 @@ class Service:
 
 
 async def _in_thread(work: Callable[[], None]) -> None:
-    """As asyncio.to_thread, but the end of the process does not wait for it: a bundle takes seconds to load."""
+    """Like asyncio.to_thread, but the process can end without waiting for the thread: a bundle takes seconds to load."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
@@ -506,8 +506,8 @@ async def _take_apart(service: Service, body: bytes, work: Callable[[], T]) -> T
 
 @contextmanager
 def _telling_forms(request: Request, body: bytes | None = None) -> Iterator[None]:
-    """Where a body is refused that came as a form, the refusal says so: `curl -F` wraps a file up, and `curl -d @FILE`
-    takes the ends of its lines and its zeros out. `curl --data-binary` names the latter's type too, and alters nothing.
+    """If the refused body was sent as a form, the refusal says so. `curl -F` wraps a file in a form. `curl -d @FILE`
+    drops line ends and zeros. `curl --data-binary` has the same content type as the latter, and drops nothing.
     """
     try:
         yield
@@ -713,7 +713,7 @@ async def _discard(visit: Visit, receive: Receive) -> None:
             while not visit.body_ended and visit.received <= most:
                 if (await receive())["type"] == "http.disconnect":
                     return
-    except (TimeoutError, asyncio.CancelledError):  # a server that stops cancels what is left, which is still to be answered
+    except (TimeoutError, asyncio.CancelledError):  # a server that stops cancels its requests, which are still to be answered
         pass
 
 
