@@ -165,6 +165,14 @@ class UnsupportedEncodingError(RequestError):
     """A body that is compressed on its way."""
 
 
+class UnsupportedSharedMemoryError(RequestError):
+    """Tensors that are to be read from, or written to, memory that the client shares with a server."""
+
+
+class HeadTooLargeError(RequestError):
+    """A request line and headers of more bytes than are taken."""
+
+
 class BodyTooLargeError(RequestError):
     """More bytes than any request of that path has."""
 
@@ -191,6 +199,10 @@ class QueueFullError(RequestError):
     def __init__(self, message: str, seconds: int):
         super().__init__(message)
         self.seconds = seconds
+
+
+class StartingError(RequestError):
+    """The service still loads its bundles."""
 
 
 class DrainingError(RequestError):

@@ -7,7 +7,8 @@ A feature file is no text: within JSON it is written in base64. With the binary 
 first, its length in a header, and then the tensors' bytes; an element of a BYTES tensor is a 32-bit
 little-endian length and so many bytes.
 
-Always holds: what is not as the protocol asks is refused whole; lengths are checked before anything is taken from them.
+Always holds: what is not as the protocol asks is refused whole; lengths are checked before anything is taken from them;
+an optional member that is null is as if it were absent.
 """
 
 import base64
@@ -22,13 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import MalformedRequestError, TooManyFilesError
+from .errors import MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 INPUT = "feature_file"
 # Name -> datatype. The first three have top_k columns, the last one as many as there are classes.
 OUTPUTS = {"label": "BYTES", "probability": "FP32", "class_index": "INT32", "logits": "FP32"}
 EXTENSIONS = ["binary_tensor_data"]
+NO_SHARED_MEMORY = "shared memory is not served (see `extensions` in /v2): send tensors within the request"
 _DTYPES = {"FP32": "<f4", "INT32": "<i4"}
 _LENGTH = struct.Struct("<I")
 _MAX_ID = 256
@@ -45,12 +47,11 @@ class InferRequest:
     top_k: int = 1
 
 
-def metadata(name: str, classes: int, engine: str, fingerprint: str) -> dict[str, Any]:
+def metadata(name: str, classes: int, engine: str) -> dict[str, Any]:
     """What /v2/models/NAME tells."""
     shapes = {"label": [-1, -1], "probability": [-1, -1], "class_index": [-1, -1], "logits": [-1, classes]}
     return {
         "name": name,
-        "versions": [fingerprint],
         "platform": f"edgecloud_features ({engine})",
         "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1], "parameters": {"content_type": "base64"}}],
         "outputs": [{"name": output, "datatype": datatype, "shape": shapes[output]} for output, datatype in OUTPUTS.items()],
@@ -65,7 +66,7 @@ def parse(body: bytes, header_length: str | None, max_files: int) -> InferReques
         header_length: value of the header HEADER_LENGTH, where there is one.
         max_files: feature files of one request.
 
-    Raises MalformedRequestError, TooManyFilesError.
+    Raises MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError.
     """
     length = len(body)
     if header_length is not None:
@@ -84,7 +85,7 @@ def parse(body: bytes, header_length: str | None, max_files: int) -> InferReques
     count = _count(_get(inputs[0], "shape", list, []))
     if count > max_files:
         raise TooManyFilesError(f"{count} feature files in one request, {max_files} are taken: send several requests")
-    size = _get(_get(inputs[0], "parameters", dict, {}), "binary_data_size", int, None)
+    size = _get(_parameters(inputs[0]), "binary_data_size", int, None)
     if size is not None:
         if size != len(body) - length:
             raise MalformedRequestError(f"binary_data_size is {size}, {len(body) - length} bytes follow the JSON: send so many as it says")
@@ -110,8 +111,8 @@ def parse(body: bytes, header_length: str | None, max_files: int) -> InferReques
 def _outputs(request: dict[str, Any], binary: bool) -> dict[str, bool]:
     wanted: dict[str, bool] = {}
     for output in _get(request, "outputs", list, []):
-        name, parameters = _get(output, "name", str, ""), _get(output, "parameters", dict, {})
-        if name not in OUTPUTS or "classification" in parameters:
+        name, parameters = _get(output, "name", str, ""), _parameters(output)
+        if name not in OUTPUTS or parameters.get("classification") is not None:
             raise MalformedRequestError(
                 f"no output {name[:80]!r} with these parameters: ask for {', '.join(OUTPUTS)}; top_k is the request's"
             )
@@ -175,16 +176,23 @@ def render(request: InferRequest, model: str, labels: list[str], logits: NDArray
 
 
 def _get(source: Any, key: str, kind: type, default: Any) -> Any:
-    """A member of a JSON object, of the kind that it must have. An absent one without a default is refused too."""
-    value = source.get(key, default) if isinstance(source, dict) else source
-    wrong = (
-        not isinstance(source, dict) or (value is not default and not isinstance(value, kind)) or (isinstance(value, bool) and kind is int)
-    )
-    if wrong:
+    """A member of a JSON object, of the kind that it must have; `default` where it is absent or null."""
+    value = source.get(key) if isinstance(source, dict) else source
+    if value is None and isinstance(source, dict):
+        return default
+    if not isinstance(source, dict) or not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
         raise MalformedRequestError(
             f"the request has {str(value)[:40]!r} where {key} ({kind.__name__}) belongs: see the Open Inference Protocol"
         )
     return value
+
+
+def _parameters(tensor: Any) -> dict[str, Any]:
+    """Of an input or an output."""
+    parameters: dict[str, Any] = _get(tensor, "parameters", dict, {})
+    if any(parameters.get(f"shared_memory_{what}") is not None for what in ("region", "byte_size", "offset")):
+        raise UnsupportedSharedMemoryError(NO_SHARED_MEMORY)
+    return parameters
 
 
 def _count(shape: list[Any]) -> int:

@@ -21,6 +21,7 @@ STATUS: dict[type[errors.EdgeCloudError], int] = {
     errors.WrongBundleError: 400,
     errors.TooManySymbolsError: 413,
     errors.MalformedRequestError: 400,
+    errors.UnsupportedSharedMemoryError: 400,
     errors.UnauthorizedError: 401,
     errors.UnknownModelError: 404,
     errors.SlowBodyError: 408,
@@ -28,8 +29,10 @@ STATUS: dict[type[errors.EdgeCloudError], int] = {
     errors.TooManyFilesError: 413,
     errors.UnsupportedEncodingError: 415,
     errors.QueueFullError: 429,
+    errors.HeadTooLargeError: 431,
     errors.ClientGoneError: 499,
     errors.GraphFailedError: 500,
+    errors.StartingError: 503,
     errors.DrainingError: 503,
     errors.DeadlineError: 504,
 }

@@ -1,36 +1,43 @@
 """cloud-serve: a service that takes feature files over HTTP and gives their classes. docs/SERVING.md is its manual.
 
     SIGHUP            read bundles and tokens again
-    SIGTERM, SIGINT   refuse what comes, answer what was admitted, stop; a second one stops at once
+    SIGTERM, SIGINT   while it loads: stop at once; then: refuse what comes, answer what was admitted, stop; a second one stops at once
 
-Always holds: standard output has one line, when the service listens; all else goes to standard error,
-one JSON object a line once it does, and a reader that is too slow loses lines rather than hold up a request.
+    signals -> socket -> imports -> "live", but refuses as `starting` -> bundles are loaded -> "listening on" -> serves
+
+Always holds: standard output has one line, when the service takes feature files; all else goes to standard error,
+one JSON object a line once it does; a reader that is too slow or gone loses lines rather than hold up a request.
+Each signal is handled from the command's first line to its last.
 """
 
 import argparse
 import ipaddress
+import os
+import signal
 import sys
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from . import __version__
+from .command import EXIT_DONE, EXIT_FAILURE, command, say
 from .edge_cli import add_engine_options
 from .errors import EdgeCloudError
 
 if TYPE_CHECKING:
-    import logging.handlers
     import socket
     from collections.abc import Callable, Coroutine
-    from typing import Any
+    from types import FrameType
+    from typing import Any, Self
 
     from starlette.applications import Starlette
 
+    from .serve_log import Log
     from .server import Service, Settings
 
-EXIT_DONE, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 LOG_LEVELS = {"requests": "INFO", "refusals": "WARNING", "failures": "ERROR"}
-_LOG_LINES = 10_000  # that wait for their reader
-_LOG_SECONDS = 2.0  # for their reader to take the last ones
-_CONNECTIONS = 1 << 16
+_RELOAD = getattr(signal, "SIGHUP", None)  # which Windows lacks
+_BACKLOG = 1024  # connections that the system holds until they are taken
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,16 +82,7 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> "Settings":
     """Settings from the options of add_service_options; reports what makes no sense by `parser.error`."""
-    for option, number, least in (
-        ("--threads", args.threads, 1),
-        ("--max-batch", args.max_batch, 1),
-        ("--max-queue", args.max_queue, 1),
-        ("--max-wait-ms", args.max_wait_ms, 0),
-        ("--deadline-ms", args.deadline_ms, 1),
-        ("--drain-ms", args.drain_ms, 0),
-    ):
-        if number is not None and not least <= number < 1e9:
-            parser.error(f"{option} {number} is not a number from {least} up")
+    check_options(parser, args)
     from .server import Settings
 
     return Settings(
@@ -101,30 +99,86 @@ def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> "S
     )
 
 
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Reports numbers that make no sense by `parser.error`."""
+    for option, number, least in (
+        ("--threads", args.threads, 1),
+        ("--max-batch", args.max_batch, 1),
+        ("--max-queue", args.max_queue, 1),
+        ("--max-wait-ms", args.max_wait_ms, 0),
+        ("--deadline-ms", args.deadline_ms, 1),
+        ("--drain-ms", args.drain_ms, 0),
+    ):
+        if number is not None and not least <= number < 1e9:
+            parser.error(f"{option} {number} is not a number from {least} up")
+
+
+class Signals:
+    """What SIGTERM, SIGINT and SIGHUP do. Without handlers, SIGHUP would kill while bundles load, and the first
+    process of a container would not notice SIGTERM.
+
+    `act` is called with the number of each that comes.
+    """
+
+    def __init__(self) -> None:
+        self.act: Callable[[int], None] = self.before_serving
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Self":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, _RELOAD):
+                if number is not None:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: "FrameType | None") -> None:
+        self.act(number)
+
+    @staticmethod
+    def before_serving(number: int) -> None:
+        """End the process: it has nothing to finish. SIGHUP changes nothing, because nothing has been read yet."""
+        if number == _RELOAD:
+            return
+        line = f"cloud-serve: stopped by {signal.Signals(number).name} before it served\n"
+        with suppress(OSError):  # not by way of sys.stderr, on which this may interrupt a line
+            os.write(2, line.encode())
+        os._exit(EXIT_DONE)
+
+    @staticmethod
+    def at_the_end(_: int) -> None:
+        """The process ends in a moment."""
+
+
+@command("cloud-serve")
 def main(argv: list[str] | None = None) -> int:
+    with Signals() as signals:
+        return _main(argv, signals)
+
+
+def _main(argv: list[str] | None, signals: Signals) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     if not 0 <= args.port < 1 << 16:
         parser.error(f"--port {args.port} is not from 0 to 65535")
+    check_options(parser, args)
     try:
+        from . import serve_http  # noqa: F401 - a missing package is told before the socket is opened
+
+        listener = _listen(args.host, args.port)
         from .server import create_app
 
-        app = create_app(settings_of(parser, args))
+        app = create_app(settings_of(parser, args), load=False)
     except ImportError as error:
-        print(f"cloud-serve: {error}: install what it needs with `pip install 'edgecloud-features[cloud]'`", file=sys.stderr)
+        say(f"cloud-serve: {error}: install what it needs with `pip install 'edgecloud-features[cloud]'`", sys.stderr)
         return EXIT_FAILURE
-    try:
-        listener = _listen(args.host, args.port)
-        app.state.service.load()
-    except (EdgeCloudError, OSError) as error:
-        print(f"cloud-serve: {error}", file=sys.stderr)
+    except OSError as error:
+        say(f"cloud-serve: {error}", sys.stderr)
         return EXIT_FAILURE
-    if not args.token_file and not _is_local(args.host):
-        print(
-            f"cloud-serve: listening on {args.host} without a token, anybody who reaches it may use it: give it a --token-file",
-            file=sys.stderr,
-        )
-    return _run(app, listener, LOG_LEVELS[args.log])
+    return _run(app, listener, args, signals)
 
 
 def _is_local(host: str) -> bool:
@@ -143,103 +197,90 @@ def _listen(host: str, port: int) -> "socket.socket":
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(_BACKLOG)  # several processes can bind the same port, but only one can listen on it
     except OSError as error:
         if listener:
             listener.close()
-        raise OSError(error.errno, f"cannot listen on {host} port {port}, {error.strerror}: choose another --host or --port") from None
+        raise OSError(f"cannot listen on {host} port {port}, {error.strerror}: choose another --host or --port") from None
     return listener
 
 
-def _run(app: "Starlette", listener: "socket.socket", level: str) -> int:
+def _run(app: "Starlette", listener: "socket.socket", args: argparse.Namespace, signals: Signals) -> int:
     import asyncio
-    import os
-    import signal
-    import threading
 
-    from .serve_http import make_server
+    from .serve_http import allowed_connections, make_server
 
-    service = app.state.service
-    host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    server = make_server(app, lambda: print(f"listening on {url}", flush=True))
+    service: Service = app.state.service
+    started = asyncio.Event()
+    server = make_server(app, started.set, allowed_connections())
     kept: set[asyncio.Task[object]] = set()  # the loop keeps no tasks alive by itself
 
     async def stop() -> None:
         if service.draining:
-            server.force_exit = True
+            for request in server.server_state.tasks:
+                request.cancel()  # is answered that the service stops
         else:
             service.drain()
             await service.drained()
         server.should_exit = True
 
-    async def serve() -> None:
-        def connect(number: signal.Signals, work: "Callable[[], Coroutine[Any, Any, object]]") -> None:
-            asyncio.get_running_loop().add_signal_handler(number, lambda: kept.add(asyncio.ensure_future(work())))
+    async def serve() -> int:
+        loop, status = asyncio.get_running_loop(), EXIT_DONE
 
-        connect(signal.SIGTERM, stop)
-        connect(signal.SIGINT, stop)
-        connect(signal.SIGHUP, service.reload)
-        await server.serve(sockets=[listener])
+        def begin(work: "Coroutine[Any, Any, object]") -> None:
+            task = asyncio.ensure_future(work)
+            kept.add(task)
+            task.add_done_callback(kept.discard)
 
-    _allow_connections()
-    log_writer = start_log(service, level)
+        def act(number: int) -> None:
+            if number == _RELOAD:  # if bundles are being loaded, it waits until they are
+                loop.call_soon_threadsafe(lambda: begin(service.reload()))
+            elif service.models is None:
+                signals.before_serving(number)
+            else:
+                loop.call_soon_threadsafe(lambda: begin(stop()))
+
+        signals.act = act
+        try:
+            serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+            await started.wait()
+            try:
+                await service.open()
+                server.crowd.most = allowed_connections(server.crowd.count)  # bundles hold files open on some providers
+                _say_listening(listener, args)
+            except (EdgeCloudError, OSError) as error:
+                say(f"cloud-serve: {error}", sys.stderr)
+                status, server.should_exit = EXIT_FAILURE, True
+            await serving
+        finally:
+            signals.act = signals.at_the_end
+        return status
+
+    log = start_log(service, LOG_LEVELS[args.log])
+    status = EXIT_FAILURE
     try:
-        asyncio.run(serve())
+        status = asyncio.run(serve())
     finally:
-        # What nobody reads would hold up the end as well, and that of the interpreter.
-        last = threading.Thread(target=log_writer.stop, daemon=True)
-        last.start()
-        last.join(_LOG_SECONDS)
-        if last.is_alive():
-            os._exit(EXIT_DONE)
-    return EXIT_DONE
+        if not log.close() or service.loading:  # the interpreter would wait for the log's reader, or for a bundle
+            os._exit(status)
+    return status
 
 
-def _allow_connections() -> None:
-    """Each is a file to the system, some of which allow a process 1024 unless it asks for more."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard == resource.RLIM_INFINITY or hard > _CONNECTIONS:
-        wanted = _CONNECTIONS
-    else:
-        wanted = hard
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+def _say_listening(listener: "socket.socket", args: argparse.Namespace) -> None:
+    if not args.token_file and not _is_local(args.host):
+        say(
+            f"cloud-serve: listening on {args.host} without a token, anybody who reaches it may use it: give it a --token-file",
+            sys.stderr,
+        )
+    host, port = listener.getsockname()[:2]
+    say(f"listening on http://[{host}]:{port}" if ":" in host else f"listening on http://{host}:{port}", sys.stdout)
 
 
-def start_log(service: "Service", level: str) -> "logging.handlers.QueueListener":
-    """JSON lines on standard error, from a thread of its own: who reads them slowly holds up nobody."""
-    import json
-    import logging.handlers
-    import queue
-    from datetime import UTC, datetime
+def start_log(service: "Service", level: str) -> "Log":
+    """JSON lines on standard error, whoever reads them."""
+    from .serve_log import Log
 
-    class Lines(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            line: dict[str, Any] = {
-                "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-                "level": record.levelname.lower(),
-            }
-            request = getattr(record, "request", None)
-            line |= request if request is not None else {"logger": record.name, "message": record.getMessage()}
-            return json.dumps(line, allow_nan=False)
-
-    class Waiting(logging.handlers.QueueHandler):
-        def handleError(self, record: logging.LogRecord) -> None:
-            service.metrics.lost_lines.inc()
-
-    waiting: queue.Queue[logging.LogRecord] = queue.Queue(_LOG_LINES)
-    writer = logging.StreamHandler()
-    writer.setFormatter(Lines())
-    root = logging.getLogger()
-    root.setLevel("WARNING")
-    logging.getLogger("runtime").setLevel("INFO")
-    logging.getLogger("runtime.server.requests").setLevel(level)
-    root.addHandler(Waiting(waiting))
-    listener = logging.handlers.QueueListener(waiting, writer)
-    listener.start()
-    return listener
+    return Log(level, service.metrics.lost_lines.inc)
 
 
 if __name__ == "__main__":

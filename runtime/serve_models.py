@@ -8,7 +8,6 @@ which is made whole before the old one is let go, and shares with it what is the
 """
 
 import hashlib
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ from .bundle import MANIFEST
 from .cloud import CloudDecoder
 from .errors import BundleNotFoundError, ServedBundlesError, UnknownModelError
 from .feature_file import FINGERPRINT_BYTES, FeatureFile
-
-log = logging.getLogger(__name__)
 
 _WARM_SIDE = 224  # pixels
 
@@ -147,5 +144,4 @@ def _warm(name: str, decoder: CloudDecoder, digest: bytes) -> Model:
         start = perf_counter()
         decoder.logits_of_symbols(np.zeros((1, shape.channels, rows, columns), np.int16))
         seconds = min(seconds, perf_counter() - start)
-    log.info("%s is loaded: fingerprint %s, %s", name, decoder.bundle.fingerprint[:FINGERPRINT_BYTES].hex(), decoder.engine.choice)
     return Model(name, decoder, digest, seconds)

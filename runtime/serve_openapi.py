@@ -11,7 +11,7 @@ from .oip import EXTENSIONS, HEADER_LENGTH, INPUT, OUTPUTS
 from .refusals import STATUS, code_of
 
 _FILE_REFUSALS = (400, 404, 413)
-_SERVICE_REFUSALS = (401, 408, 413, 415, 429, 500, 503, 504)
+_SERVICE_REFUSALS = (401, 408, 413, 415, 429, 431, 500, 503, 504)
 _OPEN: list[dict[str, list[str]]] = [{}]
 
 
@@ -21,6 +21,10 @@ def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) ->
 
 def _ref(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}]}
 
 
 def _array(items: dict[str, Any]) -> dict[str, Any]:
@@ -68,8 +72,7 @@ _SCHEMAS: dict[str, Any] = {
             "platform": _STRING,
             "inputs": _array(_ref("Tensor")),
             "outputs": _array(_ref("Tensor")),
-        },
-        {"versions": _array(_STRING)},
+        }
     ),
     "InferRequest": _object(
         {
@@ -84,16 +87,22 @@ _SCHEMAS: dict[str, Any] = {
                         "shape": {"type": "array", "minItems": 1, "maxItems": 2, "items": {"type": "integer", "minimum": 1}},
                     },
                     {
-                        "data": {**_array(_STRING), "description": "feature files in base64"},
-                        "parameters": _object({}, {"binary_data_size": {"type": "integer", "minimum": 0}}),
+                        "data": _or_null({**_array(_STRING), "description": "feature files in base64"}),
+                        "parameters": _or_null(_object({}, {"binary_data_size": _or_null({"type": "integer", "minimum": 0})})),
                     },
                 ),
             }
         },
         {
-            "id": {**_STRING, "maxLength": 256},
-            "parameters": _object({}, {"top_k": {"type": "integer", "minimum": 1}, "binary_data_output": _BOOLEAN}),
-            "outputs": _array(_object({"name": {"enum": list(OUTPUTS)}}, {"parameters": _object({}, {"binary_data": _BOOLEAN})})),
+            "id": _or_null({**_STRING, "maxLength": 256}),
+            "parameters": _or_null(
+                _object({}, {"top_k": _or_null({"type": "integer", "minimum": 1}), "binary_data_output": _or_null(_BOOLEAN)})
+            ),
+            "outputs": _or_null(
+                _array(
+                    _object({"name": {"enum": list(OUTPUTS)}}, {"parameters": _or_null(_object({}, {"binary_data": _or_null(_BOOLEAN)}))})
+                )
+            ),
         },
     ),
     "InferResponse": _object({"model_name": _STRING, "outputs": _array(_ref("Tensor"))}, {"id": _STRING}),
@@ -117,7 +126,7 @@ def _refusals(*statuses: int) -> dict[str, Any]:
 def _get(summary: str, schema: dict[str, Any], open_to_all: bool = False, named: bool = False, more: dict[str, Any] | None = None) -> Any:
     responses = {
         "200": _json(schema, "the answer"),
-        **_refusals(*([] if open_to_all else [401]), *([404] if named else [])),
+        **_refusals(431, *([] if open_to_all else [401, 503]), *([404] if named else [])),
         **(more or {}),
     }
     operation: dict[str, Any] = {"summary": summary, "responses": responses}
@@ -153,6 +162,7 @@ def document() -> dict[str, Any]:
     name = {"name": "name", "in": "path", "required": True, "schema": _STRING}
     binary = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     ready = _object({"ready": _BOOLEAN}, {"name": _STRING})
+    not_ready = "the service loads its bundles, or is about to stop"
     text = {"description": "the text", "content": {"text/plain": {"schema": _STRING}}}
     html = {"description": "the page", "content": {"text/html": {"schema": _STRING}}}
     infer_answer = _json(
@@ -182,18 +192,19 @@ def document() -> dict[str, Any]:
             _object({"name": _STRING, "version": _STRING, "extensions": _array({"enum": EXTENSIONS})}),
         ),
         "/v2/health/live": _get("Whether the service runs.", _object({"live": _BOOLEAN}), True),
-        "/v2/health/ready": _get(
-            "Whether feature files are taken.", ready, True, more={"503": _json(ready, "the service is about to stop")}
-        ),
+        "/v2/health/ready": _get("Whether feature files are taken.", ready, True, more={"503": _json(ready, not_ready)}),
         "/v2/models": _get("All models that are served.", _object({"models": _array(_ref("Model"))})),
         "/v2/models/{name}": _get("A model's inputs and outputs.", _ref("Metadata"), named=True),
         "/v2/models/{name}/ready": _get(
-            "Whether a model takes feature files.", ready, named=True, more={"503": _json(ready, "the service is about to stop")}
+            "Whether a model takes feature files.",
+            ready,
+            named=True,
+            more={"503": _json({"anyOf": [ready, _ref("Refusal")]}, not_ready)},
         ),
         "/v2/models/{name}/infer": _post(
             "Classify feature files, in the Open Inference Protocol.",
             f"One input, {INPUT}, of datatype BYTES and shape [N]: feature files, in base64 as JSON data, "
-            "or by the binary extension as they are. "
+            "or by the binary extension as they are. An optional member that is null is as if it were absent. "
             f"Outputs {', '.join(OUTPUTS)}. One feature file that is refused refuses the request.",
             {"application/json": {"schema": _ref("InferRequest")}, **binary},
             infer_answer,
@@ -209,10 +220,10 @@ def document() -> dict[str, Any]:
             *_FILE_REFUSALS,
         ),
         "/metrics": {
-            "get": {"summary": "Metrics, for Prometheus.", "responses": {"200": text, **_refusals(401)}},
+            "get": {"summary": "Metrics, for Prometheus.", "responses": {"200": text, **_refusals(401, 431, 503)}},
         },
         "/openapi.json": _get("This document.", {"type": "object"}, True),
-        "/docs": {"get": {"summary": "A page for people.", "security": _OPEN, "responses": {"200": html}}},
+        "/docs": {"get": {"summary": "A page for people.", "security": _OPEN, "responses": {"200": html, **_refusals(431)}}},
     }
     return {
         "openapi": "3.1.0",

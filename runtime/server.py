@@ -19,9 +19,10 @@ import hmac
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -47,13 +48,16 @@ from .errors import (
     ClientGoneError,
     DrainingError,
     EdgeCloudError,
+    FeatureFileError,
     MalformedRequestError,
     QueueFullError,
     SlowBodyError,
+    StartingError,
     TokenFileError,
     UnauthorizedError,
     UnknownModelError,
     UnsupportedEncodingError,
+    UnsupportedSharedMemoryError,
 )
 from .refusals import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, code_of, status_of
 from .serve_metrics import CONTENT_TYPE, Metrics
@@ -106,6 +110,7 @@ class Visit:
     received: int = 0
     sent: int = 0
     buffered: int = 0
+    body_begun: bool = False  # it was asked for; a client that waits for "100 Continue" got it then
     body_ended: bool = False
     answered: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
@@ -117,12 +122,14 @@ class Service:
     def __init__(self, settings: Settings):
         self.settings = settings
         self.models: Models | None = None
+        self.loading = False  # which a thread does
         self.draining = False
         self.buffered = 0
         self._tokens: list[bytes] | None = None
-        self._reloading = asyncio.Lock()
+        self._lock = asyncio.Lock()  # of loading
+        self._reading: set[asyncio.Timeout] = set()  # of bodies that are still coming
         self.batcher: Batcher
-        self.metrics: Metrics
+        self.metrics = Metrics(lambda: self.batcher.admitted, lambda: self.batcher.seconds_per_image)
 
     def load(self) -> None:
         """Read the tokens and load all bundles, which takes seconds. Any thread may call this.
@@ -131,29 +138,38 @@ class Service:
         Raises TokenFileError, ServedBundlesError, EngineChoiceError, the BundleErrors, OSError.
         """
         settings = self.settings
-        tokens = _read_tokens(settings.token_file) if settings.token_file is not None else None
-        folders = [Path(folder) for folder in settings.bundles or (default_bundle(),)]
-        models = load_models(
-            folders, self.models, lambda folder: CloudDecoder(folder, settings.threads, settings.provider, settings.precision)
-        )
-        self.models, self._tokens = models, tokens
+        self.loading = True
+        try:
+            tokens = _read_tokens(settings.token_file) if settings.token_file is not None else None
+            folders = [Path(folder) for folder in settings.bundles or (default_bundle(),)]
+            models = load_models(
+                folders, self.models, lambda folder: CloudDecoder(folder, settings.threads, settings.provider, settings.precision)
+            )
+            # Tokens first: from the moment that there are models, requests are answered.
+            self._tokens = tokens
+            self.models = models
+        finally:
+            self.loading = False
 
     async def start(self) -> None:
-        """On the event loop that the application runs on."""
-        if self.models is None:
-            await asyncio.to_thread(self.load)
+        """On the event loop that the application runs on. From here on requests are answered, or refused as `starting`."""
         settings = self.settings
         self.batcher = Batcher(
             settings.max_batch,
             settings.max_wait_ms / 1e3,
             settings.max_queue,
             _ROOM * settings.deadline_ms / 1e3,
-            max(model.seconds_per_image for model in self.served.by_name.values()),
-            lambda images, seconds: self.metrics.batch(images, seconds),
+            on_batch=self.metrics.batch,
         )
-        self.metrics = Metrics(lambda: self.batcher.admitted, lambda: self.batcher.seconds_per_image)
         # The coder takes a hundredth of the graph's time: few threads keep up, and leave it the cores.
         self._coder = ThreadPoolExecutor(max(1, min(4, cores() // 4)), "coder")
+
+    async def open(self) -> None:
+        """Load, unless that is done, and serve. Raises what `load` does."""
+        async with self._lock:
+            if self.models is None:
+                await _in_thread(self.load)
+        self.batcher.seconds_per_image = max(model.seconds_per_image for model in self.served.by_name.values())
 
     async def stop(self) -> None:
         """Refuse what comes, answer what was admitted, and end the threads."""
@@ -165,20 +181,45 @@ class Service:
     async def reload(self) -> bool:
         """Serve what the folders and the token file hold now. Requests under way keep the models that they have.
 
-        Gives False, and logs why, where something is wrong with it: then all stays as it was.
+        Gives False, and logs why, where something is wrong with it: then all stays as it was. So it does once the service drains.
         """
-        async with self._reloading:
+        async with self._lock:
+            if self.draining:
+                return False
+            before = self.models
             try:
-                await asyncio.to_thread(self.load)
+                await _in_thread(self.load)
             except (EdgeCloudError, OSError) as error:
                 log.error("not reloaded, all stays as it was: %s", error)
                 return False
+            for model in self.served.by_name.values():
+                if before is None or before.by_name.get(model.name) is not model:
+                    log.info("%s is loaded: fingerprint %s, %s", model.name, model.fingerprint, model.decoder.engine.choice)
             log.info("reloaded: %s", ", ".join(self.served.by_name))
             return True
 
+    @property
+    def ready(self) -> bool:
+        """Whether feature files are taken."""
+        return self.models is not None and not self.draining
+
     def drain(self) -> None:
-        """Refuse what comes from now on. What was admitted is answered."""
+        """Refuse what comes from now on, and what has not wholly come. What was admitted is answered."""
         self.draining = True
+        now = asyncio.get_running_loop().time()
+        for patience in self._reading:
+            if not patience.expired():
+                patience.reschedule(now)
+
+    @asynccontextmanager
+    async def patience(self, seconds: float) -> AsyncIterator[None]:
+        """For a body to come. Ends with TimeoutError after so many seconds, or at once when the service drains."""
+        async with asyncio.timeout(seconds) as patience:
+            self._reading.add(patience)
+            try:
+                yield
+            finally:
+                self._reading.discard(patience)
 
     async def drained(self) -> bool:
         """Until all that was admitted is answered, for `drain_seconds` at most; False if something is left."""
@@ -192,11 +233,17 @@ class Service:
 
     @property
     def served(self) -> Models:
-        assert self.models is not None, "the application was not started"
+        """Raises StartingError."""
+        if self.models is None:
+            raise StartingError("the service loads its bundles: ask again in 1 s")
         return self.models
 
     def authorize(self, header: str | None) -> None:
-        """Raises UnauthorizedError unless the header holds one of the tokens, or none is asked for."""
+        """Raises UnauthorizedError unless the header holds one of the tokens, or none is asked for.
+
+        Raises StartingError before the tokens are read.
+        """
+        _ = self.served
         if self._tokens is None:
             return
         scheme, _, token = (header or "").partition(" ")
@@ -220,6 +267,32 @@ class Service:
     async def in_coder(self, work: Callable[[], T]) -> T:
         """Run in a coder thread."""
         return await asyncio.get_running_loop().run_in_executor(self._coder, work)
+
+
+async def _in_thread(work: Callable[[], None]) -> None:
+    """Like asyncio.to_thread, but the process can end without waiting for the thread: a bundle takes seconds to load."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def finish(error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        failed: BaseException | None = None
+        try:
+            work()
+        except BaseException as error:  # is raised where this is awaited
+            failed = error
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(finish, failed)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    await done
 
 
 Outcome = tuple[Model, Answer] | EdgeCloudError
@@ -293,7 +366,8 @@ async def classify(request: Request) -> Response:
     data = await _read_body(request, several=False)
     (outcome,) = await _classify(request, [data])
     if isinstance(outcome, EdgeCloudError):
-        raise outcome
+        with _telling_forms(request, data):
+            raise outcome
     return JSONResponse(_result(request, outcome, top_k, len(data)))
 
 
@@ -302,7 +376,8 @@ async def classify_batch(request: Request) -> Response:
     service: Service = request.app.state.service
     top_k, most = _top_k(request), _max_files(service)
     body = await _read_body(request, several=True)
-    files = await _take_apart(service, body, lambda: oip.elements(memoryview(body), most))
+    with _telling_forms(request, body):
+        files = await _take_apart(service, body, lambda: oip.elements(memoryview(body), most))
     if not files:
         raise MalformedRequestError("the request holds no feature file: send each after its length, a 32-bit little-endian number")
     answers = []
@@ -334,7 +409,8 @@ async def infer(request: Request) -> Response:
     model, most = service.served.named(request.path_params["name"]), _max_files(service)
     body = await _read_body(request, several=True)
     header = request.headers.get(oip.HEADER_LENGTH)
-    asked = await _take_apart(service, body, lambda: oip.parse(body, header, most))
+    with _telling_forms(request):
+        asked = await _take_apart(service, body, lambda: oip.parse(body, header, most))
     outcomes = await _classify(request, asked.files, model)
     rows = []
     for outcome in outcomes:
@@ -355,14 +431,14 @@ async def list_models(request: Request) -> Response:
 async def model_metadata(request: Request) -> Response:
     """GET /v2/models/NAME."""
     model = request.app.state.service.served.named(request.path_params["name"])
-    return JSONResponse(oip.metadata(model.name, len(model.decoder.labels), str(model.decoder.engine.choice), model.fingerprint))
+    return JSONResponse(oip.metadata(model.name, len(model.decoder.labels), str(model.decoder.engine.choice)))
 
 
 async def model_ready(request: Request) -> Response:
     """GET /v2/models/NAME/ready."""
     service: Service = request.app.state.service
     model = service.served.named(request.path_params["name"])
-    return JSONResponse({"name": model.name, "ready": not service.draining}, 503 if service.draining else 200)
+    return JSONResponse({"name": model.name, "ready": service.ready}, 200 if service.ready else 503)
 
 
 async def server_metadata(_: Request) -> Response:
@@ -377,8 +453,8 @@ async def live(_: Request) -> Response:
 
 async def ready(request: Request) -> Response:
     """GET /v2/health/ready: feature files are taken."""
-    draining = request.app.state.service.draining
-    return JSONResponse({"ready": not draining}, 503 if draining else 200)
+    service: Service = request.app.state.service
+    return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
 
 async def metrics(request: Request) -> Response:
@@ -428,15 +504,33 @@ async def _take_apart(service: Service, body: bytes, work: Callable[[], T]) -> T
     return work() if len(body) <= _INLINE_BYTES else await service.in_coder(work)
 
 
+@contextmanager
+def _telling_forms(request: Request, body: bytes | None = None) -> Iterator[None]:
+    """If the refused body was sent as a form, the refusal says so. `curl -F` wraps a file in a form. `curl -d @FILE`
+    drops line ends and zeros. `curl --data-binary` has the same content type as the latter, and drops nothing.
+    """
+    try:
+        yield
+    except (FeatureFileError, MalformedRequestError) as error:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        stripped = kind == "application/x-www-form-urlencoded" and body is not None and not re.search(rb"[\0\r\n]", body)
+        if not stripped and kind != "multipart/form-data":
+            raise
+        advice = f"it came as a form ({kind}), send the file as the raw body: curl --data-binary @FILE"
+        raise type(error)(f"{error}; {advice}") from None
+
+
 async def _read_body(request: Request, several: bool) -> bytes:
     """The body, if there is room for what it asks.
 
-    Raises DrainingError, QueueFullError, UnsupportedEncodingError, BodyTooLargeError, SlowBodyError, ClientGoneError.
+    Raises DrainingError, QueueFullError, UnsupportedEncodingError, MalformedRequestError, BodyTooLargeError, SlowBodyError,
+    ClientGoneError.
     """
     service: Service = request.app.state.service
     visit: Visit = request.scope["visit"]
     service.require_room()
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    codings = ",".join(request.headers.getlist("content-encoding")).lower().replace(" ", "").split(",")
+    if not set(codings) <= {"", "identity"}:
         raise UnsupportedEncodingError("the body is compressed: send it as it is, feature files cannot be made smaller")
     limit = service.body_limit(several)
     declared = request.headers.get("content-length", "0")
@@ -447,7 +541,7 @@ async def _read_body(request: Request, several: bool) -> bytes:
     chunks: list[bytes] = []
     start = perf_counter()
     try:
-        async with asyncio.timeout(service.settings.body_seconds):
+        async with service.patience(service.settings.body_seconds):
             while not visit.body_ended:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
@@ -461,6 +555,8 @@ async def _read_body(request: Request, several: bool) -> bytes:
                     raise QueueFullError(f"requests of {service.buffered} bytes are waiting: ask again in 1 s", 1)
                 chunks.append(chunk)
     except TimeoutError:
+        if service.draining:
+            raise DrainingError("the service stopped before the request was whole: ask another, or again in a while") from None
         raise SlowBodyError(
             f"{visit.received} bytes of the body came in {service.settings.body_seconds:g} s, and not its end: send it again, faster"
         ) from None
@@ -476,22 +572,43 @@ def _refusal(service: Service, error: EdgeCloudError) -> tuple[int, dict[str, An
         content["known"] = service.served.describe()
     if isinstance(error, QueueFullError):
         headers["Retry-After"] = str(error.seconds)
+    if isinstance(error, StartingError):
+        headers["Retry-After"] = "1"
     if isinstance(error, DrainingError):
         headers |= {"Retry-After": "1", "Connection": "close"}
+    if isinstance(error, UnsupportedEncodingError):
+        headers["Accept-Encoding"] = "identity"
     if isinstance(error, UnauthorizedError):
         headers["WWW-Authenticate"] = "Bearer"
     return status_of(error), content, headers
 
 
 def _read_tokens(path: str | Path) -> list[bytes]:
-    """SHA-256 of each token."""
+    """SHA-256 of each token. What is wrong is told by the line's number: its text is a secret."""
     try:
-        tokens = [line.strip() for line in Path(path).read_text("ascii").splitlines() if line.strip()]
+        text = Path(path).read_text("utf-8-sig")
     except UnicodeDecodeError:
         raise TokenFileError(f"{path} is not ASCII text: write a token a line") from None
-    if not tokens or min(map(len, tokens)) < _MIN_TOKEN or any(" " in token for token in tokens):
-        raise TokenFileError(f"{path} has not a token a line, of {_MIN_TOKEN} characters or more: make one with `openssl rand -hex 32`")
-    return [hashlib.sha256(token.encode()).digest() for token in tokens]
+    except OSError as error:
+        raise TokenFileError(f"{path} cannot be read ({error.strerror}): name the tokens' file with --token-file") from None
+    tokens = []
+    for number, line in enumerate(text.splitlines(), 1):
+        token = line.strip()
+        if not token:
+            continue
+        if token.startswith("#"):
+            wrong = "begins with #: there are no comments in it, remove the line"
+        elif not token.isascii() or not token.isprintable() or " " in token:
+            wrong = "has more than ASCII letters, digits and signs: write a token a line, and nothing else"
+        elif len(token) < _MIN_TOKEN:
+            wrong = f"has {len(token)} characters, a token has {_MIN_TOKEN} or more: make one with `openssl rand -hex 32`"
+        else:
+            tokens.append(hashlib.sha256(token.encode()).digest())
+            continue
+        raise TokenFileError(f"{path}, line {number}, {wrong}")
+    if not tokens:
+        raise TokenFileError(f"{path} holds no token: make one with `openssl rand -hex 32`")
+    return tokens
 
 
 def _milliseconds(seconds: dict[str, float]) -> dict[str, float]:
@@ -513,6 +630,7 @@ class Gate:
         scope["visit"] = visit
 
         async def counted_receive() -> Message:
+            visit.body_begun = True
             message = await receive()
             if message["type"] == "http.request":
                 visit.received += len(message.get("body", b""))
@@ -537,8 +655,8 @@ class Gate:
             if visit.answered or (isinstance(error, asyncio.CancelledError) and not self.service.draining):
                 raise
             response = self._refuse(visit, scope, error)
-            # A connection that is closed on unread bytes may take the answer with it. Who waits for "100 Continue" has sent none.
-            if not visit.body_ended and b"expect" not in headers:
+            # A connection that is closed on unread bytes may take the answer with it. Who still waits for "100 Continue" has sent none.
+            if not visit.body_ended and (visit.body_begun or b"expect" not in headers):
                 await _discard(visit, counted_receive)
             if not visit.body_ended:
                 response.headers["Connection"] = "close"
@@ -589,19 +707,21 @@ class Gate:
 
 async def _discard(visit: Visit, receive: Receive) -> None:
     """Read on for a moment, and forget it."""
+    most = visit.received + _DISCARD_BYTES
     try:
         async with asyncio.timeout(_DISCARD_SECONDS):
-            while not visit.body_ended and visit.received <= _DISCARD_BYTES:
+            while not visit.body_ended and visit.received <= most:
                 if (await receive())["type"] == "http.disconnect":
                     return
-    except TimeoutError:
+    except (TimeoutError, asyncio.CancelledError):  # a server that stops cancels its requests, which are still to be answered
         pass
 
 
-def create_app(settings: Settings) -> Starlette:
+def create_app(settings: Settings, load: bool = True) -> Starlette:
     """The service as an ASGI application, which loads its bundles when its lifespan begins, unless
-    `app.state.service.load()` has been called. Raises nothing; what is wrong with the settings or the
-    bundles is raised by `load`.
+    `app.state.service.load()` has been called. Without `load`, it refuses requests as `starting`
+    until `app.state.service.open()` has loaded them. Raises nothing; what is wrong with the settings
+    or the bundles is raised by `load` and `open`.
     """
     service = Service(settings)
 
@@ -609,11 +729,15 @@ def create_app(settings: Settings) -> Starlette:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await service.start()
         try:
+            if load:
+                await service.open()
             yield
         finally:
             await service.stop()
 
-    async def refuse_path(_: Request, error: Exception) -> Response:
+    async def refuse_path(request: Request, error: Exception) -> Response:
+        if request.url.path.startswith(("/v2/systemsharedmemory", "/v2/cudasharedmemory")):
+            error = UnsupportedSharedMemoryError(oip.NO_SHARED_MEMORY)
         raise error  # to the gate, which is around
 
     app = Starlette(

@@ -11,10 +11,10 @@ from runtime.server import Settings, create_app
 
 
 @contextmanager
-def served(settings: Settings) -> Iterator[tuple[serve_http.Server, tuple[str, int]]]:
-    """The server, and the address where it listens; ended at the end."""
+def served(settings: Settings, most: int = 1000) -> Iterator[tuple[serve_http.Server, tuple[str, int]]]:
+    """The server, of so many connections at most, and the address where it listens; ended at the end."""
     started = threading.Event()
-    server = serve_http.make_server(create_app(settings), started.set)
+    server = serve_http.make_server(create_app(settings), started.set, most)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import oip
-from runtime.errors import MalformedRequestError, TooManyFilesError
+from runtime.errors import MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError
 
 FILES = [b"\xfc one", b"", b"\x00\xff three"]
 LABELS = ["cat", "dog", "Käse"]
@@ -50,6 +50,43 @@ def test_outputs_that_are_asked_for() -> None:
     outputs = [{"name": "logits", "parameters": {"binary_data": True}}, {"name": "label"}]
     assert oip.parse(body(outputs=outputs), None, 3).outputs == {"logits": True, "label": False}
     assert oip.parse(body(parameters={"binary_data_output": True}), None, 3).outputs == dict.fromkeys(oip.OUTPUTS, True)
+
+
+def test_an_optional_member_that_is_null_is_as_if_it_were_absent() -> None:
+    whole = oip.parse(body(), None, 3)
+    assert oip.parse(body(id=None, parameters=None, outputs=None), None, 3) == whole
+    assert oip.parse(body(parameters={"top_k": None, "binary_data_output": None, "timeout": None}), None, 3) == whole
+    nulls = {"binary_data_size": None, "shared_memory_region": None}
+    for parameters in (None, nulls):
+        assert oip.parse(json.dumps({"inputs": [tensor() | {"parameters": parameters}]}).encode(), None, 3) == whole
+    for parameters in (None, {"binary_data": None, "classification": None}):
+        assert oip.parse(body(outputs=[{"name": "label", "parameters": parameters}]), None, 3).outputs == {"label": False}
+    data = oip.join(FILES)
+    head = body({"inputs": [tensor() | {"data": None, "parameters": {"binary_data_size": len(data)}}], "id": None})
+    assert oip.parse(head + data, str(len(head)), 3) == whole
+
+
+@pytest.mark.parametrize("member", ["inputs", "name", "datatype", "shape", "data"])
+def test_a_member_that_is_needed_may_not_be_null(member: str) -> None:
+    request = {"inputs": None} if member == "inputs" else {"inputs": [tensor() | {member: None}]}
+    with pytest.raises(MalformedRequestError):
+        oip.parse(json.dumps(request).encode(), None, 3)
+
+
+def test_memory_that_is_shared_is_refused_and_not_passed_over() -> None:
+    region = {"shared_memory_region": "r", "shared_memory_byte_size": 40}
+    for request in (
+        {"inputs": [tensor(parameters=region)]},
+        {"inputs": [tensor(data=None, parameters=region)]},
+        {"inputs": [tensor()], "outputs": [{"name": "label", "parameters": region}]},
+        {"inputs": [tensor(parameters={"shared_memory_offset": 0})]},
+    ):
+        with pytest.raises(UnsupportedSharedMemoryError, match="send tensors within the request"):
+            oip.parse(body(request), None, 3)
+
+
+def test_metadata_names_no_version_which_no_path_takes() -> None:
+    assert set(oip.metadata("ours_n4", 10, "onnxruntime")) == {"name", "platform", "inputs", "outputs"}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +170,7 @@ def test_elements_are_those_that_were_joined(files: list[bytes]) -> None:
 
 @given(st.binary(max_size=200), st.one_of(st.none(), st.integers(-1, 250).map(str)))
 def test_any_bytes_are_understood_or_refused(data: bytes, length: str | None) -> None:
-    with contextlib.suppress(MalformedRequestError, TooManyFilesError):
+    with contextlib.suppress(MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError):
         oip.parse(data, length, 8)
 
 
@@ -145,7 +182,7 @@ JSON = st.recursive(
 
 @given(st.sampled_from(["name", "datatype", "shape", "data", "parameters"]), JSON, st.sampled_from(["id", "parameters", "outputs"]), JSON)
 def test_any_json_is_understood_or_refused(of_tensor: str, value: Any, of_request: str, other: Any) -> None:
-    with contextlib.suppress(MalformedRequestError, TooManyFilesError):
+    with contextlib.suppress(MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError):
         oip.parse(body({"inputs": [tensor(**{of_tensor: value})], of_request: other}), None, 8)
 
 

@@ -130,6 +130,22 @@ def test_tritons_client(serve: Callable[..., Serving], bundle: Path, feature_byt
     with pytest.raises(InferenceServerException, match="send it again") as refused:
         client.infer("ours_n4", [tensor])
     assert refused.value.status() == "400"
+    tensor.set_data_from_numpy(np.array([feature_bytes, feature_bytes], object))
+    output = triton.InferRequestedOutput("label")
+    output.set_shared_memory("region", 64)
+    shared = triton.InferInput("feature_file", [1], "BYTES")
+    shared.set_shared_memory("region", len(feature_bytes))
+    for ask, text in (
+        (lambda: client.infer("ours_n4", [shared]), "send tensors within the request"),
+        (lambda: client.infer("ours_n4", [tensor], outputs=[output]), "send tensors within the request"),
+        (lambda: client.get_system_shared_memory_status(), "send tensors within the request"),
+        (lambda: client.register_system_shared_memory("region", "/key", 64), "send tensors within the request"),
+        (lambda: client.infer("ours_n4", [tensor], request_compression_algorithm="gzip"), "compressed"),
+        (lambda: client.get_model_metadata("ours_n4", "1"), "Not Found"),
+    ):
+        with pytest.raises(InferenceServerException, match=text):
+            ask()
+    assert "versions" not in metadata
     client.close()
     assert serving.stop(signal.SIGINT) == 0
     assert serving.log() == []
@@ -248,6 +264,244 @@ def test_a_log_that_nobody_reads_holds_up_neither_requests_nor_the_end(serve: Ca
         assert connection.getresponse().read() == b'{"live":true}'
     connection.close()
     assert serving.stop() == 0
+
+
+def test_sigterm_refuses_bodies_that_have_not_wholly_come(serve: Callable[..., Serving], bundle: Path) -> None:
+    serving = serve("--bundle", str(bundle))
+    host, port = serving.address.split(":")
+
+    def send(text: str) -> socket.socket:
+        connection = socket.create_connection((host, int(port)), LIMIT)
+        connection.sendall(text.replace("\n", "\r\n").encode())
+        return connection
+
+    bodies = [
+        "Content-Length: 400\n\n",
+        "Content-Length: 400\n\nxyz",
+        "Transfer-Encoding: chunked\n\n3\nxyz\n",
+        "Expect: 100-continue\nContent-Length: 9\n\n",
+    ]
+    paths = ["/v1/classify", "/v1/classify/batch", "/v2/models/ours_n4/infer"]
+    unfinished = [send(f"POST {path} HTTP/1.1\nHost: test\n{body}") for path in paths for body in bodies]
+    without_head = [send(""), send("POST /v1/classify HTTP/1.1\nHo")]
+    path = "/v2/health/live"  # answered behind all of these
+    assert serving.request("GET", path)[0] == 200
+    assert serving.stop() == 0
+    for connection in unfinished:
+        answer = b"".join(iter(lambda connection=connection: connection.recv(1 << 16), b"")).removeprefix(b"HTTP/1.1 100 \r\n\r\n")
+        answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"connection: close" in head.lower()
+        assert json.loads(body)["code"] == "draining"
+    assert [connection.recv(100) for connection in without_head] == [b"", b""]
+    for connection in (*unfinished, *without_head):
+        connection.close()
+    codes = [line.get("code") for line in serving.log() if line.get("path") != path]
+    assert codes == ["draining"] * len(unfinished), "and neither a traceback nor anything else"
+
+
+def test_a_second_sigterm_ends_it_at_once(serve: Callable[..., Serving], bundle: Path, feature_bytes: bytes) -> None:
+    serving = serve("--bundle", str(bundle), "--drain-ms", "600000", "--deadline-ms", "600000", "--max-batch", "1")
+    found: list[tuple[int, dict[str, Any]]] = []
+    body = join([feature_bytes] * 64)
+    threads = [threading.Thread(target=lambda: found.append(serving.request("POST", "/v1/classify/batch", body))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    until(lambda: "edgecloud_queue_images 128.0" in _metrics(serving))
+    serving.process.send_signal(signal.SIGTERM)
+    until(lambda: serving.request("GET", "/v2/health/ready")[0] == 503)
+    serving.process.send_signal(signal.SIGHUP)
+    assert serving.stop() == 0
+    for thread in threads:
+        thread.join(LIMIT)
+    assert [(status, answer["code"]) for status, answer in found] == [(503, "draining")] * 2
+    assert "Traceback" not in serving.log_path.read_text()
+
+
+class Loading:
+    """A cloud-serve process that waits for its tokens, from a pipe, before it loads anything."""
+
+    def __init__(self, folder: Path, bundle: Path, *prefix: str):
+        self.tokens = folder / "tokens"
+        os.mkfifo(self.tokens)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.command = [sys.executable, "-m", "runtime.serve_cli", "--bundle", str(bundle), "--port", str(self.port), "--threads", "1"]
+        self.process = subprocess.Popen(
+            [*prefix, *self.command, "--token-file", str(self.tokens), "--log", "failures"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def health(self, what: str) -> int:
+        """Its status; 0 where nobody listens."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
+        try:
+            connection.request("GET", f"/v2/health/{what}")
+            return connection.getresponse().status
+        except OSError:
+            return 0
+        finally:
+            connection.close()
+
+    def own_id(self, prefixed: bool) -> int:
+        """Of the service, which is a child of what it was started by."""
+        if not prefixed:
+            return self.process.pid
+        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text())
+
+
+@pytest.fixture
+def loading(tmp_path: Path, bundle: Path) -> Iterator[Callable[..., Loading]]:
+    started: list[Loading] = []
+
+    def start(*prefix: str) -> Loading:
+        started.append(Loading(tmp_path, bundle, *prefix))
+        return started[-1]
+
+    yield start
+    for loading in started:
+        if loading.process.poll() is None:
+            os.kill(loading.own_id(loading.process.args[0] == "unshare"), signal.SIGKILL)  # type: ignore[index]
+        loading.process.communicate(timeout=LIMIT)
+
+
+def _unshare() -> list[str]:
+    prefix = ["unshare", "--pid", "--fork"]
+    try:
+        subprocess.run([*prefix, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a process may not have a numbering of processes of its own here")
+    return prefix
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("first", [False, True], ids=["process", "first process"])
+def test_a_signal_while_it_loads_ends_it_at_once(loading: Callable[..., Loading], number: signal.Signals, first: bool) -> None:
+    """Also as the first process of a container, which no signal without a handler reaches."""
+    service = loading(*(_unshare() if first else []))
+    until(lambda: service.health("live") == 200)
+    assert service.health("ready") == 503
+    os.kill(service.own_id(first), signal.SIGHUP)
+    assert service.health("live") == 200
+    os.kill(service.own_id(first), number)
+    out, error = service.process.communicate(timeout=LIMIT)
+    assert service.process.returncode == 0
+    assert (out, error.decode()) == (b"", f"cloud-serve: stopped by {number.name} before it served\n")
+
+
+def test_sighup_while_it_loads_reads_again_once_it_has_loaded(loading: Callable[..., Loading]) -> None:
+    service = loading()
+    until(lambda: service.health("live") == 200)
+    service.process.send_signal(signal.SIGHUP)
+    service.tokens.write_text("a-token-of-the-start\n")
+    until(lambda: service.health("ready") == 200)
+    service.tokens.write_text("a-token-that-came-later\n")  # opens once it is read
+
+    def answers(token: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=LIMIT)
+        connection.request("GET", "/v2", headers={"Authorization": f"Bearer {token}"})
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    until(lambda: answers("a-token-that-came-later") == 200)
+    assert answers("a-token-of-the-start") == 401
+    service.process.send_signal(signal.SIGTERM)
+    out, _ = service.process.communicate(timeout=LIMIT)
+    assert (service.process.returncode, out.decode()) == (0, f"listening on http://127.0.0.1:{service.port}\n")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="handled signals are read in /proc")
+def test_signals_are_handled_before_anything_is_imported_that_takes_time(loading: Callable[..., Loading]) -> None:
+    service = loading()
+
+    def handles(number: signal.Signals) -> bool:
+        status = Path(f"/proc/{service.process.pid}/status").read_text()
+        caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+        return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+    end = time.monotonic() + LIMIT
+    while not handles(signal.SIGHUP):
+        assert time.monotonic() < end
+    assert service.health("live") == 0
+    until(lambda: service.process.send_signal(signal.SIGHUP) is None and service.health("live") == 200)
+    service.process.send_signal(signal.SIGTERM)
+    service.process.communicate(timeout=LIMIT)
+    assert service.process.returncode == 0
+
+
+def test_a_second_start_on_one_port_fails_at_once(loading: Callable[..., Loading]) -> None:
+    """Though the first has not loaded yet."""
+    service = loading()
+    until(lambda: service.health("live") == 200)
+    second = subprocess.run([*service.command, "--bundle", "/nowhere"], capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert (second.returncode, second.stdout) == (1, "")
+    assert second.stderr.startswith(f"cloud-serve: cannot listen on 127.0.0.1 port {service.port}, Address already in use: choose")
+    assert second.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    ("streams", "status"),
+    [("<&- >&- 2>&-", 0), (">/dev/full 2>/dev/full", 1), (">&-", 0), ("2>/dev/full", 0)],
+)
+def test_streams_that_are_closed_or_full_do_not_stop_it(bundle: Path, feature_bytes: bytes, streams: str, status: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "runtime.serve_cli", "--bundle", str(bundle), "--port", str(port), "--deadline-ms", "60000"]
+    process = subprocess.Popen(["sh", "-c", f'exec "$@" {streams}', "sh", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+
+        def ask(method: str, path: str, body: bytes | None = None) -> int:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
+            try:
+                connection.request(method, path, body)
+                return connection.getresponse().status
+            except OSError:
+                return 0
+            finally:
+                connection.close()
+
+        until(lambda: ask("GET", "/v2/health/ready") == 200)
+        assert ask("POST", "/v1/classify", feature_bytes) == 200
+        assert ask("POST", "/v1/classify", b"x") == 400
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT) == status  # 1: what was to be printed was lost
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_many_idle_connections_under_a_low_limit_of_open_files(tmp_path: Path, bundle: Path, feature_bytes: bytes) -> None:
+    log_path = tmp_path / "log"
+    command = [sys.executable, "-m", "runtime.serve_cli", "--bundle", str(bundle), "--port", "0", "--deadline-ms", "60000"]
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *command], stdout=subprocess.PIPE, stderr=log)
+    idle: list[socket.socket] = []
+    try:
+        assert process.stdout
+        host, port = process.stdout.readline().decode().split("//")[1].split(":")
+        start = time.monotonic()
+        idle += [socket.create_connection((host, int(port)), LIMIT) for _ in range(100)]
+        for method, path, body in (("GET", "/v2/health/live", None), ("POST", "/v1/classify", feature_bytes)) * 5:
+            connection = http.client.HTTPConnection(host, int(port), timeout=LIMIT)
+            connection.request(method, path, body)
+            assert connection.getresponse().status == 200
+            connection.close()
+        process.send_signal(signal.SIGHUP)  # bundles can be read as well
+        until(lambda: "reloaded" in log_path.read_text())
+        took = time.monotonic() - start
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT) == 0
+    finally:
+        process.kill()
+        process.communicate()
+        for connection in idle:
+            connection.close()
+    lines = [json.loads(line) for line in log_path.read_text().splitlines()]
+    told = [line for line in lines if "path" not in line and "reloaded" not in line["message"]]
+    assert 1 <= len(told) <= took + 1
+    assert {line["logger"] for line in told} == {"runtime.serve_http"}
 
 
 def test_it_warns_where_others_can_reach_it_without_a_token(serve: Callable[..., Serving], bundle: Path, tmp_path: Path) -> None:

@@ -1,7 +1,12 @@
 """The service on a real socket, and clients that are slow, silent, endless, or gone."""
 
+import asyncio
+import errno
 import json
+import re
+import resource
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,6 +232,198 @@ def test_clients_that_vanish(server: serve_http.Server, client: socket.socket, f
                 other.sendall(request)
     client.sendall(post(feature_bytes))
     assert read_answer(client)[0] == 200
+
+
+def head(size: int) -> bytes:
+    start = b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\nX-Long: "
+    return start + b"a" * (size - len(start) - 4) + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("cuts", [(), (10_000,), (-1,), tuple(range(0, 16_000, 4000))], ids=["whole", "halves", "last", "parts"])
+def test_a_head_has_one_limit_however_it_is_split(client: socket.socket, cuts: tuple[int, ...]) -> None:
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for size, expected in ((serve_http.HEAD_BYTES, 200), (serve_http.HEAD_BYTES + 1, 431)):
+        data = head(size)
+        for start, end in zip((0, *cuts), (*cuts, len(data)), strict=True):
+            client.sendall(data[start:end])
+            time.sleep(0.02)
+        status, headers, body = read_answer(client)
+        assert status == expected
+    assert (json.loads(body)["code"], headers["connection"]) == ("head_too_large", "close")
+    seconds_until_closed(client)
+
+
+@pytest.mark.parametrize("size", [20_000, 1_000_000])
+def test_a_head_that_is_far_too_large_is_answered_before_the_connection_ends(client: socket.socket, size: int) -> None:
+    client.sendall(b"GET /" + b"a" * size + b" HTTP/1.1\r\nHost: test\r\n\r\n")
+    assert read_answer(client)[0] == 431
+    assert client.recv(1) == b""
+
+
+def test_a_large_head_behind_another_request(client: socket.socket) -> None:
+    client.sendall(head(100) + head(20_000))
+    answers = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    assert [int(status) for status in re.findall(rb"HTTP/1.1 (\d+)", answers)] == [200, 431]
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        (["Transfer-Encoding: chunked", "", "zz"], 400),
+        (["Transfer-Encoding: chunked", "", "3", "abcd"], 400),
+        (["Transfer-Encoding: chunked", "", "1" * 20_000], 400),
+        (["Transfer-Encoding: gzip, chunked", "", ""], 501),
+        (["Transfer-Encoding: chunked", "Content-Length: 3", "", "0", ""], 400),
+        (["Content-Length: 3", "Content-Length: 4", "", "abc"], 400),
+        (["Content-Length: -1", "", ""], 400),
+    ],
+)
+def test_a_body_without_one_clear_end(client: socket.socket, lines: list[str], status: int, caplog: pytest.LogCaptureFixture) -> None:
+    client.sendall("\r\n".join(["POST /v1/classify HTTP/1.1", "Host: test", *lines, ""]).encode())
+    assert read_answer(client)[0] == status
+    assert seconds_until_closed(client) < LIMIT / 2
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("GET http://some.host:80/v2/health/live?x=1", 200),
+        ("GET HTTPS://some.host/v2/health/live", 200),
+        ("GET http://some.host", 404),
+        ("OPTIONS *", 404),
+        ("OPTIONS /v1/classify", 405),
+        ("BREW /v1/classify", 405),
+        ("CONNECT some.host:443", 404),
+        ("GET /v2/models/ours%5Fn4/ready", 200),
+        ("GET /v2/models/a%2Fb", 404),
+    ],
+)
+def test_targets_and_methods(client: socket.socket, line: str, status: int) -> None:
+    client.sendall(f"{line} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+    found, headers, _ = read_answer(client)
+    assert found == status
+    assert status != 405 or headers["allow"] == "post"
+
+
+def test_a_request_for_another_protocol_is_answered_in_this_one(client: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+    client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+    assert read_answer(client)[0] == 200
+    assert "uvicorn" not in caplog.text
+
+
+def test_a_body_that_was_asked_for_and_is_refused_is_read_on(client: socket.socket, feature_bytes: bytes) -> None:
+    """Its sender is told, though it still sends."""
+    client.sendall(post(b"", "Expect: 100-continue", "Transfer-Encoding: chunked"))
+    assert client.recv(1000).startswith(b"HTTP/1.1 100 ")
+    for _ in range(9):
+        client.sendall(b"100000\r\n" + bytes(1 << 20) + b"\r\n")
+    client.sendall(b"0\r\n\r\n")
+    assert read_answer(client)[0] == 413
+
+
+MOST = 4
+
+
+@pytest.fixture(scope="module")
+def small(bundle: Path) -> Iterator[tuple[str, int]]:
+    """A service that has room for few connections."""
+    with served(Settings(bundles=(bundle,), threads=1, deadline_ms=60_000), MOST) as (_, address):
+        yield address
+
+
+def connect(address: tuple[str, int], data: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(address, LIMIT)
+    connection.sendall(data)
+    return connection
+
+
+def test_silent_connections_make_way_oldest_first(small: tuple[str, int]) -> None:
+    silent = [connect(small) for _ in range(MOST)]
+    for _ in range(MOST):
+        asked = connect(small, b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert read_answer(asked)[0] == 200
+        silent.append(asked)
+        assert seconds_until_closed(silent.pop(0)) < LIMIT / 2
+    for connection in silent:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert read_answer(connection)[0] == 200
+        connection.close()
+
+
+def test_many_more_connections_than_there_is_room_for(small: tuple[str, int], feature_bytes: bytes) -> None:
+    crowd = [connect(small, b"" if number % 2 else post(b"\xfc", length=400)) for number in range(50 * MOST)]
+    client = connect(small, post(feature_bytes))
+    assert read_answer(client)[0] == 200
+    for connection in (client, *crowd):
+        connection.close()
+
+
+def test_a_request_at_work_makes_way_for_none(small: tuple[str, int], feature_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all are at work, a new connection waits until one is done."""
+    run, entered, gate = CloudDecoder.logits_of_symbols, threading.Event(), threading.Event()
+
+    def held(self: CloudDecoder, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
+        entered.set()
+        assert gate.wait(LIMIT)
+        return run(self, symbols)
+
+    monkeypatch.setattr(CloudDecoder, "logits_of_symbols", held)
+    working = [connect(small, post(feature_bytes)) for _ in range(MOST)]
+    assert entered.wait(LIMIT)
+    late = connect(small, b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n")
+    late.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        late.recv(1)
+    gate.set()
+    late.settimeout(LIMIT)
+    assert [read_answer(connection)[0] for connection in (*working, late)] == [200] * (MOST + 1)
+    for connection in (*working, late):
+        connection.close()
+
+
+def test_a_system_without_a_file_for_a_connection(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """It is told, and tried again."""
+
+    class Listener(socket.socket):
+        refusals = 3
+
+        def accept(self) -> tuple[socket.socket, object]:
+            if self.refusals:
+                self.refusals -= 1
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    monkeypatch.setattr(serve_http, "_RETRY_SECONDS", 0.01)
+    taken = asyncio.Event()
+
+    class Protocol(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            taken.set()
+            transport.close()
+
+    async def work() -> None:
+        with Listener() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            crowd = serve_http.Crowd(10, listener, Protocol)  # type: ignore[arg-type]
+            crowd.open()
+            with socket.create_connection(listener.getsockname()):
+                await asyncio.wait_for(taken.wait(), LIMIT)
+            crowd.close()
+
+    asyncio.run(work())
+    assert caplog.text.count("no connection can be taken for now (Too many open files)") == 3
+    assert "Traceback" not in caplog.text
+
+
+def test_connections_are_fewer_than_the_files_that_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    for soft, hard, least, most in ((64, 64, 4, 40), (1024, 1 << 20, 60_000, 1 << 16), (8, 8, 4, 4), (1024, -1, 60_000, 1 << 16)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft, hard=hard: (soft, hard))
+        monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
+        assert least <= serve_http.allowed_connections() <= most
+    assert asked == [(1 << 16, 1 << 20), (1 << 16, -1)]
 
 
 def test_what_is_not_http(client: socket.socket) -> None:

@@ -192,6 +192,9 @@ def test_a_batch_keeps_its_order(
         ("/v2/models/ours_n4/infer", b"{}", 400, "malformed_request"),
         ("/v2/models/ours_n4/infer", b'{"inputs": "\\ud800"}', 400, "malformed_request"),
         ("/v2/models/%ED%A0%80/infer", b"{}", 404, "unknown_model"),
+        ("/v2/models/ours_n4/versions/405c5bcd/infer", b"{}", 404, "not_found"),
+        ("/v2/systemsharedmemory/region/r/register", b"{}", 400, "unsupported_shared_memory"),
+        ("/v2/cudasharedmemory/unregister", b"{}", 400, "unsupported_shared_memory"),
         ("/v1/classify/", b"x", 404, "not_found"),
         ("/v2/models", b"x", 405, "method_not_allowed"),
     ],
@@ -250,10 +253,44 @@ def test_a_body_that_does_not_come(serve: Callable[..., None]) -> None:
     serve(work, body_seconds=0.05)
 
 
-def test_a_compressed_body(serve: Callable[..., None], feature_bytes: bytes) -> None:
+@pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip", "GZIP"])
+def test_a_compressed_body(serve: Callable[..., None], feature_bytes: bytes, coding: str) -> None:
     async def work(client: httpx.AsyncClient, _: Service) -> None:
-        response = await client.post("/v1/classify", content=feature_bytes, headers={"Content-Encoding": "gzip"})
+        response = await client.post("/v1/classify", content=feature_bytes, headers={"Content-Encoding": coding})
         assert_refused(response, 415, "unsupported_encoding")
+        assert response.headers["accept-encoding"] == "identity"
+        headers = [("Content-Encoding", "identity"), ("Content-Encoding", coding)]
+        assert (await client.post("/v1/classify", content=feature_bytes, headers=headers)).status_code == 415
+        assert (await client.post("/v1/classify", content=feature_bytes, headers={"Content-Encoding": "Identity"})).status_code == 200
+
+    serve(work)
+
+
+FORM, URLENCODED = "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"
+
+
+def test_a_form_is_told_to_send_the_file_itself(serve: Callable[..., None], feature_bytes: bytes) -> None:
+    """As `curl -F file=@FILE` and `curl -d @FILE` send it; `curl --data-binary @FILE` names the latter's type, too."""
+    form = b"--x\r\nContent-Disposition: form-data; name=file\r\n\r\n" + feature_bytes + b"\r\n--x--\r\n"
+    stripped = feature_bytes.translate(None, b"\0\r\n")
+    assert len(stripped) < len(feature_bytes)
+
+    async def work(client: httpx.AsyncClient, _: Service) -> None:
+        async def post(path: str, content: bytes, kind: str) -> httpx.Response:
+            return await client.post(path, content=content, headers={"Content-Type": kind})
+
+        advice = "send the file as the raw body: curl --data-binary @FILE"
+        assert_refused(await post("/v1/classify", form, FORM), 400, "not_a_feature_file", advice)
+        assert_refused(await post("/v1/classify", stripped, URLENCODED), 400, "truncated_feature_file", advice)
+        assert_refused(await post("/v1/classify/batch", form, FORM), 400, "malformed_request", advice)
+        assert_refused(
+            await post("/v1/classify/batch", oip.join([b"xy"]).translate(None, b"\0"), URLENCODED), 400, "malformed_request", advice
+        )
+        assert_refused(await post("/v2/models/ours_n4/infer", form, FORM), 400, "malformed_request", advice)
+        damaged = await post("/v1/classify", feature_bytes[:-1], URLENCODED)
+        assert "curl" not in assert_refused(damaged, 400, "truncated_feature_file")["error"]
+        for kind in (FORM, URLENCODED, "", "image/jpeg"):
+            assert (await post("/v1/classify", feature_bytes, kind)).status_code == 200, kind
 
     serve(work)
 
@@ -289,11 +326,34 @@ def test_tokens(serve: Callable[..., None], feature_bytes: bytes, tmp_path: Path
     serve(work, token_file=file)
 
 
-@pytest.mark.parametrize("text", ["", "\n", "short", f"{TOKEN}\nshort", f"{TOKEN} with blanks", "Schlüssel-Schlüssel-Schlüssel"])
-def test_a_file_without_good_tokens(bundle: Path, tmp_path: Path, text: str) -> None:
-    (tmp_path / "tokens").write_text(text)
-    with pytest.raises(errors.TokenFileError):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "holds no token"),
+        (b"\n \n", "holds no token"),
+        (b"short", "line 1, has 5 characters"),
+        (f"{TOKEN}\nshort".encode(), "line 2, has 5 characters"),
+        (f"{TOKEN} with blanks".encode(), "line 1, has more than"),
+        (f"{TOKEN}\twith a tab".encode(), "line 1, has more than"),
+        ("Schlüssel-Schlüssel-Schlüssel".encode(), "line 1, has more than"),
+        (f"\n# the devices in Bern\n{TOKEN}\n".encode(), "line 2, begins with #: there are no comments"),
+        (b"#-------------------\n", "line 1, begins with #"),
+        (TOKEN.encode("utf-16"), "is not ASCII text"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_file_without_good_tokens(bundle: Path, tmp_path: Path, content: bytes | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / "tokens").write_bytes(content)
+    with pytest.raises(errors.TokenFileError, match=reason) as refused:
         Service(Settings(bundles=(bundle,), token_file=tmp_path / "tokens")).load()
+    assert TOKEN not in str(refused.value)
+
+
+def test_tokens_as_editors_write_them(tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_bytes(f"\ufeff{TOKEN}  \r\n\r\nanother-token-of-one-line\r\n".encode())
+    (tmp_path / "plain").write_text(f"{TOKEN}\nanother-token-of-one-line")
+    assert server._read_tokens(tmp_path / "tokens") == server._read_tokens(tmp_path / "plain")
 
 
 def test_a_full_queue_refuses_before_it_reads(serve: Callable[..., None], feature_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,6 +475,81 @@ def test_draining_refuses_what_comes_and_answers_what_was_admitted(
         assert await service.drained()
 
     serve(work, drain_seconds=0.1)
+
+
+async def incomplete() -> AsyncIterator[bytes]:
+    yield b"\xfc"
+    await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/classify/batch", "/v2/models/ours_n4/infer"])
+def test_draining_refuses_a_body_that_has_not_wholly_come(
+    serve: Callable[..., None], path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "_DISCARD_SECONDS", 0.1)
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        posted = asyncio.ensure_future(client.post(path, content=incomplete()))
+        while not service.buffered:
+            await asyncio.sleep(0.01)
+        service.drain()
+        response = await posted
+        assert_refused(response, 503, "draining", "before the request was whole")
+        assert (response.headers["retry-after"], response.headers["connection"]) == ("1", "close")
+        assert service.buffered == 0
+        service.drain()  # a second time, when nothing is read
+
+    serve(work)
+    assert "Traceback" not in caplog.text
+
+
+def test_a_server_that_cancels_what_is_left_has_it_answered(serve: Callable[..., None]) -> None:
+    """Even while a refused body is still read."""
+
+    async def work(client: httpx.AsyncClient, service: Service) -> None:
+        posted = asyncio.ensure_future(client.post("/v1/classify", content=incomplete()))
+        while not service.buffered:
+            await asyncio.sleep(0.01)
+        service.drain()
+        await asyncio.sleep(0.05)
+        posted.cancel()  # httpx runs the application within
+        assert_refused(await posted, 503, "draining")
+
+    serve(work)
+
+
+def test_before_its_bundles_are_loaded(bundle: Path, feature_bytes: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text(TOKEN)
+
+    async def work() -> None:
+        app = create_app(Settings(bundles=(bundle,), threads=1, deadline_ms=60_000, token_file=tmp_path / "tokens"), load=False)
+        service: Service = app.state.service
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with (
+            asyncio.timeout(60),
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers) as client,
+        ):
+            assert (await client.get("/v2/health/live")).json() == {"live": True}
+            response = await client.get("/v2/health/ready")
+            assert (response.status_code, response.json()) == (503, {"ready": False})
+            for path in ("/v2/models", "/v2/models/ours_n4/ready", "/metrics", "/v2", "/nowhere"):
+                response = await client.get(path)
+                assert_refused(response, 503, "starting")
+                assert response.headers["retry-after"] == "1"
+            assert_refused(await client.post("/v1/classify", content=feature_bytes), 503, "starting")
+            reloaded = asyncio.ensure_future(service.reload())  # comes after what it would read again
+            await service.open()
+            assert await reloaded
+            assert (await client.get("/v2/health/ready")).status_code == 200
+            assert (await client.post("/v1/classify", content=feature_bytes)).status_code == 200
+            assert service.batcher.seconds_per_image > 0
+            del client.headers["Authorization"]
+            assert (await client.post("/v1/classify", content=feature_bytes)).status_code == 401
+            service.drain()
+            assert not await service.reload()
+
+    asyncio.run(work())
 
 
 def copy_bundle(source: Path, target: Path) -> Path:
