@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import strict_json
 from .errors import MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -76,7 +77,7 @@ def parse(body: bytes, header_length: str | None, max_files: int) -> InferReques
             )
         length = int(header_length)
     try:
-        request = json.loads(body[:length])
+        request = strict_json.loads(body[:length])
     except (ValueError, RecursionError) as error:
         raise MalformedRequestError(f"the request is not JSON ({str(error)[:80]}): see the Open Inference Protocol") from None
     inputs = _get(request, "inputs", list, [])

@@ -88,7 +88,7 @@ class _Lines(logging.Formatter):
         line |= request if request is not None else {"logger": record.name, "message": record.getMessage()}
         if repeated := getattr(record, "repeated", 0):
             line["repeated"] = repeated
-        return json.dumps(line)
+        return json.dumps(line, allow_nan=False)
 
 
 class _Entrance(logging.handlers.QueueHandler):
