@@ -31,47 +31,30 @@ constexpr unsigned kLookBits = 11;      // so that the look-ups stay in the firs
 constexpr size_t kSlack = 512;          // bytes; the codes of one block take fewer
 constexpr size_t kHarmlessBytes = 8;    // that some encoders append to a scan
 
-// Bits of one segment of entropy-coded data. Beyond its end there are zeros, and is_over() says so.
+// Where a walk is among the bits of one segment. Beyond its end there are zeros, and is_over() says so.
 class Bits {
  public:
-  explicit Bits(size_t capacity) : buffer_(new uint8_t[capacity + kSlack]) {}
+  Bits() = default;
+  Bits(const uint8_t* data, size_t size) : data_(data), size_(8 * static_cast<uint64_t>(size)) {}
 
-  // Takes the data from `at` up to the next marker without its stuffed zeros; gives the place of the marker.
-  const uint8_t* fill(const uint8_t* at, const uint8_t* end) {
-    uint8_t* out = buffer_.get();
-    while (at < end) {
-      const void* found = std::memchr(at, 0xFF, static_cast<size_t>(end - at));
-      const uint8_t* mark = found ? static_cast<const uint8_t*>(found) : end;
-      std::memcpy(out, at, static_cast<size_t>(mark - at));
-      out += mark - at;
-      at = mark;
-      while (mark < end && *mark == 0xFF) ++mark;
-      if (mark == end || *mark != 0) break;
-      *out++ = 0xFF;
-      at = mark + 1;
-    }
-    std::memset(out, 0, kSlack);
-    at_ = 0;
-    size_ = 8 * static_cast<uint64_t>(out - buffer_.get());
-    return at;
+  // The next 57 bits, uppermost.
+  uint64_t window() const {
+    const uint8_t* at = data_ + at_ / 8;
+    const uint64_t word = uint64_t{at[0]} << 56 | uint64_t{at[1]} << 48 | uint64_t{at[2]} << 40 | uint64_t{at[3]} << 32 |
+                          uint64_t{at[4]} << 24 | uint64_t{at[5]} << 16 | uint64_t{at[6]} << 8 | at[7];  // one load
+    return word << at_ % 8;
   }
-  uint32_t peek(unsigned count) const {
-    const uint8_t* from = buffer_.get() + at_ / 8;
-    uint64_t window = 0;
-    for (int i = 0; i < 8; ++i) window = window << 8 | from[i];  // compiles to one load and a byte swap
-    return static_cast<uint32_t>(window << at_ % 8 >> (64 - count));
-  }
-  void skip(uint64_t count) { at_ += count; }
+  void skip(unsigned count) { at_ += count; }
   uint32_t take(unsigned count) {
-    const uint32_t value = count == 0 ? 0 : peek(count);
+    const uint64_t value = count == 0 ? 0 : window() >> (64 - count);
     skip(count);
-    return value;
+    return static_cast<uint32_t>(value);
   }
   bool is_over() const { return at_ > size_; }
   uint64_t bytes_left() const { return (size_ - at_) / 8; }
 
  private:
-  std::unique_ptr<uint8_t[]> buffer_;
+  const uint8_t* data_ = nullptr;
   uint64_t at_ = 0, size_ = 0;
 };
 
@@ -105,7 +88,7 @@ class Table {
   bool is_set() const { return is_set_; }
 
   int next(Bits& bits) const {
-    const uint32_t window = bits.peek(16);
+    const uint32_t window = static_cast<uint32_t>(bits.window() >> 48);
     const Short entry = short_[window >> (16 - kLookBits)];
     if (entry.length) {
       bits.skip(entry.length);
@@ -126,7 +109,7 @@ class Table {
     uint8_t bits, coefficients;
     bool ends;  // the block
   };
-  Run run(const Bits& bits) const { return runs_[bits.peek(kLookBits)]; }
+  Run run(uint64_t window) const { return runs_[window >> (64 - kLookBits)]; }
 
   void make_runs() {
     if (has_runs_) return;
@@ -181,7 +164,7 @@ constexpr uint8_t kStandardTables[] = {
 
 class Walk {
  public:
-  Walk(const uint8_t* data, size_t size) : at_(data), end_(data + size), bits_(size) {
+  Walk(const uint8_t* data, size_t size) : at_(data), end_(data + size), segment_(new uint8_t[size + kSlack]) {
     std::fill_n(last_bit_[0], 4 * kCoefficients, kNeverCoded);
     read_tables(kStandardTables, kStandardTables + sizeof kStandardTables);
   }
@@ -308,20 +291,38 @@ class Walk {
     const size_t interval = interval_ ? interval_ : units;
     for (size_t unit = 0, segment = 0; unit < units; unit += interval, ++segment) {
       if (segment > 0 && next_marker() != kRestart + (segment - 1) % 8) return Damage::lost_restart;
-      at_ = bits_.fill(at_, end_);
+      Bits bits = take_segment();
       waiting_ = 0;
-      if (const Damage found = walk_units(unit, std::min(units, unit + interval)); found != Damage::none) return found;
-      if (bits_.bytes_left() > kHarmlessBytes) return Damage::left_over;
+      if (const Damage found = walk_units(bits, unit, std::min(units, unit + interval)); found != Damage::none) return found;
+      if (bits.bytes_left() > kHarmlessBytes) return Damage::left_over;
     }
     return Damage::none;
   }
 
-  Damage walk_units(size_t unit, size_t stop) {
+  // The data up to the next marker, without its stuffed zeros.
+  Bits take_segment() {
+    uint8_t* out = segment_.get();
+    while (at_ < end_) {
+      const void* found = std::memchr(at_, 0xFF, static_cast<size_t>(end_ - at_));
+      const uint8_t* mark = found ? static_cast<const uint8_t*>(found) : end_;
+      std::memcpy(out, at_, static_cast<size_t>(mark - at_));
+      out += mark - at_;
+      at_ = mark;
+      while (mark < end_ && *mark == 0xFF) ++mark;
+      if (mark == end_ || *mark != 0) break;
+      *out++ = 0xFF;
+      at_ = mark + 1;
+    }
+    std::memset(out, 0, kSlack);
+    return {segment_.get(), static_cast<size_t>(out - segment_.get())};
+  }
+
+  Damage walk_units(Bits& bits, size_t unit, size_t stop) {
     if (in_scan_ == 1) {
       Component& one = *scan_[0];
       size_t row = unit / one.columns, column = unit % one.columns;
       for (; unit < stop; ++unit) {
-        if (const Damage found = walk_block(one, row * one.stride + column); found != Damage::none) return found;
+        if (const Damage found = walk_block(bits, one, row * one.stride + column); found != Damage::none) return found;
         if (++column == one.columns) column = 0, ++row;
       }
       return Damage::none;
@@ -331,94 +332,94 @@ class Walk {
         Component& one = *scan_[s];
         // Where a block lies matters to scans of one component only.
         for (unsigned block = one.across * one.down; block > 0; --block)
-          if (const Damage found = walk_block(one, 0); found != Damage::none) return found;
+          if (const Damage found = walk_block(bits, one, 0); found != Damage::none) return found;
       }
     }
     return Damage::none;
   }
 
-  Damage walk_block(Component& one, size_t place) {
+  Damage walk_block(Bits& bits, Component& one, size_t place) {
     Damage found = Damage::none;
-    if (!is_progressive_) found = sequential(one);
-    else if (first_ == 0) found = high_ == 0 ? first_coefficient(one) : (bits_.skip(1), Damage::none);
-    else found = high_ == 0 ? others_first(one, one.not_zero[place]) : others_refined(one, one.not_zero[place]);
-    return bits_.is_over() ? Damage::cut_short : found;
+    if (!is_progressive_) found = sequential(bits, one);
+    else if (first_ == 0) found = high_ == 0 ? first_coefficient(bits, one) : (bits.skip(1), Damage::none);
+    else found = high_ == 0 ? others_first(bits, one, one.not_zero[place]) : others_refined(bits, one, one.not_zero[place]);
+    return bits.is_over() ? Damage::cut_short : found;
   }
 
-  Damage first_coefficient(const Component& one) {
-    const int symbol = one.first->next(bits_);
+  Damage first_coefficient(Bits& bits, const Component& one) {
+    const int symbol = one.first->next(bits);
     if (symbol < 0) return Damage::bad_code;
-    bits_.skip(static_cast<unsigned>(symbol));
+    bits.skip(static_cast<unsigned>(symbol));
     return symbol > 15 ? Damage::bad_code : Damage::none;
   }
 
-  Damage sequential(const Component& one) {
-    if (const Damage found = first_coefficient(one); found != Damage::none) return found;
+  Damage sequential(Bits& bits, const Component& one) {
+    if (const Damage found = first_coefficient(bits, one); found != Damage::none) return found;
     for (unsigned k = 1; k < kCoefficients;) {
-      const Table::Run run = one.others->run(bits_);
+      const Table::Run run = one.others->run(bits.window());
       // Bits after a block's last coefficient are the next block's: there coefficients are passed one by one.
       if (run.bits && k + run.coefficients < kCoefficients) {
-        bits_.skip(run.bits);
+        bits.skip(run.bits);
         if (run.ends) break;
         k += run.coefficients;
         continue;
       }
-      const int symbol = one.others->next(bits_);
+      const int symbol = one.others->next(bits);
       if (symbol < 0) return Damage::bad_code;
       const unsigned zeros = static_cast<unsigned>(symbol) >> 4, size = symbol & 15;
       if (size == 0 && zeros < 15) break;
       k += zeros + 1;
       if (size && k > kCoefficients) return Damage::bad_code;
-      bits_.skip(size);
+      bits.skip(size);
     }
     return Damage::none;
   }
 
   // Coefficients first_ to last_ of a block, for the first time.
-  Damage others_first(const Component& one, uint64_t& not_zero) {
+  Damage others_first(Bits& bits, const Component& one, uint64_t& not_zero) {
     if (waiting_) {
       --waiting_;
       return Damage::none;
     }
     for (unsigned k = first_; k <= last_; ++k) {
-      const int symbol = one.others->next(bits_);
+      const int symbol = one.others->next(bits);
       if (symbol < 0) return Damage::bad_code;
       const unsigned zeros = static_cast<unsigned>(symbol) >> 4, size = symbol & 15;
       if (size == 0 && zeros < 15) {
-        waiting_ = (1u << zeros) - 1 + bits_.take(zeros);
+        waiting_ = (1u << zeros) - 1 + bits.take(zeros);
         break;
       }
       k += zeros;
       if (size && k > last_) return Damage::bad_code;
       if (size) not_zero |= uint64_t{1} << k;
-      bits_.skip(size);
+      bits.skip(size);
     }
     return Damage::none;
   }
 
   // One more bit of each coefficient that is not zero, between those that become so.
-  Damage others_refined(const Component& one, uint64_t& not_zero) {
+  Damage others_refined(Bits& bits, const Component& one, uint64_t& not_zero) {
     unsigned k = first_;
     for (; waiting_ == 0 && k <= last_; ++k) {
-      const int symbol = one.others->next(bits_);
+      const int symbol = one.others->next(bits);
       if (symbol < 0) return Damage::bad_code;
       unsigned zeros = static_cast<unsigned>(symbol) >> 4;
       const unsigned size = symbol & 15;
       if (size > 1) return Damage::bad_code;
       if (size == 0 && zeros < 15) {
-        waiting_ = (1u << zeros) + bits_.take(zeros);
+        waiting_ = (1u << zeros) + bits.take(zeros);
         break;
       }
-      bits_.skip(size);  // the sign
+      bits.skip(size);  // the sign
       for (; k <= last_; ++k) {
-        if (not_zero >> k & 1) bits_.skip(1);
+        if (not_zero >> k & 1) bits.skip(1);
         else if (zeros-- == 0) break;
       }
       if (size && k > last_) return Damage::bad_code;
       if (size) not_zero |= uint64_t{1} << k;
     }
     if (waiting_) {
-      for (; k <= last_; ++k) bits_.skip(not_zero >> k & 1);
+      for (; k <= last_; ++k) bits.skip(not_zero >> k & 1);
       --waiting_;
     }
     return Damage::none;
@@ -434,7 +435,7 @@ class Walk {
   static size_t divide_up(size_t value, size_t by) { return (value + by - 1) / by; }
 
   const uint8_t *at_, *end_;
-  Bits bits_;
+  std::unique_ptr<uint8_t[]> segment_;
   Table tables_[2][4];
   Component component_[4];
   Component* scan_[4];
