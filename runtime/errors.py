@@ -85,6 +85,10 @@ class TuneError(EdgeCloudError):
     """No engine could be chosen, or the choice could not be kept."""
 
 
+class FeatureFileTypeError(EdgeCloudError):
+    """What was given as a feature file, or as several, is of another type."""
+
+
 class FeatureFileError(EdgeCloudError):
     """A feature file that is refused."""
 

@@ -57,11 +57,14 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, fast_jpeg: bool = Fals
             _decode(image, file, name, fast_jpeg)
         except (Image.DecompressionBombError, ImageError, MemoryError):
             raise
-        except Exception:  # Pillow's decoders have no common class for what is wrong
+        except Exception as error:  # Pillow's decoders have no common class for what is wrong
             pixels = _without_metadata(file)
             if pixels is None:
                 raise
-            image = Image.open(pixels)
+            try:
+                image = Image.open(pixels)
+            except UnidentifiedImageError:
+                raise error from None
             _decode(image, pixels, name, fast_jpeg)
         return image
 
@@ -110,7 +113,11 @@ def _seekable(file: BinaryIO) -> BinaryIO:
     """The file, or what it holds where it is a pipe or a socket."""
     if getattr(file, "closed", False):
         raise ImageTypeError("the image's file is closed: open it, and keep it open until the image is encoded")
-    if isinstance(file.read(0), str):
+    try:
+        is_text = isinstance(file.read(0), str)
+    except io.UnsupportedOperation:
+        raise ImageTypeError("the image's file is open for writing alone: open it with mode 'rb'") from None
+    if is_text:
         raise ImageTypeError("the image's file is open as text: open it with mode 'rb'")
     if file.seekable() if hasattr(file, "seekable") else hasattr(file, "seek"):
         return file
@@ -131,8 +138,6 @@ def _refusals(name: str) -> Iterator[None]:
         raise DecompressionBombError(f"{name} has too many pixels to decode safely ({error}): make it smaller first") from error
     except UnidentifiedImageError:
         raise NotAnImageError(f"{name} is not an image that Pillow can read: convert it to JPEG or PNG") from None
-    except io.UnsupportedOperation as error:
-        raise ImageTypeError(f"{name} cannot be read ({error}): open it with mode 'rb'") from error
     except Exception as error:  # Pillow's decoders have no common class for damage
         # Pillow's own OSErrors have no number; a place that makes no sense, in a damaged header, has one of these.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.EOVERFLOW):
@@ -148,6 +153,8 @@ def _decode(image: Image.Image, file: BinaryIO | None, name: str, fast_jpeg: boo
     waiting: Any = getattr(image, "tile", None)
     if waiting and image.format in _PROGRAMS:
         raise NotAnImageError(f"{name} is a program that draws ({image.format}), and is not run: convert it to JPEG or PNG")
+    if image.format == "MPEG":
+        raise UnsupportedImageError(f"{name} is a film: take an image from it")
     if not waiting or file is None:
         image.load()
     elif image.format in ("JPEG", "MPO"):
@@ -238,13 +245,22 @@ def _decode_png(image: Any, file: BinaryIO) -> None:
         lower: Any = Image.open(file)
         lower.tile = [(*lower.tile[0][:3], "RGB;16L")]
         lower.load()
-        mask = Image.new("L", image.size, 0)
-        for part, shift in ((image, 8), (lower, 0)):
-            for channel, level in zip(part.split(), key, strict=True):
-                wanted = level >> shift & 255
-                mask = ImageChops.lighter(mask, channel.point([255 * (found != wanted) for found in range(256)]))
-        image.putalpha(mask)
+        image.putalpha(_unlike(key, image, lower))
         del image.info["transparency"]
+
+
+def _unlike(key: tuple[int, ...], upper: Image.Image, lower: Image.Image) -> Image.Image:
+    """Where a pixel is not of a 16-bit colour, in mode L; row by row, which takes no memory to speak of."""
+    mask = Image.new("L", upper.size)
+    for row in range(upper.height):
+        box = (0, row, upper.width, row + 1)
+        unlike = Image.new("L", (upper.width, 1))
+        for part, shift in ((upper, 8), (lower, 0)):
+            for channel, level in zip(part.crop(box).split(), key, strict=True):
+                wanted = level >> shift & 255
+                unlike = ImageChops.lighter(unlike, channel.point([255 * (found != wanted) for found in range(256)]))
+        mask.paste(unlike, box)
+    return mask
 
 
 class _Parts(io.RawIOBase):

@@ -10,7 +10,7 @@ is taken as Adobe writes it, inverted, without its colour profile.
 
 Always holds: EXIF orientation is applied, and one that cannot be read is upright; a header that promises too many
 pixels is refused before they are decoded, and levels are never guessed; beside the pixels as Pillow holds them, memory
-is at most four bytes a pixel, and three more for `as_is`.
+is at most five bytes a pixel, and three more for `as_is`.
 """
 
 import os
