@@ -233,12 +233,45 @@ def _check_png(file: BinaryIO) -> None:
     file.seek(position)
 
 
+def _check_png_rows(file: BinaryIO) -> None:
+    """Whether the image data are as long as the header says: Pillow takes their regular end after any row for the image's."""
+    file.seek(16)
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", file.read(13))
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    passes = (
+        ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+        if interlaced
+        else ((0, 0, 1, 1),)
+    )
+    expected = 0
+    for left, top, across, down in passes:
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            expected += rows * (1 + (columns * bits + 7) // 8)
+    inflate = zlib.decompressobj()
+    for kind, place, size, _ in _chunks(file):
+        file.seek(place + 8)
+        left = size - 12 if kind == b"IDAT" else 0
+        while expected > 0 and left and (block := file.read(min(left, 1 << 16))):
+            left -= len(block)
+            while block and expected > 0:
+                expected -= len(inflate.decompress(block, 1 << 20))
+                block = inflate.unconsumed_tail
+    # Rows may still be inside the decompressor after the last byte.
+    if expected > 0 and expected > len(inflate.flush()):
+        raise ValueError("its data ends before its picture does")
+
+
 def _decode_png(image: Any, file: BinaryIO) -> None:
     """Pillow compares the colour that stands for transparent with the levels that it gives, not with those in the file."""
     depth, key = image.tile[0][3], image.info.get("transparency")
     if depth in ("L;2", "L;4") and isinstance(key, int):
         image.info["transparency"] = key * (85 if depth == "L;2" else 17)
+    interlaced = bool(image.info.get("interlace"))
     image.load()
+    # Rows that never came are zero, and few images end in such a row.
+    if interlaced or not any(image.crop((0, image.height - 1, *image.size)).tobytes()):
+        _check_png_rows(file)
     if depth == "RGB;16B" and isinstance(key, tuple):
         # Pillow gives the upper bytes; read as if in the other order, the file gives the lower ones.
         file.seek(0)
