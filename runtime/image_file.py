@@ -36,6 +36,8 @@ FAST_SIDE = 512  # a fast JPEG's short side is no smaller, unless the image's is
 MAX_STREAM_BYTES = 256 << 20  # of what has no length; larger than any image file that is decoded
 _PROGRAMS = {"EPS", "WMF"}  # Pillow hands these to an interpreter of the system
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # of PNG
+# Of an interlaced PNG: the first column and row of each pass, and how far it is to the next ones.
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _TIFF_COMPRESSION, _TIFF_JPEG, _TIFF_JPEG_TABLES = 259, 7, 347
 _TIFF_PARTS = ((273, 279), (324, 325))  # places and sizes of strips, and of tiles
 _LONGEST = 300  # characters of a name or a reason in a message
@@ -238,11 +240,7 @@ def _check_png_rows(file: BinaryIO) -> None:
     file.seek(16)
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", file.read(13))
     bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    passes = (
-        ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-        if interlaced
-        else ((0, 0, 1, 1),)
-    )
+    passes = _PASSES if interlaced else ((0, 0, 1, 1),)
     expected = 0
     for left, top, across, down in passes:
         columns, rows = -(-(width - left) // across), -(-(height - top) // down)
@@ -251,9 +249,9 @@ def _check_png_rows(file: BinaryIO) -> None:
     inflate = zlib.decompressobj()
     for kind, place, size, _ in _chunks(file):
         file.seek(place + 8)
-        left = size - 12 if kind == b"IDAT" else 0
-        while expected > 0 and left and (block := file.read(min(left, 1 << 16))):
-            left -= len(block)
+        more = size - 12 if kind == b"IDAT" else 0
+        while expected > 0 and more and (block := file.read(min(more, 1 << 16))):
+            more -= len(block)
             while block and expected > 0:
                 expected -= len(inflate.decompress(block, 1 << 20))
                 block = inflate.unconsumed_tail

@@ -60,9 +60,7 @@ def scan_of(data: bytes) -> tuple[int, int]:
 def refused(data: bytes, fast: bool = False) -> bool:
     try:
         preprocess(io.BytesIO(data), fast_jpeg=fast)
-    except errors.DamagedImageError as error:
-        assert str(error).startswith("the image is damaged or cut short (")
-        assert str(error).endswith("): copy it again")
+    except errors.DamagedImageError:
         return True
     return False
 
@@ -166,13 +164,8 @@ def test_any_bytes_are_walked(junk: bytes) -> None:
     """Alone, as a scan, and over a header: no answer but a reason or None."""
     data = JPEGS["progressive"]
     begin, _ = scan_of(data)
-    for jpeg in (
-        junk,
-        b"\xff\xd8" + junk,
-        data[:begin] + junk + END,
-        data[:100] + junk + data[100:],
-        data[:600] + junk + data[600 + len(junk) :],
-    ):
+    replaced = (data[:at] + junk + data[at + len(junk) :] for at in (20, 200, 600))
+    for jpeg in (junk, b"\xff\xd8" + junk, data[:begin] + junk + END, *replaced):
         assert jpeg_damage(jpeg) is None or isinstance(jpeg_damage(jpeg), str)
 
 
@@ -180,9 +173,8 @@ def test_a_huge_header_takes_no_memory() -> None:
     """65535 x 65535 in four components is 2 GB of what a progressive JPEG needs; only what the data reaches is touched."""
     frame = struct.pack(">BHHB", 8, 65535, 65535, 4) + b"".join(bytes([c, 0x11, 0]) for c in range(4))
     scan = bytes([4, 0, 0, 1, 0, 2, 0, 3, 0, 0, 0, 0])
-    data = b"\xff\xd8" + b"".join(
-        b"\xff" + kind + struct.pack(">H", 2 + len(body)) + body for kind, body in ((b"\xc2", frame), (b"\xda", scan))
-    )
+    segments = ((b"\xff\xc2", frame), (b"\xff\xda", scan))
+    data = b"\xff\xd8" + b"".join(marker + struct.pack(">H", 2 + len(body)) + body for marker, body in segments)
     assert jpeg_damage(data + b"\x12\x34" + END) == "its data ends before its picture does"
 
 
@@ -194,17 +186,12 @@ def test_a_pil_image_that_is_opened_and_not_yet_read(tmp_path: Path) -> None:
         preprocess(image)
 
 
-def shortened_strips(data: bytes, part: float) -> bytes:
-    """A TIFF whose strips hold less, as the file itself says; for files of one strip."""
-    found = bytearray(data)
-    first = struct.unpack_from("<I", data, 4)[0]
-    for entry in range(struct.unpack_from("<H", data, first)[0]):
-        at = first + 2 + 12 * entry
-        tag, kind, count, value = struct.unpack_from("<HHII", data, at)
-        if tag == TiffImagePlugin.STRIPBYTECOUNTS:
-            assert (kind, count) == (TiffImagePlugin.TiffTags.LONG, 1)
-            struct.pack_into("<I", found, at + 8, int(part * value))
-    return bytes(found)
+def shortened_strip(data: bytes) -> bytes:
+    """A TIFF whose last strip is half as long, as the file itself says."""
+    sizes = Image.open(io.BytesIO(data)).tag_v2[TiffImagePlugin.STRIPBYTECOUNTS]
+    found = struct.pack(f"<{len(sizes)}I", *sizes)
+    assert data.count(found) == 1
+    return data.replace(found, found[:-4] + struct.pack("<I", sizes[-1] // 2))
 
 
 @pytest.mark.parametrize("options", [{}, {"quality": 95}, {"strip_size": 4096}])
@@ -216,8 +203,7 @@ def test_a_jpeg_inside_a_tiff(options: dict[str, int]) -> None:
     at, size = tags[TiffImagePlugin.STRIPOFFSETS][-1], tags[TiffImagePlugin.STRIPBYTECOUNTS][-1]
     half = at + size // 2
     assert refused(data[:half] + END + bytes(at + size - half - 2) + data[at + size :])
-    if len(tags[TiffImagePlugin.STRIPOFFSETS]) == 1:
-        assert refused(shortened_strips(data, 0.5))
+    assert refused(shortened_strip(data))
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -232,12 +218,21 @@ def test_a_pngs_checksums() -> None:
         damaged = bytearray(data)
         at = data.index(kind) + 4 + (900 if kind == b"IDAT" else 0)
         damaged[at] ^= 1
-        with pytest.raises((errors.DamagedImageError, errors.NotAnImageError)):
+        with pytest.raises(errors.DamagedImageError, match=f"a wrong checksum in {kind.decode()}"):
             preprocess(io.BytesIO(bytes(damaged)))
-    at = data.index(b"IDAT")
-    hole = data[: at + 1000] + bytes(400) + data[at + 1400 :]
-    Image.open(io.BytesIO(hole)).load()
-    assert refused(hole)
+    Image.open(io.BytesIO(bytes(damaged))).load()
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_a_png_of_too_few_rows(interlaced: bool) -> None:
+    """Its data ends as data should, after a whole row. Black images are whole."""
+    black, head = bytes(50 * 151), struct.pack(">IIBBBBB", 150, 50, 8, 0, 0, 0, interlaced)
+    if interlaced:
+        sides = ((19, 7), (19, 7), (38, 6), (38, 13), (75, 12), (75, 25), (150, 25))
+        black = bytes(sum((columns + 1) * rows for columns, rows in sides))
+    for data, is_whole in ((black, True), (black[: -151 * 3], False)):
+        file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+        assert refused(file) != is_whole
 
 
 def reended(form: str) -> bytes:
@@ -260,7 +255,7 @@ def reended(form: str) -> bytes:
         for _ in range(4):
             at += 1 + data[at]
         return data[:at] + b"\0;"
-    return shortened_strips(saved(image, "TIFF", compression="tiff_lzw"), 0.5)
+    return shortened_strip(saved(image, "TIFF", compression="tiff_lzw"))
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG2000", "GIF", "TIFF"])
