@@ -63,6 +63,7 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, fast_jpeg: bool = Fals
             pixels = _without_metadata(file)
             if pixels is None:
                 raise
+            _check_png(file)
             try:
                 image = Image.open(pixels)
             except UnidentifiedImageError:
