@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .bundle import LABELS, Bundle, default_bundle
 from .engine import group_by_shape, open_engine, require_finite
-from .errors import InconsistentBundleError
+from .errors import FeatureFileTypeError, InconsistentBundleError
 from .feature_file import Bytes
 
 _BATCH = 8  # feature files of one graph call, which bounds its memory
@@ -60,8 +60,14 @@ class CloudDecoder:
     def symbols(self, data: Bytes) -> NDArray[np.int16]:
         """The coder: one feature file -> symbols int16 [C, H', W'].
 
-        Raises the FeatureFileErrors.
+        Raises the FeatureFileErrors and FeatureFileTypeError.
         """
+        try:
+            memoryview(data)
+        except TypeError:
+            raise FeatureFileTypeError(
+                f"a feature file is bytes, not {type(data).__name__}: read it with open(path, 'rb').read()"
+            ) from None
         return self.bundle.decode(data)
 
     def logits_of_symbols(self, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
@@ -71,8 +77,10 @@ class CloudDecoder:
     def logits(self, files: Sequence[Bytes]) -> NDArray[np.float32]:
         """Logits float32 [N, classes] in the order of `files`; files of one size share graph calls.
 
-        Raises the FeatureFileErrors, NotFiniteLogitsError.
+        Raises the FeatureFileErrors, FeatureFileTypeError, NotFiniteLogitsError.
         """
+        if isinstance(files, str | os.PathLike | Bytes) or not hasattr(files, "__iter__"):
+            raise FeatureFileTypeError(f"logits takes a list of feature files, not {type(files).__name__}: put it into a list")
         return require_finite(self.logits_of_each([self.symbols(data) for data in files]))
 
     def logits_of_each(self, symbols: Sequence[NDArray[np.int16]]) -> NDArray[np.float32]:

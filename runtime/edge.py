@@ -5,10 +5,11 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from .bundle import Bundle, default_bundle
 from .engine import group_by_shape, open_engine
-from .errors import FeatureFileError, ImageTooLargeError, ImageTooSmallError
+from .errors import FeatureFileError, ImageArrayError, ImageTooLargeError, ImageTooSmallError, ImageTypeError
 from .feature_file import FINGERPRINT_BYTES, MAX_FEATURE_FILE_BYTES, parse
 from .preprocess import CROP, ImageInput, preprocess
 
@@ -61,7 +62,12 @@ class EdgeEncoder:
         return self.pack(self.symbols(pixels[None])[0], *pixels.shape[:2])
 
     def encode_batch(self, images: Iterable[ImageInput], as_is: bool = False) -> list[bytes]:
-        """Feature files in the order of `images`; images of one size share graph calls."""
+        """Feature files in the order of `images`; images of one size share graph calls.
+
+        Raises the ImageErrors and NotANumberError.
+        """
+        if isinstance(images, str | bytes | os.PathLike | Image.Image) or hasattr(images, "read") or not hasattr(images, "__iter__"):
+            raise ImageTypeError(f"encode_batch takes a list of images, not {type(images).__name__}: give one image to encode")
         prepared = [preprocess(image, as_is, self.fast_jpeg) for image in images]
         files: list[bytes] = [b""] * len(prepared)
         for group in group_by_shape([pixels.shape for pixels in prepared], _BATCH):
@@ -73,8 +79,11 @@ class EdgeEncoder:
     def symbols(self, pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
         """The edge graph: pixels uint8 [N, H, W, 3], H and W multiples of 8 -> int16 [N, C, H', W'].
 
-        Raises ImageTooLargeError, ImageTooSmallError.
+        Raises ImageArrayError, ImageTooLargeError, ImageTooSmallError.
         """
+        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+            shape = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+            raise ImageArrayError(f"pixels are a uint8 array [images, height, width, 3], not {shape}: give what preprocess gives")
         height, width = pixels.shape[1:3]
         rows, columns = self.bundle.shape.latent(height, width)
         if rows < 1 or columns < 1:

@@ -33,8 +33,20 @@ class ImageNotFoundError(ImageError):
     """No file of that name."""
 
 
+class ImageTypeError(ImageError):
+    """What was given as an image is of a type that is none, or cannot be read."""
+
+
 class NotAnImageError(ImageError):
     """A file that no image decoder recognises."""
+
+
+class UnsupportedImageError(ImageError):
+    """A kind of image file, or a variant of one, that no decoder here reads."""
+
+
+class UnknownLevelsError(ImageError):
+    """Levels of which nothing says what black and white are."""
 
 
 class DamagedImageError(ImageError):
@@ -46,7 +58,7 @@ class DecompressionBombError(ImageError):
 
 
 class ImageFileTooLargeError(ImageError):
-    """More bytes on standard input than an image file has."""
+    """More bytes on standard input, or in a pipe, than an image file has."""
 
 
 class ImageTooSmallError(ImageError):
@@ -75,6 +87,10 @@ class EngineChoiceError(EdgeCloudError):
 
 class TuneError(EdgeCloudError):
     """No engine could be chosen, or the choice could not be kept."""
+
+
+class FeatureFileTypeError(EdgeCloudError):
+    """What was given as a feature file, or as several, is of another type."""
 
 
 class FeatureFileError(EdgeCloudError):

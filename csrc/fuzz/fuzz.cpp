@@ -1,10 +1,10 @@
 // Fuzz targets of the coder: `any_tables` from any bytes, `any_payload` of any bytes, `round_trip` of
-// symbols of any values.
+// symbols of any values; and of the walk through JPEGs: `any_jpeg`, with scans of any bytes.
 //
 //   make fuzz            a minute of them; FUZZ_SECONDS=1800 make fuzz for ten minutes each
 //
 // With clang each is a libFuzzer target, -DFUZZ_TARGET=any_tables and so on, which begins with its
-// corpus in tests/corpus; without, main() below feeds random inputs to all three. Under the
+// corpus in tests/corpus; without, main() below feeds random inputs to all four. Under the
 // address and undefined-behaviour sanitizers both find what reads or writes outside its bounds; the
 // checks here find what is accepted and is not what an encoder writes, and paths that differ.
 #include <chrono>
@@ -17,6 +17,7 @@
 
 #include "../coder/compressai_stream.hpp"
 #include "../coder/rans.hpp"
+#include "../jpeg/jpeg.hpp"
 
 namespace {
 
@@ -209,6 +210,35 @@ rans::Status decode(const rans::Tables& tables, const std::vector<uint8_t>& payl
           "symbols do not come back from a stream");
 }
 
+void append_segment(std::vector<uint8_t>& jpeg, uint8_t marker, const std::vector<uint32_t>& body) {
+  jpeg.insert(jpeg.end(), {0xFF, marker, 0, static_cast<uint8_t>(body.size() + 2)});
+  for (const uint32_t value : body) jpeg.push_back(static_cast<uint8_t>(value));
+}
+
+[[maybe_unused]] void any_jpeg(Input& input) {
+  const uint32_t kind = input.byte(), components = 1 + input.byte() % 4;
+  std::vector<uint8_t> jpeg{0xFF, 0xD8};
+  if (kind & 1) {  // as it comes
+    jpeg.assign(input.rest(), input.rest() + input.left());
+  } else {
+    std::vector<uint32_t> frame{8, 0, input.byte(), kind & 8 ? 1u : 0u, input.byte(), components};
+    for (uint32_t c = 0; c < components; ++c) frame.insert(frame.end(), {c, (1 + input.byte() % 3) << 4 | (1 + input.byte() % 3), 0});
+    append_segment(jpeg, kind & 2 ? 0xC2 : 0xC0, frame);
+    if (kind & 4) append_segment(jpeg, 0xDD, {0, input.byte() % 20});
+    while (input.left()) {
+      const uint32_t how = input.byte(), last = input.byte() % 64;
+      const bool first = how & 1;  // the mean levels, of all components
+      std::vector<uint32_t> scan{first ? components : 1};
+      for (uint32_t c = 0; c < scan[0]; ++c) scan.insert(scan.end(), {first ? c : input.byte() % components, how & 2 ? 0x11u : 0u});
+      scan.insert(scan.end(), {first ? 0u : 1u, first ? 0u : std::max(1u, last), (how >> 3 & 0x10) | (how >> 2 & 1)});
+      append_segment(jpeg, 0xDA, scan);
+      for (uint32_t bytes = input.byte(); bytes > 0 && input.left(); --bytes) jpeg.push_back(static_cast<uint8_t>(input.byte()));
+    }
+  }
+  jpeg.shrink_to_fit();  // so that a sanitizer sees a read beyond it
+  jpeg::find_damage(jpeg.data(), jpeg.size());
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -216,9 +246,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 #if defined(FUZZ_TARGET)
   FUZZ_TARGET(input);
 #else
-  switch (input.byte() % 3) {
+  switch (input.byte() % 4) {
     case 0: any_tables(input); break;
     case 1: any_payload(input); break;
+    case 2: any_jpeg(input); break;
     default: round_trip(input);
   }
 #endif

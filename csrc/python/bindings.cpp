@@ -9,6 +9,7 @@
 
 #include "../coder/compressai_stream.hpp"
 #include "../coder/rans.hpp"
+#include "../jpeg/jpeg.hpp"
 
 namespace py = pybind11;
 
@@ -117,19 +118,31 @@ py::bytes encode_stream(const rans::CompressAiStream& tables, const Array<int16_
   return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
 }
 
-// Gives None if `decode(bytes, size)` says ok, else the reason why the payload is refused.
-template <typename Decode>
-py::object reason_of(const py::buffer& payload, const Decode& decode) {
+const char* reason(jpeg::Damage damage) {
+  switch (damage) {
+    case jpeg::Damage::cut_short: return "its data ends before its picture does";
+    case jpeg::Damage::bad_code: return "its data has a code that means nothing";
+    case jpeg::Damage::lost_restart: return "a part of its data is missing";
+    case jpeg::Damage::left_over: return "its data goes on after its picture's end";
+    case jpeg::Damage::unfinished: return "its last scans are missing";
+    case jpeg::Damage::none: break;
+  }
+  return "";
+}
+
+// Gives None if `judge(bytes, size)` finds nothing wrong, else the reason why the bytes are refused.
+template <typename Judge>
+py::object reason_of(const py::buffer& payload, const Judge& judge) {
   const py::buffer_info info = payload.request();
   if (info.ndim != 1 || info.itemsize != 1 || (info.size > 0 && info.strides[0] != 1))
     throw std::invalid_argument("a payload is contiguous bytes");
-  rans::Status status;
+  const char* why;
   {
     py::gil_scoped_release release;
-    status = decode(static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size));
+    why = reason(judge(static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size)));
   }
-  if (status == rans::Status::ok) return py::none();
-  return py::str(reason(status));
+  if (*why == 0) return py::none();
+  return py::str(why);
 }
 
 template <typename Tables>
@@ -145,6 +158,8 @@ py::object decode_small(const rans::Tables& tables, const py::buffer& payload, A
   int16_t* values = out.mutable_data();
   return reason_of(payload, [&](const uint8_t* bytes, size_t size) { return tables.decode_small(bytes, size, rows, columns, values); });
 }
+
+py::object jpeg_damage(const py::buffer& data) { return reason_of(data, &jpeg::find_damage); }
 
 }  // namespace
 
@@ -167,6 +182,7 @@ PYBIND11_MODULE(_coder, module) {
            py::arg("lengths").noconvert())
       .def("encode_small", &encode_small, py::arg("symbols").noconvert())
       .def("decode_small", &decode_small, py::arg("payload"), py::arg("out").noconvert());
+  module.def("jpeg_damage", &jpeg_damage, py::arg("data"));
   py::class_<rans::CompressAiStream>(module, "CompressAiStream")
       .def(py::init(&make_stream), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(), py::arg("offsets").noconvert())
       .def("encode", &encode_stream, py::arg("symbols").noconvert())
