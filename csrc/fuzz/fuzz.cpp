@@ -1,7 +1,7 @@
 // Fuzz targets of the coder: `any_tables` from any bytes, `any_payload` of any bytes, `round_trip` of
 // symbols of any values; and of the walk through JPEGs: `any_jpeg`, with scans of any bytes.
 //
-//   make fuzz            a minute of them; FUZZ_SECONDS=1800 make fuzz for ten minutes each
+//   make fuzz            a minute of them; FUZZ_SECONDS=2400 make fuzz for ten minutes each
 //
 // With clang each is a libFuzzer target, -DFUZZ_TARGET=any_tables and so on, which begins with its
 // corpus in tests/corpus; without, main() below feeds random inputs to all four. Under the
