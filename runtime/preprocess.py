@@ -149,7 +149,7 @@ def _wide_levels(image: Any, name: str) -> Flatten | None:
     known = image.mode.startswith("I;16") and image.format != "FITS"
     if signed or not (known or (image.mode == "I" and image.format in _SIXTEEN_BITS)):
         raise UnknownLevelsError(
-            f"{name} is of mode {image.mode}, and nothing says which of its levels are black and white: convert it to 8 bits, or unsigned 16"
+            f"{name} has mode {image.mode}, and nothing says which levels are black and white: convert it to 8 bits, or unsigned 16"
         )
     if tags.get(_TIFF_ZERO_IS_BLACK) == 0:
         raise UnknownLevelsError(f"{name} is a 16-bit TIFF in which zero is white, which is not read as such: convert it to PNG")
