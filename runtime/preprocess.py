@@ -23,7 +23,7 @@ from PIL import Image
 
 from .errors import ImageArrayError, ImageTooSmallError, ImageTypeError, UnknownLevelsError, UnsupportedImageError
 from .feature_file import BLOCK
-from .image_file import FAST_SIDE, load_image, load_opened
+from .image_file import FAST_SIDE, load_image, load_opened, shortened
 
 __all__ = ["CROP", "FAST_SIDE", "RESIZE", "ImageInput", "load_image", "preprocess"]
 
@@ -66,9 +66,10 @@ def preprocess(source: ImageInput, as_is: bool = False, fast_jpeg: bool = False)
         return _to_crop(Image.fromarray(source))
     if isinstance(source, Image.Image):
         load_opened(source)
-        image = _to_levels(source)
+        image = _to_levels(source, "the image")
     elif isinstance(source, str | os.PathLike) or hasattr(source, "read"):
-        image = _to_levels(load_image(source, fast_jpeg and not as_is))
+        name = shortened(str(source)) if isinstance(source, str | os.PathLike) else "the image"
+        image = _to_levels(load_image(source, fast_jpeg and not as_is), name)
     else:
         raise ImageTypeError(_wrong_type(source))
     return _to_array(image) if as_is else _to_crop(image)
@@ -87,13 +88,13 @@ def _wrong_type(source: object) -> str:
     return f"an image is a path, an open binary file, a PIL image or a numpy array, not {kind}: {remedy}"
 
 
-def _to_levels(image: Image.Image) -> Image.Image:
+def _to_levels(image: Image.Image, name: str) -> Image.Image:
     """Upright and opaque with eight bits a level: mode L where the image is grey, else RGB.
 
     Raises UnknownLevelsError, UnsupportedImageError.
     """
     turn = _TURNS.get(_orientation(image))
-    narrow = _wide_levels(image)
+    narrow = _wide_levels(image, name)
     if narrow or image.mode not in ("L", "RGB") or image.has_transparency_data:
         image = _flattened(image, narrow or _flat)
     return image if turn is None else image.transpose(turn)
@@ -135,7 +136,7 @@ def _flat(band: Image.Image, mode: str) -> Image.Image:
     return white
 
 
-def _wide_levels(image: Any) -> Flatten | None:
+def _wide_levels(image: Any, name: str) -> Flatten | None:
     """How levels of more than eight bits become eight; None where they have eight.
 
     Raises UnknownLevelsError where nothing says what black and white are.
@@ -148,10 +149,10 @@ def _wide_levels(image: Any) -> Flatten | None:
     known = image.mode.startswith("I;16") and image.format != "FITS"
     if signed or not (known or (image.mode == "I" and image.format in _SIXTEEN_BITS)):
         raise UnknownLevelsError(
-            f"nothing says which levels of an image of mode {image.mode} are black and white: convert it to 8 bits, or unsigned 16"
+            f"{name} has mode {image.mode}, and nothing says which levels are black and white: convert it to 8 bits, or unsigned 16"
         )
     if tags.get(_TIFF_ZERO_IS_BLACK) == 0:
-        raise UnknownLevelsError("a 16-bit TIFF in which zero is white is not read as such: convert it to PNG")
+        raise UnknownLevelsError(f"{name} is a 16-bit TIFF in which zero is white, which is not read as such: convert it to PNG")
     bits = 12 if 12 in tags.get(_TIFF_BITS, ()) else 16
     key = image.info.get("transparency")
 

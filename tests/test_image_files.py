@@ -58,13 +58,16 @@ def test_levels_of_unknown_range_in_a_file(kind: type) -> None:
         file = saved(levels, "TIFF", tiffinfo={TiffImagePlugin.SAMPLEFORMAT: 2})
     else:
         file = saved(Image.fromarray((picture()[..., 0] / (255 if kind == np.float32 else 1)).astype(kind)), "TIFF")
-    with pytest.raises(errors.UnknownLevelsError, match=r"nothing says which levels .*: convert it to 8 bits, or unsigned 16"):
+    with pytest.raises(
+        errors.UnknownLevelsError,
+        match=r"nothing says which levels .*: convert it to 8 bits, or unsigned 16",
+    ):
         preprocess(file)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_levels_of_unknown_range_in_a_pil_image(mode: str) -> None:
-    with pytest.raises(errors.UnknownLevelsError, match=f"mode {mode} "):
+    with pytest.raises(errors.UnknownLevelsError, match=f"the image has mode {mode}, and"):
         preprocess(Image.fromarray(picture()).convert("L").convert(mode))
 
 
