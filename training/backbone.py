@@ -41,7 +41,7 @@ def _start(pretrain: str | None, classes: int) -> ResNet:
     """A ResNet-50 of so many classes, with random weights or those asked for."""
     net = resnet50(weights=None, num_classes=classes)
     if pretrain:
-        begin = (load_imagenet_teacher() if pretrain == "imagenet" else load_teacher(pretrain)).backbone.state_dict()
+        begin = (load_imagenet_teacher("--pretrain") if pretrain == "imagenet" else load_teacher(pretrain)).backbone.state_dict()
         if begin["fc.weight"].shape[0] != classes:
             begin |= {"fc.weight": net.fc.weight.data, "fc.bias": net.fc.bias.data}
         net.load_state_dict(begin)
