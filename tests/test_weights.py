@@ -3,7 +3,6 @@
 import argparse
 import collections
 import io
-import json
 import pickle
 import struct
 import tarfile
@@ -24,11 +23,9 @@ from training.loss import load_imagenet_teacher, load_teacher
 from training.models import build_model, build_random_model
 from training.weights import (
     CheckpointError,
-    CheckpointMetadataError,
     CheckpointTensorError,
     UnreadableCheckpointError,
     read_state_dict,
-    stored_labels,
 )
 
 STATE = {"conv1.weight": torch.arange(8.0), "fc.bias": torch.ones(2)}
@@ -284,17 +281,6 @@ def test_classes_are_checked_before_they_decide_an_allocation(tmp_path: Path, sh
     for load in (lambda p: load_model(p, "ours_n0"), load_teacher):
         with pytest.raises(CheckpointKeysError, match=r"2048 inputs|misshaped: fc\.weight; its keys begin with fc, head"):
             load(tmp_path / "file.pt")
-
-
-@pytest.mark.parametrize("labels", ["cat, dog", '{"cat": 0}', "[1, 2]", '"cat"', "[" * 100_000, "NaN"])
-def test_labels_that_are_no_list_of_text(labels: str) -> None:
-    with pytest.raises(CheckpointMetadataError, match=r"a\.pt: the metadata's labels are no JSON list of text"):
-        stored_labels({"labels": labels}, "a.pt")
-
-
-def test_labels_that_are(tmp_path: Path) -> None:
-    assert stored_labels({}, "a.pt") is None
-    assert stored_labels({"labels": json.dumps(["cat", "Hündin"])}, "a.pt") == ["cat", "Hündin"]
 
 
 def test_torchvisions_own_file_is_fetched_once_and_read_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim.swa_utils import update_bn
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from runtime import __version__
 
-from .checkpoint import TABLE_BUFFERS, load_model, save_model
+from .checkpoint import TABLE_BUFFERS, check_checkpoint_output, load_model, save_model
 from .data import SeededImages, split_held_out, training_images
 from .models import MODELS, FeatureCompressionModel
 from .run import part
@@ -52,6 +53,14 @@ def average(models: list[FeatureCompressionModel], names: list[str]) -> FeatureC
     return first
 
 
+def _recipe(metadata: dict[str, str]) -> Any:
+    """How a checkpoint was trained: JSON if a training of ours wrote it, else the text as it is."""
+    try:
+        return json.loads(metadata.get("recipe", "null"))
+    except ValueError:
+        return metadata["recipe"]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m training.average", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
@@ -70,6 +79,7 @@ def main() -> int:
     try:
         if len(args.checkpoints) < 2:
             raise AverageError("one checkpoint is its own average: name two or more")
+        check_checkpoint_output(args.out, [*args.checkpoints, *([args.backbone] if args.backbone else [])])
         if args.images < 2 or args.train_size < 32 or args.train_size % 8:
             at = f"--images {args.images} --train_size {args.train_size}"
             raise AverageError(f"{at}: take two images or more, and a size that is a multiple of 8 from 32 up")
@@ -81,7 +91,7 @@ def main() -> int:
         batches = DataLoader(SeededImages(some, 0), min(32, chosen), num_workers=args.workers, drop_last=True)
         model.to(memory_format=torch.channels_last)
         update_bn(tqdm(batches, "batch norm", disable=not sys.stderr.isatty()), model)
-        recipes = [json.loads(metadata.get("recipe", "null")) for _, metadata in loaded]
+        recipes = [_recipe(metadata) for _, metadata in loaded]
         about = {"average_of": recipes, "images": chosen, "train_size": args.train_size, "crop_area": args.crop_area}
         save_model(args.out, model, loaded[0][1] | {"recipe": json.dumps(about)})
     except (ValueError, OSError) as error:

@@ -24,7 +24,18 @@ from torchvision.models import ResNet, resnet50
 
 from .checkpoint import save_state
 from .loss import load_imagenet_teacher, load_teacher
-from .run import Team, TrainingError, add_run_options, assemble, held_out_images, run_epochs, shared_recipe, shrink_to_smoke, top1
+from .run import (
+    Team,
+    TrainingError,
+    add_run_options,
+    assemble,
+    check_outputs,
+    held_out_images,
+    run_epochs,
+    shared_recipe,
+    shrink_to_smoke,
+    top1,
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,6 +82,8 @@ def train(args: argparse.Namespace) -> Path:
 def _train(args: argparse.Namespace, team: Team) -> Path:
     run: Path = args.resume or args.run_dir or Path("runs") / "resnet50"
     out: Path = args.out or run / "resnet50.safetensors"
+    if team.leads:
+        check_outputs(args, run, out)
     torch.manual_seed(args.fixseed)
     held_out, labels = held_out_images(args)
     net = _start(args.pretrain, len(labels)).to(team.device)

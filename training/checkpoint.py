@@ -16,13 +16,14 @@ at all.
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from .files import write_atomically
+from .files import OutputError, check_output, write_atomically
 from .models import FeatureCompressionModel, build_model, model_spec
 from .weights import CheckpointError, read_state_dict
 
@@ -192,6 +193,13 @@ def start_from_checkpoint(model: FeatureCompressionModel, path: str | os.PathLik
         state = {key: value for key, value in state.items() if key not in tail} | _tail(own)
     load_state(model, state, str(path), ignore=frozenset(TABLE_BUFFERS))
     model.bottleneck_layer.entropy_bottleneck.quantiles.data[:, :, 1] = 0
+
+
+def check_checkpoint_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse a name that no checkpoint can be written under, or that is an input's, before work is done. Raises OutputError."""
+    if Path(path).suffix != ".safetensors":
+        raise OutputError(f"{os.fspath(path)}: checkpoints are written as safetensors: name a file that ends in .safetensors")
+    check_output(path, inputs)
 
 
 def save_model(path: str | os.PathLike[str], model: FeatureCompressionModel, metadata: dict[str, str], backbone: str | None = None) -> None:

@@ -22,6 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .files import check_output_folder, write_atomically
+
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
@@ -86,8 +88,7 @@ def evaluate(model: str, lmb: str, checkpoint: Path, args: argparse.Namespace) -
             command += ["--predictions", str(args.predictions / f"{model}_lmb{lmb}.txt")]
         text = _run(command)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / f"accuracy_{model}_lmb{lmb}.json").write_text(text)
+        write_atomically(args.out / f"accuracy_{model}_lmb{lmb}.json", text.encode())
     return json.loads(text)
 
 
@@ -117,8 +118,8 @@ def evaluate_torch(model: str, lmb: str, checkpoint: Path, args: argparse.Namesp
             bits += float(out.bits)
             pixels += image.numel() / 3
     if args.predictions:
-        args.predictions.mkdir(parents=True, exist_ok=True)
-        (args.predictions / f"{model}_lmb{lmb}.txt").write_text("".join(f"{index}\n" for index in predictions))
+        lines = "".join(f"{index}\n" for index in predictions)
+        write_atomically(args.predictions / f"{model}_lmb{lmb}.txt", lines.encode())
     right = sum(a == b for a, b in zip(predictions, labels, strict=True))
     return {
         "benchmark": "torch",
@@ -140,6 +141,9 @@ def main() -> int:
         args.images = 10
     args.out = args.out or (None if args.smoke else RESULTS)
     try:
+        for folder in (args.out, args.predictions):
+            if folder:
+                check_output_folder(folder)
         points = operating_points(args.model)
         if not args.json:
             print("| model | lmb | images | top-1 | top-5 | bpp |\n|---|--:|--:|--:|--:|--:|")

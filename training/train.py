@@ -38,7 +38,18 @@ from torch.utils.data import Dataset
 from .checkpoint import load_model, save_model, start_from_checkpoint
 from .loss import distillation_loss, load_imagenet_teacher, load_teacher, start_from_teacher
 from .models import MODELS, FeatureCompressionModel, build_model, fit_quantiles
-from .run import Team, TrainingError, add_run_options, assemble, held_out_images, run_epochs, shared_recipe, shrink_to_smoke, top1
+from .run import (
+    Team,
+    TrainingError,
+    add_run_options,
+    assemble,
+    check_outputs,
+    held_out_images,
+    run_epochs,
+    shared_recipe,
+    shrink_to_smoke,
+    top1,
+)
 
 Loss = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
 
@@ -118,6 +129,8 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     run: Path = args.resume or args.run_dir or Path("runs") / f"{args.model}_lmb{lmb:g}"
     out: Path = args.out or run / f"lmb{lmb:g}.safetensors"
 
+    if team.leads:
+        check_outputs(args, run, out)
     torch.manual_seed(args.fixseed)
     held_out, labels = held_out_images(args)
     model, loss = _tail_alone(args, labels) if args.frozen_bottleneck else _under_a_teacher(args, team, labels)

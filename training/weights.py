@@ -49,10 +49,6 @@ class CheckpointTensorError(CheckpointError):
     """A tensor without plain values: sparse, quantized, on no device, or larger than what is stored for it."""
 
 
-class CheckpointMetadataError(CheckpointError):
-    """What a checkpoint says of itself is not understood."""
-
-
 def read_state_dict(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name, prefixes and wrappers taken off, and metadata; a "classes" list in it becomes the metadata's "labels".
 
@@ -99,22 +95,6 @@ def load_plain(path: Path, device: str | torch.device = "cpu") -> Any:
             f"{path} is damaged, or holds more than tensors and plain values, which is what weights_only loads{told}: "
             f"copy it again, or in the program that made it, {_INSTEAD}"
         ) from None
-
-
-def stored_labels(metadata: dict[str, str], source: str | os.PathLike[str]) -> list[str] | None:
-    """The classes' labels of a checkpoint's metadata, None if it has none. Raises CheckpointMetadataError."""
-    if "labels" not in metadata:
-        return None
-    try:
-        labels = json.loads(metadata["labels"])
-    except (ValueError, RecursionError):
-        labels = None
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        shown = metadata["labels"][:60]
-        raise CheckpointMetadataError(
-            f"{source}: the metadata's labels are no JSON list of text ({shown!r}): name yours with --labels FILE"
-        )
-    return labels
 
 
 def _kind(path: Path) -> str:
