@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.models import resnet50
 
 from export.tables import bottleneck_sha256
-from training import average, run, train
+from training import average, command, run, train
 from training import backbone as backbone_command
 from training.checkpoint import BackboneError, CheckpointError, load_model, save_model, save_state, start_from_checkpoint
 from training.data import Batches, SeededImages, evaluation_images, split_held_out, training_images
@@ -409,7 +409,7 @@ def test_wrong_schedules(size: str) -> None:
 @pytest.mark.parametrize("text", ["0", "1.5", "nan", "-0.1", "most"])
 def test_a_crop_that_cannot_be(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a part above 0, to 1"):
-        run.part(text)
+        command.part(text)
 
 
 def test_crops_cover_what_they_are_asked_to(tmp_path: Path) -> None:

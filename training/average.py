@@ -13,20 +13,18 @@ Always holds: the bottleneck is the checkpoints' to the last bit, so edges go on
 import argparse
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
-
-from runtime import __version__
 
 from .checkpoint import TABLE_BUFFERS, check_checkpoint_output, load_model, save_model
+from .command import command, part, progress, say
 from .data import SeededImages, split_held_out, training_images
 from .models import MODELS, FeatureCompressionModel
-from .run import part
 
 
 class AverageError(ValueError):
@@ -61,7 +59,7 @@ def _recipe(metadata: dict[str, str]) -> Any:
         return metadata["recipe"]
 
 
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.average", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
     add("model", choices=[name for name, spec in MODELS.items() if not spec.frozen_tail])
@@ -74,30 +72,31 @@ def main() -> int:
     add("--crop_area", type=part, default=0.08, metavar="PART", help="the least part of an image that they cover (default: 0.08)")
     add("--held_out", type=int, default=500, metavar="N", help="images that the training held out, left out here too (default: 500)")
     add("--workers", type=int, default=2, help="image loading processes (default: 2)")
-    add("--version", action="version", version=f"%(prog)s {__version__}")
-    args = parser.parse_args()
-    try:
-        if len(args.checkpoints) < 2:
-            raise AverageError("one checkpoint is its own average: name two or more")
-        check_checkpoint_output(args.out, [*args.checkpoints, *([args.backbone] if args.backbone else [])])
-        if args.images < 2 or args.train_size < 32 or args.train_size % 8:
-            at = f"--images {args.images} --train_size {args.train_size}"
-            raise AverageError(f"{at}: take two images or more, and a size that is a multiple of 8 from 32 up")
-        loaded = [load_model(file, args.model, args.backbone) for file in args.checkpoints]
-        model = average([model for model, _ in loaded], [str(file) for file in args.checkpoints])
-        images = split_held_out(training_images(args.data, args.train_size, args.crop_area), args.held_out, keep_held_out=False)
-        chosen = min(args.images, len(images))
-        some = Subset(images, [index * len(images) // chosen for index in range(chosen)])
-        batches = DataLoader(SeededImages(some, 0), min(32, chosen), num_workers=args.workers, drop_last=True)
-        model.to(memory_format=torch.channels_last)
-        update_bn(tqdm(batches, "batch norm", disable=not sys.stderr.isatty()), model)
-        recipes = [_recipe(metadata) for _, metadata in loaded]
-        about = {"average_of": recipes, "images": chosen, "train_size": args.train_size, "crop_area": args.crop_area}
-        save_model(args.out, model, loaded[0][1] | {"recipe": json.dumps(about)})
-    except (ValueError, OSError) as error:
-        print(f"training.average: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {args.out}")
+    add("--version", action="version", version=f"%(prog)s {version('edgecloud-features')}")
+    return parser
+
+
+@command("training.average")
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    if len(args.checkpoints) < 2:
+        raise AverageError("one checkpoint is its own average: name two or more")
+    check_checkpoint_output(args.out, [*args.checkpoints, *([args.backbone] if args.backbone else [])])
+    if args.images < 2 or args.train_size < 32 or args.train_size % 8:
+        at = f"--images {args.images} --train_size {args.train_size}"
+        raise AverageError(f"{at}: take two images or more, and a size that is a multiple of 8 from 32 up")
+    loaded = [load_model(file, args.model, args.backbone) for file in args.checkpoints]
+    model = average([model for model, _ in loaded], [str(file) for file in args.checkpoints])
+    images = split_held_out(training_images(args.data, args.train_size, args.crop_area), args.held_out, keep_held_out=False)
+    chosen = min(args.images, len(images))
+    some = Subset(images, [index * len(images) // chosen for index in range(chosen)])
+    batches = DataLoader(SeededImages(some, 0), min(32, chosen), num_workers=args.workers, drop_last=True)
+    model.to(memory_format=torch.channels_last)
+    update_bn(progress(batches, "batch norm"), model)
+    recipes = [_recipe(metadata) for _, metadata in loaded]
+    about = {"average_of": recipes, "images": chosen, "train_size": args.train_size, "crop_area": args.crop_area}
+    save_model(args.out, model, loaded[0][1] | {"recipe": json.dumps(about)})
+    say(f"wrote {args.out}", sys.stdout)
     return 0
 
 

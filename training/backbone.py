@@ -12,7 +12,6 @@ Always holds: a classifier of as many classes as DIR has; one of another number 
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import cast
@@ -23,19 +22,9 @@ from torch.nn.functional import cross_entropy
 from torchvision.models import ResNet, resnet50
 
 from .checkpoint import save_state
+from .command import command, leads, say
 from .loss import load_imagenet_teacher, load_teacher
-from .run import (
-    Team,
-    TrainingError,
-    add_run_options,
-    assemble,
-    check_outputs,
-    held_out_images,
-    run_epochs,
-    shared_recipe,
-    shrink_to_smoke,
-    top1,
-)
+from .run import Team, add_run_options, assemble, check_outputs, held_out_images, run_epochs, shared_recipe, shrink_to_smoke, top1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,15 +91,11 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     return out
 
 
-def main() -> int:
-    args = _parser().parse_args()
-    try:
-        out = train(args)
-    except (TrainingError, ValueError, OSError) as error:
-        print(f"training.backbone: {error}", file=sys.stderr)
-        return 1
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"wrote {out}")
+@command("training.backbone", goes_on=True)
+def main(argv: list[str] | None = None) -> int:
+    out = train(_parser().parse_args(argv))
+    if leads():
+        say(f"wrote {out}", sys.stdout)
     return 0
 
 

@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .command import TrainingError, command, say
 from .files import check_output_folder, write_atomically
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
 
 
-class EvaluationError(RuntimeError):
+class EvaluationError(TrainingError):
     """There is nothing to evaluate, or a step of it failed."""
 
 
@@ -131,33 +132,29 @@ def evaluate_torch(model: str, lmb: str, checkpoint: Path, args: argparse.Namesp
     }
 
 
-def main() -> int:
-    args = _parser().parse_args()
+@command("training.evaluate")
+def main(argv: list[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
     if min(args.batch_size, args.workers) < 1:
-        _parser().error("--batch_size and --workers begin at 1")
+        parser.error("--batch_size and --workers begin at 1")
     if args.images is not None and args.images < 2:
-        _parser().error("--images begins at 2")
+        parser.error("--images begins at 2")
     if args.smoke:
         args.images = 10
     args.out = args.out or (None if args.smoke else RESULTS)
-    try:
-        for folder in (args.out, args.predictions):
-            if folder:
-                check_output_folder(folder)
-        points = operating_points(args.model)
-        if not args.json:
-            print("| model | lmb | images | top-1 | top-5 | bpp |\n|---|--:|--:|--:|--:|--:|")
-        for model, lmb, checkpoint in points:
-            record = (evaluate_torch if args.torch else evaluate)(model, lmb, checkpoint, args)
-            top5 = f"{record['top5']['share']:.2%}" if "top5" in record else "-"
-            bpp = (
-                f"{record['estimated_bpp']:.4f} (estimated)" if args.torch else "{mean:.4f} ({p5:.4f} to {p95:.4f})".format(**record["bpp"])
-            )
-            row = f"| {model} | {lmb} | {record['images']} | {record['top1']['share']:.2%} | {top5} | {bpp} |"
-            print(json.dumps(record) if args.json else row, flush=True)
-    except (EvaluationError, ValueError, OSError) as error:
-        print(f"training.evaluate: {error}", file=sys.stderr)
-        return 1
+    for folder in (args.out, args.predictions):
+        if folder:
+            check_output_folder(folder)
+    points = operating_points(args.model)
+    if not args.json:
+        say("| model | lmb | images | top-1 | top-5 | bpp |\n|---|--:|--:|--:|--:|--:|", sys.stdout)
+    for model, lmb, checkpoint in points:
+        record = (evaluate_torch if args.torch else evaluate)(model, lmb, checkpoint, args)
+        top5 = f"{record['top5']['share']:.2%}" if "top5" in record else "-"
+        bpp = f"{record['estimated_bpp']:.4f} (estimated)" if args.torch else "{mean:.4f} ({p5:.4f} to {p95:.4f})".format(**record["bpp"])
+        row = f"| {model} | {lmb} | {record['images']} | {record['top1']['share']:.2%} | {top5} | {bpp} |"
+        say(json.dumps(record) if args.json else row, sys.stdout)
     return 0
 
 

@@ -30,15 +30,12 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from .checkpoint import check_checkpoint_output
+from .command import TrainingError, part
 from .data import Batches, SeededImages, evaluation_images, split_held_out, training_images
 from .files import atomic_file, check_output_folder, check_space, write_atomically
 from .weights import CheckpointError, load_plain
 
 SMOKE_IMAGES = 8
-
-
-class TrainingError(RuntimeError):
-    """Training cannot start or go on: wrong options, or a loss that is not finite."""
 
 
 class StateError(TrainingError):
@@ -56,8 +53,8 @@ class Stage:
 def parse_stages(text: str, epochs: int) -> list[Stage]:
     """'224' -> all epochs at 224; '112:8,160:4' -> 8 epochs at 112, then 4 at 160."""
     stages = []
-    for part in text.split(","):
-        size, colon, count = part.partition(":")
+    for stage in text.split(","):
+        size, colon, count = stage.partition(":")
         whole = size.isdigit() and (count.isdigit() if colon else "," not in text)
         if not whole:
             raise argparse.ArgumentTypeError(f"{text!r} is neither SIZE nor SIZE:EPOCHS,SIZE:EPOCHS,...")
@@ -71,14 +68,6 @@ def _positive(text: str) -> int:
     if text.isdigit() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
-
-
-def part(text: str) -> float:
-    """A part of an image's area, above 0 and not above 1."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a part above 0, to 1")
 
 
 def _schedule(text: str) -> str:

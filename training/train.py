@@ -24,7 +24,6 @@ bottleneck the checkpoint's.
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,20 +35,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
 from .checkpoint import load_model, save_model, start_from_checkpoint
+from .command import TrainingError, command, leads, say
 from .loss import distillation_loss, load_imagenet_teacher, load_teacher, start_from_teacher
 from .models import MODELS, FeatureCompressionModel, build_model, fit_quantiles
-from .run import (
-    Team,
-    TrainingError,
-    add_run_options,
-    assemble,
-    check_outputs,
-    held_out_images,
-    run_epochs,
-    shared_recipe,
-    shrink_to_smoke,
-    top1,
-)
+from .run import Team, add_run_options, assemble, check_outputs, held_out_images, run_epochs, shared_recipe, shrink_to_smoke, top1
 
 Loss = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
 
@@ -191,15 +180,11 @@ def _tail_alone(args: argparse.Namespace, labels: list[str]) -> tuple[FeatureCom
     return model, loss
 
 
-def main() -> int:
-    args = _parser().parse_args()
-    try:
-        out = train(args)
-    except (TrainingError, ValueError, OSError) as error:
-        print(f"training.train: {error}", file=sys.stderr)
-        return 1
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"wrote {out}")
+@command("training.train", goes_on=True)
+def main(argv: list[str] | None = None) -> int:
+    out = train(_parser().parse_args(argv))
+    if leads():
+        say(f"wrote {out}", sys.stdout)
     return 0
 
 

@@ -1,0 +1,165 @@
+"""What the training commands do alike: exit statuses, signals, numbers in options, and lines on streams that may be closed.
+
+    @command("training.train", goes_on=True)
+    def main(argv: list[str] | None = None) -> int: ...
+
+Always holds: Ctrl-C, SIGTERM and SIGHUP end a command with one line and status 130, 143 or 129, and its temporary files
+are removed on the way; what it refuses is one line `NAME: why` and status 1; a line that cannot be printed stops nothing.
+"""
+
+import argparse
+import functools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import IO, TypeVar
+
+T = TypeVar("T")
+
+
+class TrainingError(RuntimeError):
+    """A command cannot start or go on: options or data that do not fit, or a loss that is not finite."""
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP came. Like KeyboardInterrupt, no `except Exception` stops it."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def command(name: str, goes_on: bool = False) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Decorates a command's `main`, which takes its arguments and gives its exit status.
+
+    `goes_on`: the command keeps its state in --run_dir, so that a run that was stopped can be started again.
+    """
+    more = "; start it again with the same --run_dir, and it goes on after its last whole epoch" if goes_on else ""
+
+    def decorate(main: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(main)
+        def run(argv: list[str] | None = None) -> int:
+            restore = _catch_signals()
+            try:
+                return main(argv)
+            except KeyboardInterrupt:
+                return _stopped(f"{name}: interrupted{more}", signal.SIGINT)
+            except Terminated as signalled:
+                return _stopped(f"{name}: stopped by {signalled}{more}", signalled.number)
+            except (TrainingError, ValueError, OSError) as error:
+                say(f"{name}: {error}", sys.stderr)
+            except RuntimeError as error:  # torch has no class for a loader's process that died
+                reason = _of_the_machine(error)
+                if reason is None:
+                    raise
+                say(f"{name}: {reason}{more}", sys.stderr)
+            finally:
+                restore()
+            return 1
+
+        return run
+
+    return decorate
+
+
+def leads() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def say(text: str, file: IO[str] | None) -> None:
+    """Print a line. A stream that is closed or full loses it; letters that its encoding lacks become escapes."""
+    if file is None:
+        return
+    with suppress(OSError, ValueError, AttributeError):
+        try:
+            print(text, file=file, flush=True)
+        except UnicodeEncodeError:
+            encoding = getattr(file, "encoding", None) or "ascii"
+            print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
+        except BrokenPipeError:
+            # Python would complain once more at its exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
+def progress(items: Iterable[T], title: str, shown: bool = True) -> Iterable[T]:
+    """`items`, with a bar on a terminal."""
+    if not shown or sys.stderr is None or not sys.stderr.isatty():
+        return items
+    from tqdm import tqdm
+
+    return tqdm(items, title)
+
+
+def number(kind: type, least: float, most: float, what: str = "") -> Callable[[str], float]:
+    """An argparse type: an int or a float from `least` to `most`, called `what` in its refusal."""
+    what = what or ("a whole number" if kind is int else "a number")
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            value: float = kind(text)
+            if least <= value <= most:  # not true of nan
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {least:,} to {most:,}")
+
+    parse.range = (least, most)  # type: ignore[attr-defined]
+    return parse
+
+
+def part(text: str) -> float:
+    """An argparse type: a part of something, above 0 and not above 1."""
+    with suppress(ValueError):
+        if 0 < float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a part above 0, to 1")
+
+
+part.range = (0, 1)  # type: ignore[attr-defined]
+
+
+def _stopped(text: str, number: int) -> int:
+    if leads():  # Ctrl-C goes to all processes of a torchrun
+        say(text, sys.stderr)
+    return 128 + number
+
+
+def _of_the_machine(error: RuntimeError) -> str | None:
+    """What to say of an error that the machine's limits make, not the program."""
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError" or "not enough memory" in text:
+        return f"out of memory ({text.splitlines()[0]}): give a smaller --batch_size"
+    if "DataLoader worker" in text:
+        return f"an image loading process died ({text.splitlines()[0]}): give more shared memory, or --workers 0"
+    return None
+
+
+def _catch_signals() -> Callable[[], None]:
+    """SIGTERM and SIGHUP raise Terminated in the main thread, where nobody else handles or ignores them.
+
+    Gives what sets them back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+    creator = os.getpid()
+
+    def terminate(received: int, _: object) -> None:
+        if os.getpid() != creator:  # a process that loads images and was just forked
+            os._exit(128 + received)
+        # A second one must not interrupt what the first one cleans up.
+        for other in taken:
+            signal.signal(other, signal.SIG_IGN)
+        raise Terminated(received)
+
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    taken = [found for found in numbers if signal.getsignal(found) == signal.SIG_DFL]
+    for found in taken:
+        signal.signal(found, terminate)
+
+    def restore() -> None:
+        for found in taken:
+            signal.signal(found, signal.SIG_DFL)
+
+    return restore
