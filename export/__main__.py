@@ -1,6 +1,7 @@
 """python -m export MODEL: a checkpoint in, a verified bundle out."""
 
 import argparse
+import errno
 import hashlib
 import json
 import math
@@ -11,18 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime import __version__
+from runtime.command import command, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from typing import TypeVar
+    from collections.abc import Callable
 
     from runtime.coder import Tables
     from training.models import FeatureCompressionModel
 
     from .counts import Counts
     from .gate import Encode
-
-    T = TypeVar("T")
 
 EXIT_DONE, EXIT_FAILURE, EXIT_USAGE, EXIT_PARITY = 0, 1, 2, 3
 MODEL_NAMES = ("ours_n0", "ours_n4", "ours_n8", "ours_n0_enc", "ours_n4_enc", "ours_n8_enc", "matsubara2022wacv")
@@ -156,6 +155,7 @@ def _labels(path: Path | None, metadata: dict[str, str], classes: int) -> list[s
 def _make_counts(args: argparse.Namespace, checkpoint: Path, bottleneck: str) -> "Callable[[Path, Tables], Counts | None]":
     """How write_bundle comes by counts: from a file, which is read now, from the images of --refit, or not at all."""
     from runtime.files import write_atomically
+    from training.command import progress
 
     from .counts import Counts, count, symbols_of
     from .images import image_paths
@@ -169,11 +169,9 @@ def _make_counts(args: argparse.Namespace, checkpoint: Path, bottleneck: str) ->
     def make(graph: Path, own: "Tables") -> Counts | None:
         if not to_count:
             return stored
-        from tqdm import tqdm
-
-        progress = tqdm(to_count, "counting", unit="image", disable=not sys.stderr.isatty())
-        counts = count(symbols_of(graph, progress, args.as_is), own, bottleneck, args.refit.resolve().name)
+        counts = count(symbols_of(graph, progress(to_count, "counting"), args.as_is), own, bottleneck, args.refit.resolve().name)
         if args.counts:
+            args.counts.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.counts, counts.to_json().encode())
         return counts
 
@@ -185,6 +183,7 @@ def _make_int8(args: argparse.Namespace, checkpoint: Path, model: "FeatureCompre
     from runtime.engine import GRAPHS
     from runtime.files import write_atomically
     from runtime.preprocess import preprocess
+    from training.command import progress
 
     from .gate import GateError, Graphs, judge, open_session, reasons
     from .images import labelled_paths
@@ -203,20 +202,15 @@ def _make_int8(args: argparse.Namespace, checkpoint: Path, model: "FeatureCompre
         return lambda folder, encode: {}
     digests = {"edge": bottleneck_sha256(model), "cloud": weights_sha256(model)}
 
-    def watched(items: "Sequence[T]", title: str) -> "Iterable[T]":
-        from tqdm import tqdm
-
-        return tqdm(items, title, unit="image", disable=not sys.stderr.isatty())
-
     def calibrate(graphs: Graphs) -> Calibration:
         rest = [path for index, (path, _) in enumerate(paths) if index % 10]
         if len(rest) > CALIBRATION_IMAGES:
             rest = [rest[index * len(rest) // CALIBRATION_IMAGES] for index in range(CALIBRATION_IMAGES)]
         edge, images = take_ranges(
-            graphs["edge"]["fp32"], (preprocess(path, args.as_is)[None] for path in watched(rest, "calibrating the edge")), digests["edge"]
+            graphs["edge"]["fp32"], (preprocess(path, args.as_is)[None] for path in progress(rest, "calibrating the edge")), digests["edge"]
         )
         encoder = open_session(graphs["edge"]["fp32"])
-        symbols = (encoder.run(None, {"pixels": preprocess(path, args.as_is)[None]})[0] for path in watched(rest, "calibrating the cloud"))
+        symbols = (encoder.run(None, {"pixels": preprocess(path, args.as_is)[None]})[0] for path in progress(rest, "calibrating the cloud"))
         cloud, _ = take_ranges(graphs["cloud"]["fp32"], symbols, digests["cloud"])
         return Calibration(images, args.calibrate.resolve().name, edge, cloud)
 
@@ -227,21 +221,22 @@ def _make_int8(args: argparse.Namespace, checkpoint: Path, model: "FeatureCompre
             try:
                 quantise(graphs[end]["fp32"], ranges, digests[end], graphs[end]["int8"], signed=args.device == "arm")
             except NothingToQuantiseError as error:
-                print(f"export: {error}", file=sys.stderr)
+                say(f"export: {error}", sys.stderr)
                 del graphs[end]["int8"]
         if paths:
             source = f"{calibration.source}, held out"
-            calibration = replace(calibration, gate=judge(graphs, encode, watched(paths[::10], "judging"), args.as_is, source))
+            calibration = replace(calibration, gate=judge(graphs, encode, progress(paths[::10], "judging"), args.as_is, source))
         if unseen:
-            found = judge(graphs, encode, watched(unseen, "validating"), args.as_is, args.validate.resolve().name)
+            found = judge(graphs, encode, progress(unseen, "validating"), args.as_is, args.validate.resolve().name)
             calibration = replace(calibration, validation=found)
         if args.ranges and (paths or unseen):
+            args.ranges.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.ranges, calibration.to_json().encode())
         for end in graphs:
             if "int8" in graphs[end] and calibration.gate and (why := reasons(calibration.gate, end)):
                 if args.precision == "int8":
                     raise GateError(f"{end}: {'; '.join(why)}")
-                print(f"export: no int8 {end} graph is written: {'; '.join(why)}", file=sys.stderr)
+                say(f"export: no int8 {end} graph is written: {'; '.join(why)}", sys.stderr)
                 graphs[end]["int8"].unlink()
         return {
             "activations": "int8" if args.device == "arm" else "uint8",
@@ -253,6 +248,33 @@ def _make_int8(args: argparse.Namespace, checkpoint: Path, model: "FeatureCompre
     return make
 
 
+def _check_outputs(args: argparse.Namespace, out: Path, checkpoint: Path) -> None:
+    """Refuse, before minutes of work, outputs that cannot be written or that would replace an input. Raises OutputError."""
+    from runtime.errors import OutputError
+    from runtime.files import check_output, refuse_same_file
+
+    inputs = [file for file in (checkpoint, args.backbone, args.labels) if file]
+    counts, ranges = (
+        given or checkpoint.with_suffix(f".{kind}.json") for given, kind in ((args.counts, "counts"), (args.ranges, "ranges"))
+    )
+    written = [(args.counts, ranges)] * bool(args.refit) + [(args.ranges, counts)] * bool(args.calibrate or args.validate)
+    for file, other in written:
+        if file:
+            check_output(file)
+            refuse_same_file(file, [*inputs, other])
+            if file.resolve() == other.resolve():
+                raise OutputError(f"counts and ranges would both be {file}: name two files with --counts and --ranges")
+    for file in (*inputs, args.counts, args.ranges, args.refit, args.calibrate, args.validate, args.images):
+        # The labels of the bundle that is replaced may be kept.
+        if file and file.name != "labels.txt" and file.resolve().is_relative_to(out.resolve()):
+            raise OutputError(f"{file} lies in {out}, which the new bundle replaces: name another folder with --out")
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@command("export")
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
@@ -270,8 +292,9 @@ def main(argv: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     from runtime.errors import EdgeCloudError
     from training.checkpoint import load_model
+    from training.files import check_space
 
-    from .bundle import write_bundle
+    from .bundle import check_output, write_bundle
     from .gate import GateError
     from .graphs import ExportError
     from .images import folder_images, synthetic_images
@@ -279,13 +302,16 @@ def main(argv: list[str] | None = None) -> int:
     from .tables import bottleneck_sha256
 
     try:
+        check_output(out)
+        _check_outputs(args, out, path)
         model, metadata = load_model(path, args.model, args.backbone)
         images, source = (
             (folder_images(args.images), f"images from {args.images.name}") if args.images else (synthetic_images(), "synthetic images")
         )
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        print(f"checkpoint  {path}")
+        check_space(out, sum(value.numel() * value.element_size() for value in model.state_dict().values()))
+        say(f"checkpoint  {path}", sys.stdout)
         write_bundle(
             out,
             model,
@@ -301,19 +327,20 @@ def main(argv: list[str] | None = None) -> int:
             precision=args.precision,
             small=args.small,
             max_pixels=args.max_pixels,
-            report=lambda line: print(line, flush=True),
+            report=lambda line: say(line, sys.stdout),
         )
     except ParityError as error:
-        print(f"export: parity failed, no bundle was written: {error}", file=sys.stderr)
+        say(f"export: parity failed, no bundle was written: {error}", sys.stderr)
         return EXIT_PARITY
     except GateError as error:
-        print(f"export: int8 is not good enough, no bundle was written: {error}", file=sys.stderr)
+        say(f"export: int8 is not good enough, no bundle was written: {error}", sys.stderr)
         return EXIT_PARITY
     except (EdgeCloudError, ExportError, ValueError, OSError) as error:
-        print(f"export: {error}", file=sys.stderr)
+        full = f"{out} cannot be written: free space there, or name another folder with --out: " if _is_full(error) else ""
+        say(f"export: {full}{error}", sys.stderr)
         return EXIT_FAILURE
     bundle = "" if out == Path("bundles") / "ours_n4" and "EDGECLOUD_BUNDLE" not in os.environ else f" --bundle {out}"
-    print(f"\nnext:\n  edge-encode IMAGE -o feat.bin{bundle}\n  cloud-decode feat.bin{bundle}")
+    say(f"\nnext:\n  edge-encode IMAGE -o feat.bin{bundle}\n  cloud-decode feat.bin{bundle}", sys.stdout)
     return EXIT_DONE
 
 

@@ -57,7 +57,8 @@ def check_output(out: Path) -> None:
         if out.is_mount():
             raise OutputInTheWayError(f"{out} is a mount point, which cannot be replaced: name a folder in it with --out")
     # The bundle is written beside its place, and then takes it.
-    files.check_output(out.resolve().with_name(f".{out.name}.new"))
+    place = out.resolve()
+    files.check_output(place.with_name(f".{place.name}.new") if place.exists() else place)
 
 
 def write_bundle(
