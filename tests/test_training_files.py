@@ -112,6 +112,9 @@ def test_outputs_that_cannot_be_are_refused_before_work(tmp_path: Path, monkeypa
     os.link(tmp_path / "file", tmp_path / "hard")
     files.check_output(tmp_path / "new" / "deep" / "file")
     files.check_output("/dev/null", ["/dev/null"])
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(files.OutputError, match=r"loop cannot be written \(Too many levels"):
+        files.check_output(tmp_path / "loop")
     for name in ("file", "link", "hard"):
         with pytest.raises(files.SameOutputError, match="would replace the input"):
             files.check_output(tmp_path / name, [tmp_path / "none", tmp_path / "file"])
@@ -123,7 +126,7 @@ def test_outputs_that_cannot_be_are_refused_before_work(tmp_path: Path, monkeypa
         with pytest.raises(files.OutputError, match=text):
             files.check_output(output)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    for output in (tmp_path / "new", "/dev/null"):
+    for output in (tmp_path / "new", tmp_path / "file", "/dev/null"):
         with pytest.raises(files.OutputError, match="cannot be written"):
             files.check_output(output)
 

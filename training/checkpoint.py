@@ -131,7 +131,9 @@ def _backbone_tail(checkpoint: Path, metadata: dict[str, str], backbone: str | o
     found = next((file for file in ([Path(backbone)] if backbone else beside) if file.is_file()), None)
     if found is None:
         looked = " or ".join(str(file) for file in ([backbone] if backbone else beside)) or "any file"
-        raise BackboneError(f"{checkpoint} holds the bottleneck alone, and its backbone is not at {looked}: name it with --backbone FILE")
+        raise BackboneError(
+            f"{checkpoint} holds the bottleneck alone, and its backbone is not at {looked}: put it there, or name it with --backbone FILE"
+        )
     tail = _tail(read_state_dict(found)[0])
     if tail_sha256(tail) != metadata.get("backbone_sha256"):
         raise BackboneError(f"{checkpoint} was trained in front of another backbone than {found}: name its own with --backbone FILE")

@@ -9,6 +9,7 @@ and a device or a pipe is written into. Whatever class a library raises for a fa
 out: it names the file, the system's reason and a remedy.
 """
 
+import errno
 import io
 import os
 import re
@@ -77,12 +78,12 @@ def check_output(path: StrPath, inputs: Iterable[StrPath] = ()) -> None:
     if name.endswith(os.sep) or Path(name).is_dir():
         raise OutputError(f"{name} is a folder: name a file in it")
     refuse_same_file(name, inputs)
-    target = _target(name)
-    if target is None:
-        if not os.access(name, os.W_OK):
-            raise OutputError(f"{name} cannot be written: name another file")
-        return
-    check_output_folder(target.parent)
+    try:
+        target = _target(name)
+        if target is not None:
+            check_output_folder(target.parent)
+    except OSError as error:
+        raise OutputError(f"{name} cannot be written ({error.strerror}): name another file") from error
 
 
 def check_output_folder(path: StrPath) -> None:
@@ -165,7 +166,10 @@ def _target(path: StrPath) -> Path | None:
     except (FileNotFoundError, NotADirectoryError):
         mode = stat.S_IFREG
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(0, "it is a folder", os.fspath(path))
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
+    # Renaming asks for no permission to write the file, and its owner meant it to stay as it is.
+    if Path(path).exists() and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
     name = Path(path).absolute()
     name = name.parent.resolve() / name.name
     # /dev/stdout leads to a descriptor below /proc, which is written into whatever is behind it.

@@ -15,6 +15,7 @@ import os
 import re
 import stat
 import sys
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,7 +80,8 @@ def load_plain(path: Path, device: str | torch.device = "cpu") -> Any:
     try:
         # A Namespace of options is a plain value, too, and many loops save theirs.
         # The open file and not its name, whose suffix torch.load would go by.
-        with torch.serialization.safe_globals([argparse.Namespace]), open(path, "rb") as file:
+        with torch.serialization.safe_globals([argparse.Namespace]), open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols and sparse tensors, which are refused below
             return torch.load(file, map_location=device, weights_only=True)
     except OSError:
         raise
@@ -204,7 +206,7 @@ def _check_tensor(key: str, value: Tensor, path: Path) -> None:
     if value.numel() > stored:
         raise CheckpointTensorError(
             f"{path}: {key} of {list(value.shape)} claims {value.numel():,} values, and the file stores {stored:,}: "
-            "save it as .contiguous() gives it"
+            "copy the file again, or save it as .contiguous() gives it"
         )
 
 
