@@ -155,7 +155,7 @@ def _labels(path: Path | None, metadata: dict[str, str], classes: int) -> list[s
 
 def _make_counts(args: argparse.Namespace, checkpoint: Path, bottleneck: str) -> "Callable[[Path, Tables], Counts | None]":
     """How write_bundle comes by counts: from a file, which is read now, from the images of --refit, or not at all."""
-    from training.checkpoint import atomic_path
+    from runtime.files import write_atomically
 
     from .counts import Counts, count, symbols_of
     from .images import image_paths
@@ -174,8 +174,7 @@ def _make_counts(args: argparse.Namespace, checkpoint: Path, bottleneck: str) ->
         progress = tqdm(to_count, "counting", unit="image", disable=not sys.stderr.isatty())
         counts = count(symbols_of(graph, progress, args.as_is), own, bottleneck, args.refit.resolve().name)
         if args.counts:
-            with atomic_path(args.counts) as temporary:
-                Path(temporary).write_text(counts.to_json())
+            write_atomically(args.counts, counts.to_json().encode())
         return counts
 
     return make
@@ -184,8 +183,8 @@ def _make_counts(args: argparse.Namespace, checkpoint: Path, bottleneck: str) ->
 def _make_int8(args: argparse.Namespace, checkpoint: Path, model: "FeatureCompressionModel") -> "Callable[[Path, Encode], dict[str, Any]]":
     """How write_bundle comes by int8 graphs: by ranges from a file, from the images of --calibrate, or not at all."""
     from runtime.engine import GRAPHS
+    from runtime.files import write_atomically
     from runtime.preprocess import preprocess
-    from training.checkpoint import atomic_path
 
     from .gate import GateError, Graphs, judge, open_session, reasons
     from .images import labelled_paths
@@ -237,8 +236,7 @@ def _make_int8(args: argparse.Namespace, checkpoint: Path, model: "FeatureCompre
             found = judge(graphs, encode, watched(unseen, "validating"), args.as_is, args.validate.resolve().name)
             calibration = replace(calibration, validation=found)
         if args.ranges and (paths or unseen):
-            with atomic_path(args.ranges) as temporary:
-                Path(temporary).write_text(calibration.to_json())
+            write_atomically(args.ranges, calibration.to_json().encode())
         for end in graphs:
             if "int8" in graphs[end] and calibration.gate and (why := reasons(calibration.gate, end)):
                 if args.precision == "int8":

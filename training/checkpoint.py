@@ -18,15 +18,15 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from .files import write_atomically
 from .models import FeatureCompressionModel, build_model, model_spec
 
 _ENTROPY = "bottleneck_layer.entropy_bottleneck."
@@ -238,32 +238,4 @@ def save_state(path: str | os.PathLike[str], state: dict[str, Tensor], metadata:
         tensors[key] = (value.half() if half else value).contiguous()
         if not torch.isfinite(tensors[key]).all():
             raise NonFiniteCheckpointError(f"{key} is not finite as {tensors[key].dtype}: nothing was written")
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
-
-
-class atomic_path:
-    """Context manager: gives a temporary name beside `path`, and renames it to `path` on success.
-
-    On an exception the temporary file is removed and `path` is left as it was.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
-
-    def __enter__(self) -> str:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, self.temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        os.close(handle)
-        return self.temporary
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            Path(self.temporary).unlink(missing_ok=True)
-            return
-        with open(self.temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(self.temporary, 0o666 & ~mask)
-        os.replace(self.temporary, self.path)
+    write_atomically(path, save(tensors, metadata))

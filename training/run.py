@@ -28,9 +28,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from .checkpoint import atomic_path
 from .command import TrainingError, part
 from .data import Batches, SeededImages, evaluation_images, split_held_out, training_images
+from .files import atomic_file, write_atomically
 
 SMOKE_IMAGES = 8
 
@@ -218,8 +218,7 @@ def _tracker(args: argparse.Namespace) -> Callable[[dict[str, Any]], object]:
 
 def _write_log(run: Path, log: list[dict[str, Any]]) -> None:
     """`log.jsonl`, and its numbers as curves over the epochs in `log.png`."""
-    with atomic_path(run / "log.jsonl") as temporary:
-        Path(temporary).write_text("".join(json.dumps(record) + "\n" for record in log))
+    write_atomically(run / "log.jsonl", "".join(json.dumps(record) + "\n" for record in log).encode())
     from matplotlib.figure import Figure
 
     panels = [
@@ -237,8 +236,8 @@ def _write_log(run: Path, log: list[dict[str, Any]]) -> None:
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
         axes.legend()
-    with atomic_path(run / "log.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    with atomic_file(run / "log.png") as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def run_epochs(
@@ -346,8 +345,8 @@ def run_epochs(
             state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()} | (
                 {"average": average.state_dict()} if average else {}
             )
-            with atomic_path(state_file) as temporary:
-                torch.save(state, temporary)
+            with atomic_file(state_file) as file:
+                torch.save(state, file)
             _write_log(run, log)
             print(json.dumps(record), flush=True)
             track(record)
