@@ -85,9 +85,14 @@ def say(text: str, file: IO[str] | None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
-def progress(items: Iterable[T], title: str, shown: bool = True) -> Iterable[T]:
+def on_terminal() -> bool:
+    """Whether somebody sees standard error as it is written."""
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+
+
+def progress(items: Iterable[T], title: str) -> Iterable[T]:
     """`items`, with a bar on a terminal."""
-    if not shown or sys.stderr is None or not sys.stderr.isatty():
+    if not on_terminal():
         return items
     from tqdm import tqdm
 

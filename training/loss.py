@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss
 from torchvision.models import resnet50
 
 from .checkpoint import load_state, read_state_dict
+from .labels import stored_labels
 from .models import FeatureCompressionModel, Outputs, classify_features
 
 
@@ -25,6 +26,7 @@ class Teacher(nn.Module):
     def __init__(self, num_classes: int):
         super().__init__()
         self.backbone = resnet50(weights=None, num_classes=num_classes).requires_grad_(False)
+        self.labels: list[str] | None = None  # of its classes, where they are known
         self.train(False)
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -44,23 +46,28 @@ def load_teacher(path: str | os.PathLike[str]) -> Teacher:
 
     Raises FileNotFoundError, UnreadableCheckpointError, CheckpointKeysError.
     """
-    state, _ = read_state_dict(path)
+    state, metadata = read_state_dict(path)
     classifier = state.get("fc.weight")
     teacher = Teacher(classifier.shape[0] if classifier is not None and classifier.ndim == 2 else 1000)
     load_state(teacher.backbone, state, str(path))
+    teacher.labels = stored_labels(metadata, teacher.backbone.fc.out_features)
     return teacher
 
 
-def load_imagenet_teacher() -> Teacher:
-    """torchvision's ResNet-50 of ImageNet (IMAGENET1K_V1, the paper's); fetched once by torchvision. Raises OSError."""
+def load_imagenet_teacher(option: str) -> Teacher:
+    """torchvision's ResNet-50 of ImageNet (IMAGENET1K_V1, the paper's); fetched once by torchvision.
+
+    Raises OSError, which names the `option` that takes a file in its place.
+    """
     from torchvision.models import ResNet50_Weights
 
     try:
         state = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=True)
     except OSError as error:
-        raise OSError(f"torchvision cannot fetch ImageNet's ResNet-50 ({error}): name a file with --backbone") from error
+        raise OSError(f"torchvision cannot fetch ImageNet's ResNet-50 ({error}): name a file with {option}") from error
     teacher = Teacher(1000)
     load_state(teacher.backbone, dict(state), "torchvision's ResNet-50")
+    teacher.labels = stored_labels({}, 1000)
     return teacher
 
 
