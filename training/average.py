@@ -15,12 +15,13 @@ import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import Subset
 
-from .checkpoint import TABLE_BUFFERS, load_model, save_model
+from .checkpoint import TABLE_BUFFERS, check_checkpoint_output, load_model, save_model
 from .command import command, number, part, progress, say
 from .data import Batched, SeededImages, split_held_out, training_images
 from .folders import Damage, class_folder
@@ -60,6 +61,14 @@ def _side(text: str) -> int:
     return stage.size
 
 
+def _recipe(metadata: dict[str, str]) -> Any:
+    """How a checkpoint was trained: JSON if a training of ours wrote it, else the text as it is."""
+    try:
+        return json.loads(metadata.get("recipe", "null"))
+    except ValueError:
+        return metadata["recipe"]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.average", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
@@ -95,6 +104,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if len(args.checkpoints) < 2:
         raise AverageError("one checkpoint is its own average: name two or more")
+    check_checkpoint_output(args.out, [*args.checkpoints, *([args.backbone] if args.backbone else [])])
     loaded = [load_model(file, args.model, args.backbone) for file in args.checkpoints]
     model = average([model for model, _ in loaded], [str(file) for file in args.checkpoints])
     folder, damage = class_folder(args.data), Damage(args.skip_damaged)
@@ -105,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
     model.to(memory_format=torch.channels_last)
     update_bn(progress(batches, "batch norm"), model)
     damage.report()
-    recipes = [json.loads(metadata.get("recipe", "null")) for _, metadata in loaded]
+    recipes = [_recipe(metadata) for _, metadata in loaded]
     about = {"average_of": recipes, "images": chosen, "train_size": args.train_size, "crop_area": args.crop_area}
     save_model(args.out, model, loaded[0][1] | {"recipe": json.dumps(about)})
     say(f"wrote {args.out}", sys.stdout)

@@ -33,6 +33,7 @@ from .run import (
     Team,
     add_run_options,
     assemble,
+    check_outputs,
     read_data,
     run_epochs,
     settle_precision,
@@ -91,6 +92,8 @@ def train(args: argparse.Namespace) -> Path:
 def _train(args: argparse.Namespace, team: Team) -> Path:
     run: Path = args.resume or args.run_dir or Path("runs") / "resnet50"
     out: Path = args.out or run / "resnet50.safetensors"
+    if team.leads:
+        check_outputs(args, run, out)
     data, damage = read_data(args), Damage(args.skip_damaged)
     settle_precision(args, team)
     torch.manual_seed(args.fixseed)

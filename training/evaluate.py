@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .command import TrainingError, command, number, progress, say
+from .files import check_output_folder, write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -144,8 +145,7 @@ def evaluate(model: str, lmb: str, checkpoint: Path, args: argparse.Namespace, *
             command += ["--predictions", str(args.predictions / f"{model}_lmb{lmb}.txt")]
         text = _run(command)
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / f"accuracy_{model}_lmb{lmb}.json").write_text(text)
+        write_atomically(args.out / f"accuracy_{model}_lmb{lmb}.json", text.encode())
     return json.loads(text)
 
 
@@ -183,8 +183,8 @@ def evaluate_torch(
     if not labels:
         raise DataError(f"none of the {total} images in {args.data} can be read: mend or remove them")
     if args.predictions:
-        args.predictions.mkdir(parents=True, exist_ok=True)
-        (args.predictions / f"{model}_lmb{lmb}.txt").write_text("".join(f"{index}\n" for index in predictions))
+        lines = "".join(f"{index}\n" for index in predictions)
+        write_atomically(args.predictions / f"{model}_lmb{lmb}.txt", lines.encode())
     right = sum(a == b for a, b in zip(predictions, labels, strict=True))
     return {
         "benchmark": "torch",
@@ -205,6 +205,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.smoke:
         args.images = 10
     args.out = args.out or (None if args.smoke else RESULTS)
+    for folder in (args.out, args.predictions):
+        if folder:
+            check_output_folder(folder)
     points = operating_points(args.model)
     folder = class_folder(args.data, empty=True)
     classes = classes_of(points, folder, args.backbone)

@@ -10,6 +10,7 @@ exactly the epochs that the state has behind it.
 
 import argparse
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -28,16 +29,22 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
+from .checkpoint import check_checkpoint_output
 from .command import TrainingError, number, on_terminal, part, say
 from .data import Batched, Batches, ReadableImages, SeededImages, evaluation_images, refuse_held_out, split_held_out, training_images
-from .files import atomic_file, write_atomically
+from .files import atomic_file, check_output_folder, check_space, write_atomically
 from .folders import Damage, DataError, class_folder
 from .labels import match, read_labels
+from .weights import CheckpointError, load_plain
 
 SMOKE_IMAGES = 8
 SIDES = (32, 4096)  # of the images that a model takes in training
 MOST_EPOCHS = 100_000
 MOST_LR = 1_000_000
+
+
+class StateError(TrainingError):
+    """`last.pt` is no state that this run can go on with."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,8 @@ def shrink_to_smoke(args: argparse.Namespace) -> None:
         args.val_size, args.val_crop_r = 64, 1.0
 
 
+_INPUTS = ("data", "backbone", "pretrain")
+
 # What a run is, in `last.pt` and in the checkpoint: all options but these.
 _NOT_RECIPE = {"run_dir", "resume", "out", "workers", "labels", "device", "ddp_find", "eval_first", "eval_per", "bottleneck_only"} | {
     "lr_sched",
@@ -155,14 +164,35 @@ _NOT_RECIPE = {"run_dir", "resume", "out", "workers", "labels", "device", "ddp_f
 
 
 def recipe(args: argparse.Namespace, processes: int) -> dict[str, str]:
-    """The options that decide a run's result."""
-    options = {key: value.resolve() if isinstance(value, Path) else value for key, value in vars(args).items() if key not in _NOT_RECIPE}
-    return {key: str(value) for key, value in options.items()} | {"processes": str(processes)}
+    """The options that decide a run's result, but the data and the weights that it begins with."""
+    options = {key: str(value) for key, value in vars(args).items() if key not in _NOT_RECIPE and key not in _INPUTS}
+    return options | {"processes": str(processes)}
 
 
 def shared_recipe(args: argparse.Namespace, processes: int) -> str:
-    """The recipe as a checkpoint's metadata has it: where data and weights lay is this machine's business."""
-    return json.dumps({key: value for key, value in recipe(args, processes).items() if key not in ("data", "backbone", "pretrain")})
+    """The recipe as a checkpoint's metadata has it: what data and weights it began with is this machine's business."""
+    return json.dumps(recipe(args, processes))
+
+
+def inputs(args: argparse.Namespace, data: "Data") -> dict[str, str]:
+    """What data and weights a run begins with, by what they hold: a run may move, and they may."""
+    names = sorted(os.path.relpath(name, data.root) for name, _ in data.files)
+    digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+    found = {"data": f"{len(names)} files of {len(data.labels)} classes, names {digest[:16]}"}
+    for key in _INPUTS[1:]:
+        file = getattr(args, key, None)
+        if file is not None and Path(file).is_file():
+            with open(file, "rb") as opened:
+                found[key] = f"sha256 {hashlib.file_digest(opened, 'sha256').hexdigest()}"
+        elif hasattr(args, key):
+            found[key] = str(file)
+    return found
+
+
+def check_outputs(args: argparse.Namespace, run: Path, out: Path) -> None:
+    """Refuse, before work is done for them, places that cannot be written to and an output that is an input. Raises OutputError."""
+    check_output_folder(run)
+    check_checkpoint_output(out, [file for key in ("labels", *_INPUTS[1:]) if (file := getattr(args, key, None))])
 
 
 @dataclass(frozen=True)
@@ -310,6 +340,58 @@ def _write_log(run: Path, log: list[dict[str, Any]]) -> None:
         figure.savefig(file, format="png", dpi=110)
 
 
+def _go_on(
+    file: Path,
+    identity: dict[str, str],
+    args: argparse.Namespace,
+    epochs: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+) -> tuple[int, list[dict[str, Any]]]:
+    """Take up a run's state; gives the epochs that are behind it and their log. Raises StateError, OSError."""
+
+    def refuse(why: str) -> StateError:
+        return StateError(f"{file} {why}: give another --run_dir, or remove the file to begin anew")
+
+    try:
+        state = load_plain(file)
+    except CheckpointError as error:
+        raise StateError(f"{error}; or give another --run_dir, or remove the file to begin anew") from error
+    theirs = state.get("recipe") if isinstance(state, dict) else None
+    if not isinstance(theirs, dict):
+        raise refuse("is no state of training.train or training.backbone")
+    # States of earlier versions have paths for what a run begins with.
+    paths = {key: (str(value), str(Path(value).resolve())) for key in _INPUTS if (value := getattr(args, key, None)) is not None}
+    other = [
+        f"{key} {theirs.get(key)} and not {identity.get(key)}"
+        for key in sorted({*map(str, theirs), *identity})
+        if theirs.get(key) != identity.get(key) and theirs.get(key) not in paths.get(key, ())
+    ]
+    if other:
+        raise StateError(
+            f"{file} is of a run with other options ({', '.join(other)}): "
+            "give those again, give another --run_dir, or remove the file to begin anew"
+        )
+    epoch, log = state.get("epoch"), state.get("log")
+    whole = isinstance(log, list) and all(isinstance(record, dict) and "epoch" in record for record in log)
+    if not isinstance(epoch, int) or not whole or not 0 < epoch == len(log) <= epochs:
+        raise refuse("has no log of its epochs")
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if average:
+            average.load_state_dict(state["average"])
+        for parameter, slots in optimizer.state.items():
+            if any(isinstance(slot, Tensor) and slot.ndim and slot.shape != parameter.shape for slot in slots.values()):
+                raise ValueError("the optimizer's state is of other shapes")
+    # What is missing, is no dict, or does not fit this model or optimizer: torch and Python have a class for each.
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        what = " ".join(" ".join(str(error).splitlines()[:2]).split())
+        raise refuse(f"is of another model or version ({what[:200]})") from error
+    return epoch, log
+
+
 def run_epochs(
     args: argparse.Namespace,
     team: Team,
@@ -336,23 +418,15 @@ def run_epochs(
     model.to(team.device).to(memory_format=torch.channels_last)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999), use_buffers=True) if args.ema else None
     judged = average.module if average else model
+    if team.leads:
+        check_space(run, sum(value.numel() * value.element_size() for value in model.state_dict().values()))
     base_rates = [group["lr"] for group in optimizer.param_groups]
 
+    identity = recipe(args, team.processes) | inputs(args, data)
     first_epoch = 0
     log: list[dict[str, Any]] = []
     if state_file.exists():
-        state = torch.load(state_file, map_location=team.device, weights_only=True)
-        theirs, ours = state["recipe"], recipe(args, team.processes)
-        if theirs != ours:
-            other = ", ".join(
-                f"{key} {theirs.get(key)} and not {ours.get(key)}" for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)
-            )
-            raise TrainingError(f"{state_file} is of a run with other options ({other}); give another --run_dir or remove it")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if average:
-            average.load_state_dict(state["average"])
-        first_epoch, log = state["epoch"], state["log"]
+        first_epoch, log = _go_on(state_file, identity, args, len(sizes), model, optimizer, average)
         if team.leads:
             _write_log(run, log)
             say(f"going on after epoch {first_epoch} of {state_file}", sys.stderr)
@@ -414,7 +488,7 @@ def run_epochs(
                 record["left_out"] = left_out
             record["seconds"] = round(time.monotonic() - started, 1)
             log.append(record)
-            state = {"recipe": recipe(args, team.processes), "epoch": epoch + 1, "log": log}
+            state = {"recipe": identity, "epoch": epoch + 1, "log": log}
             state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()} | (
                 {"average": average.state_dict()} if average else {}
             )

@@ -46,6 +46,7 @@ from .run import (
     Team,
     add_run_options,
     assemble,
+    check_outputs,
     read_data,
     run_epochs,
     settle_precision,
@@ -149,6 +150,8 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     run: Path = args.resume or args.run_dir or Path("runs") / f"{args.model}_lmb{lmb:g}"
     out: Path = args.out or run / f"lmb{lmb:g}.safetensors"
 
+    if team.leads:
+        check_outputs(args, run, out)
     data, damage = read_data(args), Damage(args.skip_damaged)
     settle_precision(args, team)
     torch.manual_seed(args.fixseed)
