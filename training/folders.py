@@ -144,7 +144,8 @@ def refuse_splits(root: Path) -> None:
     folders, _ = _entries(root)
     splits = [name for name in folders if name.lower() in _SPLITS]
     if splits and (len(splits) == len(folders) or len(splits) > 1):
-        raise SplitsError(f"{root} holds {' and '.join(splits)}, not classes: name one of them, such as {root / splits[0]}")
+        one = next((name for name in splits if name.lower().startswith("train")), splits[0])
+        raise SplitsError(f"{root} holds {' and '.join(splits)}, not classes: name one of them, such as {root / one}")
 
 
 @cache
