@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
 
+from .command import heed_signals
 from .folders import Damage, DamagedImageError, DataError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -200,6 +201,7 @@ class Batched:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels, missing, damaged in self.loader:
+            heed_signals()
             for one in damaged:
                 self.damage.note(*one)
             if missing and self.whole:
