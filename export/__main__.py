@@ -3,8 +3,6 @@
 import argparse
 import errno
 import hashlib
-import json
-import math
 import os
 import sys
 from dataclasses import replace
@@ -12,12 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime import __version__
-from runtime.command import command, say
+from runtime.command import command, number, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from runtime.coder import Tables
+    from training.folders import Damage
     from training.models import FeatureCompressionModel
 
     from .counts import Counts
@@ -32,19 +34,13 @@ class NoCheckpointError(FileNotFoundError):
     """There is no checkpoint where one is looked for."""
 
 
+_LMB = number(float, 0, 1_000_000)
+
+
 def _lmb(text: str) -> str:
-    try:
-        if math.isfinite(float(text)) and float(text) >= 0:
-            return text
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
-
-
-def _pixels(text: str) -> int:
-    if text.isdigit() and 64 <= int(text) <= 1 << 28:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels from 64 to {1 << 28}")
+    """The text itself, by which a checkpoint's file is named."""
+    _LMB(text)
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
         "--as-is",
         action="store_true",
         help="take the images of --refit, --calibrate and --validate as they are, cropped to multiples of 8",
+    )
+    parser.add_argument(
+        "--skip-damaged",
+        "--skip_damaged",
+        action="store_true",
+        help="leave out images of --refit, --calibrate and --validate that cannot be read, and count them",
     )
     parser.add_argument(
         "--counts",
@@ -112,7 +114,11 @@ def _parser() -> argparse.ArgumentParser:
         help="also measure int8 on the images in DIR, which have no part in any choice, for the manifest (and for --ranges)",
     )
     parser.add_argument(
-        "--max-pixels", type=_pixels, default=1024 * 1024, metavar="N", help="largest image that both ends take (default: 1048576)"
+        "--max-pixels",
+        type=number(int, 64, 1 << 28),
+        default=1024 * 1024,
+        metavar="N",
+        help="largest image that both ends take (default: 1048576)",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
@@ -135,41 +141,36 @@ def find_checkpoint(model: str, lmb: str) -> Path:
 
 
 def _labels(path: Path | None, metadata: dict[str, str], classes: int) -> list[str]:
-    if path is not None:
-        labels = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if len(labels) != classes:
-            raise ValueError(f"{path} has {len(labels)} labels, the checkpoint {classes} classes: give one a line")
-        return labels
-    if "labels" in metadata:
-        stored = json.loads(metadata["labels"])
-        if isinstance(stored, list) and len(stored) == classes:
-            return [" ".join(str(label).split()) for label in stored]
-    if classes == 1000:
-        from torchvision.models import ResNet50_Weights
+    from training.labels import read_labels, stored_labels
 
-        return list(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+    if path is not None:
+        return read_labels(path, classes, "the checkpoint")
+    if stored := stored_labels(metadata, classes):
+        return stored
     print(f"the checkpoint names no labels for its {classes} classes: they are numbered; --labels FILE names them", file=sys.stderr)
     return [f"class {index}" for index in range(classes)]
 
 
-def _make_counts(args: argparse.Namespace, checkpoint: Path, bottleneck: str) -> "Callable[[Path, Tables], Counts | None]":
+def _make_counts(
+    args: argparse.Namespace, checkpoint: Path, bottleneck: str, damage: "Damage"
+) -> "Callable[[Path, Tables], Counts | None]":
     """How write_bundle comes by counts: from a file, which is read now, from the images of --refit, or not at all."""
     from runtime.files import write_atomically
     from training.command import progress
 
     from .counts import Counts, count, symbols_of
-    from .images import image_paths
+    from .images import unlabelled_paths
 
     file = args.counts or checkpoint.with_suffix(".counts.json")
     stored = None
     if not args.refit and not args.own_tables and (args.counts or file.is_file()):
         stored = Counts.read(file, bottleneck)
-    to_count = image_paths(args.refit) if args.refit else []
+    to_count = unlabelled_paths(args.refit) if args.refit else []
 
     def make(graph: Path, own: "Tables") -> Counts | None:
         if not to_count:
             return stored
-        counts = count(symbols_of(graph, progress(to_count, "counting"), args.as_is), own, bottleneck, args.refit.resolve().name)
+        counts = count(symbols_of(graph, progress(to_count, "counting"), args.as_is, damage), own, bottleneck, args.refit.resolve().name)
         if args.counts:
             args.counts.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.counts, counts.to_json().encode())
@@ -178,24 +179,38 @@ def _make_counts(args: argparse.Namespace, checkpoint: Path, bottleneck: str) ->
     return make
 
 
-def _make_int8(args: argparse.Namespace, checkpoint: Path, model: "FeatureCompressionModel") -> "Callable[[Path, Encode], dict[str, Any]]":
+def _make_int8(
+    args: argparse.Namespace, checkpoint: Path, model: "FeatureCompressionModel", labels: list[str], damage: "Damage"
+) -> "Callable[[Path, Encode], dict[str, Any]]":
     """How write_bundle comes by int8 graphs: by ranges from a file, from the images of --calibrate, or not at all."""
     from runtime.engine import GRAPHS
     from runtime.files import write_atomically
-    from runtime.preprocess import preprocess
     from training.command import progress
 
     from .gate import GateError, Graphs, judge, open_session, reasons
-    from .images import labelled_paths
-    from .quantise import CALIBRATION_IMAGES, Calibration, NothingToQuantiseError, RangesError, quantise, take_ranges
+    from .images import labelled_paths, pixels_of
+    from .quantise import (
+        CALIBRATION_IMAGES,
+        LEAST_IMAGES,
+        Calibration,
+        NothingToQuantiseError,
+        RangesError,
+        quantise,
+        take_ranges,
+    )
     from .tables import bottleneck_sha256, weights_sha256
 
     file = args.ranges or checkpoint.with_suffix(".ranges.json")
     stored = None
     if args.precision != "fp32" and not args.calibrate and (args.ranges or file.is_file()):
         stored = Calibration.from_json(file.read_text(encoding="utf-8"), str(file))
-    paths = labelled_paths(args.calibrate, model.fc.out_features) if args.calibrate and args.precision != "fp32" else []
-    unseen = labelled_paths(args.validate, model.fc.out_features) if args.validate and args.precision != "fp32" else []
+    paths = labelled_paths(args.calibrate, labels) if args.calibrate and args.precision != "fp32" else []
+    unseen = labelled_paths(args.validate, labels) if args.validate and args.precision != "fp32" else []
+    if paths and len(paths) < LEAST_IMAGES:
+        raise RangesError(
+            f"{args.calibrate} has {len(paths)} images, too few to calibrate with: "
+            f"name a folder of at least {LEAST_IMAGES}, of which every tenth is held out"
+        )
     if not stored and not paths:
         if args.precision == "int8" or unseen:
             raise RangesError(f"no activation ranges at {file}: give images to take them of with --calibrate DIR")
@@ -206,11 +221,15 @@ def _make_int8(args: argparse.Namespace, checkpoint: Path, model: "FeatureCompre
         rest = [path for index, (path, _) in enumerate(paths) if index % 10]
         if len(rest) > CALIBRATION_IMAGES:
             rest = [rest[index * len(rest) // CALIBRATION_IMAGES] for index in range(CALIBRATION_IMAGES)]
-        edge, images = take_ranges(
-            graphs["edge"]["fp32"], (preprocess(path, args.as_is)[None] for path in progress(rest, "calibrating the edge")), digests["edge"]
-        )
+
+        def read(title: str) -> "Iterator[NDArray[np.uint8]]":
+            for path in progress(rest, title):
+                if (pixels := pixels_of(path, args.as_is, damage)) is not None:
+                    yield pixels[None]
+
+        edge, images = take_ranges(graphs["edge"]["fp32"], read("calibrating the edge"), digests["edge"])
         encoder = open_session(graphs["edge"]["fp32"])
-        symbols = (encoder.run(None, {"pixels": preprocess(path, args.as_is)[None]})[0] for path in progress(rest, "calibrating the cloud"))
+        symbols = (encoder.run(None, {"pixels": pixels})[0] for pixels in read("calibrating the cloud"))
         cloud, _ = take_ranges(graphs["cloud"]["fp32"], symbols, digests["cloud"])
         return Calibration(images, args.calibrate.resolve().name, edge, cloud)
 
@@ -225,9 +244,9 @@ def _make_int8(args: argparse.Namespace, checkpoint: Path, model: "FeatureCompre
                 del graphs[end]["int8"]
         if paths:
             source = f"{calibration.source}, held out"
-            calibration = replace(calibration, gate=judge(graphs, encode, progress(paths[::10], "judging"), args.as_is, source))
+            calibration = replace(calibration, gate=judge(graphs, encode, progress(paths[::10], "judging"), args.as_is, source, damage))
         if unseen:
-            found = judge(graphs, encode, progress(unseen, "validating"), args.as_is, args.validate.resolve().name)
+            found = judge(graphs, encode, progress(unseen, "validating"), args.as_is, args.validate.resolve().name, damage)
             calibration = replace(calibration, validation=found)
         if args.ranges and (paths or unseen):
             args.ranges.parent.mkdir(parents=True, exist_ok=True)
@@ -293,6 +312,7 @@ def main(argv: list[str] | None = None) -> int:
     from runtime.errors import EdgeCloudError
     from training.checkpoint import load_model
     from training.files import check_space
+    from training.folders import Damage
 
     from .bundle import check_output, write_bundle
     from .gate import GateError
@@ -304,7 +324,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         check_output(out)
         _check_outputs(args, out, path)
+        damage = Damage(args.skip_damaged, "--skip-damaged")
         model, metadata = load_model(path, args.model, args.backbone)
+        labels = _labels(args.labels, metadata, model.fc.out_features)
         images, source = (
             (folder_images(args.images), f"images from {args.images.name}") if args.images else (synthetic_images(), "synthetic images")
         )
@@ -317,18 +339,19 @@ def main(argv: list[str] | None = None) -> int:
             model,
             args.model,
             args.lmb,
-            _labels(args.labels, metadata, model.fc.out_features),
+            labels,
             images,
             source,
             weights=metadata.get("weights", "trained"),
             checkpoint={"file": path.name, "sha256": digest},
-            make_counts=_make_counts(args, path, bottleneck_sha256(model)),
-            make_int8=_make_int8(args, path, model),
+            make_counts=_make_counts(args, path, bottleneck_sha256(model), damage),
+            make_int8=_make_int8(args, path, model, labels, damage),
             precision=args.precision,
             small=args.small,
             max_pixels=args.max_pixels,
             report=lambda line: say(line, sys.stdout),
         )
+        damage.report()
     except ParityError as error:
         say(f"export: parity failed, no bundle was written: {error}", sys.stderr)
         return EXIT_PARITY

@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import IO, TypeVar
 
 T = TypeVar("T")
+_received: list[int] = []  # signals that this process is ending for
 
 
 class TrainingError(RuntimeError):
@@ -25,7 +26,7 @@ class TrainingError(RuntimeError):
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP came. Like KeyboardInterrupt, no `except Exception` stops it."""
+    """SIGINT, SIGTERM or SIGHUP came. Like KeyboardInterrupt, no `except Exception` stops it."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -45,13 +46,13 @@ def command(name: str, goes_on: bool = False) -> Callable[[Callable[..., int]], 
             restore = _catch_signals()
             try:
                 return main(argv)
-            except KeyboardInterrupt:
-                return _stopped(f"{name}: interrupted{more}", signal.SIGINT)
-            except Terminated as signalled:
-                return _stopped(f"{name}: stopped by {signalled}{more}", signalled.number)
+            except (KeyboardInterrupt, Terminated):
+                return _stopped(name, more)
             except (TrainingError, ValueError, OSError) as error:
                 say(f"{name}: {error}", sys.stderr)
             except RuntimeError as error:  # torch has no class for a loader's process that died
+                if _received:  # by all processes, and this one saw another one end first
+                    return _stopped(name, more)
                 reason = _of_the_machine(error)
                 if reason is None:
                     raise
@@ -63,6 +64,12 @@ def command(name: str, goes_on: bool = False) -> Callable[[Callable[..., int]], 
         return run
 
     return decorate
+
+
+def heed_signals() -> None:
+    """Raises what a signal raised, if that was lost: Python drops it where, for one, a process has just been forked."""
+    if _received:
+        raise Terminated(_received[0])
 
 
 def leads() -> bool:
@@ -85,9 +92,14 @@ def say(text: str, file: IO[str] | None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
-def progress(items: Iterable[T], title: str, shown: bool = True) -> Iterable[T]:
+def on_terminal() -> bool:
+    """Whether somebody sees standard error as it is written."""
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+
+
+def progress(items: Iterable[T], title: str) -> Iterable[T]:
     """`items`, with a bar on a terminal."""
-    if not shown or sys.stderr is None or not sys.stderr.isatty():
+    if not on_terminal():
         return items
     from tqdm import tqdm
 
@@ -120,9 +132,11 @@ def part(text: str) -> float:
 part.range = (0, 1)  # type: ignore[attr-defined]
 
 
-def _stopped(text: str, number: int) -> int:
-    if leads():  # Ctrl-C goes to all processes of a torchrun
-        say(text, sys.stderr)
+def _stopped(name: str, more: str) -> int:
+    number = signal.Signals(_received[0] if _received else signal.SIGINT)
+    if leads():  # torchrun and Ctrl-C stop all processes
+        why = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+        say(f"{name}: {why}{more}", sys.stderr)
     return 128 + number
 
 
@@ -131,16 +145,19 @@ def _of_the_machine(error: RuntimeError) -> str | None:
     text = str(error)
     if type(error).__name__ == "OutOfMemoryError" or "not enough memory" in text:
         return f"out of memory ({text.splitlines()[0]}): give a smaller --batch_size"
+    if "gloo" in text.lower() or type(error).__name__.startswith("Dist"):
+        return f"another process of the run ended ({text.splitlines()[0]})"
     if "DataLoader worker" in text:
         return f"an image loading process died ({text.splitlines()[0]}): give more shared memory, or --workers 0"
     return None
 
 
 def _catch_signals() -> Callable[[], None]:
-    """SIGTERM and SIGHUP raise Terminated in the main thread, where nobody else handles or ignores them.
+    """The signals that end a command raise Terminated in the main thread, where nobody else handles or ignores them.
 
     Gives what sets them back.
     """
+    _received.clear()
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
     creator = os.getpid()
@@ -148,18 +165,19 @@ def _catch_signals() -> Callable[[], None]:
     def terminate(received: int, _: object) -> None:
         if os.getpid() != creator:  # a process that loads images and was just forked
             os._exit(128 + received)
-        # A second one must not interrupt what the first one cleans up.
-        for other in taken:
-            signal.signal(other, signal.SIG_IGN)
+        _received.append(received)
+        for other, handler in before.items():  # a second one ends at once
+            signal.signal(other, handler)
         raise Terminated(received)
 
-    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    taken = [found for found in numbers if signal.getsignal(found) == signal.SIG_DFL]
-    for found in taken:
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    before = {found: handler for found in numbers if (handler := signal.getsignal(found)) in usual}
+    for found in before:
         signal.signal(found, terminate)
 
     def restore() -> None:
-        for found in taken:
-            signal.signal(found, signal.SIG_DFL)
+        for found, handler in before.items():
+            signal.signal(found, handler)
 
     return restore

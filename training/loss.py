@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss
 from torchvision.models import resnet50
 
 from .checkpoint import classes_of, load_state
+from .labels import stored_labels
 from .models import FeatureCompressionModel, Outputs, classify_features
 from .weights import read_state_dict
 
@@ -27,6 +28,7 @@ class Teacher(nn.Module):
     def __init__(self, num_classes: int):
         super().__init__()
         self.backbone = resnet50(weights=None, num_classes=num_classes).requires_grad_(False)
+        self.labels: list[str] | None = None  # of its classes, where they are known
         self.train(False)
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -46,9 +48,10 @@ def load_teacher(path: str | os.PathLike[str]) -> Teacher:
 
     Raises FileNotFoundError, UnreadableCheckpointError, CheckpointKeysError.
     """
-    state, _ = read_state_dict(path)
+    state, metadata = read_state_dict(path)
     teacher = Teacher(classes_of(state, str(path)))
     load_state(teacher.backbone, state, str(path))
+    teacher.labels = stored_labels(metadata, teacher.backbone.fc.out_features)
     return teacher
 
 
