@@ -185,7 +185,7 @@ def test_a_finished_checkpoint_on_a_full_disk(tmp_path: Path) -> None:
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (train, backbone_command):
-        monkeypatch.setattr(module, "held_out_images", lambda *_: pytest.fail("work was done"))
+        monkeypatch.setattr(module, "read_data", lambda *_: pytest.fail("work was done"))
     monkeypatch.setattr(average, "load_model", lambda *_: pytest.fail("work was done"))
     monkeypatch.setattr(evaluate, "operating_points", lambda *_: pytest.fail("work was done"))
 
