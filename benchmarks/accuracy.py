@@ -4,7 +4,8 @@
 
 `python -m training.evaluate` does this for every checkpoint of a model.
 
-DIR has one folder of images a class; their sorted names stand for the bundle's labels in order.
+DIR has one folder of images a class, matched with the bundle's labels by name, in any order and for a part of them;
+where no name is a label's, as many folders as labels stand for them in order (training/labels.py).
 Every image becomes the bytes of a feature file, and those bytes logits, as on a device and a
 server. With --teacher, a ResNet-50 in torch sees the same pixels and the difference is given.
 
@@ -18,7 +19,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -31,25 +32,23 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.machine import commit, cores, describe
+from export.images import pixels_of
 from runtime import CloudDecoder, EdgeEncoder, __version__
+from runtime.command import number
 from runtime.engine import require_finite
 from runtime.errors import EdgeCloudError
 from runtime.feature_file import pack, parse
-from runtime.preprocess import preprocess
+from training.folders import Damage, DataError, class_folder
+from training.labels import match
 
 
-class DataError(ValueError):
-    """The folder of images does not fit the bundle."""
-
-
-def labelled_images(folder: Path, classes: int, limit: int | None = None) -> list[tuple[Path, int]]:
-    """(path, class index) of all files below the class folders, or of `limit` taken evenly; raises DataError."""
-    names = sorted(path for path in folder.iterdir() if path.is_dir())
-    if len(names) != classes:
-        raise DataError(f"{folder} has {len(names)} class folders, the bundle {classes} classes")
-    found = [(path, index) for index, name in enumerate(names) for path in sorted(name.rglob("*")) if path.is_file()]
-    if not found:
-        raise DataError(f"{folder} has no images")
+def labelled_images(folder: Path, labels: Sequence[str], limit: int | None = None, of: str = "the bundle") -> list[tuple[Path, int]]:
+    """(path, class index) of all images in the class folders, or of `limit` taken evenly; raises DataError, ClassesError."""
+    there = class_folder(folder, empty=True)
+    classes, note = match(there.names, labels, str(folder), of)
+    if note:
+        print(f"accuracy: {note}", file=sys.stderr)
+    found = [(path, classes[index]) for path, index in there.files]
     if limit is None or limit >= len(found):
         return found
     return [found[index * len(found) // limit] for index in range(limit)]
@@ -83,12 +82,14 @@ def measure(
     limit: int | None = None,
     provider: str = "auto",
     precision: str = "auto",
+    skip_damaged: bool = False,
 ) -> tuple[dict[str, Any], list[int]]:
     """All figures, as the JSON has them, and each image's class."""
     encoder = EdgeEncoder(bundle, threads, provider=provider, precision=precision)
     decoder = CloudDecoder(bundle, threads, provider=provider, precision=precision)
-    images = labelled_images(data, len(decoder.labels), limit)
-    judge = _teacher(teacher, threads) if teacher else None
+    images = labelled_images(data, decoder.labels, limit)
+    judge = _teacher(teacher, threads, decoder.labels) if teacher else None
+    damage = Damage(skip_damaged, "--skip-damaged")
     right: list[bool] = []
     right5: list[bool] = []
     predictions: list[int] = []
@@ -101,17 +102,20 @@ def measure(
         own = used.compressai_tables()
         ways["plain, the model's own tables"] = lambda symbols, height, width: pack(used.fingerprint, height, width, own.encode(symbols))
     by_way: dict[str, list[int]] = {way: [] for way in ways}
-    pool = ThreadPoolExecutor(workers)
+    pool = ThreadPoolExecutor(max(1, workers))
     for start in tqdm(range(0, len(images), batch_size), unit="batch", disable=not sys.stderr.isatty()):
         batch = images[start : start + batch_size]
-        pixels = list(pool.map(lambda one: preprocess(one[0], as_is), batch))
+        read = list(pool.map(lambda one: pixels_of(one[0], as_is, damage), batch))
+        pixels = [one for one in read if one is not None]
+        if not pixels:
+            continue
         files = []
         for one in pixels:
             symbols, (height, width) = encoder.symbols(one[None])[0], one.shape[:2]
             files.append(encoder.pack(symbols, height, width))
             for way, encode in ways.items():
                 by_way[way].append(len(encode(symbols, height, width)))
-        labels = [label for _, label in batch]
+        labels = [label for one, (_, label) in zip(read, batch, strict=True) if one is not None]
         order = np.argsort(-decoder.logits(files), axis=1, kind="stable")
         predictions += order[:, 0].tolist()
         right += (order[:, 0] == labels).tolist()
@@ -120,6 +124,9 @@ def measure(
         bpp += [8 * len(file) / parse(file).pixels for file in files]
         if judge:
             teacher_right += [judge(one) == label for one, label in zip(pixels, labels, strict=True)]
+    damage.report()
+    if not right:
+        raise DataError(f"none of the {len(images)} images in {data} can be read: mend or remove them")
     manifest = decoder.bundle.manifest
     low, high = wilson(sum(right), len(right))
     result: dict[str, Any] = {
@@ -131,7 +138,8 @@ def measure(
         "weights": manifest["weights"],
         "bundle": manifest["fingerprint"][:8],
         "data": "/".join(data.resolve().parts[-2:]),
-        "images": len(images),
+        "images": len(right),
+        **({"left_out": len(damage.files)} if damage.files else {}),
         "as_is": as_is,
         "top1": {"share": sum(right) / len(right), "low": low, "high": high},
         "top5": {"share": sum(right5) / len(right5)},
@@ -148,8 +156,11 @@ def measure(
     return result, predictions
 
 
-def _teacher(path: Path, threads: int) -> Any:
-    """A function from pixels uint8 [H, W, 3] to the teacher's class, in float32."""
+def _teacher(path: Path, threads: int, labels: Sequence[str]) -> Any:
+    """A function from pixels uint8 [H, W, 3] to the place of the teacher's class in `labels`, in float32.
+
+    Raises ClassesError where its classes are others.
+    """
     import torch
 
     from training.data import MEAN, STD
@@ -157,12 +168,14 @@ def _teacher(path: Path, threads: int) -> Any:
 
     torch.set_num_threads(threads)
     teacher = load_teacher(path)
+    classes = teacher.backbone.fc.out_features
+    ours = match(teacher.labels or [f"class {index}" for index in range(classes)], labels, str(path), "the bundle").classes
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
 
     @torch.inference_mode()
     def classify(pixels: NDArray[np.uint8]) -> int:
         image = (torch.tensor(pixels).permute(2, 0, 1) / 255 - mean) / std
-        return int(require_finite(teacher(image[None]).logits.numpy()).argmax())
+        return ours[int(require_finite(teacher(image[None]).logits.numpy()).argmax())]
 
     return classify
 
@@ -188,26 +201,33 @@ def text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="one folder of images a class")
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
     parser.add_argument("--as-is", action="store_true", help="take the images' pixels as they are")
     parser.add_argument("--teacher", type=Path, metavar="FILE", help="a ResNet-50 to compare with")
-    parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="default: one a core")
-    parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="images of one decoder call (default: 8)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads that decode and resize images (default: 2)")
-    parser.add_argument("--images", type=int, metavar="N", help="so many images, taken evenly (default: all)")
-    parser.add_argument("--predictions", type=Path, metavar="FILE", help="write each image's class index, one a line, in the images' order")
+    parser.add_argument("--threads", type=number(int, 1, 1024), default=cores(), metavar="N", help="default: one a core")
+    parser.add_argument("--batch_size", type=number(int, 1, 65536), default=8, metavar="N", help="images of one decoder call (default: 8)")
+    parser.add_argument(
+        "--workers", type=number(int, 0, 1024), default=2, metavar="N", help="threads that decode and resize images (default: 2)"
+    )
+    parser.add_argument("--images", type=number(int, 2, 10_000_000), metavar="N", help="so many images, taken evenly (default: all)")
+    parser.add_argument(
+        "--skip-damaged", "--skip_damaged", action="store_true", help="leave out images that cannot be read, and count them"
+    )
+    parser.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="write the class index of each image that can be read, a line each, in order"
+    )
     parser.add_argument("--provider", default="auto", metavar="NAME", help="engine of both ends, as edge-encode has it")
     parser.add_argument("--precision", default="auto", metavar="NAME", help="of both ends, as edge-encode has it")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    args = parser.parse_args()
-    if min(args.threads, args.batch_size, args.workers) < 1:
-        parser.error("--threads, --batch_size and --workers begin at 1")
-    if args.images is not None and args.images < 2:
-        parser.error("--images begins at 2")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
     try:
         result, predictions = measure(
             args.data,
@@ -220,6 +240,7 @@ def main() -> int:
             args.images,
             args.provider,
             args.precision,
+            args.skip_damaged,
         )
         if args.predictions:
             args.predictions.write_text("".join(f"{index}\n" for index in predictions))

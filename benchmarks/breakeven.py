@@ -45,6 +45,7 @@ from benchmarks.latency import BenchmarkError, make_bundle, summary
 from benchmarks.machine import commit, cores, describe
 from benchmarks.rate_accuracy import CODECS, UNDER_TEACHER, RecordsError, bytes_at, measured
 from runtime import CloudDecoder, EdgeEncoder, __version__, strict_json
+from runtime.command import number
 from runtime.engine import require_finite
 from runtime.errors import EdgeCloudError
 from runtime.preprocess import load_image, preprocess
@@ -424,20 +425,26 @@ def draw(result: dict[str, Any], file: Path) -> None:
     figure.savefig(file, format="png", dpi=110)
 
 
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--uplink", type=float, metavar="KBPS", help="one network's uplink, in kilobits a second (with --rtt)")
-    parser.add_argument("--rtt", type=float, metavar="MS", help="its round trip, in milliseconds")
+    parser.add_argument(
+        "--uplink", type=number(float, 0.001, 1e9), metavar="KBPS", help="one network's uplink, in kilobits a second (with --rtt)"
+    )
+    parser.add_argument("--rtt", type=number(float, 0, 1e6), metavar="MS", help="its round trip, in milliseconds")
     parser.add_argument(
         "--device-factor",
-        type=float,
+        type=number(float, 1e-6, 1e6),
         nargs="+",
         default=list(FACTORS),
         metavar="F",
         help="how many times slower than this machine the device is (default: 1 10 50)",
     )
     parser.add_argument(
-        "--cloud-factor", type=float, default=1.0, metavar="F", help="the same of the cloud; 0.1: ten times faster (default: 1)"
+        "--cloud-factor",
+        type=number(float, 1e-6, 1e6),
+        default=1.0,
+        metavar="F",
+        help="the same of the cloud; 0.1: ten times faster (default: 1)",
     )
     parser.add_argument(
         "--image", type=Path, default=PROJECT / "docs" / "demo" / "golf_ball.jpg", metavar="FILE", help="default: the demo's picture"
@@ -452,8 +459,8 @@ def main() -> int:
     parser.add_argument(
         "--precision", choices=("fp32", "int8"), default="fp32", help="of split's two graphs (default: fp32, as the teacher)"
     )
-    parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="of every part (default: one a core)")
-    parser.add_argument("--runs", type=int, default=100, metavar="N", help="timed runs of each part (default: 100)")
+    parser.add_argument("--threads", type=number(int, 1, 1024), default=cores(), metavar="N", help="of every part (default: one a core)")
+    parser.add_argument("--runs", type=number(int, 20, 1_000_000), default=100, metavar="N", help="timed runs of each part (default: 100)")
     parser.add_argument(
         "--parts", type=Path, metavar="FILE", help="a record of this benchmark, whose measurements are used instead of new ones"
     )
@@ -461,15 +468,14 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="three runs, to see that everything works; nothing is kept")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    args = parser.parse_args()
-    if args.threads < 1 or args.runs < 20:
-        parser.error("--threads begins at 1 and --runs at 20")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
     if (args.uplink is None) != (args.rtt is None):
         parser.error("a network is --uplink and --rtt")
-    if args.uplink is not None and not (0 < args.uplink < math.inf and 0 <= args.rtt < math.inf):
-        parser.error("--uplink is above 0 and --rtt is not below it")
-    if not all(0 < factor < math.inf for factor in (*args.device_factor, args.cloud_factor)):
-        parser.error("--device-factor and --cloud-factor are above 0")
     if args.keep and (args.smoke or args.uplink is not None):
         parser.error("--keep is for a whole run: leave out --smoke, --uplink and --rtt")
     networks = NETWORKS if args.uplink is None else (Network("yours", args.uplink, args.rtt, "given"),)

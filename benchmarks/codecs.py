@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.accuracy import DataError, labelled_images, paired, wilson
+from benchmarks.accuracy import labelled_images, paired, wilson
 from benchmarks.machine import commit, cores, describe
 from runtime import __version__
+from runtime.command import number
 from runtime.engine import require_finite
 from runtime.errors import EdgeCloudError
 from runtime.preprocess import preprocess
@@ -65,13 +66,18 @@ def classes(teacher: Teacher, images: list[NDArray[np.uint8]], amp: bool) -> lis
     return found
 
 
+def labels_of(teacher: Teacher) -> list[str]:
+    """The teacher's labels, or numbers in their place."""
+    return teacher.labels or [f"class {index}" for index in range(teacher.backbone.fc.out_features)]
+
+
 def measure(
     data: Path, teacher_file: Path, as_is: bool, qualities: dict[str, list[int]], limit: int | None, threads: int, amp: bool
 ) -> dict[str, Any]:
     """All figures, as the JSON has them; `limit` images, taken evenly, or all."""
     torch.set_num_threads(threads)
     teacher = load_teacher(teacher_file).to(memory_format=torch.channels_last)
-    images = labelled_images(data, teacher.backbone.fc.out_features, limit)
+    images = labelled_images(data, labels_of(teacher), limit, str(teacher_file))
     Image.init()
     points = [(codec, quality) for codec, values in qualities.items() for quality in values if codec in Image.SAVE]
     right: dict[tuple[str, int] | None, list[bool]] = {point: [] for point in (None, *points)}
@@ -134,28 +140,30 @@ def text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="one folder of images a class")
     parser.add_argument("--teacher", required=True, type=Path, metavar="FILE", help="the ResNet-50")
     parser.add_argument("--as-is", action="store_true", help="take the images' pixels as they are")
     parser.add_argument("--amp", action="store_true", help="the teacher in bfloat16: several times faster where the processor has it")
-    parser.add_argument("--images", type=int, metavar="N", help="so many images, taken evenly (default: all)")
-    parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="default: one a core")
+    parser.add_argument("--images", type=number(int, 2, 10_000_000), metavar="N", help="so many images, taken evenly (default: all)")
+    parser.add_argument("--threads", type=number(int, 1, 1024), default=cores(), metavar="N", help="default: one a core")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: benchmarks/results/accuracy_codecs.json; with --smoke none")
     parser.add_argument("--smoke", action="store_true", help="ten images, one quality a codec, to see that everything works")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    args = parser.parse_args()
-    if args.threads < 1 or (args.images is not None and args.images < 2):
-        parser.error("--threads begins at 1, --images at 2")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
     qualities = {codec: values[-2:-1] for codec, values in QUALITIES.items()} if args.smoke else QUALITIES
     try:
         result = measure(args.data, args.teacher, args.as_is, qualities, 10 if args.smoke else args.images, args.threads, args.amp)
         if out := args.out or (None if args.smoke else RECORD):
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    except (DataError, EdgeCloudError, ValueError, OSError) as error:
+    except (EdgeCloudError, ValueError, OSError) as error:
         print(f"codecs: {error}", file=sys.stderr)
         return 1
     print(json.dumps(result, indent=1, allow_nan=False) if args.json else text(result))

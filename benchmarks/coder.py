@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from benchmarks.machine import describe
 from runtime import EdgeEncoder, __version__, _coder
 from runtime.coder import CONTEXTS, LEVELS, Contexts, Tables
+from runtime.command import number
 
 PROJECT = Path(__file__).resolve().parent.parent
 CHANNELS, SIDE = 64, 28
@@ -276,15 +277,17 @@ def text(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--runs", type=int, default=200, metavar="N", help="timed runs of each coder (default: 200)")
+    parser.add_argument("--runs", type=number(int, 4, 1_000_000), default=200, metavar="N", help="timed runs of each coder (default: 200)")
     parser.add_argument("--bundle", type=Path, default=Path("bundles/ours_n4"), metavar="DIR", help="the trained bundle")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    args = parser.parse_args()
-    if args.runs < 4:
-        parser.error("--runs begins at 4")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
     from PIL import Image
 
     from runtime.errors import EdgeCloudError

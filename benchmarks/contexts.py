@@ -24,9 +24,11 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe
 from export.counts import symbols_of
-from export.images import NoImagesError, image_paths
 from runtime import __version__
 from runtime.bundle import EDGE_GRAPH, default_bundle
+from runtime.command import number
+from runtime.errors import EdgeCloudError
+from training.folders import images_below
 
 REACH = 40  # symbols beyond are counted as this
 PRIOR = 8  # as in export.counts
@@ -109,7 +111,7 @@ def measure(train: NDArray[np.int16], held: NDArray[np.int16]) -> list[dict[str,
     return rows
 
 
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--train", required=True, type=Path, metavar="DIR", help="images to fit tables to")
     parser.add_argument("--held", required=True, type=Path, metavar="DIR", help="images to judge them on")
@@ -117,21 +119,25 @@ def main() -> int:
         "--bundle", type=Path, default=default_bundle(), metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4"
     )
     parser.add_argument("--as-is", action="store_true", help="take the images' pixels as they are")
-    parser.add_argument("--images", type=int, default=1000, metavar="N", help="of each folder at most, evenly spread (default: 1000)")
+    parser.add_argument(
+        "--images", type=number(int, 1, 10_000_000), default=1000, metavar="N", help="of each folder at most, evenly spread (default: 1000)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    args = parser.parse_args()
-    if args.images < 1:
-        parser.error("--images begins at 1")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
     symbols = []
     try:
         for folder in (args.train, args.held):
-            paths = image_paths(folder)
+            paths = images_below(folder)
             paths = paths[:: -(-len(paths) // args.images)]
             progress = tqdm(paths, folder.name, unit="image", disable=not sys.stderr.isatty())
             symbols.append(np.concatenate(list(symbols_of(args.bundle / EDGE_GRAPH, progress, args.as_is))))
         rows = measure(*symbols)
-    except (NoImagesError, ValueError, OSError) as error:
+    except (EdgeCloudError, ValueError, OSError) as error:
         print(f"contexts: {error}", file=sys.stderr)
         return 1
     counts = {"train": len(symbols[0]), "held": len(symbols[1])}

@@ -34,9 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from PIL import Image
 
-from benchmarks.machine import commit, cores, describe
+from benchmarks.machine import commit, cores, describe, image_size
 from runtime import EdgeEncoder, __version__
 from runtime.bundle import Bundle, default_bundle
+from runtime.command import number
 from runtime.edge_cli import encode_all
 from runtime.edge_files import Job, find, to_files
 from runtime.engine import Choice, candidates
@@ -149,25 +150,34 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", metavar="DIR", help="a folder of images (default: some that are made now)")
-    parser.add_argument("--images", type=int, default=200, metavar="N", help="so many, of a folder taken evenly (default: 200)")
-    parser.add_argument("--size", default="640x480", metavar="WxH", help="of images that are made (default: 640x480)")
     parser.add_argument(
-        "--workers", type=int, nargs="+", default=[cores() + 1], metavar="N", help="a row for each (default: as the command)"
+        "--images", type=number(int, 2, 10_000_000), default=200, metavar="N", help="so many, of a folder taken evenly (default: 200)"
     )
-    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="singly and whole in turn, so many times (default: 9)")
+    parser.add_argument("--size", type=image_size, default="640x480", metavar="WxH", help="of images that are made (default: 640x480)")
+    parser.add_argument(
+        "--workers",
+        type=number(int, 1, 1024),
+        nargs="+",
+        default=[cores() + 1],
+        metavar="N",
+        help="a row for each (default: as the command)",
+    )
+    parser.add_argument(
+        "--rounds", type=number(int, 2, 100_000), default=9, metavar="N", help="singly and whole in turn, so many times (default: 9)"
+    )
     parser.add_argument("--fast-jpeg", action="store_true", help="decode large JPEGs at a fraction of their size")
     parser.add_argument("--keep", action="store_true", help="write benchmarks/results/folders.json")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    args = parser.parse_args()
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
     width, _, height = args.size.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and min(int(width), int(height)) > 0):
-        parser.error(f"--size {args.size} is not like 640x480")
-    if args.images < 2 or args.rounds < 2 or min(args.workers) < 1:
-        parser.error("--images and --rounds begin at 2, --workers at 1")
     machine = describe(1)
     try:
         there = candidates(Bundle.load(default_bundle()), "edge")

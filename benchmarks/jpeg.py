@@ -32,9 +32,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.accuracy import DataError, labelled_images, paired
-from benchmarks.machine import commit, cores, describe
+from benchmarks.accuracy import labelled_images, paired
+from benchmarks.machine import commit, cores, describe, image_size
 from runtime import CloudDecoder, EdgeEncoder, __version__
+from runtime.command import number
 from runtime.errors import EdgeCloudError
 from runtime.files import write_atomically
 from runtime.preprocess import FAST_SIDE, load_image, preprocess
@@ -129,7 +130,7 @@ def measure_time(runs: int) -> list[dict[str, Any]]:
 def measure_accuracy(data: Path, count: int, size: tuple[int, int], threads: int) -> list[dict[str, Any]]:
     """For the images as they are and enlarged, and for each way: what changes against the default."""
     encoder, decoder = EdgeEncoder(threads=threads), CloudDecoder(threads=threads)
-    images = labelled_images(data, len(decoder.labels), count)
+    images = labelled_images(data, decoder.labels, count)
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path, label in tqdm(images, unit="image", disable=not sys.stderr.isatty()):
         files = {"as they are": path.read_bytes(), f"enlarged to {size[0]}x{size[1]}": as_jpeg(load_image(path).convert("RGB"), size)}
@@ -188,26 +189,30 @@ def text(times: list[dict[str, Any]], accuracy: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", type=Path, metavar="DIR", help="measure accuracy too: one folder of images a class")
-    parser.add_argument("--images", type=int, default=400, metavar="N", help="so many of them, taken evenly (default: 400)")
-    parser.add_argument("--enlarged", default="1792x1344", metavar="WxH", help="what they are enlarged to (default: 1792x1344)")
-    parser.add_argument("--runs", type=int, default=40, metavar="N", help="timed runs of each way (default: 40)")
-    parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="of the graphs (default: one a core)")
+    parser.add_argument(
+        "--images", type=number(int, 2, 10_000_000), default=400, metavar="N", help="so many of them, taken evenly (default: 400)"
+    )
+    parser.add_argument(
+        "--enlarged", type=image_size, default="1792x1344", metavar="WxH", help="what they are enlarged to (default: 1792x1344)"
+    )
+    parser.add_argument("--runs", type=number(int, 2, 1_000_000), default=40, metavar="N", help="timed runs of each way (default: 40)")
+    parser.add_argument("--threads", type=number(int, 1, 1024), default=cores(), metavar="N", help="of the graphs (default: one a core)")
     parser.add_argument("--keep", action="store_true", help="write benchmarks/results/jpeg.json")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the tables")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    args = parser.parse_args()
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
     width, _, height = args.enlarged.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and min(int(width), int(height)) > 0):
-        parser.error(f"--enlarged {args.enlarged} is not like 1792x1344")
-    if min(args.images, args.runs) < 2 or args.threads < 1:
-        parser.error("--images and --runs begin at 2, --threads at 1")
     try:
         times = measure_time(args.runs)
         accuracy = measure_accuracy(args.data, args.images, (int(width), int(height)), args.threads) if args.data else []
-    except (BenchmarkError, DataError, EdgeCloudError, OSError) as error:
+    except (BenchmarkError, EdgeCloudError, ValueError, OSError) as error:
         print(f"jpeg: {error}", file=sys.stderr)
         return 1
     result = {"benchmark": "jpeg", "machine": describe(args.threads), "commit": commit(), "runs": args.runs, "times": times}

@@ -42,6 +42,7 @@ from PIL import Image
 from benchmarks.machine import commit, cores, describe
 from runtime import CloudDecoder, EdgeEncoder, __version__, strict_json
 from runtime.bundle import MANIFEST, SCHEMA, Bundle
+from runtime.command import number
 from runtime.engine import SAFE, Choice, candidates
 from runtime.errors import EdgeCloudError
 from runtime.preprocess import load_image, preprocess
@@ -378,17 +379,19 @@ def draw(rows: list[dict[str, Any]], file: Path, title: str) -> None:
     figure.savefig(file, format="png", dpi=110)
 
 
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="of all pipelines (default: one a core)")
-    parser.add_argument("--runs", type=int, default=200, metavar="N", help="timed runs of each model (default: 200)")
+    parser.add_argument("--threads", type=number(int, 1, 1024), default=cores(), metavar="N", help="of all pipelines (default: one a core)")
+    parser.add_argument("--runs", type=number(int, 20, 1_000_000), default=200, metavar="N", help="timed runs of each model (default: 200)")
     parser.add_argument("--models", nargs="+", default=list(PUBLISHED_MS), choices=list(PUBLISHED_MS), metavar="MODEL")
     parser.add_argument("--keep", action="store_true", help="write benchmarks/results/latency.json and .png")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    args = parser.parse_args()
-    if args.threads < 1 or args.runs < 20:
-        parser.error("--threads begins at 1 and --runs at 20")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
     with_torch = bool(find_spec("torch") and find_spec("compressai"))
     pixels = preprocess(Image.open(PROJECT / "docs" / "demo" / "golf_ball.jpg"))
     machine = describe(args.threads)

@@ -1,9 +1,18 @@
 """What machine a figure was measured on."""
 
+import argparse
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
+
+
+def image_size(text: str) -> str:
+    """An argparse type: 640x480, up to 16384 a side."""
+    if re.fullmatch(r"[0-9]{1,5}x[0-9]{1,5}", text) and all(1 <= int(side) <= 16384 for side in text.split("x")):
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is not like 640x480, from 1 to 16,384 a side")
 
 
 def cores() -> int:

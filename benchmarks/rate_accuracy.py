@@ -236,7 +236,7 @@ def draw(curves: Curves, file: Path, title: str) -> None:
     figure.savefig(file, format="png", dpi=110)
 
 
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results")
     parser.add_argument("--imagenet", action="store_true", help="the published curves, on ImageNet")
@@ -246,7 +246,11 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true", help="compute and print, keep nothing")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    args = parser.parse_args()
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
     try:
         curves = published() if args.imagenet else measured(args.results)
         # The authors publish nothing of matsubara2022wacv.

@@ -20,6 +20,7 @@ from fastapi import FastAPI, Request
 
 from benchmarks.latency import load_torch_model
 from benchmarks.machine import cores
+from runtime.command import number
 from runtime.engine import require_finite
 
 if TYPE_CHECKING:
@@ -44,10 +45,14 @@ def classify(model: "FeatureCompressionModel", stream: bytes) -> int:
     return int(require_finite(model.tail(bottleneck.decoder(latent)).numpy()).argmax())
 
 
-def main() -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--port", type=int, required=True)
-    args = parser.parse_args()
+    parser.add_argument("--port", type=number(int, 0, 65535), required=True)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
     model = load()
     app = FastAPI()
 

@@ -35,6 +35,7 @@ from PIL import Image
 from benchmarks.machine import commit, describe
 from runtime import CloudDecoder, EdgeEncoder, strict_json
 from runtime.bundle import default_bundle
+from runtime.command import number
 from runtime.engine import candidates, require_finite
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -184,14 +185,18 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Processor time and bytes of one image at each step of the cloud.")
     parser.add_argument("--bundle", default=str(default_bundle()), metavar="DIR")
     parser.add_argument("--ray", action="store_true", help="measure a replica and a proxy of Ray Serve too")
-    parser.add_argument("--requests", type=int, default=2000, metavar="N", help="to each service (default: 2000)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8, 16], metavar="N", help="(default: 1 4 8 16)")
+    parser.add_argument("--requests", type=number(int, 1, 10_000_000), default=2000, metavar="N", help="to each service (default: 2000)")
+    parser.add_argument("--batches", type=number(int, 1, 1024), nargs="+", default=[1, 4, 8, 16], metavar="N", help="(default: 1 4 8 16)")
     parser.add_argument("--keep", action="store_true", help="write benchmarks/results/scaling.json")
-    args = parser.parse_args()
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
     bundle = str(Path(args.bundle).resolve())
     encoder = EdgeEncoder(bundle, threads=1)
     files = [encoder.encode(part) for part in parts()]

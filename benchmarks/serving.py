@@ -45,6 +45,7 @@ from PIL import Image
 from benchmarks.machine import commit, cores, describe
 from runtime import CloudDecoder, EdgeEncoder, __version__
 from runtime.bundle import Bundle, default_bundle
+from runtime.command import number
 from runtime.edge_files import find
 from runtime.engine import candidates
 from runtime.errors import EdgeCloudError
@@ -454,26 +455,34 @@ def draw(result: dict[str, Any], file: Path, title: str) -> None:
     figure.savefig(file, format="png", dpi=110)
 
 
-def main(argv: list[str] | None = None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
     parser.add_argument("--images", metavar="DIR", help="real images (default: places of the demo's picture)")
-    parser.add_argument("--seconds", type=float, default=60, metavar="N", help="each load lasts (default: 60)")
-    parser.add_argument("--turns", type=int, default=5, metavar="N", help="of graph and capacity, a quarter of --seconds each (default: 5)")
+    parser.add_argument("--seconds", type=number(float, 2, 600), default=60, metavar="N", help="each load lasts (default: 60)")
     parser.add_argument(
-        "--soak", type=float, default=0, metavar="SECONDS", help="memory over so long a load; 600 for the record (default: none)"
+        "--turns", type=number(int, 1, 50), default=5, metavar="N", help="of graph and capacity, a quarter of --seconds each (default: 5)"
     )
-    parser.add_argument("--max-batch", type=int, metavar="N", help="of cloud-serve (default: its own)")
+    parser.add_argument(
+        "--soak",
+        type=number(float, 0, 3600),
+        default=0,
+        metavar="SECONDS",
+        help="memory over so long a load; 600 for the record (default: none)",
+    )
+    parser.add_argument("--max-batch", type=number(int, 1, 1024), metavar="N", help="of cloud-serve (default: its own)")
     parser.add_argument("--no-reference", action="store_true", help="leave out the service of FastAPI, torch and CompressAI")
     parser.add_argument("--smoke", action="store_true", help="a few seconds of everything, to see that all is in place")
     parser.add_argument("--keep", action="store_true", help="write benchmarks/results/serving.json and .png")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
     if args.smoke:
         args.seconds, args.turns, args.soak = 4.0, 1, 4.0
-    if not 2 <= args.seconds <= 600 or not 1 <= args.turns <= 50 or not 0 <= args.soak <= 3600:
-        parser.error("--seconds is from 2 to 600, --turns from 1 to 50, --soak up to 3600")
     machine = describe(cores())
     try:
         images = pictures(args.images)

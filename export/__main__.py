@@ -1,6 +1,7 @@
 """python -m export MODEL: a checkpoint in, a verified bundle out."""
 
 import argparse
+import errno
 import hashlib
 import os
 import sys
@@ -9,20 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime import __version__
+from runtime.command import command, number, say
 
-from .stated import DEFAULT_LMB, MODEL_NAMES, agreed_lmb, is_lmb, own_labels
+from .stated import DEFAULT_LMB, MODEL_NAMES, agreed_lmb, own_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from typing import TypeVar
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from runtime.coder import Tables
+    from training.folders import Damage
     from training.models import FeatureCompressionModel
 
     from .counts import Counts
     from .gate import Encode
-
-    T = TypeVar("T")
 
 EXIT_DONE, EXIT_FAILURE, EXIT_USAGE, EXIT_PARITY = 0, 1, 2, 3
 _PROJECT = Path(__file__).resolve().parent.parent
@@ -32,16 +35,13 @@ class NoCheckpointError(FileNotFoundError):
     """There is no checkpoint where one is looked for."""
 
 
+_LMB = number(float, 0, 1_000_000)
+
+
 def _lmb(text: str) -> str:
-    if is_lmb(text):
-        return text
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
-
-
-def _pixels(text: str) -> int:
-    if text.isdigit() and 64 <= int(text) <= 1 << 28:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels from 64 to {1 << 28}")
+    """The text itself, by which a checkpoint's file is named."""
+    _LMB(text)
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,6 +69,12 @@ def _parser() -> argparse.ArgumentParser:
         "--as-is",
         action="store_true",
         help="take the images of --refit, --calibrate and --validate as they are, cropped to multiples of 8",
+    )
+    parser.add_argument(
+        "--skip-damaged",
+        "--skip_damaged",
+        action="store_true",
+        help="leave out images of --refit, --calibrate and --validate that cannot be read, and count them",
     )
     parser.add_argument(
         "--counts",
@@ -114,7 +120,11 @@ def _parser() -> argparse.ArgumentParser:
         help="also measure int8 on the images in DIR, which have no part in any choice, for the manifest (and for --ranges)",
     )
     parser.add_argument(
-        "--max-pixels", type=_pixels, default=1024 * 1024, metavar="N", help="largest image that both ends take (default: 1048576)"
+        "--max-pixels",
+        type=number(int, 64, 1 << 28),
+        default=1024 * 1024,
+        metavar="N",
+        help="largest image that both ends take (default: 1048576)",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
@@ -137,86 +147,95 @@ def find_checkpoint(model: str, lmb: str) -> Path:
 
 
 def _labels(path: Path | None, metadata: dict[str, str], classes: int) -> list[str]:
-    if path is not None:
-        labels = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if len(labels) != classes:
-            raise ValueError(f"{path} has {len(labels)} labels, the checkpoint {classes} classes: give one a line")
-        return labels
-    if stored := own_labels(metadata, classes):
-        return stored
-    if classes == 1000:
-        from torchvision.models import ResNet50_Weights
+    from training.labels import read_labels, stored_labels
 
-        return list(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+    if path is not None:
+        return read_labels(path, classes, "the checkpoint")
+    if stored := own_labels(metadata, classes) or stored_labels({}, classes):
+        return stored
     print(f"the checkpoint names no labels for its {classes} classes: they are numbered; --labels FILE names them", file=sys.stderr)
     return [f"class {index}" for index in range(classes)]
 
 
-def _make_counts(args: argparse.Namespace, checkpoint: Path, bottleneck: str) -> "Callable[[Path, Tables], Counts | None]":
+def _make_counts(
+    args: argparse.Namespace, checkpoint: Path, bottleneck: str, damage: "Damage"
+) -> "Callable[[Path, Tables], Counts | None]":
     """How write_bundle comes by counts: from a file, which is read now, from the images of --refit, or not at all."""
-    from training.checkpoint import atomic_path
+    from runtime.files import write_atomically
+    from training.command import progress
 
     from .counts import Counts, count, symbols_of
-    from .images import image_paths
+    from .images import unlabelled_paths
 
     file = args.counts or checkpoint.with_suffix(".counts.json")
     stored = None
     if not args.refit and not args.own_tables and (args.counts or file.is_file()):
         stored = Counts.read(file, bottleneck)
-    to_count = image_paths(args.refit) if args.refit else []
+    to_count = unlabelled_paths(args.refit) if args.refit else []
 
     def make(graph: Path, own: "Tables") -> Counts | None:
         if not to_count:
             return stored
-        from tqdm import tqdm
-
-        progress = tqdm(to_count, "counting", unit="image", disable=not sys.stderr.isatty())
-        counts = count(symbols_of(graph, progress, args.as_is), own, bottleneck, args.refit.resolve().name)
+        counts = count(symbols_of(graph, progress(to_count, "counting"), args.as_is, damage), own, bottleneck, args.refit.resolve().name)
         if args.counts:
-            with atomic_path(args.counts) as temporary:
-                Path(temporary).write_text(counts.to_json())
+            args.counts.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(args.counts, counts.to_json().encode())
         return counts
 
     return make
 
 
-def _make_int8(args: argparse.Namespace, checkpoint: Path, model: "FeatureCompressionModel") -> "Callable[[Path, Encode], dict[str, Any]]":
+def _make_int8(
+    args: argparse.Namespace, checkpoint: Path, model: "FeatureCompressionModel", labels: list[str], damage: "Damage"
+) -> "Callable[[Path, Encode], dict[str, Any]]":
     """How write_bundle comes by int8 graphs: by ranges from a file, from the images of --calibrate, or not at all."""
     from runtime.engine import GRAPHS
-    from runtime.preprocess import preprocess
-    from training.checkpoint import atomic_path
+    from runtime.files import write_atomically
+    from training.command import progress
 
     from .gate import GateError, Graphs, judge, open_session, reasons
-    from .images import labelled_paths
-    from .quantise import CALIBRATION_IMAGES, Calibration, NothingToQuantiseError, RangesError, quantise, take_ranges
+    from .images import labelled_paths, pixels_of
+    from .quantise import (
+        CALIBRATION_IMAGES,
+        LEAST_IMAGES,
+        Calibration,
+        NothingToQuantiseError,
+        RangesError,
+        quantise,
+        take_ranges,
+    )
     from .tables import bottleneck_sha256, weights_sha256
 
     file = args.ranges or checkpoint.with_suffix(".ranges.json")
     stored = None
     if args.precision != "fp32" and not args.calibrate and (args.ranges or file.is_file()):
         stored = Calibration.from_json(file.read_text(encoding="utf-8"), str(file))
-    paths = labelled_paths(args.calibrate, model.fc.out_features) if args.calibrate and args.precision != "fp32" else []
-    unseen = labelled_paths(args.validate, model.fc.out_features) if args.validate and args.precision != "fp32" else []
+    paths = labelled_paths(args.calibrate, labels) if args.calibrate and args.precision != "fp32" else []
+    unseen = labelled_paths(args.validate, labels) if args.validate and args.precision != "fp32" else []
+    if paths and len(paths) < LEAST_IMAGES:
+        raise RangesError(
+            f"{args.calibrate} has {len(paths)} images, too few to calibrate with: "
+            f"name a folder of at least {LEAST_IMAGES}, of which every tenth is held out"
+        )
     if not stored and not paths:
         if args.precision == "int8" or unseen:
             raise RangesError(f"no activation ranges at {file}: give images to take them of with --calibrate DIR")
         return lambda folder, encode: {}
     digests = {"edge": bottleneck_sha256(model), "cloud": weights_sha256(model)}
 
-    def watched(items: "Sequence[T]", title: str) -> "Iterable[T]":
-        from tqdm import tqdm
-
-        return tqdm(items, title, unit="image", disable=not sys.stderr.isatty())
-
     def calibrate(graphs: Graphs) -> Calibration:
         rest = [path for index, (path, _) in enumerate(paths) if index % 10]
         if len(rest) > CALIBRATION_IMAGES:
             rest = [rest[index * len(rest) // CALIBRATION_IMAGES] for index in range(CALIBRATION_IMAGES)]
-        edge, images = take_ranges(
-            graphs["edge"]["fp32"], (preprocess(path, args.as_is)[None] for path in watched(rest, "calibrating the edge")), digests["edge"]
-        )
+
+        def read(title: str) -> "Iterator[NDArray[np.uint8]]":
+            for path in progress(rest, title):
+                if (pixels := pixels_of(path, args.as_is, damage)) is not None:
+                    yield pixels[None]
+
+        edge, images = take_ranges(graphs["edge"]["fp32"], read("calibrating the edge"), digests["edge"])
         encoder = open_session(graphs["edge"]["fp32"])
-        symbols = (encoder.run(None, {"pixels": preprocess(path, args.as_is)[None]})[0] for path in watched(rest, "calibrating the cloud"))
+        symbols = (encoder.run(None, {"pixels": pixels})[0] for pixels in read("calibrating the cloud"))
         cloud, _ = take_ranges(graphs["cloud"]["fp32"], symbols, digests["cloud"])
         return Calibration(images, args.calibrate.resolve().name, edge, cloud)
 
@@ -227,22 +246,22 @@ def _make_int8(args: argparse.Namespace, checkpoint: Path, model: "FeatureCompre
             try:
                 quantise(graphs[end]["fp32"], ranges, digests[end], graphs[end]["int8"], signed=args.device == "arm")
             except NothingToQuantiseError as error:
-                print(f"export: {error}", file=sys.stderr)
+                say(f"export: {error}", sys.stderr)
                 del graphs[end]["int8"]
         if paths:
             source = f"{calibration.source}, held out"
-            calibration = replace(calibration, gate=judge(graphs, encode, watched(paths[::10], "judging"), args.as_is, source))
+            calibration = replace(calibration, gate=judge(graphs, encode, progress(paths[::10], "judging"), args.as_is, source, damage))
         if unseen:
-            found = judge(graphs, encode, watched(unseen, "validating"), args.as_is, args.validate.resolve().name)
+            found = judge(graphs, encode, progress(unseen, "validating"), args.as_is, args.validate.resolve().name, damage)
             calibration = replace(calibration, validation=found)
         if args.ranges and (paths or unseen):
-            with atomic_path(args.ranges) as temporary:
-                Path(temporary).write_text(calibration.to_json())
+            args.ranges.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(args.ranges, calibration.to_json().encode())
         for end in graphs:
             if "int8" in graphs[end] and calibration.gate and (why := reasons(calibration.gate, end)):
                 if args.precision == "int8":
                     raise GateError(f"{end}: {'; '.join(why)}")
-                print(f"export: no int8 {end} graph is written: {'; '.join(why)}", file=sys.stderr)
+                say(f"export: no int8 {end} graph is written: {'; '.join(why)}", sys.stderr)
                 graphs[end]["int8"].unlink()
         return {
             "activations": "int8" if args.device == "arm" else "uint8",
@@ -254,6 +273,33 @@ def _make_int8(args: argparse.Namespace, checkpoint: Path, model: "FeatureCompre
     return make
 
 
+def _check_outputs(args: argparse.Namespace, out: Path, checkpoint: Path) -> None:
+    """Refuse, before minutes of work, outputs that cannot be written or that would replace an input. Raises OutputError."""
+    from runtime.errors import OutputError
+    from runtime.files import check_output, refuse_same_file
+
+    inputs = [file for file in (checkpoint, args.backbone, args.labels) if file]
+    counts, ranges = (
+        given or checkpoint.with_suffix(f".{kind}.json") for given, kind in ((args.counts, "counts"), (args.ranges, "ranges"))
+    )
+    written = [(args.counts, ranges)] * bool(args.refit) + [(args.ranges, counts)] * bool(args.calibrate or args.validate)
+    for file, other in written:
+        if file:
+            check_output(file)
+            refuse_same_file(file, [*inputs, other])
+            if file.resolve() == other.resolve():
+                raise OutputError(f"counts and ranges would both be {file}: name two files with --counts and --ranges")
+    for file in (*inputs, args.counts, args.ranges, args.refit, args.calibrate, args.validate, args.images):
+        # The labels of the bundle that is replaced may be kept.
+        if file and file.name != "labels.txt" and file.resolve().is_relative_to(out.resolve()):
+            raise OutputError(f"{file} lies in {out}, which the new bundle replaces: name another folder with --out")
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@command("export")
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
@@ -270,9 +316,12 @@ def main(argv: list[str] | None = None) -> int:
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
     from runtime.errors import EdgeCloudError
-    from training.checkpoint import load_model, read_state_dict
+    from training.checkpoint import load_model
+    from training.files import check_space
+    from training.folders import Damage
+    from training.weights import read_metadata
 
-    from .bundle import write_bundle
+    from .bundle import check_output, write_bundle
     from .gate import GateError
     from .graphs import ExportError
     from .images import folder_images, synthetic_images
@@ -280,42 +329,50 @@ def main(argv: list[str] | None = None) -> int:
     from .tables import bottleneck_sha256
 
     try:
-        lmb = agreed_lmb(path, args.model, args.lmb, read_state_dict(path)[1])
+        check_output(out)
+        _check_outputs(args, out, path)
+        damage = Damage(args.skip_damaged, "--skip-damaged")
+        # Before the weights: a file of another model is refused by what it says, not by a list of keys.
+        lmb = agreed_lmb(path, args.model, args.lmb, read_metadata(path))
         model, metadata = load_model(path, args.model, args.backbone)
+        labels = _labels(args.labels, metadata, model.fc.out_features)
         images, source = (
             (folder_images(args.images), f"images from {args.images.name}") if args.images else (synthetic_images(), "synthetic images")
         )
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        print(f"checkpoint  {path}")
+        check_space(out, sum(value.numel() * value.element_size() for value in model.state_dict().values()))
+        say(f"checkpoint  {path}", sys.stdout)
         write_bundle(
             out,
             model,
             args.model,
             lmb,
-            _labels(args.labels, metadata, model.fc.out_features),
+            labels,
             images,
             source,
             weights=metadata.get("weights", "trained"),
             checkpoint={"file": path.name, "sha256": digest},
-            make_counts=_make_counts(args, path, bottleneck_sha256(model)),
-            make_int8=_make_int8(args, path, model),
+            make_counts=_make_counts(args, path, bottleneck_sha256(model), damage),
+            make_int8=_make_int8(args, path, model, labels, damage),
             precision=args.precision,
             small=args.small,
             max_pixels=args.max_pixels,
-            report=lambda line: print(line, flush=True),
+            report=lambda line: say(line, sys.stdout),
         )
+        damage.report()
     except ParityError as error:
-        print(f"export: parity failed, no bundle was written: {error}", file=sys.stderr)
+        say(f"export: parity failed, no bundle was written: {error}", sys.stderr)
         return EXIT_PARITY
     except GateError as error:
-        print(f"export: int8 is not good enough, no bundle was written: {error}", file=sys.stderr)
+        say(f"export: int8 is not good enough, no bundle was written: {error}", sys.stderr)
         return EXIT_PARITY
     except (EdgeCloudError, ExportError, ValueError, OSError) as error:
-        print(f"export: {error}", file=sys.stderr)
+        full = f"{out} cannot be written: free space there, or name another folder with --out: " if _is_full(error) else ""
+        say(f"export: {full}{error}", sys.stderr)
         return EXIT_FAILURE
     bundle = "" if out == Path("bundles") / "ours_n4" and "EDGECLOUD_BUNDLE" not in os.environ else f" --bundle {out}"
-    print(f"\nnext:\n  edge-encode IMAGE -o feat.bin{bundle}\n  cloud-decode feat.bin{bundle}")
+    say(f"\nnext:\n  edge-encode IMAGE -o feat.bin{bundle}\n  cloud-decode feat.bin{bundle}", sys.stdout)
     return EXIT_DONE
 
 

@@ -7,8 +7,6 @@ there before as it was.
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import runtime
+from runtime import files
 from runtime.bundle import (
     CLOUD_GRAPH,
     COMPRESSAI_TABLES,
@@ -33,6 +32,7 @@ from runtime.bundle import (
 from runtime.coder import Tables
 from runtime.engine import GRAPHS
 from runtime.feature_file import VERSION, pack
+from runtime.files import temporary_folder
 from runtime.preprocess import CROP, RESIZE
 from training.models import FeatureCompressionModel
 
@@ -47,6 +47,18 @@ DEFAULT_MAX_PIXELS = 1024 * 1024
 
 class OutputInTheWayError(ValueError):
     """The output folder exists and is no bundle."""
+
+
+def check_output(out: Path) -> None:
+    """Refuse a place that no bundle can be written to, before work is done for it. Raises OutputInTheWayError, OutputError."""
+    if out.exists():
+        if not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+            raise OutputInTheWayError(f"{out} exists and is not a bundle: name another folder with --out, or remove it")
+        if out.is_mount():
+            raise OutputInTheWayError(f"{out} is a mount point, which cannot be replaced: name a folder in it with --out")
+    # The bundle is written beside its place, and then takes it.
+    place = out.resolve()
+    files.check_output(place.with_name(f".{place.name}.new") if place.exists() else place)
 
 
 def write_bundle(
@@ -85,15 +97,14 @@ def write_bundle(
         max_pixels: the largest image that both ends will take.
         report: is given a line per stage.
 
-    Gives the manifest. Raises ParityError, ExportError, QuantilesError, CountsError, GateError,
+    Gives the manifest. Raises OutputError, ParityError, ExportError, QuantilesError, CountsError, GateError,
     OutputInTheWayError, and what `make_counts` and `make_int8` raise.
     """
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise OutputInTheWayError(f"{out} exists and is not a bundle: name another folder with --out, or remove it")
+    check_output(out)
     if len(labels) != model.fc.out_features:
         raise ValueError(f"{len(labels)} labels for {model.fc.out_features} classes: give one a line with --labels")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    place = out.resolve()  # a symbolic link keeps pointing there
+    place.parent.mkdir(parents=True, exist_ok=True)
     clock = time.perf_counter()
 
     def done(stage: str, detail: str) -> None:
@@ -105,7 +116,7 @@ def write_bundle(
     def size(file: str) -> str:
         return f"{file}, {(work / file).stat().st_size:,} bytes"
 
-    try:
+    with temporary_folder(place) as work:
         spec = model.spec
         shape = ShapeRule(spec.latent_channels, spec.stride, spec.latent_shrink)
         bottleneck = bottleneck_sha256(model)
@@ -188,11 +199,7 @@ def write_bundle(
             },
         }
         (work / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
-        work.chmod(0o755)
-        _replace(work, out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+        _replace(work, place)
     done("bundle", f"{out}, fingerprint {fingerprint[:8]}")
     return manifest
 
@@ -217,12 +224,10 @@ def _replace(work: Path, out: Path) -> None:
     if not out.exists():
         os.rename(work, out)
         return
-    aside = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
-    os.rename(out, aside / out.name)
-    try:
-        os.rename(work, out)
-    except BaseException:
-        os.rename(aside / out.name, out)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with temporary_folder(out) as aside:
+        os.rename(out, aside / out.name)
+        try:
+            os.rename(work, out)
+        except BaseException:
+            os.rename(aside / out.name, out)
+            raise

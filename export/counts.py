@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 from runtime import strict_json
 from runtime.coder import CONTEXTS, LEVELS, Contexts, Tables
 from runtime.engine import group_by_shape
-from runtime.errors import ImageError
-from runtime.preprocess import preprocess
+from training.folders import Damage, NoImagesError
 
-from .images import NoImagesError
+from .images import pixels_of
 
 MAX_ENTRIES = 256  # of a table that the coder can have by context
 # Smoothing, in symbols: how many of the model's own belief a static table begins with, and how many
@@ -103,25 +102,20 @@ def _channel(first: int, thresholds: list[int], rows: dict[str, list[int]]) -> C
     return ChannelCounts(int(first), tuple(int(value) for value in thresholds), counts)
 
 
-def symbols_of(graph: Path, paths: Iterable[Path], as_is: bool = False) -> Iterator[Symbols]:
+def symbols_of(graph: Path, paths: Iterable[Path], as_is: bool = False, damage: Damage | None = None) -> Iterator[Symbols]:
     """The edge graph's symbols int16 [N, C, H', W'] of images as edge-encode prepares them, a few at a time.
 
-    Files that are no images are passed over.
+    `damage` is told of images that cannot be read, which are left out. Raises DamagedImageError where it does.
     """
+    damage = damage or Damage(skip=True)
     options = ort.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
-    def prepared(path: Path) -> NDArray[np.uint8] | None:
-        try:
-            return preprocess(path, as_is)
-        except ImageError:
-            return None
-
     remaining = iter(paths)
     with ThreadPoolExecutor(2) as pool:
         while batch := list(islice(remaining, _BATCH)):
-            images = [pixels for pixels in pool.map(prepared, batch) if pixels is not None]
+            images = [pixels for pixels in pool.map(lambda path: pixels_of(path, as_is, damage), batch) if pixels is not None]
             for group in group_by_shape([pixels.shape for pixels in images], _BATCH):
                 yield session.run(None, {"pixels": np.stack([images[index] for index in group])})[0]
 

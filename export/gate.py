@@ -18,9 +18,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from runtime.engine import NO_VNNI, has_vnni
-from runtime.errors import ImageError
-from runtime.preprocess import preprocess
+from training.folders import Damage
 
+from .images import pixels_of
 from .parity import ParityError
 
 MAX_TOP1_LOSS = 0.003
@@ -45,7 +45,14 @@ def open_session(graph: Path) -> ort.InferenceSession:
 Graphs = dict[str, dict[str, Path]]  # end, precision -> file: {"edge": {"fp32": ..., "int8": ...}, "cloud": {"fp32": ...}}
 
 
-def judge(graphs: Graphs, encode: Encode, images: Iterable[tuple[Path, int | None]], as_is: bool, source: str) -> dict[str, Any]:
+def judge(
+    graphs: Graphs,
+    encode: Encode,
+    images: Iterable[tuple[Path, int | None]],
+    as_is: bool,
+    source: str,
+    damage: Damage | None = None,
+) -> dict[str, Any]:
     """The float32 and the int8 graphs on the same images, as the manifest records it.
 
     Args:
@@ -56,9 +63,10 @@ def judge(graphs: Graphs, encode: Encode, images: Iterable[tuple[Path, int | Non
     Gives "symbols_changed" and "more_bytes", shares, and "bpp" of both precisions, where there is an int8 edge graph;
     for "edge" (in int8, the cloud in float32), "cloud" and "both": "lost" and "won", images whose answer int8 makes
     wrong and right, and "top1_change" with its 95 % interval (paired, normal approximation); "top1" of float32.
-    Files that are no images are passed over. Raises GateError where none is left, and ParityError where float32's logits
-    are not finite.
+    `damage` is told of images that cannot be read, which are left out. Raises GateError where none is left,
+    DamagedImageError where `damage` does, and ParityError where float32's logits are not finite.
     """
+    damage = damage or Damage(skip=True)
     sessions = {end: {precision: open_session(path) for precision, path in files.items()} for end, files in graphs.items()}
     ways = {"edge": ("int8", "fp32"), "cloud": ("fp32", "int8"), "both": ("int8", "int8")}
     ways = {way: (edge, cloud) for way, (edge, cloud) in ways.items() if edge in graphs["edge"] and cloud in graphs["cloud"]}
@@ -67,9 +75,7 @@ def judge(graphs: Graphs, encode: Encode, images: Iterable[tuple[Path, int | Non
     sizes = dict.fromkeys(graphs["edge"], 0)
     labelled = True
     for path, label in images:
-        try:
-            pixels = preprocess(path, as_is)
-        except ImageError:
+        if (pixels := pixels_of(path, as_is, damage)) is None:
             continue
         count += 1
         pixels_seen += pixels.shape[0] * pixels.shape[1]

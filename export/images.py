@@ -1,23 +1,22 @@
-"""Images for the parity gate: the user's, or a packaged set of synthetic ones.
+"""Images for export: the user's, for its gates and counts, or a packaged set of synthetic ones for parity.
 
 The synthetic set is computed, the same everywhere: smooth shading, sharp shapes, texture, noise.
 It is there so that a plain clone can compare two graphs on pixels with some life in them; it says
 nothing about accuracy.
 """
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.command import say
 from runtime.errors import ImageError
 from runtime.preprocess import preprocess
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"}
-
-
-class NoImagesError(ValueError):
-    """The folder has no image in it."""
+from training.folders import Damage, NoImagesError, class_folder, images_below, refuse_splits
+from training.labels import ClassesError, match
 
 
 def synthetic_images(count: int = 10, side: int = 224) -> NDArray[np.uint8]:
@@ -52,38 +51,48 @@ def _stretch(grid: NDArray[np.float64], side: int) -> NDArray[np.float64]:
     return grid[:, low] * (1 - part)[None, :, None] + grid[:, low + 1] * part[None, :, None]
 
 
-def image_paths(folder: Path) -> list[Path]:
-    """All image files in `folder` and below, sorted. Raises NoImagesError."""
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        raise NoImagesError(f"no image in {folder}: name a folder of JPEG or PNG files")
-    return paths
-
-
 def folder_images(folder: Path, limit: int = 40) -> NDArray[np.uint8]:
     """Up to `limit` images from `folder` and below, evenly spread over the sorted names, 224x224.
 
-    Raises NoImagesError; files that are no images are passed over.
+    Says which files cannot be read. Raises NoImagesError where none is left, NoFolderError, OSError.
     """
-    paths = image_paths(folder)
-    images = []
-    for path in paths[:: max(1, len(paths) // limit)][:limit]:
-        try:
-            images.append(preprocess(path))
-        except ImageError:
-            continue
+    paths = images_below(folder)
+    damage = Damage(skip=True)
+    read = (pixels_of(path, False, damage) for path in paths[:: max(1, len(paths) // limit)][:limit])
+    images = [pixels for pixels in read if pixels is not None]
     if not images:
         raise NoImagesError(f"no image in {folder}: name a folder of JPEG or PNG files")
     return np.stack(images)
 
 
-def labelled_paths(folder: Path, classes: int) -> list[tuple[Path, int | None]]:
-    """All image files in `folder` and below, each with its class where there is one folder a class, in sorted order.
+def pixels_of(path: Path, as_is: bool, damage: Damage) -> NDArray[np.uint8] | None:
+    """An image as edge-encode prepares it; None for one that cannot be read and is left out. Raises DamagedImageError."""
+    try:
+        return preprocess(path, as_is)
+    except ImageError as error:
+        damage.note(path, str(error))
+        return None
 
-    Raises NoImagesError.
+
+def unlabelled_paths(folder: Path) -> list[Path]:
+    """All image files in `folder` and below. Raises NoImagesError, NoFolderError, SplitsError, OSError."""
+    refuse_splits(folder)
+    return images_below(folder)
+
+
+def labelled_paths(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int | None]]:
+    """All image files in `folder` and below, in sorted order, each with its class; with None, where the folders do not say.
+
+    Raises NoImagesError, NoFolderError, SplitsError, OSError.
     """
-    paths = image_paths(folder)
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if len(names) != classes or any(path.parent == folder for path in paths):
+    refuse_splits(folder)
+    try:
+        found = class_folder(folder, empty=True)
+        classes, note = match(found.names, labels, str(folder), "the model")
+    except (NoImagesError, ClassesError) as error:
+        paths = images_below(folder)
+        say(f"export: int8 is judged without labels: {error}", sys.stderr)
         return [(path, None) for path in paths]
-    return [(path, names.index(path.relative_to(folder).parts[0])) for path in paths]
+    if note:
+        say(f"export: {note}", sys.stderr)
+    return [(path, classes[index]) for path, index in found.files]

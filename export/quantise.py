@@ -29,6 +29,7 @@ from onnx import TensorProto, helper
 from runtime import strict_json
 
 MIN_IMAGES, CALIBRATION_IMAGES = 300, 512
+LEAST_IMAGES = MIN_IMAGES * 10 // 9 + 1  # in a folder: every tenth is held out to judge by
 _ROOM = 1.25  # of a range, beyond the average image's ends
 _GELU_ZERO = -4.0  # GELU(-4) is -0.0001
 ENDS = ("edge", "cloud")
@@ -132,7 +133,9 @@ def take_ranges(graph: Path, inputs: Iterable[NDArray[np.generic]], sha256: str)
             rows = values.reshape(len(values), -1)
             sums[name] += rows.min(1).sum(), rows.max(1).sum()
     if images < MIN_IMAGES:
-        raise RangesError(f"{images} images are too few to calibrate with: name a folder of at least {MIN_IMAGES}")
+        raise RangesError(
+            f"{images} images are too few to calibrate with: name a folder of at least {LEAST_IMAGES}, of which every tenth is held out"
+        )
     ends = {name: (_ROOM * low / images, _ROOM * high / images) for name, (low, high) in sums.items()}
     operators = [(node.op_type, *ends.get(node.output[0], (0.0, 0.0))) for node in onnx.load(graph).graph.node]
     ranges = Ranges(sha256, operators)

@@ -183,7 +183,7 @@ def _target(path: StrPath) -> Path | None:
             return None
     try:
         mode = name.stat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return name
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder: name a file in it", os.fspath(path))

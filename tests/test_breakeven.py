@@ -121,9 +121,9 @@ def test_one_network_from_kept_parts(tmp_path: Path) -> None:
     ("arguments", "why"),
     [
         (["--uplink", "40"], "a network is --uplink and --rtt"),
-        (["--uplink", "0", "--rtt", "1"], "--uplink is above 0"),
-        (["--device-factor", "0"], "--device-factor and --cloud-factor are above 0"),
-        (["--runs", "3"], "--runs at 20"),
+        (["--uplink", "0", "--rtt", "1"], "argument --uplink: '0' is not a number from 0.001"),
+        (["--device-factor", "0"], "argument --device-factor: '0' is not a number from 1e-06"),
+        (["--runs", "3"], "argument --runs: '3' is not a whole number from 20"),
         (["--keep", "--smoke"], "--keep is for a whole run"),
     ],
 )

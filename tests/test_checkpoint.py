@@ -10,6 +10,7 @@ from torch import Tensor
 
 from training import checkpoint as ck
 from training.models import MODELS, UnknownModelError, build_model, build_random_model, model_spec
+from training.weights import UnreadableCheckpointError
 
 ENTROPY = "bottleneck_layer.entropy_bottleneck."
 BUFFERS = {
@@ -154,14 +155,14 @@ class Payload:
 @pytest.mark.parametrize(("name", "content"), [("x.pt", b""), ("x.pt", b"noise"), ("x.safetensors", b""), ("x.safetensors", b"\xff" * 64)])
 def test_unreadable_files(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ck.UnreadableCheckpointError, match=name):
+    with pytest.raises(UnreadableCheckpointError, match=name):
         ck.load_model(tmp_path / name, "ours_n0")
 
 
 def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"model": Payload()}, "hostile.pt")
-    with pytest.raises(ck.UnreadableCheckpointError, match="weights_only"):
+    with pytest.raises(UnreadableCheckpointError, match="weights_only"):
         ck.load_model("hostile.pt", "ours_n0")
     assert not Path("ran").exists()
 
@@ -169,7 +170,7 @@ def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("content", [[1, 2], {"model": [1]}, {"model": {"fc.weight": "text"}}])
 def test_a_file_without_a_state_dict(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "odd.pt")
-    with pytest.raises(ck.UnreadableCheckpointError, match="no state_dict"):
+    with pytest.raises(UnreadableCheckpointError, match="no state_dict"):
         ck.load_model(tmp_path / "odd.pt", "ours_n0")
 
 

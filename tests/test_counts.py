@@ -16,6 +16,7 @@ from runtime import CloudDecoder, EdgeEncoder
 from runtime.bundle import Bundle
 from runtime.coder import Tables
 from runtime.feature_file import parse
+from training.folders import Damage, DamagedImageError
 
 SHA = "ab" * 32
 
@@ -128,6 +129,18 @@ def test_no_images_to_count(tmp_path: Path, random_bundle: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(NoImagesError, match="no image could be read"):
         count(symbols_of(random_bundle / "edge.onnx", [tmp_path / "empty.png"]), Tables(*skewed_tables(64)), SHA, "none")
+
+
+def test_a_damaged_image_is_refused_by_name_or_left_out_and_counted(tmp_path: Path, random_bundle: Path) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(3)]
+    for path, image in zip(paths, synthetic_images(3, 32), strict=True):
+        Image.fromarray(image).save(path)
+    paths[1].write_bytes(paths[1].read_bytes()[:300])
+    with pytest.raises(DamagedImageError, match=r"1\.png is damaged .*give --skip-damaged"):
+        list(symbols_of(random_bundle / "edge.onnx", paths, True, Damage(False, "--skip-damaged")))
+    damage = Damage(True)
+    assert sum(len(symbols) for symbols in symbols_of(random_bundle / "edge.onnx", paths, True, damage)) == 2
+    assert list(damage.files) == [str(paths[1])]
 
 
 @pytest.fixture(scope="module")

@@ -65,4 +65,6 @@ def test_what_cannot_be_evaluated(place: Path) -> None:
     (place / "checkpoints" / "ours_n4" / "lmb1.pt").write_bytes(b"none")
     broken = run(place, "-m", "ours_n4")
     assert broken.returncode == 1
-    assert "ended with status 1" in broken.stderr
+    assert "lmb1.pt" in broken.stderr
+    with pytest.raises(evaluate.EvaluationError, match="ended with status 3"):
+        evaluate._run([sys.executable, "-c", "raise SystemExit(3)"])

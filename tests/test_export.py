@@ -280,6 +280,34 @@ def test_synthetic_images_are_the_same_everywhere() -> None:
     assert images.std() > 40
 
 
+def test_labels_are_read_as_editors_save_them(tmp_path: Path) -> None:
+    file = tmp_path / "labels.txt"
+    file.write_bytes("\ufeffcat\r\ndog\r\n".encode())
+    assert command._labels(file, {}, 2) == ["cat", "dog"]
+    with pytest.raises(ValueError, match=r"labels\.txt has 2 labels, the checkpoint 3 classes"):
+        command._labels(file, {}, 3)
+    file.write_bytes("cat\ndog\n".encode("utf-16"))
+    with pytest.raises(ValueError, match="save it as UTF-8"):
+        command._labels(file, {}, 2)
+
+
+def test_data_is_refused_before_anything_is_exported(random_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    for name in ("train", "val"):
+        (tmp_path / "root" / name / "cat").mkdir(parents=True)
+        for index in range(160):
+            (tmp_path / "root" / name / "cat" / f"{index}.png").write_bytes(b"any")
+    arguments = ["ours_n0", "--checkpoint", str(random_checkpoint), "--out", str(tmp_path / "bundle")]
+    for more, text in (
+        (["--refit", str(tmp_path / "root")], "name one of them, such as"),
+        (["--validate", str(tmp_path / "root"), "--calibrate", str(tmp_path / "root" / "train")], "name one of them, such as"),
+        (["--calibrate", str(tmp_path / "root" / "train")], "has 160 images, too few to calibrate with: name a folder of at least 334"),
+        (["--refit", str(tmp_path / "nowhere")], "does not exist"),
+    ):
+        assert command.main([*arguments, *more]) == 1
+        assert text in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_folder_images_passes_over_what_is_none(tmp_path: Path, golf_ball: np.ndarray) -> None:
     from PIL import Image
 

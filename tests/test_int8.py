@@ -166,9 +166,10 @@ def test_the_judge_counts_what_int8_wins_and_loses(bundle: Path, tmp_path: Path)
         (folder / f"class {index}").mkdir(parents=True)
         Image.fromarray(image).save(folder / f"class {index}" / "one.png")
     (folder / "class 3" / "two.png").write_bytes(b"no image")
-    paths = labelled_paths(folder, 10)
+    labels = [f"class {index}" for index in range(10)]
+    paths = labelled_paths(folder, labels)
     assert [label for _, label in paths] == [0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9]
-    assert {label for _, label in labelled_paths(folder, 3)} == {None}
+    assert {label for _, label in labelled_paths(folder, labels[:3])} == {None}
     encode, graphs = Bundle.load(bundle).encode, graphs_of(bundle)
     twice = {end: {"fp32": files["fp32"], "int8": files["fp32"]} for end, files in graphs.items()}
     same = judge(twice, encode, paths, True, "synthetic")
@@ -176,7 +177,7 @@ def test_the_judge_counts_what_int8_wins_and_loses(bundle: Path, tmp_path: Path)
     assert [(same[way]["lost"], same[way]["won"]) for way in ("edge", "cloud", "both")] == [(0, 0)] * 3
     assert same["labelled"]
     assert 0 <= same["top1"] <= 1
-    unlabelled = judge(graphs, encode, labelled_paths(folder, 3), True, "synthetic")
+    unlabelled = judge(graphs, encode, labelled_paths(folder, labels[:3]), True, "synthetic")
     assert 0 < unlabelled["symbols_changed"] < 0.02
     assert unlabelled["both"]["won"] == 0
     assert unlabelled["top1"] is None

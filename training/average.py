@@ -13,19 +13,20 @@ Always holds: the bottleneck is the checkpoints' to the last bit, so edges go on
 import argparse
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim.swa_utils import update_bn
-from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
+from torch.utils.data import Subset
 
-from runtime import __version__
-
-from .checkpoint import TABLE_BUFFERS, load_model, save_model
-from .data import SeededImages, split_held_out, training_images
+from .checkpoint import TABLE_BUFFERS, check_checkpoint_output, load_model, save_model
+from .command import command, number, part, progress, say
+from .data import Batched, SeededImages, split_held_out, training_images
+from .folders import Damage, class_folder
 from .models import MODELS, FeatureCompressionModel
-from .run import part
+from .run import parse_stages
 
 
 class AverageError(ValueError):
@@ -52,6 +53,22 @@ def average(models: list[FeatureCompressionModel], names: list[str]) -> FeatureC
     return first
 
 
+def _side(text: str) -> int:
+    """A size as training.train's --train_size has it, without epochs."""
+    (stage, *more) = parse_stages(text, 1)
+    if more or ":" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is a schedule: give one size")
+    return stage.size
+
+
+def _recipe(metadata: dict[str, str]) -> Any:
+    """How a checkpoint was trained: JSON if a training of ours wrote it, else the text as it is."""
+    try:
+        return json.loads(metadata.get("recipe", "null"))
+    except ValueError:
+        return metadata["recipe"]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.average", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
@@ -60,38 +77,48 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", required=True, type=Path, help="ImageFolder of training images, for batch norm's statistics")
     add("--out", required=True, type=Path, metavar="FILE", help="the average")
     add("--backbone", type=Path, metavar="FILE", help="where a checkpoint of a bottleneck alone does not find its own")
-    add("--images", type=int, default=2000, metavar="N", help="images that the statistics are taken on, spread over --data (default: 2000)")
-    add("--train_size", type=int, default=224, metavar="SIZE", help="side of their random crops, that of the last epochs (default: 224)")
+    add(
+        "--images",
+        type=number(int, 2, 10_000_000),
+        default=2000,
+        metavar="N",
+        help="images that the statistics are taken on, spread over --data (default: 2000)",
+    )
+    add("--train_size", type=_side, default=224, metavar="SIZE", help="side of their random crops, that of the last epochs (default: 224)")
     add("--crop_area", type=part, default=0.08, metavar="PART", help="the least part of an image that they cover (default: 0.08)")
-    add("--held_out", type=int, default=500, metavar="N", help="images that the training held out, left out here too (default: 500)")
-    add("--workers", type=int, default=2, help="image loading processes (default: 2)")
-    add("--version", action="version", version=f"%(prog)s {__version__}")
+    add(
+        "--held_out",
+        type=number(int, 0, 10_000_000),
+        default=500,
+        metavar="N",
+        help="images that the training held out, left out here too (default: 500)",
+    )
+    add("-w", "--workers", type=number(int, 0, 1024), default=2, help="image loading processes; 0 for none beside this (default: 2)")
+    add("--skip_damaged", "--skip-damaged", action="store_true", help="leave out images that cannot be read, and count them")
+    add("--version", action="version", version=f"%(prog)s {version('edgecloud-features')}")
     return parser
 
 
-def main() -> int:
-    args = _parser().parse_args()
-    try:
-        if len(args.checkpoints) < 2:
-            raise AverageError("one checkpoint is its own average: name two or more")
-        if args.images < 2 or args.train_size < 32 or args.train_size % 8:
-            at = f"--images {args.images} --train_size {args.train_size}"
-            raise AverageError(f"{at}: take two images or more, and a size that is a multiple of 8 from 32 up")
-        loaded = [load_model(file, args.model, args.backbone) for file in args.checkpoints]
-        model = average([model for model, _ in loaded], [str(file) for file in args.checkpoints])
-        images = split_held_out(training_images(args.data, args.train_size, args.crop_area), args.held_out, keep_held_out=False)
-        chosen = min(args.images, len(images))
-        some = Subset(images, [index * len(images) // chosen for index in range(chosen)])
-        batches = DataLoader(SeededImages(some, 0), min(32, chosen), num_workers=args.workers, drop_last=True)
-        model.to(memory_format=torch.channels_last)
-        update_bn(tqdm(batches, "batch norm", disable=not sys.stderr.isatty()), model)
-        recipes = [json.loads(metadata.get("recipe", "null")) for _, metadata in loaded]
-        about = {"average_of": recipes, "images": chosen, "train_size": args.train_size, "crop_area": args.crop_area}
-        save_model(args.out, model, loaded[0][1] | {"recipe": json.dumps(about)})
-    except (ValueError, OSError) as error:
-        print(f"training.average: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {args.out}")
+@command("training.average")
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    if len(args.checkpoints) < 2:
+        raise AverageError("one checkpoint is its own average: name two or more")
+    check_checkpoint_output(args.out, [*args.checkpoints, *([args.backbone] if args.backbone else [])])
+    loaded = [load_model(file, args.model, args.backbone) for file in args.checkpoints]
+    model = average([model for model, _ in loaded], [str(file) for file in args.checkpoints])
+    folder, damage = class_folder(args.data), Damage(args.skip_damaged)
+    images = split_held_out(training_images(folder.files, args.train_size, args.crop_area), args.held_out, keep_held_out=False)
+    chosen = min(args.images, len(images))
+    some = Subset(images, [index * len(images) // chosen for index in range(chosen)])
+    batches = Batched(SeededImages(some, 0), damage, batch_size=min(32, chosen), num_workers=args.workers, drop_last=True)
+    model.to(memory_format=torch.channels_last)
+    update_bn(progress(batches, "batch norm"), model)
+    damage.report()
+    recipes = [_recipe(metadata) for _, metadata in loaded]
+    about = {"average_of": recipes, "images": chosen, "train_size": args.train_size, "crop_area": args.crop_area}
+    save_model(args.out, model, loaded[0][1] | {"recipe": json.dumps(about)})
+    say(f"wrote {args.out}", sys.stdout)
     return 0
 
 

@@ -12,8 +12,8 @@ Always holds: a classifier of as many classes as DIR has; one of another number 
 
 import argparse
 import json
-import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -23,34 +23,55 @@ from torch.nn.functional import cross_entropy
 from torchvision.models import ResNet, resnet50
 
 from .checkpoint import save_state
+from .command import command, leads, number, say
+from .folders import Damage
+from .labels import ClassesError
 from .loss import load_imagenet_teacher, load_teacher
-from .run import Team, TrainingError, add_run_options, assemble, held_out_images, run_epochs, shared_recipe, shrink_to_smoke, top1
+from .run import (
+    MOST_LR,
+    Data,
+    Team,
+    add_run_options,
+    assemble,
+    check_outputs,
+    read_data,
+    run_epochs,
+    settle_precision,
+    shared_recipe,
+    shrink_to_smoke,
+    top1,
+)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.backbone", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
     add("--pretrain", metavar="imagenet|FILE", help="begin with torchvision's weights of ImageNet, or a ResNet-50 of yours")
-    add("--lr", type=float, help="of AdamW (default: 2e-3; with --pretrain 2e-4)")
-    add("--label_smoothing", type=float, default=0.1, help="default: 0.1")
+    add("--lr", type=number(float, 0, MOST_LR), help="of AdamW (default: 2e-3; with --pretrain 2e-4)")
+    add("--label_smoothing", type=number(float, 0, 1), default=0.1, help="default: 0.1")
     add_run_options(parser, epochs=17, batch_size=64, train_size="96:8,128:6,160:3", wdecay=0.02, crop_area=0.35)
     return parser
 
 
-def _start(pretrain: str | None, classes: int) -> ResNet:
-    """A ResNet-50 of so many classes, with random weights or those asked for."""
+def _start(pretrain: str | None, data: Data) -> tuple[ResNet, Data]:
+    """A ResNet-50 of the data's classes, with random weights or those asked for; and the data by its classes."""
+    classes = len(data.labels)
     net = resnet50(weights=None, num_classes=classes)
     if pretrain:
-        begin = (load_imagenet_teacher() if pretrain == "imagenet" else load_teacher(pretrain)).backbone.state_dict()
+        teacher = load_imagenet_teacher("--pretrain") if pretrain == "imagenet" else load_teacher(pretrain)
+        begin = teacher.backbone.state_dict()
         if begin["fc.weight"].shape[0] != classes:
             begin |= {"fc.weight": net.fc.weight.data, "fc.bias": net.fc.bias.data}
+        else:
+            with suppress(ClassesError):  # of other classes, of which there happen to be as many
+                data = data.for_model(teacher.labels, classes, pretrain, report=False)
         net.load_state_dict(begin)
     else:
         # Each block begins as an identity (Goyal et al. 2017, arXiv 1706.02677).
         for name, parameter in net.named_parameters():
             if name.endswith("bn3.weight"):
                 nn.init.zeros_(parameter)
-    return net
+    return net, data
 
 
 def _optimizer(net: ResNet, args: argparse.Namespace) -> torch.optim.Optimizer:
@@ -71,33 +92,34 @@ def train(args: argparse.Namespace) -> Path:
 def _train(args: argparse.Namespace, team: Team) -> Path:
     run: Path = args.resume or args.run_dir or Path("runs") / "resnet50"
     out: Path = args.out or run / "resnet50.safetensors"
+    if team.leads:
+        check_outputs(args, run, out)
+    data, damage = read_data(args), Damage(args.skip_damaged)
+    settle_precision(args, team)
     torch.manual_seed(args.fixseed)
-    held_out, labels = held_out_images(args)
-    net = _start(args.pretrain, len(labels)).to(team.device)
+    net, data = _start(args.pretrain, data)
+    net.to(team.device)
+    held_out = data.held_out(args)
     optimizer = _optimizer(net, args)
 
     def loss(student: nn.Module, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         return {"loss": cross_entropy(student(image).float(), label, label_smoothing=args.label_smoothing)}
 
     def judge(judged: nn.Module) -> dict[str, float]:
-        return {"top1": top1(held_out, judged.eval(), 50, team.device, args.amp)}
+        return {"top1": top1(held_out, judged.eval(), 50, team.device, args.amp, damage)} if args.held_out else {}
 
-    kept = cast(ResNet, run_epochs(args, team, run, net, optimizer, loss, judge))
+    kept = cast(ResNet, run_epochs(args, team, run, data, damage, net, optimizer, loss, judge))
     if team.leads:
-        save_state(out, kept.state_dict(), {"labels": json.dumps(labels), "recipe": shared_recipe(args, team.processes)})
+        save_state(out, kept.state_dict(), {"labels": json.dumps(data.labels), "recipe": shared_recipe(args, team.processes)})
     team.wait()
     return out
 
 
-def main() -> int:
-    args = _parser().parse_args()
-    try:
-        out = train(args)
-    except (TrainingError, ValueError, OSError) as error:
-        print(f"training.backbone: {error}", file=sys.stderr)
-        return 1
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"wrote {out}")
+@command("training.backbone", goes_on=True)
+def main(argv: list[str] | None = None) -> int:
+    out = train(_parser().parse_args(argv))
+    if leads():
+        say(f"wrote {out}", sys.stdout)
     return 0
 
 

@@ -1,8 +1,7 @@
 """Checkpoints: the weights of a model, read from anybody's file and written as ours.
 
-Reads
-- published files, a pickle `{"model": state_dict, ...}` in `.pt`, opened with weights_only=True;
-- ours, `.safetensors`, float16 where that is enough, with the labels in its metadata.
+Files are read by weights.py. Ours are `.safetensors`, float16 where that is enough, with the labels in the
+metadata; published ones are a pickle `{"model": state_dict, ...}` in `.pt`. Any float type is widened to float32.
 Entropy parameters may bear the names of CompressAI 1.2.2 (`_matrix0`) or of 1.2.8 (`matrices.0`).
 Table buffers are dropped whether present or not: tables are made once, at export.
 
@@ -15,36 +14,30 @@ at all.
 """
 
 import hashlib
-import json
 import os
 import re
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from .files import OutputError, check_output, write_atomically
 from .models import FeatureCompressionModel, build_model, model_spec
+from .weights import CheckpointError, read_state_dict
 
 _ENTROPY = "bottleneck_layer.entropy_bottleneck."
 TABLE_BUFFERS = {_ENTROPY + name for name in ("_offset", "_quantized_cdf", "_cdf_length")}
+_COUNTED = "num_batches_tracked"
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2}
+_COUNTS = {torch.int64, torch.int32, torch.int16, torch.uint8}
 _OLD_NAME = re.compile(r"\._(matrix|bias|factor)(\d)$")
 _NEW_LISTS = {"matrix": "matrices", "bias": "biases", "factor": "factors"}
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or does not fit its model."""
-
-
-class UnreadableCheckpointError(CheckpointError):
-    """The file is no `.pt` that weights_only can open, and no safetensors file."""
-
-
 class CheckpointKeysError(CheckpointError):
-    """Keys are missing, extra, or of another shape than the model's."""
+    """Keys are missing, extra, or of another shape or type than the model's."""
 
 
 class NonFiniteCheckpointError(CheckpointError):
@@ -53,37 +46,6 @@ class NonFiniteCheckpointError(CheckpointError):
 
 class BackboneError(CheckpointError):
     """A checkpoint holds the bottleneck alone, and its backbone is not there or is another one."""
-
-
-def read_state_dict(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read tensors and metadata from a `.safetensors` or `.pt`/`.pth` file, unpickling nothing.
-
-    A `.pt` may hold the state_dict itself or have it under "model" or "state_dict"; a "classes"
-    list beside it becomes the metadata's "labels". Raises FileNotFoundError and
-    UnreadableCheckpointError.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(str(path), "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
-        except SafetensorError as error:
-            raise UnreadableCheckpointError(f"{path} is not a safetensors file: {error}") from error
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load documents no error classes for damaged files
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UnreadableCheckpointError(f"{path} cannot be opened with torch.load(weights_only=True): {reason}") from error
-    metadata = {}
-    if isinstance(content, dict):
-        if isinstance(content.get("classes"), list):
-            metadata["labels"] = json.dumps([str(label) for label in content["classes"]])
-        content = content.get("model", content.get("state_dict", content))
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UnreadableCheckpointError(f"{path} holds no state_dict, alone or under 'model' or 'state_dict'")
-    return content, metadata
 
 
 def _current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -96,11 +58,14 @@ def _current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_state(model: torch.nn.Module, state: dict[str, Tensor], source: str, ignore: frozenset[str] = frozenset()) -> None:
-    """Copy a state_dict into a module of exactly its keys and shapes; float16 is widened.
+    """Copy a state_dict into a module of exactly its keys and shapes; any float type becomes the module's.
 
+    The numbers of batches that batch norm counted may be missing, as they are in files of torch before 0.4.1.
     Raises CheckpointKeysError naming every key that differs, NonFiniteCheckpointError.
     """
     own = {key: value for key, value in model.state_dict().items() if key not in ignore}
+    counted = {key: value for key, value in own.items() if key.endswith(_COUNTED)}
+    state = counted | state
     problems = [f"missing: {key}" for key in own if key not in state]
     problems += [f"extra: {key}" for key in state if key not in own]
     problems += [
@@ -108,13 +73,38 @@ def load_state(model: torch.nn.Module, state: dict[str, Tensor], source: str, ig
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
+    problems += [
+        f"of another type: {key} is {str(state[key].dtype).removeprefix('torch.')}, and floats are wanted: save it with .float()"
+        for key, value in own.items()
+        if key in state and value.is_floating_point() and state[key].dtype not in _FLOATS
+    ]
     if problems:
         shown = "\n  ".join(problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else []))
         raise CheckpointKeysError(f"{source} does not fit the model:\n  {shown}")
-    for key, value in state.items():
+    # Nothing reads how many batches were counted: what is no number of them, such as float16's infinity, is left out.
+    fitted = {key: value.to(own[key].dtype) for key, value in state.items() if key not in counted} | {
+        key: state[key].long() if state[key].dtype in _COUNTS else value for key, value in counted.items()
+    }
+    for key, value in fitted.items():
         if not torch.isfinite(value).all():
             raise NonFiniteCheckpointError(f"{source}: {key} holds values that are not finite")
-    model.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()}, strict=not ignore)
+    model.load_state_dict(fitted, strict=not ignore)
+
+
+def classes_of(state: dict[str, Tensor], source: str) -> int:
+    """The number of classes, which decides an allocation. Raises CheckpointKeysError for no `fc.weight` of a ResNet-50."""
+    classifier = state.get("fc.weight")
+    if classifier is None or classifier.ndim != 2 or classifier.shape[0] < 1:
+        raise CheckpointKeysError(f"{source} does not fit the model:\n  missing or misshaped: fc.weight{_begin_with(state)}")
+    if classifier.shape[1] != 2048:
+        raise CheckpointKeysError(f"{source}: fc.weight is {list(classifier.shape)}, the tail has 2048 inputs")
+    return classifier.shape[0]
+
+
+def _begin_with(state: dict[str, Tensor]) -> str:
+    """What keys begin with, for a file whose keys are strange altogether."""
+    firsts = list(dict.fromkeys(key.partition(".")[0] for key in state))
+    return f"; its keys begin with {', '.join(firsts[:6])}" if firsts else ""
 
 
 def _tail(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -127,7 +117,7 @@ def tail_sha256(state: dict[str, Tensor]) -> str:
     batch norm counted left out), whatever file or precision holds them."""
     digest = hashlib.sha256()
     for key, value in sorted(_tail(state).items()):
-        if not key.endswith("num_batches_tracked"):
+        if not key.endswith(_COUNTED):
             digest.update(f"{key} {list(value.shape)}\n".encode())
             digest.update(value.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes())
     return digest.hexdigest()
@@ -141,7 +131,9 @@ def _backbone_tail(checkpoint: Path, metadata: dict[str, str], backbone: str | o
     found = next((file for file in ([Path(backbone)] if backbone else beside) if file.is_file()), None)
     if found is None:
         looked = " or ".join(str(file) for file in ([backbone] if backbone else beside)) or "any file"
-        raise BackboneError(f"{checkpoint} holds the bottleneck alone, and its backbone is not at {looked}: name it with --backbone FILE")
+        raise BackboneError(
+            f"{checkpoint} holds the bottleneck alone, and its backbone is not at {looked}: put it there, or name it with --backbone FILE"
+        )
     tail = _tail(read_state_dict(found)[0])
     if tail_sha256(tail) != metadata.get("backbone_sha256"):
         raise BackboneError(f"{checkpoint} was trained in front of another backbone than {found}: name its own with --backbone FILE")
@@ -162,13 +154,7 @@ def load_model(
     state = _current_names(raw)
     if "backbone_sha256" in metadata and not _tail(state):
         state |= _backbone_tail(Path(path), metadata, backbone)
-    classifier = state.get("fc.weight")
-    if classifier is None or classifier.ndim != 2 or classifier.shape[0] < 1:
-        raise CheckpointKeysError(f"{path} does not fit the model:\n  missing or misshaped: fc.weight")
-    # The shape is checked before the number of classes decides an allocation.
-    if classifier.shape[1] != 2048:
-        raise CheckpointKeysError(f"{path}: fc.weight is {list(classifier.shape)}, the tail has 2048 inputs")
-    model = build_model(name, num_classes=classifier.shape[0])
+    model = build_model(name, num_classes=classes_of(state, str(path)))
     load_state(model, state, str(path), ignore=frozenset(TABLE_BUFFERS))
     return model.eval(), metadata
 
@@ -211,6 +197,13 @@ def start_from_checkpoint(model: FeatureCompressionModel, path: str | os.PathLik
     model.bottleneck_layer.entropy_bottleneck.quantiles.data[:, :, 1] = 0
 
 
+def check_checkpoint_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse a name that no checkpoint can be written under, or that is an input's, before work is done. Raises OutputError."""
+    if Path(path).suffix != ".safetensors":
+        raise OutputError(f"{os.fspath(path)}: checkpoints are written as safetensors: name a file that ends in .safetensors")
+    check_output(path, inputs)
+
+
 def save_model(path: str | os.PathLike[str], model: FeatureCompressionModel, metadata: dict[str, str], backbone: str | None = None) -> None:
     """Write a model as safetensors: convolution and linear weights float16, all else float32.
 
@@ -238,32 +231,4 @@ def save_state(path: str | os.PathLike[str], state: dict[str, Tensor], metadata:
         tensors[key] = (value.half() if half else value).contiguous()
         if not torch.isfinite(tensors[key]).all():
             raise NonFiniteCheckpointError(f"{key} is not finite as {tensors[key].dtype}: nothing was written")
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
-
-
-class atomic_path:
-    """Context manager: gives a temporary name beside `path`, and renames it to `path` on success.
-
-    On an exception the temporary file is removed and `path` is left as it was.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
-
-    def __enter__(self) -> str:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, self.temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        os.close(handle)
-        return self.temporary
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            Path(self.temporary).unlink(missing_ok=True)
-            return
-        with open(self.temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(self.temporary, 0o666 & ~mask)
-        os.replace(self.temporary, self.path)
+    write_atomically(path, save(tensors, metadata))

@@ -1,43 +1,125 @@
-"""Images for training: an ImageFolder, decoded and augmented by torchvision.
+"""Images for training: one folder a class, decoded by Pillow and augmented by torchvision.
 
 Always holds: what is held out for choosing (schedule, epoch) is the same for every run on the
 same folder, and is never trained on. An image's crop depends on the seed, the epoch and the image
-alone, and a batch's images on the seed and the epoch, however many processes share the work.
+alone, and a batch's images on the seed and the epoch, however many processes share the work, and
+whatever else is damaged: in training the next image that can be read takes a damaged one's place,
+and in measuring it is left out.
 """
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import Dataset, Subset
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import transforms
-from torchvision.datasets import ImageFolder
+
+from .command import heed_signals
+from .folders import Damage, DamagedImageError, DataError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+Files = Sequence[tuple[Path, int]]  # images, each with its class
+
 _to_input = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+_PROGRAMS = {"EPS", "WMF"}  # Pillow hands these to an interpreter of the system
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
+_TRIES = 100  # images in a row that cannot be read, before a folder is given up
 
 
-def training_images(root: str | os.PathLike[str], size: int, crop_area: float = 0.08) -> ImageFolder:
+class Images(Dataset):
+    """Image files, decoded and transformed. `targets` are their classes."""
+
+    def __init__(self, files: Files, transform: Callable[[Image.Image], Tensor]):
+        self.files, self.transform = files, transform
+        self.targets = [label for _, label in files]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Raises UnreadableError."""
+        path, label = self.files[index]
+        image = read_image(path)
+        try:
+            return self.transform(image), label
+        except DataError as error:
+            raise UnreadableError(path, str(error)) from None
+
+
+class UnreadableError(DamagedImageError):
+    """An image that cannot be read; `path` and `why`."""
+
+    def __init__(self, path: Path, why: str):
+        super().__init__(f"{path} {why}")
+        self.path, self.why = str(path), f"{path} {why}"
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image as the edge sees it: upright, RGB, on white, of 16-bit levels the upper eight. Raises UnreadableError."""
+    try:
+        with Image.open(path) as image:
+            if image.format in _PROGRAMS:
+                raise UnreadableError(path, f"is a program that draws ({image.format}), and is not run")
+            if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+                raise UnreadableError(path, f"has levels of mode {image.mode}, whose range is not known")
+            image.load()
+            return _to_rgb(image)
+    except Image.DecompressionBombError as error:
+        raise UnreadableError(path, f"has too many pixels to decode safely ({error})") from None
+    except UnidentifiedImageError:
+        raise UnreadableError(path, "is not an image that Pillow can read") from None
+    except MemoryError:
+        raise UnreadableError(path, "needs more memory than there is") from None
+    except UnreadableError:
+        raise
+    except Exception as error:  # Pillow's decoders have no common class for damage
+        if isinstance(error, OSError) and error.strerror:
+            raise UnreadableError(path, f"cannot be read ({error.strerror})") from None
+        raise UnreadableError(path, f"is damaged or cut short ({error})") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    with suppress(Exception):  # an orientation that makes no sense is none
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        levels = np.clip(np.asarray(image), 0, 65535).astype(np.uint16) >> 8
+        image = Image.fromarray(levels.astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def training_images(files: Files, size: int, crop_area: float = 0.08) -> Images:
     """Random crops of `crop_area` of an image or more, resized to `size` pixels a side, flipped by chance; float [3, size, size]."""
     augment = [transforms.RandomResizedCrop(size, scale=(crop_area, 1.0)), transforms.RandomHorizontalFlip()]
-    return ImageFolder(root, transforms.Compose(augment + _to_input))
+    return Images(files, transforms.Compose(augment + _to_input))
 
 
-def evaluation_images(root: str | os.PathLike[str], size: int = 224, resize: int = 224) -> ImageFolder:
+def evaluation_images(files: Files, size: int = 224, resize: int = 224) -> Images:
     """Short side to `resize`, centre crop `size`; 224 and 224 leave images of 224x224 as they are."""
     crop = [transforms.Resize(resize), transforms.CenterCrop(size)]
-    return ImageFolder(root, transforms.Compose(crop + _to_input))
+    return Images(files, transforms.Compose(crop + _to_input))
 
 
-def as_they_are(root: str | os.PathLike[str]) -> ImageFolder:
+def as_they_are(files: Files) -> Images:
     """Images with their own pixels, cropped from the middle to multiples of 8 a side; of one size, or taken one by one."""
-    return ImageFolder(root, transforms.Compose([transforms.Lambda(_crop_to_eights), *_to_input]))
+    return Images(files, transforms.Compose([transforms.Lambda(_crop_to_eights), *_to_input]))
 
 
 def _crop_to_eights(image: Image.Image) -> Image.Image:
     width, height = image.size[0] // 8 * 8, image.size[1] // 8 * 8
+    if not width or not height:
+        raise DataError(f"is of {image.size[0]}x{image.size[1]} pixels, under 8 a side")
     left, top = (image.size[0] - width) // 2, (image.size[1] - height) // 2
     return image.crop((left, top, left + width, top + height))
 
@@ -45,14 +127,29 @@ def _crop_to_eights(image: Image.Image) -> Image.Image:
 def split_held_out(data: Dataset, held_out: int, keep_held_out: bool) -> Subset:
     """Every (len/held_out)-th image is held out; the rest is trained on. 0 holds out nothing."""
     total = len(data)  # type: ignore[arg-type]
-    if not 0 <= held_out < total:
-        raise ValueError(f"cannot hold out {held_out} of {total} images")
+    refuse_held_out(held_out, total)
     chosen = {i * total // held_out for i in range(held_out)} if held_out else set()
     return Subset(data, [i for i in range(total) if (i in chosen) == keep_held_out])
 
 
+def refuse_held_out(held_out: int, total: int) -> None:
+    """Raises DataError where images to train on would be left by none."""
+    if held_out >= total:
+        raise DataError(f"cannot hold out {held_out} of {total} images: give --held_out a number under {total}")
+
+
+class Damaged(NamedTuple):
+    """What stands for an image that cannot be read, on its way from the process that loads images."""
+
+    path: str
+    why: str
+
+
 class SeededImages(Dataset):
-    """`images`, each augmented by random numbers of its own."""
+    """`images`, each augmented by random numbers of its own, and what could not be read on the way.
+
+    The next image takes the place of one that cannot be read, so that batches stay whole.
+    """
 
     def __init__(self, images: Dataset, seed: int):
         self.images, self.seed = images, seed
@@ -60,10 +157,65 @@ class SeededImages(Dataset):
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed * 10_000_019 + index)
-            return self.images[index]
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, list[Damaged]]:
+        damaged: list[Damaged] = []
+        for step in range(min(_TRIES, len(self))):
+            at = (index + step) % len(self)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed((self.seed * 10_000_019 + at) % 2**63)
+                try:
+                    return *self.images[at], damaged
+                except UnreadableError as error:
+                    damaged.append(Damaged(error.path, error.why))
+        return None, 0, damaged
+
+
+class ReadableImages(Dataset):
+    """`images` for measuring: one that cannot be read is None."""
+
+    def __init__(self, images: Dataset):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, list[Damaged]]:
+        try:
+            return *self.images[index], []
+        except UnreadableError as error:
+            return None, 0, [Damaged(error.path, error.why)]
+
+
+class Batched:
+    """Batches (images, classes) of SeededImages or ReadableImages, by a DataLoader with these options.
+
+    `damage` is told of images that cannot be read. Raises DamagedImageError, DataError.
+    """
+
+    def __init__(self, images: SeededImages | ReadableImages, damage: Damage, **options: Any):
+        self.loader: DataLoader = DataLoader(images, collate_fn=_collate, **options)
+        self.damage, self.whole = damage, isinstance(images, SeededImages)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels, missing, damaged in self.loader:
+            heed_signals()
+            for one in damaged:
+                self.damage.note(*one)
+            if missing and self.whole:
+                raise DataError(f"{len(damaged)} images in a row cannot be read, the last {damaged[-1].path}: mend or remove them")
+            if images is not None:
+                yield images, labels
+
+
+def _collate(items: Sequence[tuple[Tensor | None, int, list[Damaged]]]) -> tuple[Tensor | None, Tensor, int, list[Damaged]]:
+    """Images, their classes, how many are missing, and why."""
+    images = [image for image, _, _ in items if image is not None]
+    labels = torch.tensor([label for image, label, _ in items if image is not None])
+    damaged = [one for _, _, found in items for one in found]
+    return torch.stack(images) if images else None, labels, len(items) - len(images), damaged
 
 
 class Batches:

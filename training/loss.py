@@ -8,6 +8,7 @@ Always holds: the teacher is in eval mode and has no gradient, whatever mode the
 """
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss
 from torchvision.models import resnet50
 
-from .checkpoint import load_state, read_state_dict
+from .checkpoint import classes_of, load_state
+from .labels import stored_labels
 from .models import FeatureCompressionModel, Outputs, classify_features
+from .weights import read_state_dict
 
 
 class Teacher(nn.Module):
@@ -25,6 +28,7 @@ class Teacher(nn.Module):
     def __init__(self, num_classes: int):
         super().__init__()
         self.backbone = resnet50(weights=None, num_classes=num_classes).requires_grad_(False)
+        self.labels: list[str] | None = None  # of its classes, where they are known
         self.train(False)
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -44,24 +48,29 @@ def load_teacher(path: str | os.PathLike[str]) -> Teacher:
 
     Raises FileNotFoundError, UnreadableCheckpointError, CheckpointKeysError.
     """
-    state, _ = read_state_dict(path)
-    classifier = state.get("fc.weight")
-    teacher = Teacher(classifier.shape[0] if classifier is not None and classifier.ndim == 2 else 1000)
+    state, metadata = read_state_dict(path)
+    teacher = Teacher(classes_of(state, str(path)))
     load_state(teacher.backbone, state, str(path))
+    teacher.labels = stored_labels(metadata, teacher.backbone.fc.out_features)
     return teacher
 
 
-def load_imagenet_teacher() -> Teacher:
-    """torchvision's ResNet-50 of ImageNet (IMAGENET1K_V1, the paper's); fetched once by torchvision. Raises OSError."""
+def load_imagenet_teacher(option: str = "--backbone") -> Teacher:
+    """torchvision's ResNet-50 of ImageNet (IMAGENET1K_V1, the paper's); fetched once by torchvision.
+
+    `option` names a file of one's own instead, for the message. Raises OSError, CheckpointErrors.
+    """
     from torchvision.models import ResNet50_Weights
 
+    weights = ResNet50_Weights.IMAGENET1K_V1
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
     try:
-        state = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=True)
-    except OSError as error:
-        raise OSError(f"torchvision cannot fetch ImageNet's ResNet-50 ({error}): name a file with --backbone") from error
-    teacher = Teacher(1000)
-    load_state(teacher.backbone, dict(state), "torchvision's ResNet-50")
-    return teacher
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(weights.url, str(kept), hash_prefix=kept.stem.rpartition("-")[2])
+    except (OSError, RuntimeError) as error:  # RuntimeError: the hash is another one
+        raise OSError(f"torchvision's ResNet-50 of ImageNet cannot be fetched ({error}): name a file with {option}") from error
+    return load_teacher(kept)
 
 
 def start_from_teacher(model: FeatureCompressionModel, teacher: Teacher) -> None:

@@ -10,6 +10,7 @@ exactly the epochs that the state has behind it.
 
 import argparse
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -25,17 +26,25 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
-from .checkpoint import atomic_path
-from .data import Batches, SeededImages, evaluation_images, split_held_out, training_images
+from .checkpoint import check_checkpoint_output
+from .command import TrainingError, number, on_terminal, part, say
+from .data import Batched, Batches, ReadableImages, SeededImages, evaluation_images, refuse_held_out, split_held_out, training_images
+from .files import atomic_file, check_output_folder, check_space, write_atomically
+from .folders import Damage, DataError, class_folder
+from .labels import match, read_labels
+from .weights import CheckpointError, load_plain
 
 SMOKE_IMAGES = 8
+SIDES = (32, 4096)  # of the images that a model takes in training
+MOST_EPOCHS = 100_000
+MOST_LR = 1_000_000
 
 
-class TrainingError(RuntimeError):
-    """Training cannot start or go on: wrong options, or a loss that is not finite."""
+class StateError(TrainingError):
+    """`last.pt` is no state that this run can go on with."""
 
 
 @dataclass(frozen=True)
@@ -49,29 +58,21 @@ class Stage:
 def parse_stages(text: str, epochs: int) -> list[Stage]:
     """'224' -> all epochs at 224; '112:8,160:4' -> 8 epochs at 112, then 4 at 160."""
     stages = []
-    for part in text.split(","):
-        size, colon, count = part.partition(":")
-        whole = size.isdigit() and (count.isdigit() if colon else "," not in text)
+    for stage in text.split(","):
+        size, colon, count = stage.partition(":")
+        whole = _digits(size) and (_digits(count) if colon else "," not in text)
         if not whole:
             raise argparse.ArgumentTypeError(f"{text!r} is neither SIZE nor SIZE:EPOCHS,SIZE:EPOCHS,...")
-        if int(size) < 32 or int(size) % 8:
-            raise argparse.ArgumentTypeError(f"crop size {size} is not a multiple of 8 from 32 up")
+        if not SIDES[0] <= int(size) <= SIDES[1] or int(size) % 8:
+            raise argparse.ArgumentTypeError(f"crop size {size} is not a multiple of 8 from {SIDES[0]} to {SIDES[1]:,}")
+        if colon and not 1 <= int(count) <= MOST_EPOCHS:
+            raise argparse.ArgumentTypeError(f"{stage!r}: {count} is not a number of epochs from 1 to {MOST_EPOCHS:,}")
         stages.append(Stage(int(size), int(count) if colon else epochs))
     return stages
 
 
-def _positive(text: str) -> int:
-    if text.isdigit() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
-
-
-def part(text: str) -> float:
-    """A part of an image's area, above 0 and not above 1."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a part above 0, to 1")
+def _digits(text: str) -> bool:
+    return text.isdecimal() and len(text) < 20
 
 
 def _schedule(text: str) -> str:
@@ -85,9 +86,10 @@ def add_run_options(
 ) -> None:
     """The options that every run has, with these defaults."""
     add = parser.add_argument
-    add("--data", required=True, type=Path, help="ImageFolder of training images")
+    add("--data", required=True, type=Path, metavar="DIR", help="training images, one folder a class")
+    add("--skip_damaged", "--skip-damaged", action="store_true", help="leave out images that cannot be read, and count them")
     add("--device", default="auto", help="cpu, cuda, cuda:N (default: a GPU if there is one)")
-    add("--epochs", type=_positive, default=epochs, help=f"default: {epochs}")
+    add("--epochs", type=number(int, 1, MOST_EPOCHS), default=epochs, help=f"default: {epochs}")
     add(
         "--train_size",
         type=_schedule,
@@ -102,25 +104,36 @@ def add_run_options(
         metavar="PART",
         help=f"the least part of an image that a training crop covers (default: {crop_area:g})",
     )
-    add("--batch_size", type=_positive, default=batch_size, help=f"images of a step in each process (default: {batch_size})")
-    add("--accum_num", type=_positive, default=1, metavar="N", help="batches that make one step of the optimizer (default: 1)")
-    add("--wdecay", type=float, default=wdecay, help=f"decay of convolutions and linear layers (default: {wdecay:g})")
-    add("--amp", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 where it is precise enough (default: yes)")
-    add("--ema", action="store_true", help="measure and keep a moving average of the weights")
-    add("--held_out", type=int, default=500, metavar="N", help="training images kept aside to measure on (default: 500)")
-    add("--val_size", type=_positive, default=224, help="side of the held-out images' crops (default: 224)")
+    add("--batch_size", type=number(int, 1, 65536), default=batch_size, help=f"images of a step in each process (default: {batch_size})")
+    add("--accum_num", type=number(int, 1, 65536), default=1, metavar="N", help="batches that make one step of the optimizer (default: 1)")
+    add("--lr_sched", choices=["cosine"], default="cosine", help="the one there is: warm-up, then a cosine to 1 %% of the rate")
+    add("--wdecay", type=number(float, 0, 1), default=wdecay, help=f"decay of convolutions and linear layers (default: {wdecay:g})")
+    add(
+        "--amp",
+        action=argparse.BooleanOptionalAction,
+        help="bfloat16 where it is precise enough (default: on a processor or GPU that computes in it)",
+    )
+    add("--ema", action=argparse.BooleanOptionalAction, default=False, help="measure and keep a moving average of the weights")
+    add(
+        "--held_out",
+        type=number(int, 0, 10_000_000),
+        default=500,
+        metavar="N",
+        help="training images kept aside to measure on; 0 measures nothing (default: 500)",
+    )
+    add("--val_size", type=number(int, *SIDES), default=224, help="side of the held-out images' crops (default: 224)")
     add(
         "--val_crop_r",
-        type=float,
+        type=number(float, 0.1, 1),
         default=0.875,
         help="the crop's part of the short side; 1 for images of its size (default: 0.875)",
     )
-    add("--eval_first", action="store_true", help="measure before the first epoch")
-    add("--eval_per", type=_positive, default=1, metavar="N", help="measure every N epochs (default: 1)")
-    add("--workers", type=int, default=2, help="image loading processes (default: 2)")
-    add("--fixseed", type=int, default=0, metavar="SEED")
+    add("--eval_first", action=argparse.BooleanOptionalAction, default=False, help="measure before the first epoch")
+    add("--eval_per", type=number(int, 1, MOST_EPOCHS), default=1, metavar="N", help="measure every N epochs (default: 1)")
+    add("-w", "--workers", type=number(int, 0, 1024), default=2, help="image loading processes; 0 for none beside this (default: 2)")
+    add("--fixseed", type=number(int, 0, 2**32 - 1), nargs="?", const=0, default=0, metavar="SEED", help="default: 0")
     add("--ddp_find", action="store_true", help="with torchrun: look for parameters that a step does not use")
-    add("--labels", type=Path, help="one label a line, in the order of DIR's folders (default: their names)")
+    add("--labels", type=Path, metavar="FILE", help="one label a line, in the order of DIR's folders (default: their names)")
     add("--run_dir", type=Path, help="folder of the run's state, log and plot (default: runs/NAME)")
     add("--resume", type=Path, metavar="RUN", help="as --run_dir, but it is an error if there is nothing to go on with")
     add("--out", type=Path, help="finished checkpoint (default: in the run's folder)")
@@ -138,8 +151,12 @@ def shrink_to_smoke(args: argparse.Namespace) -> None:
         args.val_size, args.val_crop_r = 64, 1.0
 
 
+_INPUTS = ("data", "backbone", "pretrain")
+
 # What a run is, in `last.pt` and in the checkpoint: all options but these.
 _NOT_RECIPE = {"run_dir", "resume", "out", "workers", "labels", "device", "ddp_find", "eval_first", "eval_per", "bottleneck_only"} | {
+    "lr_sched",
+    "skip_damaged",
     "wbmode",
     "wbproject",
     "wbgroup",
@@ -147,14 +164,35 @@ _NOT_RECIPE = {"run_dir", "resume", "out", "workers", "labels", "device", "ddp_f
 
 
 def recipe(args: argparse.Namespace, processes: int) -> dict[str, str]:
-    """The options that decide a run's result."""
-    options = {key: value.resolve() if isinstance(value, Path) else value for key, value in vars(args).items() if key not in _NOT_RECIPE}
-    return {key: str(value) for key, value in options.items()} | {"processes": str(processes)}
+    """The options that decide a run's result, but the data and the weights that it begins with."""
+    options = {key: str(value) for key, value in vars(args).items() if key not in _NOT_RECIPE and key not in _INPUTS}
+    return options | {"processes": str(processes)}
 
 
 def shared_recipe(args: argparse.Namespace, processes: int) -> str:
-    """The recipe as a checkpoint's metadata has it: where data and weights lay is this machine's business."""
-    return json.dumps({key: value for key, value in recipe(args, processes).items() if key not in ("data", "backbone", "pretrain")})
+    """The recipe as a checkpoint's metadata has it: what data and weights it began with is this machine's business."""
+    return json.dumps(recipe(args, processes))
+
+
+def inputs(args: argparse.Namespace, data: "Data") -> dict[str, str]:
+    """What data and weights a run begins with, by what they hold: a run may move, and they may."""
+    names = sorted(os.path.relpath(name, data.root) for name, _ in data.files)
+    digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+    found = {"data": f"{len(names)} files of {len(data.labels)} classes, names {digest[:16]}"}
+    for key in _INPUTS[1:]:
+        file = getattr(args, key, None)
+        if file is not None and Path(file).is_file():
+            with open(file, "rb") as opened:
+                found[key] = f"sha256 {hashlib.file_digest(opened, 'sha256').hexdigest()}"
+        elif hasattr(args, key):
+            found[key] = str(file)
+    return found
+
+
+def check_outputs(args: argparse.Namespace, run: Path, out: Path) -> None:
+    """Refuse, before work is done for them, places that cannot be written to and an output that is an input. Raises OutputError."""
+    check_output_folder(run)
+    check_checkpoint_output(out, [file for key in ("labels", *_INPUTS[1:]) if (file := getattr(args, key, None))])
 
 
 @dataclass(frozen=True)
@@ -173,6 +211,14 @@ class Team:
         if self.processes > 1:
             distributed.barrier()
 
+    def total(self, count: int) -> int:
+        """The sum of all processes' counts."""
+        if self.processes == 1:
+            return count
+        counts = torch.tensor(count, device=self.device)
+        distributed.all_reduce(counts)
+        return int(counts)
+
 
 @contextlib.contextmanager
 def assemble(device: str) -> Iterator[Team]:
@@ -182,8 +228,8 @@ def assemble(device: str) -> Iterator[Team]:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(f"cuda:{local}" if device == "cuda" and processes > 1 else device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=chosen).item()  # which the device "meta" has not
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise TrainingError(f"--device {device} is not to be had here ({str(error).splitlines()[0]}): choose cpu or cuda") from error
     if processes > 1:
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
@@ -194,18 +240,61 @@ def assemble(device: str) -> Iterator[Team]:
             distributed.destroy_process_group()
 
 
-def held_out_images(args: argparse.Namespace) -> tuple[Dataset, list[str]]:
-    """The held-out images, and the classes' labels; raises TrainingError."""
-    resize = round(args.val_size / args.val_crop_r) if 0 < args.val_crop_r <= 1 else 0
-    if not resize:
-        raise TrainingError(f"--val_crop_r {args.val_crop_r} is not a part from 0 to 1")
-    held_out = split_held_out(evaluation_images(args.data, args.val_size, resize), args.held_out, keep_held_out=True)
-    classes: list[str] = held_out.dataset.classes  # type: ignore[attr-defined]
-    labels = args.labels.read_text().split("\n") if args.labels else classes
-    labels = [label.strip() for label in labels if label.strip()]
-    if len(classes) != len(labels):
-        raise TrainingError(f"{args.data} has {len(classes)} classes, the labels are {len(labels)}")
-    return held_out, labels
+def settle_precision(args: argparse.Namespace, team: Team) -> None:
+    """Whether --amp is on, where that was not said: it is recorded, and a run goes on as it began."""
+    if args.amp is None:
+        args.amp = computes_in_bfloat16(team.device)
+        if not args.amp and team.leads:
+            say(f"in float32: this {team.device.type} does not compute in bfloat16 (--amp asks for it all the same)", sys.stderr)
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 has instructions of its own there; elsewhere it takes about twice float32's time."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.10, which does not know it of ARM
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a run, each with its class, and the classes' labels."""
+
+    root: Path
+    files: list[tuple[Path, int]]
+    labels: list[str]
+    named: bool  # whether --labels gave the labels
+
+    def for_model(self, labels: list[str] | None, classes: int, of: str, report: bool = True) -> "Data":
+        """The same with the classes as `of` has them, whatever order the folders are in. Raises TrainingError, ClassesError."""
+        if len(self.labels) != classes:
+            raise TrainingError(f"{self.root} has {len(self.labels)} classes and {of} has {classes}")
+        order, note = match(self.labels, labels or classes, str(self.root), of)
+        if note and labels and report:
+            say(note, sys.stderr)
+        ours: list[str] = [self.labels[order.index(index)] for index in range(classes)]
+        kept = ours if note or self.named or not labels else labels
+        return Data(self.root, [(path, order[index]) for path, index in self.files], kept, self.named)
+
+    def held_out(self, args: argparse.Namespace) -> Dataset:
+        """What is measured on."""
+        images = evaluation_images(self.files, args.val_size, round(args.val_size / args.val_crop_r))
+        return split_held_out(images, args.held_out, keep_held_out=True)
+
+
+def read_data(args: argparse.Namespace) -> Data:
+    """The images in --data and their labels, checked before anything else is done. Raises TrainingError, DataError, LabelsError."""
+    folder = class_folder(args.data)
+    classes = len(folder.names)
+    if classes < 2:
+        raise TrainingError(f"{args.data} has one folder, {folder.names[0]}: a model is trained on two classes or more, a folder each")
+    labels = read_labels(args.labels, classes, str(args.data)) if args.labels else folder.names
+    refuse_held_out(args.held_out, len(folder.files))
+    return Data(args.data, folder.files, labels, bool(args.labels))
 
 
 def _rate_factor(step: int, steps: int, warm_up: int) -> float:
@@ -227,10 +316,14 @@ def _tracker(args: argparse.Namespace) -> Callable[[dict[str, Any]], object]:
     return wandb.init(project=args.wbproject, group=args.wbgroup, mode=args.wbmode, config=settings).log
 
 
+def _line(record: dict[str, Any]) -> str:
+    """A record as JSON, which has no NaN and no infinity: null stands for them."""
+    return json.dumps({key: None if value != value or value in (math.inf, -math.inf) else value for key, value in record.items()})
+
+
 def _write_log(run: Path, log: list[dict[str, Any]]) -> None:
     """`log.jsonl`, and its numbers as curves over the epochs in `log.png`."""
-    with atomic_path(run / "log.jsonl") as temporary:
-        Path(temporary).write_text("".join(json.dumps(record) + "\n" for record in log))
+    write_atomically(run / "log.jsonl", "".join(_line(record) + "\n" for record in log).encode())
     from matplotlib.figure import Figure
 
     panels = [
@@ -248,14 +341,68 @@ def _write_log(run: Path, log: list[dict[str, Any]]) -> None:
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
         axes.legend()
-    with atomic_path(run / "log.png") as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    with atomic_file(run / "log.png") as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def _go_on(
+    file: Path,
+    identity: dict[str, str],
+    args: argparse.Namespace,
+    epochs: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: AveragedModel | None,
+) -> tuple[int, list[dict[str, Any]]]:
+    """Take up a run's state; gives the epochs that are behind it and their log. Raises StateError, OSError."""
+
+    def refuse(why: str) -> StateError:
+        return StateError(f"{file} {why}: give another --run_dir, or remove the file to begin anew")
+
+    try:
+        state = load_plain(file)
+    except CheckpointError as error:
+        raise StateError(f"{error}; or give another --run_dir, or remove the file to begin anew") from error
+    theirs = state.get("recipe") if isinstance(state, dict) else None
+    if not isinstance(theirs, dict):
+        raise refuse("is no state of training.train or training.backbone")
+    # States of earlier versions have paths for what a run begins with.
+    paths = {key: (str(value), str(Path(value).resolve())) for key in _INPUTS if (value := getattr(args, key, None)) is not None}
+    other = [
+        f"{key} {theirs.get(key)} and not {identity.get(key)}"
+        for key in sorted({*map(str, theirs), *identity})
+        if theirs.get(key) != identity.get(key) and theirs.get(key) not in paths.get(key, ())
+    ]
+    if other:
+        raise StateError(
+            f"{file} is of a run with other options ({', '.join(other)}): "
+            "give those again, give another --run_dir, or remove the file to begin anew"
+        )
+    epoch, log = state.get("epoch"), state.get("log")
+    whole = isinstance(log, list) and all(isinstance(record, dict) and "epoch" in record for record in log)
+    if not isinstance(epoch, int) or not whole or not 0 < epoch == len(log) <= epochs:
+        raise refuse("has no log of its epochs")
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if average:
+            average.load_state_dict(state["average"])
+        for parameter, slots in optimizer.state.items():
+            if any(isinstance(slot, Tensor) and slot.ndim and slot.shape != parameter.shape for slot in slots.values()):
+                raise ValueError("the optimizer's state is of other shapes")
+    # What is missing, is no dict, or does not fit this model or optimizer: torch and Python have a class for each.
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        what = " ".join(" ".join(str(error).splitlines()[:2]).split())
+        raise refuse(f"is of another model or version ({what[:200]})") from error
+    return epoch, log
 
 
 def run_epochs(
     args: argparse.Namespace,
     team: Team,
     run: Path,
+    data: Data,
+    damage: Damage,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss: Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]],
@@ -266,8 +413,9 @@ def run_epochs(
     `loss(model, image, label)` is taken of batches on the team's device, float [N, 3, S, S] and int64
     [N], under autocast with --amp, and gives scalars to log, of which "loss" is minimised;
     `judge(model)` measures on the held-out images. Raises TrainingError for a run of other options,
-    for too few images, and for a loss that is not finite.
+    for too few images, and for a loss that is not finite; DamagedImageError.
     """
+    _refuse_too_few(args, team, data)
     state_file = run / "last.pt"
     if args.resume and not state_file.exists():
         raise TrainingError(f"there is no {state_file} to go on with: leave out --resume to begin")
@@ -275,50 +423,39 @@ def run_epochs(
     model.to(team.device).to(memory_format=torch.channels_last)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999), use_buffers=True) if args.ema else None
     judged = average.module if average else model
+    if team.leads:
+        check_space(run, sum(value.numel() * value.element_size() for value in model.state_dict().values()))
     base_rates = [group["lr"] for group in optimizer.param_groups]
 
+    identity = recipe(args, team.processes) | inputs(args, data)
     first_epoch = 0
     log: list[dict[str, Any]] = []
     if state_file.exists():
-        state = torch.load(state_file, map_location=team.device, weights_only=True)
-        theirs, ours = state["recipe"], recipe(args, team.processes)
-        if theirs != ours:
-            other = ", ".join(
-                f"{key} {theirs.get(key)} and not {ours.get(key)}" for key in sorted({*theirs, *ours}) if theirs.get(key) != ours.get(key)
-            )
-            raise TrainingError(f"{state_file} is of a run with other options ({other}); give another --run_dir or remove it")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if average:
-            average.load_state_dict(state["average"])
-        first_epoch, log = state["epoch"], state["log"]
+        first_epoch, log = _go_on(state_file, identity, args, len(sizes), model, optimizer, average)
         if team.leads:
             _write_log(run, log)
-            print(f"going on after epoch {first_epoch} of {state_file}", file=sys.stderr)
+            say(f"going on after epoch {first_epoch} of {state_file}", sys.stderr)
     track = _tracker(args) if team.leads else lambda record: None
     student: nn.Module = model
     if team.processes > 1:
         student = DistributedDataParallel(model, find_unused_parameters=args.ddp_find)
     if args.eval_first and first_epoch == 0 and team.leads:
-        print(json.dumps({"epoch": 0, **judge(judged)}))
+        say(_line({"epoch": 0, **judge(judged)}), sys.stdout)
 
     for epoch in range(first_epoch, len(sizes)):
         started = time.monotonic()
         seed = args.fixseed * 10_000 + epoch
         torch.manual_seed(seed * 1_000 + team.rank)
-        images = split_held_out(training_images(args.data, sizes[epoch], args.crop_area), args.held_out, keep_held_out=False)
+        images = split_held_out(training_images(data.files, sizes[epoch], args.crop_area), args.held_out, keep_held_out=False)
         if args.smoke:
             images = Subset(images, [index * len(images) // SMOKE_IMAGES for index in range(min(SMOKE_IMAGES, len(images)))])
         batches = Batches(len(images), args.batch_size, seed, team.rank, team.processes)
-        loader = DataLoader(SeededImages(images, seed), batch_sampler=batches, num_workers=args.workers)
+        loader = Batched(SeededImages(images, seed), damage, batch_sampler=batches, num_workers=args.workers)
         steps = len(loader) // args.accum_num
-        if steps == 0:
-            together = args.batch_size * team.processes * args.accum_num
-            raise TrainingError(f"{len(images)} images do not fill one batch of {together}")
         names: tuple[str, ...] = ()
         sums = torch.zeros(())
         model.train()
-        bar = tqdm(loader, desc=f"epoch {epoch + 1}/{len(sizes)} at {sizes[epoch]}", disable=not (team.leads and sys.stderr.isatty()))
+        bar = tqdm(loader, desc=f"epoch {epoch + 1}/{len(sizes)} at {sizes[epoch]}", disable=not (team.leads and on_terminal()))
         for index, (image, label) in enumerate(bar):
             if index == steps * args.accum_num:
                 break
@@ -346,32 +483,49 @@ def run_epochs(
             sums = sums + torch.stack([term.detach().cpu() for term in terms.values()])
             if index % 10 == 9:
                 bar.set_postfix({name: f"{value:.3f}" for name, value in zip(names, (sums / (index + 1)).tolist(), strict=True)})
+        left_out = team.total(damage.count_lately())
         if team.leads:
             means = (sums / (steps * args.accum_num)).tolist()
             record: dict[str, Any] = {"epoch": epoch + 1, "of": len(sizes), "size": sizes[epoch], **dict(zip(names, means, strict=True))}
             if (epoch + 1) % args.eval_per == 0 or epoch + 1 == len(sizes):
                 record |= {f"held_out_{key}": value for key, value in judge(judged).items()}
+            if left_out:
+                record["left_out"] = left_out
             record["seconds"] = round(time.monotonic() - started, 1)
             log.append(record)
-            state = {"recipe": recipe(args, team.processes), "epoch": epoch + 1, "log": log}
+            state = {"recipe": identity, "epoch": epoch + 1, "log": log}
             state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()} | (
                 {"average": average.state_dict()} if average else {}
             )
-            with atomic_path(state_file) as temporary:
-                torch.save(state, temporary)
+            with atomic_file(state_file) as file:
+                torch.save(state, file)
             _write_log(run, log)
-            print(json.dumps(record), flush=True)
+            say(_line(record), sys.stdout)
             track(record)
         team.wait()
+    damage.report()
     return judged.cpu()
 
 
-def top1(images: Dataset, logits: Callable[[Tensor], Tensor], batch_size: int, device: torch.device, amp: bool) -> float:
-    """Share of images whose class is the largest of `logits(image)`."""
+def _refuse_too_few(args: argparse.Namespace, team: Team, data: Data) -> None:
+    images = len(data.files) - args.held_out
+    images = min(images, SMOKE_IMAGES) if args.smoke else images
+    together = args.batch_size * team.processes * args.accum_num
+    if images < together:
+        raise TrainingError(f"{images} images do not fill one batch of {together}: give a smaller --batch_size, or more images")
+
+
+def top1(
+    images: Dataset, logits: Callable[[Tensor], Tensor], batch_size: int, device: torch.device, amp: bool, damage: Damage | None = None
+) -> float:
+    """Share of images whose class is the largest of `logits(image)`. Raises DamagedImageError, DataError."""
     right = count = 0
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
-        for image, label in DataLoader(images, batch_size):
-            found = logits(image.to(device, memory_format=torch.channels_last)).argmax(1)
-            right += int((found.cpu() == label).sum())
+        for image, label in Batched(ReadableImages(images), damage or Damage(False), batch_size=batch_size):
+            found = logits(image.to(device, memory_format=torch.channels_last)).cpu()
+            # To argmax a NaN is the largest: an answer with one is wrong, whatever it names.
+            right += int(((found.argmax(1) == label) & found.isfinite().all(1)).sum())
             count += len(label)
+    if not count:
+        raise DataError("none of the held-out images can be read: mend or remove them")
     return right / count

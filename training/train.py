@@ -23,10 +23,9 @@ bottleneck the checkpoint's.
 
 import argparse
 import json
-import math
-import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -35,38 +34,64 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
-from .checkpoint import load_model, save_model, start_from_checkpoint
+from .checkpoint import load_model, read_state_dict, save_model, start_from_checkpoint
+from .command import TrainingError, command, leads, number, say
+from .folders import Damage
+from .labels import match, stored_labels
 from .loss import distillation_loss, load_imagenet_teacher, load_teacher, start_from_teacher
 from .models import MODELS, FeatureCompressionModel, build_model, fit_quantiles
-from .run import Team, TrainingError, add_run_options, assemble, held_out_images, run_epochs, shared_recipe, shrink_to_smoke, top1
+from .run import (
+    MOST_LR,
+    Data,
+    Team,
+    add_run_options,
+    assemble,
+    check_outputs,
+    read_data,
+    run_epochs,
+    settle_precision,
+    shared_recipe,
+    shrink_to_smoke,
+    top1,
+)
 
+MOST_LMB = 1_000_000
+_LMB = number(float, 0, MOST_LMB)
 Loss = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
 
 
 def parse_model_args(text: str) -> float:
     """'bpp_lmb=1.28' -> 1.28. Parsed, never evaluated."""
     key, _, value = text.partition("=")
-    try:
-        lmb = float(value)
-    except ValueError:
-        lmb = math.nan
-    if key != "bpp_lmb" or not (math.isfinite(lmb) and lmb >= 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not bpp_lmb=NUMBER with a number from 0 up")
-    return lmb
+    with suppress(argparse.ArgumentTypeError):
+        if key == "bpp_lmb":
+            return _LMB(value)
+    raise argparse.ArgumentTypeError(f"{text!r} is not bpp_lmb=NUMBER with a number from 0 to {MOST_LMB:,}")
+
+
+def _optimizer_name(text: str) -> str:
+    """Adam is AdamW here, which has no decay."""
+    return "adamw" if text == "adam" else text
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.train", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
-    add("--model", required=True, choices=list(MODELS))
+    add("--model", default="ours_n4", choices=list(MODELS), help=f"{', '.join(MODELS)} (default: ours_n4)", metavar="MODEL")
     add("--model_args", type=parse_model_args, default=1.28, metavar="bpp_lmb=L", help="rate weight (default: 1.28)")
     add("--backbone", type=Path, metavar="FILE", help="the teacher, a ResNet-50 (.pt or .safetensors; default: torchvision's, of ImageNet)")
     add("--pretrain", type=Path, metavar="FILE", help="begin with a checkpoint's weights, of this model or one of another depth")
     add("--frozen_tail", action="store_true", help="keep the teacher's tail as it is, which _enc models always do")
     add("--frozen_bottleneck", action="store_true", help="keep --pretrain's bottleneck as it is, and train the tail on the labels")
     add("--bottleneck_only", action="store_true", help="with a frozen tail: leave it out of the finished checkpoint, which then needs FILE")
-    add("--optimizer", choices=["sgd", "adamw"], default="sgd", help="default: sgd, with momentum 0.9; adamw here is without decay")
-    add("--lr", type=float, help="default: 0.01; adamw: 1e-3 for the bottleneck, a tenth of it for the tail")
+    add(
+        "--optimizer",
+        type=_optimizer_name,
+        choices=["sgd", "adamw"],
+        default="sgd",
+        help="default: sgd, with momentum 0.9; adamw here is without decay, and so the same as adam",
+    )
+    add("--lr", type=number(float, 0, MOST_LR), help="default: 0.01; adamw: 1e-3 for the bottleneck, a tenth of it for the tail")
     add_run_options(parser, epochs=20, batch_size=384, train_size="224", wdecay=1e-4, crop_area=0.08)
     return parser
 
@@ -90,7 +115,14 @@ def _optimizer(model: FeatureCompressionModel, args: argparse.Namespace) -> torc
     return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0, fused=True)
 
 
-def measure(model: FeatureCompressionModel, images: Dataset, batch_size: int, device: torch.device, amp: bool = True) -> dict[str, float]:
+def measure(
+    model: FeatureCompressionModel,
+    images: Dataset,
+    batch_size: int,
+    device: torch.device,
+    amp: bool = True,
+    damage: Damage | None = None,
+) -> dict[str, float]:
     """Top-1 (share) and estimated bpp of the model in eval mode, by the torch path."""
     model.eval()
     bits: list[float] = []
@@ -102,7 +134,7 @@ def measure(model: FeatureCompressionModel, images: Dataset, batch_size: int, de
         pixels.append(image.numel() // 3)
         return out.logits
 
-    share = top1(images, logits, batch_size, device, amp)
+    share = top1(images, logits, batch_size, device, amp, damage)
     return {"top1": share, "estimated_bpp": sum(bits) / sum(pixels)}
 
 
@@ -118,33 +150,35 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     run: Path = args.resume or args.run_dir or Path("runs") / f"{args.model}_lmb{lmb:g}"
     out: Path = args.out or run / f"lmb{lmb:g}.safetensors"
 
+    if team.leads:
+        check_outputs(args, run, out)
+    data, damage = read_data(args), Damage(args.skip_damaged)
+    settle_precision(args, team)
     torch.manual_seed(args.fixseed)
-    held_out, labels = held_out_images(args)
-    model, loss = _tail_alone(args, labels) if args.frozen_bottleneck else _under_a_teacher(args, team, labels)
+    model, loss, data = _tail_alone(args, data) if args.frozen_bottleneck else _under_a_teacher(args, team, data)
+    held_out = data.held_out(args)
 
     def judge(judged: nn.Module) -> dict[str, float]:
-        return measure(cast(FeatureCompressionModel, judged), held_out, 50, team.device, args.amp)
+        return measure(cast(FeatureCompressionModel, judged), held_out, 50, team.device, args.amp, damage) if args.held_out else {}
 
     model.to(team.device)
-    kept = cast(FeatureCompressionModel, run_epochs(args, team, run, model, _optimizer(model, args), loss, judge))
+    kept = cast(FeatureCompressionModel, run_epochs(args, team, run, data, damage, model, _optimizer(model, args), loss, judge))
     if team.leads:
         if not kept.frozen_bottleneck:
             fit_quantiles(kept)
         recipe = shared_recipe(args, team.processes)
-        metadata = {"model": args.model, "lmb": f"{lmb:g}", "labels": json.dumps(labels), "recipe": recipe}
+        metadata = {"model": args.model, "lmb": f"{lmb:g}", "labels": json.dumps(data.labels), "recipe": recipe}
         save_model(out, kept, metadata, args.backbone.name if args.bottleneck_only else None)
     team.wait()
     return out
 
 
-def _under_a_teacher(args: argparse.Namespace, team: Team, labels: list[str]) -> tuple[FeatureCompressionModel, Loss]:
-    """The first stage: a model with the teacher's tail, and the paper's loss."""
-    teacher = load_teacher(args.backbone) if args.backbone else load_imagenet_teacher()
+def _under_a_teacher(args: argparse.Namespace, team: Team, data: Data) -> tuple[FeatureCompressionModel, Loss, Data]:
+    """The first stage: a model with the teacher's tail, the paper's loss, and the data by the teacher's classes."""
+    teacher = load_teacher(args.backbone) if args.backbone else load_imagenet_teacher("--backbone")
     teacher.to(team.device).to(memory_format=torch.channels_last)
-    if len(labels) != teacher.backbone.fc.out_features:
-        source = args.backbone or "torchvision"
-        raise TrainingError(f"{args.data} has {len(labels)} classes and the teacher in {source} has {teacher.backbone.fc.out_features}")
-    model = build_model(args.model, len(labels))
+    data = data.for_model(teacher.labels, teacher.backbone.fc.out_features, f"the teacher in {args.backbone or 'torchvision'}")
+    model = build_model(args.model, len(data.labels))
     start_from_teacher(model, teacher)
     if args.frozen_tail:
         model.freeze_tail()
@@ -152,16 +186,24 @@ def _under_a_teacher(args: argparse.Namespace, team: Team, labels: list[str]) ->
         raise TrainingError("--bottleneck_only is for a model with a frozen tail (an _enc model, or --frozen_tail) and a --backbone FILE")
     if args.pretrain:
         start_from_checkpoint(model, args.pretrain)
+        _refuse_other_order(args, data)
     # The median stays 0 in training, and the outer quantiles follow from the rest at the end.
     model.bottleneck_layer.entropy_bottleneck.quantiles.requires_grad_(False)
 
     def loss(student: nn.Module, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         return distillation_loss(student(image), teacher(image), label, image.numel() // 3, args.model_args)._asdict()
 
-    return model, loss
+    return model, loss, data
 
 
-def _tail_alone(args: argparse.Namespace, labels: list[str]) -> tuple[FeatureCompressionModel, Loss]:
+def _refuse_other_order(args: argparse.Namespace, data: Data) -> None:
+    """A checkpoint whose tail has the teacher's classes in another order would begin with every answer wrong."""
+    theirs = stored_labels(read_state_dict(args.pretrain)[1], len(data.labels))
+    if theirs and match(data.labels, theirs, str(args.data), str(args.pretrain)).classes != list(range(len(theirs))):
+        raise TrainingError(f"{args.pretrain} has the classes of the teacher in another order: name the teacher that it was trained with")
+
+
+def _tail_alone(args: argparse.Namespace, data: Data) -> tuple[FeatureCompressionModel, Loss, Data]:
     """The second stage: --pretrain's model with its bottleneck frozen, and cross-entropy."""
     if not args.pretrain:
         raise TrainingError("--frozen_bottleneck trains the tail behind a checkpoint's bottleneck: name it with --pretrain FILE")
@@ -174,25 +216,21 @@ def _tail_alone(args: argparse.Namespace, labels: list[str]) -> tuple[FeatureCom
         )
     if args.frozen_tail or model.frozen_tail:
         raise TrainingError(f"--frozen_bottleneck leaves nothing to train of {args.model} with a frozen tail")
-    if len(labels) != model.fc.out_features:
-        raise TrainingError(f"{args.data} has {len(labels)} classes and {args.pretrain} has {model.fc.out_features}")
+    classes = model.fc.out_features
+    data = data.for_model(stored_labels(metadata, classes), classes, str(args.pretrain))
     model.freeze_bottleneck()
 
     def loss(student: nn.Module, image: Tensor, label: Tensor) -> dict[str, Tensor]:
         return {"loss": cross_entropy(student(image).logits.float(), label, label_smoothing=0.1)}
 
-    return model, loss
+    return model, loss, data
 
 
-def main() -> int:
-    args = _parser().parse_args()
-    try:
-        out = train(args)
-    except (TrainingError, ValueError, OSError) as error:
-        print(f"training.train: {error}", file=sys.stderr)
-        return 1
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"wrote {out}")
+@command("training.train", goes_on=True)
+def main(argv: list[str] | None = None) -> int:
+    out = train(_parser().parse_args(argv))
+    if leads():
+        say(f"wrote {out}", sys.stdout)
     return 0
 
 

@@ -1,0 +1,105 @@
+"""The labels of a model's classes: where they are written down, and which folder of images stands for which class.
+
+Always holds: a folder of images is matched with a class by its name wherever names are known, in any order and for a
+part of the classes; by its place only where there are as many folders as classes and no name says otherwise.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+# The WordNet ids that Imagenette's folders bear, and ImageNet's for the same classes.
+_IMAGENETTE = {
+    "n01440764": "tench",
+    "n02102040": "English springer",
+    "n02979186": "cassette player",
+    "n03000684": "chain saw",
+    "n03028079": "church",
+    "n03394916": "French horn",
+    "n03417042": "garbage truck",
+    "n03425413": "gas pump",
+    "n03445777": "golf ball",
+    "n03888257": "parachute",
+}
+
+
+class LabelsError(ValueError):
+    """A file of labels that cannot be read, or has another number of them."""
+
+
+class ClassesError(ValueError):
+    """The folders of images do not fit the classes of the model."""
+
+
+class Match(NamedTuple):
+    """The class of each folder, in the folders' order; `note` says where names did not decide, "" where they did."""
+
+    classes: list[int]
+    note: str
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty, without the mark that Windows puts in front. Raises LabelsError, OSError."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LabelsError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+    if "\0" in text:
+        raise LabelsError(f"{path} is not UTF-8 text: save it as UTF-8")
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def read_labels(path: Path, classes: int, of: str) -> list[str]:
+    """A label a line, as many as `of` has classes. Raises LabelsError, OSError."""
+    labels = read_lines(path)
+    if len(labels) != classes:
+        raise LabelsError(f"{path} has {len(labels)} labels, {of} {classes} classes: give one a line")
+    return labels
+
+
+def stored_labels(metadata: dict[str, str], classes: int) -> list[str] | None:
+    """The labels in a checkpoint's metadata, or ImageNet's for a thousand classes; None where there are none that fit."""
+    try:
+        labels = json.loads(metadata.get("labels", "null"))
+    except ValueError:
+        labels = None
+    if isinstance(labels, list) and len(labels) == classes:
+        return [" ".join(str(label).split()) for label in labels]
+    if classes == 1000:
+        from torchvision.models import ResNet50_Weights
+
+        return list(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+    return None
+
+
+def match(names: Sequence[str], labels: Sequence[str] | int, where: str, of: str) -> Match:
+    """Which class each of `names` stands for: the names of `where`'s folders, and the labels (or their number) `of` a model.
+
+    Raises ClassesError.
+    """
+    count = labels if isinstance(labels, int) else len(labels)
+    known: list[str] = [] if isinstance(labels, int) else [_key(label) for label in labels]
+    found = [known.index(key) if known.count(key) == 1 else None for key in map(_key, names)]
+    by_name = [index for index in found if index is not None]
+    if len(by_name) == len(names) == len(set(by_name)):
+        return Match(by_name, "")
+    in_order = len(names) == count and all(index in (None, place) for place, index in enumerate(found))
+    if in_order and len(by_name) == len(set(by_name)):
+        return Match(list(range(count)), f"the folders of {where} stand for the classes of {of} in order: their names are no labels of it")
+    strangers = [name for name, index in zip(names, found, strict=True) if index is None]
+    wrong = f"{_some(strangers)} {'is' if len(strangers) == 1 else 'are'} none of them" if strangers and known else "their order differs"
+    expected = f" ({_some(list(labels))})" if not isinstance(labels, int) else ""
+    raise ClassesError(
+        f"{where} has {len(names)} folders of images and {of} {count} classes{expected}; {wrong if known else 'they must be as many'}: "
+        "name each folder as its label, or name another folder"
+    )
+
+
+def _key(name: str) -> str:
+    """What two spellings of a label share."""
+    return " ".join(_IMAGENETTE.get(name, name).replace("_", " ").replace("-", " ").casefold().split())
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
