@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
+from .command import command
 from .edge_cli import add_engine_options, without_blas_threads
 from .errors import EdgeCloudError, FeatureFileError, FeatureFileNotFoundError
 
@@ -59,6 +60,7 @@ def _read(name: str) -> bytes:
         raise FeatureFileNotFoundError(f"{name} is a folder: name the feature files in it") from None
 
 
+@command("cloud-decode")
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)

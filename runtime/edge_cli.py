@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from . import __version__
+from .command import command
 from .edge_files import Job, TargetError, find, printable, to_files, to_rows
 from .errors import EdgeCloudError, ImageFileTooLargeError
 from .progress import Progress
@@ -81,6 +82,7 @@ def add_engine_options(parser: argparse.ArgumentParser, after: str | None = None
         )
 
 
+@command("edge-encode")
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
