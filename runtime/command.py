@@ -25,6 +25,18 @@ from .errors import ClosedStreamError, EdgeCloudError
 EXIT_DONE, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
+_REMEDIES = {
+    errno.EACCES: "change its permissions, or name another",
+    errno.EPERM: "change its permissions, or name another",
+    errno.EROFS: "name a place that can be written to",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit for the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit for open files (ulimit -n)",
+    errno.ENFILE: "end other programs, or raise the system's limit for open files",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.ELOOP: "mend the symbolic links",
+}
 _ONE_SIGNAL_SECONDS = 0.5  # `timeout`, systemd and terminals send several signals at once, which count as one
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _lost: dict[str, OSError] = {}  # why a stream takes no more, by its name
@@ -81,13 +93,21 @@ def _run(name: str, main: Callable[..., int], argv: list[str] | None, signals: "
         if signals.received is not None:  # a library made another error of it, as C modules do that are being imported
             say(f"{name}: stopped by {signal.Signals(signals.received).name}", sys.stderr)
             return 128 + signals.received
-        if isinstance(error, MemoryError):
-            say(f"{name}: there is not enough memory: end other programs, or give it less to do at a time", sys.stderr)
-        elif isinstance(error, EdgeCloudError | OSError):
-            say(f"{name}: {error}", sys.stderr)
-        else:
+        if not isinstance(error, EdgeCloudError | OSError | MemoryError):
             raise
+        say(f"{name}: {explain(error)}", sys.stderr)
         return EXIT_FAILURE
+
+
+def explain(error: Exception) -> str:
+    """Why something failed, for a person: of the system's errors the file, what is wrong, and a remedy where one is known."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory: end other programs, or give it less to do at a time"
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    names = " and ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
+    what = error.strerror or os.strerror(error.errno)
+    return ": ".join(part for part in (names, what, _REMEDIES.get(error.errno, "")) if part)
 
 
 def say(text: str, file: IO[str] | None) -> None:
@@ -157,7 +177,19 @@ class _Signals:
         if self.received is None:
             self.received, self._at = received, time.monotonic()
             raise KeyboardInterrupt if received == signal.SIGINT else Terminated(received)
-        if time.monotonic() - self._at > _ONE_SIGNAL_SECONDS:
+        if time.monotonic() - self._at > _REMEDIES = {
+    errno.EACCES: "change its permissions, or name another",
+    errno.EPERM: "change its permissions, or name another",
+    errno.EROFS: "name a place that can be written to",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit for the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit for open files (ulimit -n)",
+    errno.ENFILE: "end other programs, or raise the system's limit for open files",
+    errno.ENAMETOOLONG: "give it a shorter name",
+    errno.ELOOP: "mend the symbolic links",
+}
+_ONE_SIGNAL_SECONDS:
             os._exit(128 + received)
 
     def restore(self) -> None:
