@@ -177,19 +177,7 @@ class _Signals:
         if self.received is None:
             self.received, self._at = received, time.monotonic()
             raise KeyboardInterrupt if received == signal.SIGINT else Terminated(received)
-        if time.monotonic() - self._at > _REMEDIES = {
-    errno.EACCES: "change its permissions, or name another",
-    errno.EPERM: "change its permissions, or name another",
-    errno.EROFS: "name a place that can be written to",
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space",
-    errno.EFBIG: "raise the limit for the size of files (ulimit -f)",
-    errno.EMFILE: "raise the limit for open files (ulimit -n)",
-    errno.ENFILE: "end other programs, or raise the system's limit for open files",
-    errno.ENAMETOOLONG: "give it a shorter name",
-    errno.ELOOP: "mend the symbolic links",
-}
-_ONE_SIGNAL_SECONDS:
+        if time.monotonic() - self._at > _ONE_SIGNAL_SECONDS:
             os._exit(128 + received)
 
     def restore(self) -> None:
