@@ -130,6 +130,11 @@ def say(text: str, file: IO[str] | None) -> None:
         pass
 
 
+def lost(file: IO[str] | None) -> bool:
+    """Whether a stream has been found to take no more."""
+    return file is not None and _name_of(file) in _lost
+
+
 def standard_input() -> BinaryIO:
     """Standard input's bytes. Raises ClosedStreamError."""
     if sys.stdin is None:
@@ -195,9 +200,13 @@ def _mend_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest that is free
 
 
+def _name_of(file: IO[str]) -> str:
+    return "standard output" if file is sys.stdout else "standard error"
+
+
 def _lose(file: IO[str], error: OSError) -> None:
     """Send what a stream is given from now on to nowhere, so that each further line costs nothing and the exit is quiet."""
-    _lost.setdefault("standard output" if file is sys.stdout else "standard error", error)
+    _lost.setdefault(_name_of(file), error)
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, file.fileno())

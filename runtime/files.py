@@ -171,7 +171,7 @@ def check_output(path: StrPath) -> None:
             raise OutputError(f"{name} is a folder: name a file in it")
         target = _target(name)
         if target is None:
-            if not os.access(name, os.W_OK) or (Path(name).is_socket() and _own_descriptor(name) is None):
+            if not os.access(name, os.W_OK) or (Path(name).is_socket() and own_descriptor(name) is None):
                 raise OutputError(f"{name} cannot be written into: name another file")
             return
         check_folder(target.parent)
@@ -249,15 +249,16 @@ def _naming(path: StrPath, temporary: Path | None = None) -> Iterator[None]:
 def _open_as_it_is(path: StrPath) -> BinaryIO:
     """What is not a regular file, to be written into. A descriptor of this process is shared, not opened again: that would
     cut off the file behind it."""
-    descriptor = _own_descriptor(path)
+    descriptor = own_descriptor(path)
     return open(os.open(path, os.O_WRONLY) if descriptor is None else os.dup(descriptor), "wb")
 
 
-def _own_descriptor(path: StrPath) -> int | None:
-    """N of /dev/fd/N and its like."""
-    for name in _links(path):
-        if (match := _DESCRIPTOR.fullmatch(str(name))) and int(match[1]) == os.getpid():
-            return int(match[2])
+def own_descriptor(path: StrPath) -> int | None:
+    """N of /dev/fd/N and its like, /dev/stdout being 1."""
+    with suppress(OSError, ValueError):
+        for name in _links(path):
+            if (match := _DESCRIPTOR.fullmatch(str(name))) and int(match[1]) == os.getpid():
+                return int(match[2])
     return None
 
 

@@ -156,14 +156,14 @@ def test_missing_files_are_status_1(tmp_path: Path, capsys: Capture) -> None:
     ("main", "arguments", "text"),
     [
         (edge_cli.main, ["a.jpg"], "-o"),
-        (edge_cli.main, ["a.jpg", "-o", "x", "--threads", "0"], "--threads 0"),
+        (edge_cli.main, ["a.jpg", "-o", "x", "--threads", "0"], "--threads: '0' is not a whole number from 1 to 4,096"),
         (edge_cli.main, ["a.jpg", "b.jpg", "-o", "-"], "one feature file"),
         (edge_cli.main, ["x/a.jpg", "y/a.png", "-o", "new"], "several images would be written to new/a.bin"),
         (edge_cli.main, ["a.jpg", "b.jpg", "-o", __file__], "is a file"),
         (edge_cli.main, ["a.jpg", "-o", "-", "--json"], "--json"),
         (cloud_cli.main, [], "FILE"),
-        (cloud_cli.main, ["a", "--top-k", "0"], "--top-k 0"),
-        (cloud_cli.main, ["a", "--threads", "-1"], "--threads -1"),
+        (cloud_cli.main, ["a", "--top-k", "0"], "--top-k: '0' is not a whole number from 1 to 1,000,000"),
+        (cloud_cli.main, ["a", "--threads", "-1"], "--threads: '-1' is not"),
         (cloud_cli.main, ["-", "-"], "twice"),
     ],
 )

@@ -269,7 +269,7 @@ def test_a_name_that_is_not_utf8(tmp_path: Path, golf_ball: NDArray[np.uint8], c
     [
         (["a.jpg", "--pack", "x", "-o", "y"], "leave out -o"),
         (["a.jpg", "--pack", "x", "--resume"], "--resume"),
-        (["a.jpg", "-o", "x", "--workers", "0"], "--workers 0"),
+        (["a.jpg", "-o", "x", "--workers", "0"], "--workers: '0' is not"),
         (["a.jpg", "b/a.jpg", "--pack", "x"], "several images would have the key a.jpg"),
     ],
 )
