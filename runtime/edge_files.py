@@ -53,8 +53,7 @@ def describe(passed_over: Counter[str]) -> str:
         kinds.append(f"others {sum(count for _, count in passed_over.most_common()[_NAMED:]):,}")
     remedy = "; convert .heic and .heif to JPEG, or install pillow-heif" if {".heic", ".heif"} & set(passed_over) else ""
     number = passed_over.total()
-    what = "1 file that is no image" if number == 1 else f"{number:,} files that are no images"
-    return f"passed over {what} ({', '.join(kinds)}){remedy}"
+    return f"passed over {number:,} that {'is no image file' if number == 1 else 'are no image files'} ({', '.join(kinds)}){remedy}"
 
 
 @cache
@@ -90,7 +89,7 @@ def _expand(argument: str, passed_over: Counter[str]) -> Iterable[Found]:
     if parts[-1] == "**":
         parts = (*parts, "*")
     spelt_out = Path(parts[-1]).suffix.lower()
-    suffixes = image_suffixes() if _is_magic(spelt_out) else image_suffixes() | {spelt_out}
+    suffixes = image_suffixes() | {spelt_out} if spelt_out and not _is_magic(spelt_out) else image_suffixes()
     # A file that ** reaches in two ways counts once.
     kinds = {str(Path(entry.path)): _kind(entry, suffixes) for entry in _matches(root, parts)}
     others = Counter(kind for kind in kinds.values() if kind)

@@ -144,7 +144,7 @@ def refuse_same_files(outputs: Iterable[StrPath], inputs: Iterable[StrPath]) -> 
                 raise SameOutputError(f"{other} and {output} are one file: name another for one of the outputs")
     for name in (os.fspath(name) for name in inputs) if there else ():
         if (found := _identity(name, 0)) in there and found is not None:
-            what = "standard input" if name == "-" else name
+            what = "on standard input" if name == "-" else name
             same = "" if there[found] == name else f", which is {'standard output' if there[found] == '-' else there[found]}"
             raise SameOutputError(f"the output would replace the input {what}{same}: name another output")
 
