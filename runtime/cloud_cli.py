@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.ray:
         return _on_ray(args)
     if args.info:
-        _need_standard_output()
+        _need_standard_output("open it")
         return _each(args.files, lambda name, data: _print_info(name, data, args.json))
     args.output = "/dev/stdout" if args.output == "-" else args.output
     args.logits = "-" if args.logits and own_descriptor(args.logits) == 1 else args.logits
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     if to_stdout:
         standard_output()
     elif args.logits is None and args.output is None:
-        _need_standard_output()
+        _need_standard_output("open it, or name a file with --logits")
     # With predictions or logits on standard output, what is said goes to standard error.
     report = sys.stderr if to_stdout else sys.stdout
     # After the usage is checked: numpy and onnxruntime take a while.
@@ -124,10 +124,10 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error("-o FILE.parquet takes one Parquet file, and no --info, --logits or --tune")
 
 
-def _need_standard_output() -> None:
+def _need_standard_output(remedy: str) -> None:
     """Where all that comes out goes there. Raises ClosedStreamError."""
     if sys.stdout is None:
-        raise ClosedStreamError("standard output is closed, and nothing else is to be written: open it, or name a file with --logits")
+        raise ClosedStreamError(f"standard output is closed, and nothing else is to be written: {remedy}")
 
 
 def _classify(decoder: "CloudDecoder", args: argparse.Namespace) -> int:
@@ -229,7 +229,9 @@ def _each(names: list[str], work: Callable[[str, bytes], None], for_stdout: bool
             say(f"cloud-decode: {reason if name in reason else f'{name}: {reason}'}", sys.stderr)
             status = status or EXIT_FAILURE
         if for_stdout and lost(sys.stdout) and index + 1 < len(names):
-            say(f"cloud-decode: nobody takes standard output, so that {len(names) - index - 1} files are left", sys.stderr)
+            say(
+                f"cloud-decode: nobody takes standard output: not decoded are the last {len(names) - index - 1} of {len(names)}", sys.stderr
+            )
             return status or EXIT_FAILURE
     return status
 

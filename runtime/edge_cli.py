@@ -268,7 +268,8 @@ def _try(encoder: "EdgeEncoder", job: "tuple[str, str, Source]", as_is: bool, re
     except (EdgeCloudError, OSError, MemoryError) as error:
         reason = f"{image} does not fit the memory: make it smaller first" if isinstance(error, MemoryError) else explain(error)
         # Errors of a graph, an array or the output say nothing of the image.
-        return {"status": "failed", "image": image, "error": reason if image in reason else f"{image}: {reason}"}, None
+        name = "standard input" if image == "-" else image
+        return {"status": "failed", "image": image, "error": reason if name in reason else f"{name}: {reason}"}, None
 
 
 def _tune(args: argparse.Namespace, images: list[str], report: IO[str] | None) -> None:
