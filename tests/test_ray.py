@@ -266,6 +266,12 @@ def test_outputs_that_would_be_one_or_an_input_are_refused(tmp_path: Path) -> No
     with pytest.raises(SameOutputError, match="replace it"):
         plan_targets([tmp_path / "pack.parquet"], tmp_path)
     assert len(plan_targets(["a/pack.parquet", "a/pack.parquet"], tmp_path)) == 1
+    # Another input, by another name.
+    (tmp_path / "in.parquet").touch()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pack.parquet").hardlink_to(tmp_path / "in.parquet")
+    with pytest.raises(SameOutputError, match="would replace the input"):
+        plan_targets(["a/pack.parquet", tmp_path / "in.parquet"], tmp_path / "out")
 
 
 def test_a_cluster_that_is_not_there(
