@@ -195,9 +195,11 @@ def _mend_streams() -> None:
     program has set to not waiting would lose what comes while its other end is busy."""
     for descriptor in (0, 1, 2):
         try:
-            os.set_blocking(descriptor, True)
+            os.fstat(descriptor)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest that is free
+        with suppress(OSError, AttributeError):  # Windows has it for pipes, and lately
+            os.set_blocking(descriptor, True)
 
 
 def _name_of(file: IO[str]) -> str:

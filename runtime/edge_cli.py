@@ -100,18 +100,7 @@ def add_engine_options(parser: argparse.ArgumentParser, after: str | None = None
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.output is None and args.pack is None and not args.tune:
-        parser.error("name where the feature files go with -o or --pack")
-    if args.pack is not None and (args.output is not None or args.resume):
-        parser.error("--pack writes one file, whole or not at all: leave out -o and --resume")
-    if "" in (args.output, args.pack):
-        parser.error("the name of the output is empty: name a file or a folder")
-    args.pack = "/dev/stdout" if args.pack == "-" else args.pack
-    to_stdout = args.output == "-" or any(name and own_descriptor(name) == 1 for name in (args.output, args.pack))
-    if to_stdout and args.json:
-        parser.error("standard output carries the feature file: use --json with -o FILE")
-    if to_stdout:
-        standard_output()
+    to_stdout = _check_usage(parser, args)
     passed_over: Counter[str] = Counter()
     jobs: list[Job] = []
     found = find(args.images, passed_over)
@@ -146,6 +135,23 @@ def main(argv: list[str] | None = None) -> int:
         summary = f"{', '.join(f'{count} {status}' for status, count in counts.items())}; {rate:.1f} images/s"
         say(summary, sys.stderr if args.json else report)
     return EXIT_FAILURE if counts["failed"] else EXIT_DONE
+
+
+def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> bool:
+    """Whether standard output carries what is encoded. Raises ClosedStreamError."""
+    if args.output is None and args.pack is None and not args.tune:
+        parser.error("name where the feature files go with -o or --pack")
+    if args.pack is not None and (args.output is not None or args.resume):
+        parser.error("--pack writes one file, whole or not at all: leave out -o and --resume")
+    if "" in (args.output, args.pack):
+        parser.error("the name of the output is empty: name a file or a folder")
+    args.pack = "/dev/stdout" if args.pack == "-" else args.pack
+    to_stdout = args.output == "-" or any(name and own_descriptor(name) == 1 for name in (args.output, args.pack))
+    if to_stdout and args.json:
+        parser.error("standard output carries the feature file: use --json with -o FILE")
+    if to_stdout:
+        standard_output()
+    return to_stdout
 
 
 def _check_outputs(args: argparse.Namespace, images: list[str], targets: list[str]) -> None:
