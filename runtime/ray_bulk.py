@@ -135,20 +135,33 @@ def _cluster() -> Iterator[None]:
     try:
         if colon and port.isdecimal() and "/" not in host:  # Ray itself asks for minutes
             socket.create_connection((host, int(port)), _ANSWER_SECONDS).close()
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}  # None for one that is not Python's
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        with _own_sigterm():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (RayFailure, OSError, OverflowError, RuntimeError, ValueError) as error:
         where = f"at RAY_ADDRESS={address}" if address else "here"
         raise RayClusterError(f"no Ray cluster {where} ({error}): start one with `ray start --head`") from error
     try:
-        if threading.current_thread() is threading.main_thread():
-            # Ray's own would end the process with another status, and say nothing.
-            for number, handler in handlers.items():
-                if handler is not None:
-                    signal.signal(number, handler)
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """SIGTERM stays with whom it was. Ray's handler, which it sets as it starts, ends the process with status 15 and says nothing."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or handler is None:  # where Ray sets none, or Python could not
+        yield
+        return
+    try:
+        yield
+    except SystemExit:  # of Ray's handler
+        signal.signal(signal.SIGTERM, handler)
+        ray.shutdown()
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _write(pack: Pack, bundle: Bundle, done: "Generator[pa.Table | str, None, None]", progress: Callable[[int], object]) -> PackResult:
