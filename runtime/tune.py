@@ -50,14 +50,14 @@ def strays(end: str, expected: NDArray[Any], found: NDArray[Any]) -> tuple[float
 
 
 def readable_inputs(names: Iterable[str], read: Callable[[str], NDArray[Any]]) -> list[NDArray[Any]]:
-    """What the first few regular files hold that can be read. A pipe can be read once, and is not for this.
+    """What the first few files hold that can be read. A pipe can be read once, and is not for this.
 
     Raises TuneError where there is none, with the first one's reason.
     """
     inputs: list[NDArray[Any]] = []
     reasons = []
     for name in names:
-        if name == "-" or not Path(name).is_file():
+        if name == "-" or (Path(name).exists() and not Path(name).is_file()):
             continue
         try:
             inputs.append(read(name))
