@@ -1,4 +1,8 @@
-"""cloud-decode: feature files in, classes out; from single files, or from one Parquet file to another."""
+"""cloud-decode: feature files in, classes out; from single files, or from one Parquet file to another.
+
+Always holds: a file that is refused stops no other; no output takes the place of an input; what standard output has no taker
+for is not computed, unless it goes to a file as well.
+"""
 
 import argparse
 import itertools
@@ -7,11 +11,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from . import __version__
-from .edge_cli import add_engine_options, without_blas_threads
-from .errors import EdgeCloudError, FeatureFileError, FeatureFileNotFoundError, NotFiniteLogitsError
+from .command import EXIT_DONE, EXIT_FAILURE, command, explain, lost, number, say, standard_input, standard_output
+from .edge_cli import add_engine_options, bundle_files, thread_count, without_blas_threads
+from .errors import ClosedStreamError, EdgeCloudError, FeatureFileError, FeatureFileNotFoundError, FeatureFileTooLargeError
+from .feature_file import MAX_FEATURE_FILE_BYTES
+from .files import check_folder, check_output, own_descriptor, refuse_same_files, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,8 +26,8 @@ if TYPE_CHECKING:
 
     from .cloud import CloudDecoder
 
-EXIT_DONE, EXIT_FAILURE, EXIT_USAGE, EXIT_REFUSED = 0, 1, 2, 4
-_MAX_BYTES = 64 << 20  # no feature file is larger; more is not read
+EXIT_REFUSED = 4
+_MOST_CLASSES = 1_000_000
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,8 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         help="decode many Parquet files on a Ray cluster, into the folder -o; what is there already is skipped",
     )
     parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
-    parser.add_argument("--top-k", type=int, default=5, metavar="N", help="classes to print (default: 5)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of the cloud graph (default: one a core)")
+    parser.add_argument("--top-k", type=number(int, 1, _MOST_CLASSES), default=5, metavar="N", help="classes to print (default: 5)")
+    parser.add_argument("--threads", type=thread_count, metavar="N", help="threads of the cloud graph (default: one a core)")
     add_engine_options(parser, "then decode")
     parser.add_argument("--json", action="store_true", help="one JSON object a line: classes, bytes, bpp, milliseconds by stage")
     parser.add_argument("--logits", metavar="FILE.npy", help="write the logits too, float32 [files, classes]; - for standard output")
@@ -48,143 +55,184 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read(name: str) -> bytes:
+    """A feature file, from a pipe as well. Raises FeatureFileNotFoundError, FeatureFileTooLargeError, OSError."""
     try:
         if name == "-":
-            return sys.stdin.buffer.read(_MAX_BYTES)
-        with open(name, "rb") as file:
-            return file.read(_MAX_BYTES)
+            data = standard_input().read(MAX_FEATURE_FILE_BYTES + 1)
+        else:
+            with open(name, "rb") as file:
+                data = file.read(MAX_FEATURE_FILE_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise FeatureFileNotFoundError(f"no such file: {name}") from None
     except IsADirectoryError:
         raise FeatureFileNotFoundError(f"{name} is a folder: name the feature files in it") from None
+    if len(data) > MAX_FEATURE_FILE_BYTES:
+        raise FeatureFileTooLargeError(f"more than {MAX_FEATURE_FILE_BYTES} bytes, no feature file is so large: name a feature file")
+    return data
 
 
+@command("cloud-decode")
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
-    for option, value in (("--threads", args.threads), ("--top-k", args.top_k)):
-        if value is not None and value < 1:
-            parser.error(f"{option} {value} is not a number from 1 up")
+    _check_usage(parser, args)
+    if args.ray:
+        return _on_ray(args)
+    if args.info:
+        _need_standard_output("open it")
+        return _each(args.files, lambda name, data: _print_info(name, data, args.json))
+    args.output = "/dev/stdout" if args.output == "-" else args.output
+    args.logits = "-" if args.logits and own_descriptor(args.logits) == 1 else args.logits
+    to_stdout = args.logits == "-" or (args.output is not None and own_descriptor(args.output) == 1)
+    if to_stdout:
+        standard_output()
+    elif args.logits is None and args.output is None:
+        _need_standard_output("open it, or name a file with --logits")
+    # With predictions or logits on standard output, what is said goes to standard error.
+    report = sys.stderr if to_stdout else sys.stdout
+    # After the usage is checked: numpy and onnxruntime take a while.
+    without_blas_threads()
+    from .cloud import CloudDecoder
+
+    outputs = [name for name in (args.output, args.logits) if name is not None]
+    refuse_same_files(outputs, [*args.files, *bundle_files(args.bundle)])
+    for output in outputs:
+        if output != "-":
+            check_output(output)
+    if args.tune:
+        _tune(args, report)
+    decoder = CloudDecoder(args.bundle, args.threads, args.provider, args.precision)
+    if args.output is not None:
+        return _classify_pack(decoder, args.files[0], args.output, args.json, report)
+    return _classify(decoder, args)
+
+
+def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.files.count("-") > 1:
         parser.error("standard input is named twice")
+    if "" in (args.output, args.logits):
+        parser.error("the name of the output is empty: name a file")
     if args.ray:
         if args.output is None or not all(name.endswith(".parquet") for name in args.files):
             parser.error("--ray takes Parquet files, and a folder for their predictions with -o")
         if args.info or args.logits or args.tune:
             parser.error("--ray goes with no --info, --logits or --tune")
-        return _on_ray(args)
+        return
     if (args.output is not None) != any(name.endswith(".parquet") for name in args.files):
         parser.error("a Parquet file goes with -o FILE.parquet, and -o with a Parquet file")
     if args.output is not None and (len(args.files) > 1 or args.info or args.logits or args.tune):
         parser.error("-o FILE.parquet takes one Parquet file, and no --info, --logits or --tune")
-    if args.info:
-        return _each(args.files, lambda name, data: _print_info(name, data, args.json))
-    # After the usage is checked: numpy and onnxruntime take a while.
-    without_blas_threads()
-    from .cloud import CloudDecoder
 
-    try:
-        if args.tune:
-            _tune(args)
-        decoder = CloudDecoder(args.bundle, args.threads, args.provider, args.precision)
-        if args.output is not None:
-            return _classify_pack(decoder, args.files[0], args.output, args.json)
-    except (EdgeCloudError, OSError) as error:
-        print(f"cloud-decode: {error}", file=sys.stderr)
-        return EXIT_REFUSED if isinstance(error, FeatureFileError) else EXIT_FAILURE
+
+def _need_standard_output(remedy: str) -> None:
+    """Where all that comes out goes there. Raises ClosedStreamError."""
+    if sys.stdout is None:
+        raise ClosedStreamError(f"standard output is closed, and nothing else is to be written: {remedy}")
+
+
+def _classify(decoder: "CloudDecoder", args: argparse.Namespace) -> int:
     rows: list[NDArray[np.float32]] = []
 
     def decode(name: str, data: bytes) -> None:
         result, logits = _decode(decoder, name, data, args.top_k)
         rows.append(logits)
         if args.logits != "-":
-            print(json.dumps(result, allow_nan=False) if args.json else _lines(result))
+            say(json.dumps(result, allow_nan=False) if args.json else _lines(result), sys.stdout)
 
-    status = _each(args.files, decode)
+    status = _each(args.files, decode, for_stdout=args.logits is None)
     if args.logits:
         if status != EXIT_DONE:
-            print(f"cloud-decode: {args.logits} is not written, it would lack rows", file=sys.stderr)
+            say(f"cloud-decode: {args.logits} is not written, it would lack rows", sys.stderr)
         else:
             try:
                 _write_logits(args.logits, rows)
             except OSError as error:
-                print(f"cloud-decode: cannot write the logits: {error}", file=sys.stderr)
+                say(f"cloud-decode: cannot write the logits: {explain(error)}", sys.stderr)
                 return EXIT_FAILURE
     return status
 
 
-def _classify_pack(decoder: "CloudDecoder", source: str, target: str, as_json: bool) -> int:
+def _classify_pack(decoder: "CloudDecoder", source: str, target: str, as_json: bool, report: IO[str] | None) -> int:
     from .parquet import classify_pack, count_rows
     from .progress import Progress
 
     start = time.perf_counter()
-    with Progress(count_rows(source), "row") as progress:
-        decoded, refused = classify_pack(source, target, decoder, progress.advance)
+    try:
+        with Progress(count_rows(source), "row") as progress:
+            decoded, refused = classify_pack(source, target, decoder, progress.advance)
+    except FeatureFileError as error:  # all of it is of another bundle
+        say(f"cloud-decode: {error}", sys.stderr)
+        return EXIT_REFUSED
     seconds = time.perf_counter() - start
     result = {"file": source, "output": target, "decoded": decoded, "refused": refused, "seconds": round(seconds, 3)}
-    text = f"{source} -> {target}: {decoded} decoded, {refused} refused; {decoded / seconds:.1f} rows/s"
-    print(json.dumps(result, allow_nan=False) if as_json else text)
+    line = f"{source} -> {target}: {decoded} decoded, {refused} refused; {decoded / seconds:.1f} rows/s"
+    say(json.dumps(result, allow_nan=False) if as_json else line, report)
     return EXIT_REFUSED if refused else EXIT_DONE
 
 
 def _on_ray(args: argparse.Namespace) -> int:
     from .bundle import Bundle, default_bundle
     from .progress import Progress
+    from .ray_bulk import classify_packs, plan_packs, plan_targets
 
+    targets = plan_targets(args.files, args.output)
+    refuse_same_files([target for _, target in targets], bundle_files(args.bundle))
+    check_folder(args.output)
+    bundle = Bundle.load(args.bundle or default_bundle())
+    Path(args.output).mkdir(parents=True, exist_ok=True)
+    packs, results = plan_packs(targets, bundle)
     status = EXIT_DONE
-    try:
-        from .ray_bulk import classify_packs, plan_packs, plan_targets
-
-        targets = plan_targets(args.files, args.output)
-        bundle = Bundle.load(args.bundle or default_bundle())
-        Path(args.output).mkdir(parents=True, exist_ok=True)
-        packs, results = plan_packs(targets, bundle)
-        with Progress(sum(pack.rows for pack in packs), "row") as progress:
-            classified = classify_packs(packs, bundle, args.threads, args.provider, args.precision, progress.advance)
-            for result in itertools.chain(results, classified):
-                if result.failure is not None:
-                    progress.say(f"cloud-decode: {result.failure}", sys.stderr)
-                    status = EXIT_FAILURE
-                elif result.refused:
-                    status = status or EXIT_REFUSED
-                if args.json:
-                    progress.say(json.dumps(result._asdict(), default=str, allow_nan=False), sys.stdout)
-                elif result.failure is None:
-                    what = "there already" if result.skipped else f"{result.decoded} decoded, {result.refused} refused"
-                    progress.say(f"{result.source} -> {result.target}: {what}", sys.stdout)
-    except (EdgeCloudError, OSError) as error:
-        print(f"cloud-decode: {error}", file=sys.stderr)
-        return EXIT_FAILURE
+    with Progress(sum(pack.rows for pack in packs), "row") as progress:
+        classified = classify_packs(packs, bundle, args.threads, args.provider, args.precision, progress.advance)
+        for result in itertools.chain(results, classified):
+            if result.failure is not None:
+                progress.say(f"cloud-decode: {result.failure}", sys.stderr)
+                status = EXIT_FAILURE
+            elif result.refused:
+                status = status or EXIT_REFUSED
+            if args.json:
+                progress.say(json.dumps(result._asdict(), default=str, allow_nan=False), sys.stdout)
+            elif result.failure is None:
+                what = "there already" if result.skipped else f"{result.decoded} decoded, {result.refused} refused"
+                progress.say(f"{result.source} -> {result.target}: {what}", sys.stdout)
     return status
 
 
-def _tune(args: argparse.Namespace) -> None:
+def _tune(args: argparse.Namespace, report: IO[str] | None) -> None:
     from .bundle import Bundle, default_bundle
-    from .tune import table, tune
+    from .tune import readable_inputs, table, tune
 
     bundle = Bundle.load(args.bundle or default_bundle())
-    result = tune(bundle, "cloud", [bundle.decode(_read(name))[None] for name in args.files[:8] if name != "-"], args.threads)
-    print(json.dumps(result, allow_nan=False) if args.json else table(result), file=sys.stderr if args.logits == "-" else sys.stdout)
+    inputs = readable_inputs(args.files, lambda name: bundle.decode(_read(name))[None])
+    result = tune(bundle, "cloud", inputs, args.threads)
+    say(json.dumps(result, allow_nan=False) if args.json else table(result), report)
 
 
-def _each(names: list[str], work: Callable[[str, bytes], None]) -> int:
-    """Do `work` for each file; report what is refused and go on."""
+def _each(names: list[str], work: Callable[[str, bytes], None], for_stdout: bool = True) -> int:
+    """Do `work` for each file; report what is refused and go on.
+
+    Args:
+        for_stdout: standard output is all that it is done for.
+    """
     status = EXIT_DONE
-    for name in names:
+    for index, name in enumerate(names):
         try:
             work(name, _read(name))
         except FeatureFileNotFoundError as error:
-            print(f"cloud-decode: {error}", file=sys.stderr)
+            say(f"cloud-decode: {error}", sys.stderr)
             status = status or EXIT_FAILURE
         except FeatureFileError as error:
-            print(f"cloud-decode: {name}: {error}", file=sys.stderr)
+            say(f"cloud-decode: {name}: {error}", sys.stderr)
             status = EXIT_REFUSED
-        except NotFiniteLogitsError as error:  # the bundle's fault, not the file's
-            print(f"cloud-decode: {name}: {error}", file=sys.stderr)
+        except (EdgeCloudError, OSError, MemoryError) as error:
+            reason = explain(error)
+            say(f"cloud-decode: {reason if name in reason else f'{name}: {reason}'}", sys.stderr)
             status = status or EXIT_FAILURE
-        except OSError as error:
-            print(f"cloud-decode: {error}", file=sys.stderr)
-            status = status or EXIT_FAILURE
+        if for_stdout and lost(sys.stdout) and index + 1 < len(names):
+            say(
+                f"cloud-decode: nobody takes standard output: not decoded are the last {len(names) - index - 1} of {len(names)}", sys.stderr
+            )
+            return status or EXIT_FAILURE
     return status
 
 
@@ -234,7 +282,7 @@ def _print_info(name: str, data: bytes, as_json: bool) -> None:
         "checksum": "right",
     }
     text = "\n".join(f"{key.replace('_', ' '):>13}  {value}" for key, value in info.items())
-    print(json.dumps(info, allow_nan=False) if as_json else text)
+    say(json.dumps(info, allow_nan=False) if as_json else text, sys.stdout)
 
 
 def _write_logits(target: str, rows: "list[NDArray[np.float32]]") -> None:
@@ -242,12 +290,12 @@ def _write_logits(target: str, rows: "list[NDArray[np.float32]]") -> None:
 
     import numpy as np
 
-    from .files import write_atomically
-
     buffer = io.BytesIO()
     np.save(buffer, np.stack(rows), allow_pickle=False)
     if target == "-":
-        sys.stdout.buffer.write(buffer.getvalue())
+        stream = standard_output()
+        stream.write(buffer.getvalue())
+        stream.flush()
     else:
         write_atomically(Path(target), buffer.getvalue())
 

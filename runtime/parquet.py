@@ -135,9 +135,14 @@ def open_pack(path: str | os.PathLike[str], bundle: "Bundle | None" = None) -> I
     Raises the ParquetErrors, WrongBundleError, OSError.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ParquetNotFoundError(f"no such file: {path}")
-    with pa.OSFile(str(path)) as source:
+    if path.is_dir():
+        raise ParquetNotFoundError(f"{path} is a folder: name the Parquet files in it")
+    if not path.is_file():
+        raise ParquetNotFoundError(f"{path} is a pipe or a device, and a Parquet file is read from its end: save it in a file first")
+    # As bytes, for pyarrow takes no text that is not UTF-8.
+    with pa.OSFile(os.fsencode(path)) as source:
         with _damage(path):
             limits = {"thrift_string_size_limit": _MAX_METADATA_BYTES, "thrift_container_size_limit": _MAX_METADATA_BYTES}
             metadata = pq.ParquetFile(source, **limits).metadata
@@ -280,8 +285,11 @@ def prediction_writer(path: str | os.PathLike[str], bundle: "Bundle") -> Iterato
 
 def is_classified(path: str | os.PathLike[str], bundle: "Bundle", rows: int) -> bool:
     """Whether a file holds predictions of so many rows, made with this very bundle."""
+    if not Path(path).is_file():
+        return False
     try:
-        metadata = pq.read_metadata(path)
+        with pa.OSFile(os.fsencode(path)) as file:
+            metadata = pq.read_metadata(file)
         schema = metadata.schema.to_arrow_schema()
     except (pa.ArrowException, OSError):
         return False

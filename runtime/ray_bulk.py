@@ -14,7 +14,9 @@ and a pack that cannot be read stops no other.
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any, NamedTuple, cast
 from .bundle import Bundle
 from .cloud import CloudDecoder
 from .errors import MissingExtraError, ParquetError, RayClusterError, SameOutputError, WrongBundleError
+from .files import refuse_same_files
 from .parquet import PREDICTIONS, batches, bundle_digest, classify, count_refused, is_classified, open_pack, prediction_writer
 
 try:
@@ -60,7 +63,7 @@ class Pack(NamedTuple):
 def plan_targets(sources: Sequence[str | os.PathLike[str]], folder: str | os.PathLike[str]) -> list[tuple[Path, Path]]:
     """Each input with its output, which has the same name and is in `folder`.
 
-    Raises SameOutputError.
+    Raises SameOutputError, also for an output that is any of the inputs.
     """
     owner: dict[Path, Path] = {}
     for source in map(Path, sources):
@@ -69,6 +72,7 @@ def plan_targets(sources: Sequence[str | os.PathLike[str]], folder: str | os.Pat
             raise SameOutputError(f"the predictions of {source} would replace it: name another folder with -o")
         if owner.setdefault(target, source) != source:
             raise SameOutputError(f"{owner[target]} and {source} would both become {target}: rename one, or decode them into two folders")
+    refuse_same_files(owner, sources)
     return [(source, target) for target, source in owner.items()]
 
 
@@ -131,7 +135,8 @@ def _cluster() -> Iterator[None]:
     try:
         if colon and port.isdecimal() and "/" not in host:  # Ray itself asks for minutes
             socket.create_connection((host, int(port)), _ANSWER_SECONDS).close()
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        with _own_sigterm():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (RayFailure, OSError, OverflowError, RuntimeError, ValueError) as error:
         where = f"at RAY_ADDRESS={address}" if address else "here"
         raise RayClusterError(f"no Ray cluster {where} ({error}): start one with `ray start --head`") from error
@@ -139,6 +144,24 @@ def _cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """SIGTERM stays with whom it was. Ray's handler, which it sets as it starts, ends the process with status 15 and says nothing."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or handler is None:  # where Ray sets none, or Python could not
+        yield
+        return
+    try:
+        yield
+    except SystemExit:  # of Ray's handler
+        signal.signal(signal.SIGTERM, handler)
+        ray.shutdown()
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _write(pack: Pack, bundle: Bundle, done: "Generator[pa.Table | str, None, None]", progress: Callable[[int], object]) -> PackResult:
@@ -178,7 +201,7 @@ def _in_order(
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    items = [{"unit": index, "source": source, "row_group": group} for index, (source, group) in enumerate(units)]
+    items = [{"unit": index, "source": os.fsencode(source), "row_group": group} for index, (source, group) in enumerate(units)]
     results = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS)).map_batches(
         _Classifier,
         fn_constructor_args=(bundle_dir, digest, threads, provider, precision),
@@ -216,7 +239,7 @@ class _Classifier:
         failure, predictions = self.failure, b""
         try:
             if failure is None:
-                predictions = self._classify(unit["source"], unit["row_group"])
+                predictions = self._classify(os.fsdecode(unit["source"]), unit["row_group"])
         except (ParquetError, WrongBundleError, OSError) as error:
             failure = str(error)
         columns = {"unit": [unit["unit"]], "predictions": [predictions], "failure": pa.array([failure], pa.string())}

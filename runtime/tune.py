@@ -13,7 +13,8 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,14 @@ from numpy.typing import NDArray
 from . import strict_json
 from .bundle import Bundle
 from .engine import SAFE, TUNED, Choice, Engine, candidates, describe_device, open_choice, require_finite
-from .errors import TuneError
+from .errors import EdgeCloudError, TuneError
 from .files import write_atomically
 
 MAX_CHANGED = 0.01  # of an edge graph's symbols
 MAX_MOVED = 0.05  # of a probability that a cloud graph's logits give
 CLEARLY = 0.95  # of the best float32 time
 WARM_UP, ROUNDS = 5, 40
+INPUTS = 8  # that are measured with
 
 
 def strays(end: str, expected: NDArray[Any], found: NDArray[Any]) -> tuple[float, bool]:
@@ -46,6 +48,29 @@ def strays(end: str, expected: NDArray[Any], found: NDArray[Any]) -> tuple[float
         return 1.0, True
     moved = float(np.abs(_probabilities(found) - _probabilities(expected)).max())
     return moved, not moved <= MAX_MOVED or bool((found.argmax(1) != expected.argmax(1)).any())
+
+
+def readable_inputs(names: Iterable[str], read: Callable[[str], NDArray[Any]]) -> list[NDArray[Any]]:
+    """What the first few files hold that can be read. A pipe can be read once, and is not for this.
+
+    Raises TuneError where there is none, with the first one's reason.
+    """
+    inputs: list[NDArray[Any]] = []
+    reasons = []
+    for name in names:
+        if name == "-" or (Path(name).exists() and not Path(name).is_file()):
+            continue
+        try:
+            inputs.append(read(name))
+        except (EdgeCloudError, OSError) as error:
+            reasons.append(f"{name}: {error}")
+        if len(inputs) == INPUTS:
+            break
+    if not inputs:
+        raise TuneError(
+            f"there is nothing to measure with: name at least one readable input ({(reasons or ['there is no file among them'])[0]})"
+        )
+    return inputs
 
 
 def _probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -152,18 +154,149 @@ def test_missing_files_are_status_1(tmp_path: Path, capsys: Capture) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_feature_file_is_read_from_a_pipe_and_up_to_its_limit(
+    tmp_path: Path, feature_bytes: bytes, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(feature_bytes,))
+    writer.start()
+    monkeypatch.setattr(cloud_cli, "MAX_FEATURE_FILE_BYTES", len(feature_bytes))
+    assert cloud_cli.main([str(pipe), "--top-k", "1"]) == 0
+    writer.join()
+    assert "golf ball" in capsys.readouterr().out
+    (tmp_path / "large.bin").write_bytes(feature_bytes + b"x")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(feature_bytes + b"x")))
+    assert cloud_cli.main(["/dev/zero", str(tmp_path / "large.bin"), "-"]) == 4
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all(f"more than {len(feature_bytes)} bytes, no feature file is so large" in line for line in lines)
+
+
+def test_logits_that_would_replace_an_input_are_refused(feat: Path, bundle: Path, capsys: Capture) -> None:
+    before = feat.read_bytes()
+    feat.with_name("hard.npy").hardlink_to(feat)
+    feat.with_name("soft.npy").symlink_to(feat.name)
+    for target in (feat, feat.with_name("hard.npy"), feat.with_name("soft.npy"), bundle / "labels.txt"):
+        assert cloud_cli.main([str(feat), "--logits", str(target)]) == 1
+        assert "the output would replace the input" in capsys.readouterr().err
+    with open(feat, "rb") as stdin:
+        arguments = [sys.executable, "-m", "runtime.cloud_cli", "-", "--logits", str(feat)]
+        done = subprocess.run(arguments, stdin=stdin, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the input on standard input" in done.stderr
+    assert feat.read_bytes() == before
+
+
+def test_logits_into_what_is_no_file(feat: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert cloud_cli.main([str(feat), "--logits", os.devnull]) == 0
+    assert Path(os.devnull).is_char_device()
+    assert cloud_cli.main([str(feat), "--logits", str(tmp_path)]) == 1
+    assert "is a folder: name a file in it" in capsys.readouterr().err
+    assert cloud_cli.main([str(feat), "--logits", "/dev/full"]) == 1
+    assert "cannot write the logits: /dev/full: No space left on device" in capsys.readouterr().err
+
+
+def test_what_goes_to_standard_output_by_its_name_is_alone_there(feat: Path, feature_bytes: bytes) -> None:
+    encoded = command("edge_cli", str(GOLF_BALL), "-o", "/dev/stdout")
+    assert (encoded.returncode, encoded.stdout) == (0, feature_bytes)
+    assert b"-> /dev/stdout: " in encoded.stderr
+    logits = command("cloud_cli", str(feat), "--logits", "/dev/stdout")
+    assert np.load(io.BytesIO(logits.stdout)).shape == (1, 10)
+
+
+def shell(line: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A command line in bash; $0 is this interpreter."""
+    done = ["bash", "-c", line, sys.executable, *map(str, arguments)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(done, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a device of Linux")
+def test_reports_that_nobody_takes_stop_no_encoding(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in "abc":
+        shutil.copy(GOLF_BALL, tmp_path / "photos" / f"{name}.jpg")
+    for index, (streams, status, err) in enumerate(
+        (
+            ("<&- >&- 2>&-", 0, ""),
+            ("2>&1 | exec true; exit ${PIPESTATUS[0]}", 0, ""),
+            (">/dev/full", 1, "edge-encode: lines for standard output were lost: No space left on device\n"),
+        )
+    ):
+        out = tmp_path / f"out{index}"
+        done = shell(f'"$0" -m runtime.edge_cli "$1" -o "$2" {streams}', tmp_path / "photos", out)
+        assert (done.returncode, done.stdout, done.stderr) == (status, "", err)
+        assert sorted(path.name for path in out.iterdir()) == ["a.bin", "b.bin", "c.bin"]
+
+
+def test_a_closed_stream_that_is_needed_is_refused(feat: Path) -> None:
+    for line, text in (
+        ('"$0" -m runtime.edge_cli - -o "$1.new" <&-', "standard input is closed: name a file"),
+        ('"$0" -m runtime.edge_cli "$2" -o - >&-', "standard output is closed: name a file"),
+        ('"$0" -m runtime.cloud_cli "$1" >&-', "standard output is closed, and nothing else is to be written: open it, or name a file"),
+        ('"$0" -m runtime.cloud_cli - <&-', "standard input is closed: name a file"),
+    ):
+        done = shell(line, feat, GOLF_BALL)
+        assert done.returncode == 1
+        assert text in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a device of Linux")
+def test_decoding_stops_where_nobody_takes_what_comes_out(
+    feat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    files = [str(feat)] * 3
+    for options, note in (
+        (["--json"], "not decoded are the last 2 of 3"),
+        (["--info"], "not decoded are the last 2 of 3"),
+        (["--logits", str(tmp_path / "logits.npy")], None),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115
+            assert cloud_cli.main([*files, *options]) == 1
+            sys.stdout.close()
+        err = capsys.readouterr().err
+        assert "lines for standard output were lost: No space left on device" in err
+        assert ("not decoded" in err) is bool(note)
+        assert note is None or note in err
+    assert np.load(tmp_path / "logits.npy").shape == (3, 10)
+
+
+def test_tuning_measures_with_what_can_be_read(feat: Path, feature_bytes: bytes, tmp_path: Path) -> None:
+    from runtime.errors import TuneError
+    from runtime.tune import readable_inputs
+
+    def read(name: str) -> NDArray[np.uint8]:
+        return np.frombuffer(Path(name).read_bytes(), np.uint8) if name.endswith("bin") else cloud_cli._read(f"{name}/no")
+
+    os.mkfifo(tmp_path / "pipe.bin")
+    (tmp_path / "bad").touch()
+    names = ["-", str(tmp_path / "pipe.bin"), str(tmp_path / "bad"), *[str(feat)] * 9]
+    assert [len(data) for data in readable_inputs(names, read)] == [len(feature_bytes)] * 8
+    with pytest.raises(TuneError, match=r"at least one readable input \(.*bad: no such file"):
+        readable_inputs(names[:3], read)
+    with pytest.raises(TuneError, match="there is no file among them"):
+        readable_inputs(names[:2], read)
+
+
 @pytest.mark.parametrize(
     ("main", "arguments", "text"),
     [
         (edge_cli.main, ["a.jpg"], "-o"),
-        (edge_cli.main, ["a.jpg", "-o", "x", "--threads", "0"], "--threads 0"),
+        (edge_cli.main, ["a.jpg", "-o", ""], "the name of the output is empty"),
+        (edge_cli.main, ["a.jpg", "-o", "/dev/stdout", "--json"], "standard output carries"),
+        (edge_cli.main, ["a.jpg", "-o", "x", "--workers", "nan"], "--workers: 'nan' is not a whole number from 1 to 4,096"),
+        (cloud_cli.main, ["a", "--logits", ""], "the name of the output is empty"),
+        (edge_cli.main, ["a.jpg", "-o", "x", "--threads", "0"], "--threads: '0' is not a whole number from 1 to 4,096"),
         (edge_cli.main, ["a.jpg", "b.jpg", "-o", "-"], "one feature file"),
         (edge_cli.main, ["x/a.jpg", "y/a.png", "-o", "new"], "several images would be written to new/a.bin"),
         (edge_cli.main, ["a.jpg", "b.jpg", "-o", __file__], "is a file"),
         (edge_cli.main, ["a.jpg", "-o", "-", "--json"], "--json"),
         (cloud_cli.main, [], "FILE"),
-        (cloud_cli.main, ["a", "--top-k", "0"], "--top-k 0"),
-        (cloud_cli.main, ["a", "--threads", "-1"], "--threads -1"),
+        (cloud_cli.main, ["a", "--top-k", "0"], "--top-k: '0' is not a whole number from 1 to 1,000,000"),
+        (cloud_cli.main, ["a", "--threads", "-1"], "--threads: '-1' is not"),
         (cloud_cli.main, ["-", "-"], "twice"),
     ],
 )

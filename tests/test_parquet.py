@@ -1,6 +1,7 @@
 """Packs of feature files: written whole, read within limits, classified row by row; and every Parquet file that is refused."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -221,6 +222,41 @@ def test_the_command(pack: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, 
     assert pq.read_table(target).num_rows == 3
     assert cloud_cli.main([str(target), "-o", str(pack.with_name("x.parquet"))]) == 1
     assert "0 columns feature_file" in capsys.readouterr().err
+
+
+def test_predictions_that_would_replace_their_pack_are_refused(pack: Path, bundle: Path, capsys: Capture) -> None:
+    before = pack.read_bytes()
+    pack.with_name("hard").hardlink_to(pack)
+    pack.with_name("soft").symlink_to(pack.name)
+    for target in (pack, pack.with_name("hard"), pack.with_name("soft"), bundle / "tables.json"):
+        assert cloud_cli.main([str(pack), "-o", str(target), "--bundle", str(bundle)]) == 1
+        assert "the output would replace the input" in capsys.readouterr().err
+    assert pack.read_bytes() == before
+
+
+def test_packs_and_predictions_through_pipes(pack: Path, bundle: Path, tmp_path: Path) -> None:
+    """Outputs go into a pipe, or to standard output; an input is read from its end."""
+    golf_ball = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
+    for module, arguments, rows in (("edge_cli", [golf_ball, "--pack", "-"], 1), ("cloud_cli", [pack, "-o", "/dev/stdout"], 3)):
+        command = [sys.executable, "-m", f"runtime.{module}", *map(str, arguments), "--bundle", str(bundle)]
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert pq.read_table(pa.BufferReader(done.stdout)).num_rows == rows
+        assert b"/dev/stdout" in done.stderr or b"golf_ball" in done.stderr
+    os.mkfifo(tmp_path / "pipe.parquet")
+    with pytest.raises(errors.ParquetNotFoundError, match=r"pipe\.parquet is a pipe or a device, and a Parquet file is read from its end"):
+        parquet.count_rows(tmp_path / "pipe.parquet")
+    with pytest.raises(errors.ParquetNotFoundError, match="is a folder: name the Parquet files in it"):
+        parquet.count_rows(tmp_path)
+    assert not parquet.is_classified(tmp_path / "pipe.parquet", None, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such name")
+def test_a_pack_whose_name_is_not_utf8(pack: Path, decoder: CloudDecoder, tmp_path: Path) -> None:
+    name = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.parquet"))
+    pack.rename(name)
+    target = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.predictions"))
+    assert parquet.classify_pack(name, target, decoder) == (2, 1)
+    assert parquet.is_classified(target, decoder.bundle, 3)
 
 
 @pytest.mark.parametrize("arguments", [["a.parquet"], ["a.bin", "-o", "x"], ["a.parquet", "b.parquet", "-o", "x"]])

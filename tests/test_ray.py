@@ -45,7 +45,7 @@ import pyarrow.parquet as pq  # noqa: E402
 import yaml  # noqa: E402
 
 from runtime.parquet import PACK, PREDICTIONS, classify, is_classified  # noqa: E402
-from runtime.ray_bulk import _Classifier, classify_packs, plan_packs, plan_targets  # noqa: E402
+from runtime.ray_bulk import _Classifier, _own_sigterm, classify_packs, plan_packs, plan_targets  # noqa: E402
 
 HEAD, WORKER = "127.0.0.2", "127.0.0.3"
 NODE: dict[str, Any] = {
@@ -266,6 +266,36 @@ def test_outputs_that_would_be_one_or_an_input_are_refused(tmp_path: Path) -> No
     with pytest.raises(SameOutputError, match="replace it"):
         plan_targets([tmp_path / "pack.parquet"], tmp_path)
     assert len(plan_targets(["a/pack.parquet", "a/pack.parquet"], tmp_path)) == 1
+    # Another input, by another name.
+    (tmp_path / "in.parquet").touch()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pack.parquet").hardlink_to(tmp_path / "in.parquet")
+    with pytest.raises(SameOutputError, match="would replace the input"):
+        plan_targets(["a/pack.parquet", tmp_path / "in.parquet"], tmp_path / "out")
+
+
+def test_sigterm_stays_with_the_command() -> None:
+    """Ray sets a handler that ends the process with status 15, and one that says nothing."""
+    received: list[int] = []
+
+    def handler(number: int, _: object) -> None:
+        received.append(number)
+
+    def start_ray(work: Callable[[], None]) -> None:
+        with _own_sigterm():
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+            work()
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        start_ray(lambda: None)
+        assert signal.getsignal(signal.SIGTERM) is handler
+        assert received == []
+        with pytest.raises(SystemExit):
+            start_ray(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert received == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_cluster_that_is_not_there(
