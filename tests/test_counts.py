@@ -165,10 +165,12 @@ def test_export_refits_keeps_counts_and_uses_them_again(
         assert export_main.main(["ours_n0", "--checkpoint", str(checkpoint), "--out", str(tmp_path / name), *options]) == 0
         return json.loads((tmp_path / name / "manifest.json").read_text())
 
-    first = export("first", "--refit", str(pictures), "--as-is", "--counts", str(beside))
+    first = export("first", "--refit", str(pictures), "--as-is", "--counts", str(beside), "--skip-damaged")
     assert first["tables"]["images"] == 7
     assert first["tables"]["source"] == pictures.name
-    assert "fitted to 7 images" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "fitted to 7 images" in captured.out
+    assert "1 damaged image was left out: " in captured.err
     again, own = export("again"), json.loads((random_bundle / "manifest.json").read_text())
     assert again["fingerprint"] == first["fingerprint"] != own["fingerprint"]
     assert own["tables"] is None
@@ -184,7 +186,7 @@ def test_export_refits_keeps_counts_and_uses_them_again(
     assert np.array_equal(CloudDecoder(tmp_path / "again", 1).bundle.decode(data), CloudDecoder(random_bundle, 1).bundle.decode(own_data))
     # Counts that no longer fit are an error, not a fallback, unless they are not wanted.
     options = export_main._parser().parse_args(["ours_n0", "--own-tables"])
-    assert export_main._make_counts(options, checkpoint, "0" * 64)(tmp_path, Tables(*skewed_tables(1))) is None
+    assert export_main._make_counts(options, checkpoint, "0" * 64, Damage(False))(tmp_path, Tables(*skewed_tables(1))) is None
     beside.write_text(beside.read_text().replace(first["bottleneck_sha256"], "0" * 64))
     assert export_main.main(["ours_n0", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "stale")]) == 1
     assert "--own-tables" in capsys.readouterr().err

@@ -75,7 +75,7 @@ class Damage:
         path = str(path)
         text = why if path in why else f"{path}: {why}"
         if not self.skip:
-            raise DamagedImageError(f"{text}; mend or remove it, or give {self.option} to leave such images out")
+            raise DamagedImageError(f"{text}; remove it, or give {self.option} to leave such images out")
         if path not in self.files and len(self.files) < _SHOWN:
             say(f"left out: {text}", sys.stderr)
         self.files[path] = why
@@ -91,7 +91,8 @@ class Damage:
         """How many images were left out, if any."""
         if self.files:
             names = ", ".join(list(self.files)[:_SHOWN]) + (", ..." if len(self.files) > _SHOWN else "")
-            say(f"{len(self.files)} damaged images were left out: {names}", sys.stderr)
+            were = "image was" if len(self.files) == 1 else "images were"
+            say(f"{len(self.files)} damaged {were} left out: {names}", sys.stderr)
 
 
 def class_folder(root: Path, empty: bool = False) -> ClassFolder:
@@ -122,7 +123,7 @@ def class_folder(root: Path, empty: bool = False) -> ClassFolder:
     if without:
         say(f"{root}: no image of {', '.join(without[:_SHOWN])}", sys.stderr)
     if loose:
-        say(f"{root}: {len(loose)} images that lie beside the class folders are left out", sys.stderr)
+        say(f"{root}: left out, beside the class folders: {len(loose)} {'image' if len(loose) == 1 else 'images'}", sys.stderr)
     if found.passed_over:
         say(f"{root}: passed over {_what(found.passed_over)}", sys.stderr)
     return found
