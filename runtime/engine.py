@@ -12,15 +12,18 @@ Always holds: whatever is chosen, a device that lacks it falls back to the CPU p
 in one line; a feature file decodes to the symbols that were encoded, whichever engine computed them.
 """
 
+import ctypes
 import logging
 import os
 import platform
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import onnxruntime as ort
@@ -257,7 +260,13 @@ class OpenVino:
         import openvino
 
         self.choice = choice
-        core = openvino.Core()
+        with _own_signal_stack():
+            self._compile(openvino.Core(), data, threads, choice, workers)
+        self._requests = threading.local()  # a request runs one thing at a time
+
+    def _compile(self, core: "openvino.Core", data: bytes, threads: int | None, choice: Choice, workers: int) -> None:
+        import openvino
+
         model = core.read_model(data)
         source = model.get_parameters()[0]
         # Its CPU plugin takes no int16.
@@ -278,14 +287,38 @@ class OpenVino:
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads * workers
         self._compiled = core.compile_model(model, "CPU", settings)
-        self._requests = threading.local()  # a request runs one thing at a time
 
     def run(self, batch: NDArray[Any]) -> NDArray[Any]:
         request: openvino.InferRequest | None = getattr(self._requests, "one", None)
         if request is None:
-            request = self._requests.one = self._compiled.create_infer_request()
+            with _own_signal_stack():
+                request = self._requests.one = self._compiled.create_infer_request()
         inputs = {0: np.ascontiguousarray(batch, np.int32 if self._widen else None)}
         return request.infer(inputs, share_inputs=True)[0]
+
+
+class _SignalStack(ctypes.Structure):
+    """stack_t of Linux."""
+
+    _fields_: ClassVar = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+@contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """Give the calling thread the signal stack back that it had before.
+
+    OpenVINO sets one while it compiles for a processor, and frees it: the next signal that Python handles, such as
+    Ctrl-C's, would end the process with a segmentation fault.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
 
 
 def _only_inputs_in_eight_bits(model: "openvino.Model") -> None:
