@@ -34,10 +34,10 @@ from tqdm import tqdm
 from benchmarks.machine import commit, cores, describe
 from export.images import pixels_of
 from runtime import CloudDecoder, EdgeEncoder, __version__
-from runtime.command import number
-from runtime.engine import require_finite
+from runtime.cli.command import number
+from runtime.codec.feature_file import pack, parse
+from runtime.engine.engine import require_finite
 from runtime.errors import EdgeCloudError
-from runtime.feature_file import pack, parse
 from training.folders import Damage, DataError, class_folder
 from training.labels import match
 

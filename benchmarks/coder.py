@@ -33,9 +33,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import describe
-from runtime import EdgeEncoder, __version__, _coder
-from runtime.coder import CONTEXTS, LEVELS, Contexts, Tables
-from runtime.command import number
+from runtime import EdgeEncoder, __version__
+from runtime.cli.command import number
+from runtime.codec import _coder
+from runtime.codec.coder import CONTEXTS, LEVELS, Contexts, Tables
 
 PROJECT = Path(__file__).resolve().parent.parent
 CHANNELS, SIDE = 64, 28
@@ -291,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
     from PIL import Image
 
     from runtime.errors import EdgeCloudError
-    from runtime.preprocess import preprocess
+    from runtime.images.preprocess import preprocess
 
     try:
         encoder = EdgeEncoder(args.bundle, 1)

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from benchmarks.machine import describe
 from export.counts import symbols_of
 from runtime import __version__
-from runtime.bundle import EDGE_GRAPH, default_bundle
-from runtime.command import number
+from runtime.cli.command import number
+from runtime.codec.bundle import EDGE_GRAPH, default_bundle
 from runtime.errors import EdgeCloudError
 from training.folders import images_below
 

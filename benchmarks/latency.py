@@ -40,13 +40,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.machine import commit, cores, describe
-from runtime import CloudDecoder, EdgeEncoder, __version__, strict_json
-from runtime.bundle import MANIFEST, SCHEMA, Bundle
-from runtime.command import number
-from runtime.engine import SAFE, Choice, candidates
+from runtime import CloudDecoder, EdgeEncoder, __version__
+from runtime.cli.command import number
+from runtime.codec import strict_json
+from runtime.codec.bundle import MANIFEST, SCHEMA, Bundle
+from runtime.engine.engine import SAFE, Choice, candidates
+from runtime.engine.tune import MAX_CHANGED
 from runtime.errors import EdgeCloudError
-from runtime.preprocess import load_image, preprocess
-from runtime.tune import MAX_CHANGED
+from runtime.images.preprocess import load_image, preprocess
 
 if TYPE_CHECKING:
     from training.models import FeatureCompressionModel
@@ -309,7 +310,7 @@ def measure_file(model: str, threads: int, runs: int, choice: Choice) -> dict[st
 # What the command `edge-encode` does, and then the most memory that it held, in kilobytes.
 _COMMAND = """
 import sys
-from runtime.edge_cli import main
+from runtime.cli.edge_encode import main
 status = main()
 print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0], file=sys.stderr)
 sys.exit(status)

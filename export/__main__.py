@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime import __version__
-from runtime.command import command, number, say
+from runtime.cli.command import command, number, say
 
 from .stated import DEFAULT_LMB, MODEL_NAMES, agreed_lmb, own_labels
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from runtime.coder import Tables
+    from runtime.codec.coder import Tables
     from training.folders import Damage
     from training.models import FeatureCompressionModel
 
@@ -189,7 +189,7 @@ def _make_int8(
     args: argparse.Namespace, checkpoint: Path, model: "FeatureCompressionModel", labels: list[str], damage: "Damage"
 ) -> "Callable[[Path, Encode], dict[str, Any]]":
     """How write_bundle comes by int8 graphs: by ranges from a file, from the images of --calibrate, or not at all."""
-    from runtime.engine import GRAPHS
+    from runtime.engine.engine import GRAPHS
     from runtime.files import write_atomically
     from training.command import progress
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import runtime
 from runtime import files
-from runtime.bundle import (
+from runtime.codec.bundle import (
     CLOUD_GRAPH,
     COMPRESSAI_TABLES,
     EDGE_GRAPH,
@@ -29,11 +29,11 @@ from runtime.bundle import (
     ShapeRule,
     compute_fingerprint,
 )
-from runtime.coder import Tables
-from runtime.engine import GRAPHS
-from runtime.feature_file import VERSION, pack
+from runtime.codec.coder import Tables
+from runtime.codec.feature_file import VERSION, pack
+from runtime.engine.engine import GRAPHS
 from runtime.files import temporary_folder
-from runtime.preprocess import CROP, RESIZE
+from runtime.images.preprocess import CROP, RESIZE
 from training.models import FeatureCompressionModel
 
 from .counts import Counts, CountsError, fit_tables

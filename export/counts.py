@@ -22,9 +22,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from runtime import strict_json
-from runtime.coder import CONTEXTS, LEVELS, Contexts, Tables
-from runtime.engine import group_by_shape
+from runtime.codec import strict_json
+from runtime.codec.coder import CONTEXTS, LEVELS, Contexts, Tables
+from runtime.engine.engine import group_by_shape
 from training.folders import Damage, NoImagesError
 
 from .images import pixels_of
@@ -46,7 +46,7 @@ class CountsError(ValueError):
 
 @dataclass(frozen=True)
 class ChannelCounts:
-    """Of one channel: counts[context][k] symbols `first` + k; thresholds as in runtime.coder.Contexts."""
+    """Of one channel: counts[context][k] symbols `first` + k; thresholds as in runtime.codec.coder.Contexts."""
 
     first: int
     thresholds: tuple[int, ...]

@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from runtime.engine import NO_VNNI, has_vnni
+from runtime.engine.engine import NO_VNNI, has_vnni
 from training.folders import Damage
 
 from .images import pixels_of

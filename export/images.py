@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.command import say
+from runtime.cli.command import say
 from runtime.errors import ImageError
-from runtime.preprocess import preprocess
+from runtime.images.preprocess import preprocess
 from training.folders import Damage, NoImagesError, class_folder, images_below, refuse_splits
 from training.labels import ClassesError, match
 

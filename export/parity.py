@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from runtime.coder import Tables
+from runtime.codec.coder import Tables
 from training.data import MEAN, STD
 from training.models import FeatureCompressionModel
 

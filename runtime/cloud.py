@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import LABELS, Bundle, default_bundle
-from .engine import group_by_shape, open_engine, require_finite
+from .codec.bundle import LABELS, Bundle, default_bundle
+from .codec.feature_file import Bytes
+from .engine.engine import group_by_shape, open_engine, require_finite
 from .errors import FeatureFileTypeError, InconsistentBundleError
-from .feature_file import Bytes
 
 _BATCH = 8  # feature files of one graph call, which bounds its memory
 

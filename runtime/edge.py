@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .bundle import Bundle, default_bundle
-from .engine import group_by_shape, open_engine
+from .codec.bundle import Bundle, default_bundle
+from .codec.feature_file import FINGERPRINT_BYTES, MAX_FEATURE_FILE_BYTES, parse
+from .engine.engine import group_by_shape, open_engine
 from .errors import FeatureFileError, ImageArrayError, ImageTooLargeError, ImageTooSmallError, ImageTypeError
-from .feature_file import FINGERPRINT_BYTES, MAX_FEATURE_FILE_BYTES, parse
-from .preprocess import CROP, ImageInput, preprocess
+from .images.preprocess import CROP, ImageInput, preprocess
 
 _BATCH = 16  # images of one graph call, which bounds its memory
 

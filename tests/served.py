@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from runtime import serve_http
-from runtime.server import Settings, create_app
+from runtime.service import http as serve_http
+from runtime.service.app import Settings, create_app
 
 
 @contextmanager

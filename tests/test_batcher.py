@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtime.batcher import Answer, Batcher
 from runtime.errors import DeadlineError, GraphFailedError, QueueFullError
+from runtime.service.batcher import Answer, Batcher
 
 
 class Graph:

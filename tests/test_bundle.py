@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from runtime import CloudDecoder, EdgeEncoder, errors
-from runtime.bundle import SCHEMA, Bundle, ShapeRule, default_bundle
+from runtime.codec.bundle import SCHEMA, Bundle, ShapeRule, default_bundle
 
 Copy = Callable[[Path], Path]
 

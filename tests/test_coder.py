@@ -11,8 +11,8 @@ import reference_coder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import _coder
-from runtime.coder import Tables
+from runtime.codec import _coder
+from runtime.codec.coder import Tables
 from runtime.errors import DamagedFeatureFileError, NotANumberError, TablesError
 
 LIMIT = 32767

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from runtime import command
+from runtime.cli import command
 from runtime.errors import ClosedStreamError, ImageError
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals and streams of POSIX systems")

@@ -14,7 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime import cloud_cli, edge_cli, feature_file, files
+from runtime import files
+from runtime.cli import cloud_decode as cloud_cli
+from runtime.cli import edge_encode as edge_cli
+from runtime.codec import feature_file
 
 GOLF_BALL = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
 Capture = pytest.CaptureFixture[str]
@@ -181,7 +184,7 @@ def test_logits_that_would_replace_an_input_are_refused(feat: Path, bundle: Path
         assert cloud_cli.main([str(feat), "--logits", str(target)]) == 1
         assert "the output would replace the input" in capsys.readouterr().err
     with open(feat, "rb") as stdin:
-        arguments = [sys.executable, "-m", "runtime.cloud_cli", "-", "--logits", str(feat)]
+        arguments = [sys.executable, "-m", "runtime.cli.cloud_decode", "-", "--logits", str(feat)]
         done = subprocess.run(arguments, stdin=stdin, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "the input on standard input" in done.stderr
@@ -225,17 +228,20 @@ def test_reports_that_nobody_takes_stop_no_encoding(tmp_path: Path) -> None:
         )
     ):
         out = tmp_path / f"out{index}"
-        done = shell(f'"$0" -m runtime.edge_cli "$1" -o "$2" {streams}', tmp_path / "photos", out)
+        done = shell(f'"$0" -m runtime.cli.edge_encode "$1" -o "$2" {streams}', tmp_path / "photos", out)
         assert (done.returncode, done.stdout, done.stderr) == (status, "", err)
         assert sorted(path.name for path in out.iterdir()) == ["a.bin", "b.bin", "c.bin"]
 
 
 def test_a_closed_stream_that_is_needed_is_refused(feat: Path) -> None:
     for line, text in (
-        ('"$0" -m runtime.edge_cli - -o "$1.new" <&-', "standard input is closed: name a file"),
-        ('"$0" -m runtime.edge_cli "$2" -o - >&-', "standard output is closed: name a file"),
-        ('"$0" -m runtime.cloud_cli "$1" >&-', "standard output is closed, and nothing else is to be written: open it, or name a file"),
-        ('"$0" -m runtime.cloud_cli - <&-', "standard input is closed: name a file"),
+        ('"$0" -m runtime.cli.edge_encode - -o "$1.new" <&-', "standard input is closed: name a file"),
+        ('"$0" -m runtime.cli.edge_encode "$2" -o - >&-', "standard output is closed: name a file"),
+        (
+            '"$0" -m runtime.cli.cloud_decode "$1" >&-',
+            "standard output is closed, and nothing else is to be written: open it, or name a file",
+        ),
+        ('"$0" -m runtime.cli.cloud_decode - <&-', "standard input is closed: name a file"),
     ):
         done = shell(line, feat, GOLF_BALL)
         assert done.returncode == 1
@@ -265,8 +271,8 @@ def test_decoding_stops_where_nobody_takes_what_comes_out(
 
 
 def test_tuning_measures_with_what_can_be_read(feat: Path, feature_bytes: bytes, tmp_path: Path) -> None:
+    from runtime.engine.tune import readable_inputs
     from runtime.errors import TuneError
-    from runtime.tune import readable_inputs
 
     def read(name: str) -> NDArray[np.uint8]:
         return np.frombuffer(Path(name).read_bytes(), np.uint8) if name.endswith("bin") else cloud_cli._read(f"{name}/no")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from test_coder import as_array, skewed_tables, tables_and_symbols
 
 from runtime import CloudDecoder, EdgeEncoder, errors
-from runtime.coder import Tables
-from runtime.compressai_stream import CompressAiCoder, from_feature_file, to_feature_file
+from runtime.codec.coder import Tables
+from runtime.codec.compressai_stream import CompressAiCoder, from_feature_file, to_feature_file
 
 
 def theirs(cdfs: list[list[int]], offsets: list[int], symbols: list[list[int]]) -> bytes:

@@ -13,9 +13,9 @@ from export import __main__ as export_main
 from export.counts import Counts, CountsError, count, fit_tables, symbols_of, thresholds_for
 from export.images import NoImagesError, synthetic_images
 from runtime import CloudDecoder, EdgeEncoder
-from runtime.bundle import Bundle
-from runtime.coder import Tables
-from runtime.feature_file import parse
+from runtime.codec.bundle import Bundle
+from runtime.codec.coder import Tables
+from runtime.codec.feature_file import parse
 from training.folders import Damage, DamagedImageError
 
 SHA = "ab" * 32

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
 
 from runtime import errors
-from runtime._coder import jpeg_damage
-from runtime.preprocess import preprocess
+from runtime.codec._coder import jpeg_damage
+from runtime.images.preprocess import preprocess
 
 END = b"\xff\xd9"
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtime import CloudDecoder, EdgeEncoder
-from runtime.send_cli import EXIT_SPOOLED, main
-from runtime.spool import Spool, key_of
+from runtime.cli.edge_send import EXIT_SPOOLED, main
+from runtime.delivery.spool import Spool, key_of
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_images_are_accepted_whatever_is_wrong_with_the_way(
 
 def test_images_are_accepted_without_httpx(spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path) -> None:
     (path,) = crops(golf_ball, tmp_path / "images", 1)
-    code = "import sys; sys.modules['httpx'] = None; from runtime.send_cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; sys.modules['httpx'] = None; from runtime.cli.edge_send import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", code, path, "--url", "http://host"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout == "0 delivered, 0 refused, 0 failed, 1 spooled\n"
@@ -319,7 +319,7 @@ def test_a_spool_in_use(server: FailingServer, spool: Path, capsys: pytest.Captu
 @contextmanager
 def edge_send(arguments: list[str], stdin: int | None = None) -> Iterator["subprocess.Popen[str]"]:
     """The command, which ends by SIGKILL unless it has ended."""
-    command = [sys.executable, "-m", "runtime.send_cli", *arguments]
+    command = [sys.executable, "-m", "runtime.cli.edge_send", *arguments]
     # What a shell runs in the background ignores Ctrl-C, and so would all that it starts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -337,7 +337,7 @@ def test_standard_input_names_and_an_interrupt(server: FailingServer, spool: Pat
     (path,) = crops(golf_ball, tmp_path / "images", 1)
     odd = path.with_name(os.fsdecode(b"caf\xe9.png"))
     path.rename(odd)
-    command = [sys.executable, "-m", "runtime.send_cli", "--url", server.url]
+    command = [sys.executable, "-m", "runtime.cli.edge_send", "--url", server.url]
     done = subprocess.run([*command, odd], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert b"caf\\udce9.png: " in done.stdout
@@ -408,7 +408,7 @@ def test_streams_that_take_nothing_stop_no_delivery(redirection: str, code: int,
     with Spool(spool) as opened:
         for number in range(50):
             opened.accept(f"image {number}", b"%d" % number)
-    command = f"set -o pipefail; {sys.executable} -m runtime.send_cli --url {server.url} {redirection}"
+    command = f"set -o pipefail; {sys.executable} -m runtime.cli.edge_send --url {server.url} {redirection}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == code, done.stderr
     assert len(results(spool)) == 50
@@ -420,7 +420,7 @@ def test_names_that_the_terminal_lacks(server: FailingServer, spool: Path) -> No
     with Spool(spool) as opened:
         opened.accept("größe.png", b"1")
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    command = [sys.executable, "-m", "runtime.send_cli", "--url", server.url]
+    command = [sys.executable, "-m", "runtime.cli.edge_send", "--url", server.url]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("gr\\xf6\\xdfe.png: ")
@@ -481,7 +481,9 @@ def result_count(spool: Path) -> int:
 
 @contextmanager
 def cloud_serve(arguments: list[str]) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-m", "runtime.serve_cli", *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runtime.cli.cloud_serve", *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     try:
         assert process.stdout
         assert process.stdout.readline().startswith(b"listening")

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtime import CloudDecoder, EdgeEncoder, cloud_cli, edge_cli, engine
-from runtime import tune as tuning
-from runtime.bundle import Bundle
-from runtime.engine import SAFE, TUNED, Choice, overflows
+from runtime import CloudDecoder, EdgeEncoder
+from runtime.cli import cloud_decode as cloud_cli
+from runtime.cli import edge_encode as edge_cli
+from runtime.codec.bundle import Bundle
+from runtime.engine import engine
+from runtime.engine import tune as tuning
+from runtime.engine.engine import SAFE, TUNED, Choice, overflows
 from runtime.errors import EngineChoiceError, InconsistentBundleError, TuneError
-from runtime.preprocess import preprocess
+from runtime.images.preprocess import preprocess
 
 Capture = pytest.CaptureFixture[str]
 Copy = Callable[[Path], Path]

@@ -17,7 +17,7 @@ from export.images import NoImagesError, folder_images, synthetic_images
 from export.parity import ParityError, check_parity, torch_symbols
 from export.tables import QuantilesError, bottleneck_sha256, make_tables
 from runtime import CloudDecoder, EdgeEncoder
-from runtime.bundle import Bundle
+from runtime.codec.bundle import Bundle
 from training.checkpoint import load_model, save_model
 from training.models import MODELS, FeatureCompressionModel, build_random_model
 

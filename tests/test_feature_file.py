@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import errors
-from runtime.feature_file import FeatureFile, pack, parse
+from runtime.codec.feature_file import FeatureFile, pack, parse
 
 FINGERPRINT = bytes.fromhex("0badcafe")
 GOLDEN = bytes.fromhex("fc010badcafe1c500568656c6c6f12b5289d")

@@ -24,11 +24,14 @@ from export.images import synthetic_images
 from export.parity import ParityError, check_parity
 from export.quantise import RangesError, take_ranges
 from export.tables import make_tables
-from runtime import CloudDecoder, EdgeEncoder, cloud_cli, engine, errors, strict_json
-from runtime import tune as tuning
-from runtime.bundle import Bundle
-from runtime.coder import Tables
-from runtime.server import Settings
+from runtime import CloudDecoder, EdgeEncoder, errors
+from runtime.cli import cloud_decode as cloud_cli
+from runtime.codec import strict_json
+from runtime.codec.bundle import Bundle
+from runtime.codec.coder import Tables
+from runtime.engine import engine
+from runtime.engine import tune as tuning
+from runtime.service.app import Settings
 from training.checkpoint import load_model, save_model
 from training.models import FeatureCompressionModel
 
@@ -154,7 +157,7 @@ def test_cloud_decode_reports_them_and_goes_on(broken_bundle: Path, files: list[
 
 def test_a_row_of_parquet_has_the_error(broken_bundle: Path, files: list[bytes]) -> None:
     pa = pytest.importorskip("pyarrow", reason="pyarrow is an extra")
-    from runtime import parquet
+    from runtime.bulk import parquet
 
     rows = pa.table({"key": ["picture", "zeros"], "feature_file": files})
     picture, zeros = parquet.classify(rows, CloudDecoder(broken_bundle, 1)).to_pylist()

@@ -18,9 +18,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime import EdgeEncoder, edge_cli, errors, feature_file, files
-from runtime.edge_files import TargetError, describe, find, image_suffixes, to_files, to_rows
-from runtime.progress import Progress
+from runtime import EdgeEncoder, errors, files
+from runtime.cli import edge_encode as edge_cli
+from runtime.cli.progress import Progress
+from runtime.codec import feature_file
+from runtime.images.find import TargetError, describe, find, image_suffixes, to_files, to_rows
 
 Capture = pytest.CaptureFixture[str]
 

@@ -11,8 +11,8 @@ import pytest
 import reference_coder
 
 from runtime import errors
-from runtime.bundle import Bundle, ShapeRule
-from runtime.coder import Contexts, Tables
+from runtime.codec.bundle import Bundle, ShapeRule
+from runtime.codec.coder import Contexts, Tables
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 CODER_TEST = GOLDEN.parent.parent / "csrc" / "coder" / "coder_test.cpp"

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from served import served
 
 from runtime import CloudDecoder, EdgeEncoder
-from runtime.serve_openapi import document
-from runtime.server import Settings
+from runtime.service.app import Settings
+from runtime.service.openapi import document
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed: pip install '.[dev]'")
 

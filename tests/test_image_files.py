@@ -18,8 +18,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from runtime import CloudDecoder, EdgeEncoder, errors, image_file
-from runtime.preprocess import load_image, preprocess
+from runtime import CloudDecoder, EdgeEncoder, errors
+from runtime.images import image_file
+from runtime.images.preprocess import load_image, preprocess
 
 Pixels = NDArray[np.uint8]
 
@@ -123,7 +124,7 @@ PEAK = """
 import sys, warnings
 warnings.simplefilter("ignore")
 from PIL import Image
-from runtime.preprocess import preprocess
+from runtime.images.preprocess import preprocess
 Image.init()
 peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) // 1024
 before = peak()
@@ -368,7 +369,7 @@ CLOSED = """
 import gc, sys
 from PIL import Image
 from runtime.errors import EdgeCloudError
-from runtime.preprocess import preprocess
+from runtime.images.preprocess import preprocess
 for name in sys.argv[1:]:
     try:
         preprocess(name)

@@ -89,7 +89,9 @@ def test_training_imports_neither_runtime_nor_export() -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("module", ["runtime.edge_cli", "runtime.cloud_cli", "runtime.serve_cli", "runtime.send_cli", "export.__main__"])
+@pytest.mark.parametrize(
+    "module", ["runtime.cli.edge_encode", "runtime.cli.cloud_decode", "runtime.cli.cloud_serve", "runtime.cli.edge_send", "export.__main__"]
+)
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(module: str, option: str) -> None:
     code = (

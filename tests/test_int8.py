@@ -14,7 +14,7 @@ from export.gate import GateError, Graphs, judge, open_session, reasons, strays
 from export.images import labelled_paths, synthetic_images
 from export.quantise import Calibration, NothingToQuantiseError, RangesError, quantise, take_ranges
 from runtime import EdgeEncoder
-from runtime.bundle import Bundle
+from runtime.codec.bundle import Bundle
 
 Capture = pytest.CaptureFixture[str]
 PROJECT = Path(__file__).resolve().parent.parent

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import oip
 from runtime.errors import MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError
+from runtime.service import oip
 
 FILES = [b"\xfc one", b"", b"\x00\xff three"]
 LABELS = ["cat", "dog", "Käse"]

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from runtime import CloudDecoder, EdgeEncoder, cloud_cli, errors
+from runtime import CloudDecoder, EdgeEncoder, errors
+from runtime.cli import cloud_decode as cloud_cli
 
 pa = pytest.importorskip("pyarrow", reason="pyarrow comes with the parquet extra", exc_type=ImportError)
 pq = pytest.importorskip("pyarrow.parquet")
-parquet = pytest.importorskip("runtime.parquet")
+parquet = pytest.importorskip("runtime.bulk.parquet")
 
 Capture = pytest.CaptureFixture[str]
 
@@ -268,7 +269,7 @@ def test_wrong_usage_is_status_2(arguments: list[str], capsys: Capture) -> None:
 
 
 def test_without_pyarrow_the_error_names_the_extra() -> None:
-    code = "import sys; sys.modules['pyarrow'] = None; import runtime.parquet"
+    code = "import sys; sys.modules['pyarrow'] = None; import runtime.bulk.parquet"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "MissingExtraError" in result.stderr
     assert "pip install 'edgecloud-features[parquet]'" in result.stderr

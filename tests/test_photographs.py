@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtime import errors
-from runtime.preprocess import FAST_SIDE, load_image, preprocess
+from runtime.images.preprocess import FAST_SIDE, load_image, preprocess
 
 Pixels = NDArray[np.uint8]
 RED, GREEN = (200, 30, 60), (10, 220, 90)
@@ -213,7 +213,7 @@ def test_fast_jpeg_leaves_alone_what_is_not_a_large_jpeg(golf_ball: Pixels) -> N
 PEAK = """
 import sys, warnings
 warnings.simplefilter("ignore")
-from runtime.preprocess import preprocess
+from runtime.images.preprocess import preprocess
 peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) // 1024
 before = peak()
 assert preprocess(sys.argv[1], fast_jpeg=sys.argv[2] == "fast").shape == (224, 224, 3)

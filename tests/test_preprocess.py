@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from runtime import errors
-from runtime.preprocess import load_image, preprocess
+from runtime.images.preprocess import load_image, preprocess
 
 
 def picture(width: int, height: int, seed: int = 0) -> np.ndarray:

@@ -25,12 +25,12 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime import CloudDecoder, EdgeEncoder
-from runtime.bundle import Bundle
-from runtime.cloud_cli import EXIT_DONE, EXIT_FAILURE, EXIT_REFUSED, main
+from runtime.cli.cloud_decode import EXIT_DONE, EXIT_FAILURE, EXIT_REFUSED, main
+from runtime.cli.edge_send import main as send
+from runtime.codec.bundle import Bundle
+from runtime.delivery.sender import Encoded, Server, deliver
+from runtime.delivery.spool import Spool, key_of
 from runtime.errors import RayArgumentsError, SameOutputError, ServerAwayError
-from runtime.send_cli import main as send
-from runtime.sender import Encoded, Server, deliver
-from runtime.spool import Spool, key_of
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -44,8 +44,8 @@ import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import yaml  # noqa: E402
 
-from runtime.parquet import PACK, PREDICTIONS, classify, is_classified  # noqa: E402
-from runtime.ray_bulk import _Classifier, _own_sigterm, classify_packs, plan_packs, plan_targets  # noqa: E402
+from runtime.bulk.parquet import PACK, PREDICTIONS, classify, is_classified  # noqa: E402
+from runtime.cluster.bulk import _Classifier, _own_sigterm, classify_packs, plan_packs, plan_targets  # noqa: E402
 
 HEAD, WORKER = "127.0.0.2", "127.0.0.3"
 NODE: dict[str, Any] = {
@@ -61,7 +61,7 @@ HANG_SECONDS = 30.0
 # A driver joins the cluster by the address of a node, which is not the one that this machine has in its network.
 IN_CLUSTER = """
 import sys, ray
-from runtime.cloud_cli import main
+from runtime.cli.cloud_decode import main
 address, node, *command = sys.argv[1:]
 ray.init(address=address, _node_ip_address=node, log_to_driver=False)
 sys.exit(main(command))
@@ -321,7 +321,7 @@ def test_a_cluster_that_is_not_there(
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any], reason: str) -> None:
-    from runtime.ray_app import app
+    from runtime.cluster.app import app
 
     with pytest.raises(RayArgumentsError, match=reason):
         app(arguments)
@@ -354,7 +354,7 @@ def test_the_config_files_are_understood() -> None:
     """By Ray's own schema, and the application's; and the manifest for Kubernetes has the same config, and fields that exist."""
     from ray.serve.schema import ServeDeploySchema
 
-    from runtime.ray_app import DEPLOYMENT, app
+    from runtime.cluster.app import DEPLOYMENT, app
 
     config = yaml.safe_load((PROJECT / "docs" / "ray" / "serve.yaml").read_text())
     manifest = yaml.safe_load((PROJECT / "docs" / "ray" / "rayservice.yaml").read_text())
@@ -439,7 +439,7 @@ def url(nodes: Nodes, bundle: Path) -> Iterator[str]:
     """Three replicas with a CPU each on the two nodes, and a proxy on each."""
     from ray import serve
 
-    from runtime.ray_app import app
+    from runtime.cluster.app import app
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -453,7 +453,7 @@ def url(nodes: Nodes, bundle: Path) -> Iterator[str]:
 def replicas() -> int:
     from ray import serve
 
-    from runtime.ray_app import DEPLOYMENT
+    from runtime.cluster.app import DEPLOYMENT
 
     states = serve.status().applications["default"].deployments[DEPLOYMENT].replica_states
     return int(states.get("RUNNING", 0))
@@ -461,7 +461,7 @@ def replicas() -> int:
 
 @cluster
 def test_the_same_answers_and_refusals_as_without_ray(url: str, bundle: Path, samples: list[Sample]) -> None:
-    from runtime.server import Settings, create_app
+    from runtime.service.app import Settings, create_app
 
     good = samples[0].data
     requests: list[tuple[str, str, bytes | None]] = [

@@ -6,8 +6,8 @@ from unittest import mock
 
 import pytest
 
-from runtime import reporter
-from runtime.reporter import Reporter
+from runtime.cli import reporter
+from runtime.cli.reporter import Reporter
 
 
 def test_lines_appear_in_order(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,12 +12,12 @@ import httpx
 import pytest
 from failing_server import FailingServer, status
 
-from runtime import sender
-from runtime.answers import explain
+from runtime.delivery import sender
+from runtime.delivery.answers import explain
+from runtime.delivery.route import Server
+from runtime.delivery.sender import Encoded, deliver
+from runtime.delivery.spool import Spool
 from runtime.errors import CertificateFileError, ProxySettingError, SendError, ServerUrlError
-from runtime.route import Server
-from runtime.sender import Encoded, deliver
-from runtime.spool import Spool
 
 Environment = Callable[..., None]
 

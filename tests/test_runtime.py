@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime import CloudDecoder, EdgeEncoder, errors, feature_file
-from runtime.engine import group_by_shape
+from runtime import CloudDecoder, EdgeEncoder, errors
+from runtime.codec import feature_file
+from runtime.engine.engine import group_by_shape
 
 GOLF_BALL = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
 

@@ -27,11 +27,11 @@ from failing_server import (
     status,
 )
 
-from runtime import sender
-from runtime.answers import retry_after
+from runtime.delivery import sender
+from runtime.delivery.answers import retry_after
+from runtime.delivery.sender import Encoded, Outcome, Server, deliver
+from runtime.delivery.spool import Spool, key_of
 from runtime.errors import CertificateFileError, SendError, ServerAwayError, ServerSetupError, ServerUrlError, SpoolDiskError
-from runtime.sender import Encoded, Outcome, Server, deliver
-from runtime.spool import Spool, key_of
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import serve_cli
-from runtime.oip import join
+from runtime.cli import cloud_serve as serve_cli
+from runtime.service.oip import join
 
 LIMIT = 120.0  # seconds; machines are slow at times
 
@@ -30,7 +30,7 @@ class Serving:
         self.log_path = tmp_path / "log"
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "runtime.serve_cli", "--port", "0", "--threads", "1", "--deadline-ms", "60000", *arguments],
+                [sys.executable, "-m", "runtime.cli.cloud_serve", "--port", "0", "--threads", "1", "--deadline-ms", "60000", *arguments],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE if unread else log,
             )
@@ -327,7 +327,17 @@ class Loading:
         os.mkfifo(self.tokens)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        self.command = [sys.executable, "-m", "runtime.serve_cli", "--bundle", str(bundle), "--port", str(self.port), "--threads", "1"]
+        self.command = [
+            sys.executable,
+            "-m",
+            "runtime.cli.cloud_serve",
+            "--bundle",
+            str(bundle),
+            "--port",
+            str(self.port),
+            "--threads",
+            "1",
+        ]
         self.process = subprocess.Popen(
             [*prefix, *self.command, "--token-file", str(self.tokens), "--log", "failures"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -448,7 +458,7 @@ def test_a_second_start_on_one_port_fails_at_once(loading: Callable[..., Loading
 def test_streams_that_are_closed_or_full_do_not_stop_it(bundle: Path, feature_bytes: bytes, streams: str, status: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "runtime.serve_cli", "--bundle", str(bundle), "--port", str(port), "--deadline-ms", "60000"]
+    command = [sys.executable, "-m", "runtime.cli.cloud_serve", "--bundle", str(bundle), "--port", str(port), "--deadline-ms", "60000"]
     process = subprocess.Popen(["sh", "-c", f'exec "$@" {streams}', "sh", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
 
@@ -474,7 +484,7 @@ def test_streams_that_are_closed_or_full_do_not_stop_it(bundle: Path, feature_by
 
 def test_many_idle_connections_under_a_low_limit_of_open_files(tmp_path: Path, bundle: Path, feature_bytes: bytes) -> None:
     log_path = tmp_path / "log"
-    command = [sys.executable, "-m", "runtime.serve_cli", "--bundle", str(bundle), "--port", "0", "--deadline-ms", "60000"]
+    command = [sys.executable, "-m", "runtime.cli.cloud_serve", "--bundle", str(bundle), "--port", "0", "--deadline-ms", "60000"]
     with log_path.open("wb") as log:
         process = subprocess.Popen(["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *command], stdout=subprocess.PIPE, stderr=log)
     idle: list[socket.socket] = []
@@ -501,7 +511,7 @@ def test_many_idle_connections_under_a_low_limit_of_open_files(tmp_path: Path, b
     lines = [json.loads(line) for line in log_path.read_text().splitlines()]
     told = [line for line in lines if "path" not in line and "reloaded" not in line["message"]]
     assert 1 <= len(told) <= took + 1
-    assert {line["logger"] for line in told} == {"runtime.serve_http"}
+    assert {line["logger"] for line in told} == {"runtime.service.http"}
 
 
 def test_it_warns_where_others_can_reach_it_without_a_token(serve: Callable[..., Serving], bundle: Path, tmp_path: Path) -> None:

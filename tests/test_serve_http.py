@@ -16,8 +16,9 @@ import pytest
 from numpy.typing import NDArray
 from served import served
 
-from runtime import CloudDecoder, serve_http
-from runtime.server import Settings
+from runtime import CloudDecoder
+from runtime.service import http as serve_http
+from runtime.service.app import Settings
 
 PATIENCE = 0.4
 LIMIT = 20.0  # after which a test has failed: machines are slow at times

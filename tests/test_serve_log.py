@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtime import serve_log
+from runtime.service import log as serve_log
 
 
 class Full(io.StringIO):

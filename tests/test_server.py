@@ -17,9 +17,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtime import CloudDecoder, EdgeEncoder, errors, feature_file, oip, refusals, server
-from runtime.serve_models import Models
-from runtime.server import Service, Settings, create_app
+from runtime import CloudDecoder, EdgeEncoder, errors
+from runtime.codec import feature_file
+from runtime.service import app as server
+from runtime.service import oip, refusals
+from runtime.service.app import Service, Settings, create_app
+from runtime.service.models import Models
 
 TOKEN = "0123456789abcdef-first"
 GOLF_BALL = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"

@@ -50,7 +50,7 @@ def environment(**changes: str | None) -> dict[str, str]:
 
 
 def test_where_reports_may_begin() -> None:
-    assert {"runtime.engine", "runtime.ray_bulk", "export.parity"} <= set(MODULES)
+    assert {"runtime.engine.engine", "runtime.cluster.bulk", "export.parity"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -64,8 +64,8 @@ def commands(folder: Path, bundle: Path, provider: str) -> list[list[str]]:
     options = ["--bundle", str(bundle), "--provider", provider, "--precision", "fp32"]
     feature_file = str(folder / "feat.bin")
     return [
-        [sys.executable, "-m", "runtime.edge_cli", str(GOLF_BALL), "-o", feature_file, *options],
-        [sys.executable, "-m", "runtime.cloud_cli", feature_file, *options],
+        [sys.executable, "-m", "runtime.cli.edge_encode", str(GOLF_BALL), "-o", feature_file, *options],
+        [sys.executable, "-m", "runtime.cli.cloud_decode", feature_file, *options],
     ]
 
 
@@ -115,7 +115,7 @@ def test_what_onnxruntime_had_begun_to_report_ends(monkeypatch: pytest.MonkeyPat
     """A program that imports onnxruntime before `runtime`."""
     code = (
         "import onnxruntime\nended = []\nonnxruntime.disable_telemetry_events = lambda: ended.append(1)\n"
-        "import runtime.engine\nassert ended == [1]\n"
+        "import runtime.engine.engine\nassert ended == [1]\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(ORT_DISABLE_TELEMETRY="1"), cwd=PROJECT, capture_output=True, text=True, check=False

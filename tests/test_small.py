@@ -13,10 +13,10 @@ from test_coder import skewed_tables
 
 from export.counts import contexts_of
 from runtime import CloudDecoder, EdgeEncoder, errors
-from runtime.bundle import Bundle
-from runtime.coder import CONTEXTS, Contexts, Tables
-from runtime.compressai_stream import CompressAiCoder, from_feature_file, to_feature_file
-from runtime.feature_file import parse
+from runtime.codec.bundle import Bundle
+from runtime.codec.coder import CONTEXTS, Contexts, Tables
+from runtime.codec.compressai_stream import CompressAiCoder, from_feature_file, to_feature_file
+from runtime.codec.feature_file import parse
 
 LIMIT = 32767
 FORMAT = Path(__file__).resolve().parent.parent / "docs" / "FORMAT.md"

@@ -16,8 +16,8 @@ from unittest import mock
 
 import pytest
 
+from runtime.delivery.spool import DELIVERED, REFUSED, Entry, Spool, key_of
 from runtime.errors import DamagedResultsError, DamagedSpoolFileError, SpoolDiskError, SpoolFullError, SpoolInUseError
-from runtime.spool import DELIVERED, REFUSED, Entry, Spool, key_of
 
 
 def accept(spool: Spool, image: str, data: bytes) -> Entry:
@@ -88,7 +88,7 @@ def test_the_bound_refuses_new_files_and_drops_none(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_share_a_spool(tmp_path: Path) -> None:
-    code = f"from runtime.spool import Spool; Spool({str(tmp_path)!r})"
+    code = f"from runtime.delivery.spool import Spool; Spool({str(tmp_path)!r})"
     with Spool(tmp_path):
         with pytest.raises(SpoolInUseError, match="in use by another edge-send"):
             Spool(tmp_path)
@@ -238,7 +238,7 @@ import subprocess, sys
 from pathlib import Path
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", {str(tmp_path)!r}], check=True)
 from runtime.errors import SpoolDiskError
-from runtime.spool import DELIVERED, REFUSED, Spool
+from runtime.delivery.spool import DELIVERED, REFUSED, Spool
 folder = Path({str(tmp_path)!r})
 with Spool(folder / "spool") as spool:
     count = 0

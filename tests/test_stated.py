@@ -9,7 +9,7 @@ import pytest
 from export import __main__ as command
 from export import bundle as export_bundle
 from export.stated import ContradictionError, agreed_lmb, own_labels
-from runtime.bundle import Bundle
+from runtime.codec.bundle import Bundle
 from training.checkpoint import load_model, save_model
 
 Capture = pytest.CaptureFixture[str]

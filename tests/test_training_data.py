@@ -237,7 +237,7 @@ def test_a_folder_without_one_good_image_is_given_up(tmp_path: Path) -> None:
 
 
 def test_training_sees_images_as_the_edge_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runtime.preprocess import preprocess
+    from runtime.images.preprocess import preprocess
 
     rng = np.random.default_rng(0)
     wide = Image.fromarray(rng.integers(0, 256, (16, 24, 3), dtype=np.uint8))
