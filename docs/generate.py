@@ -22,8 +22,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime import errors
-from runtime.service import refusals
+from runtime import errors, refusals
 from runtime.service.openapi import document
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-LEAVES = {"runtime", "runtime.errors", "runtime.files"}
+LEAVES = {"runtime", "runtime.errors", "runtime.files", "runtime.refusals"}
 _CODEC = LEAVES | {"runtime.codec"}
 _ENDS = {"runtime.edge", "runtime.cloud"}
 ROOMS = {f"runtime.{name}" for name in ("codec", "images", "engine", "tasks", "bulk", "service", "delivery", "cluster", "cli")}
@@ -21,6 +21,7 @@ RULES: dict[str, set[str]] = {
     "runtime": _ENDS,
     "runtime.errors": set(),
     "runtime.files": {"runtime.errors"},
+    "runtime.refusals": {"runtime", "runtime.errors"},
     "runtime.codec": LEAVES,
     "runtime.images": _CODEC,
     "runtime.engine": _CODEC,
@@ -73,8 +74,11 @@ def test_imports_follow_the_rules(root: str) -> None:
         room = room_of(module)
         assert room in RULES, f"{file} is in no room: add its rule here and in docs/design.md"
         allowed = RULES[room] | {room}
-        wrong += [f"{file.relative_to(PROJECT)}:{line} imports {name}, which {room} may not" for line, name in imports(file)
-                  if room_of(name) not in allowed]
+        wrong += [
+            f"{file.relative_to(PROJECT)}:{line} imports {name}, which {room} may not"
+            for line, name in imports(file)
+            if room_of(name) not in allowed
+        ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -86,7 +90,10 @@ def test_a_wrong_arrow_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     file.write_text("def f():\n    from ..cli import y\n    import export.gate\nfrom .. import edge\nfrom . import x\n")
     (tmp_path / "runtime" / "edge.py").write_text("")
     assert sorted(imports(file)) == [
-        (2, "runtime.cli"), (3, "export.gate"), (4, "runtime.edge"), (5, "runtime.codec.x"),
+        (2, "runtime.cli"),
+        (3, "export.gate"),
+        (4, "runtime.edge"),
+        (5, "runtime.codec.x"),
     ]
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtime import CloudDecoder, EdgeEncoder, errors
+from runtime import CloudDecoder, EdgeEncoder, errors, refusals
 from runtime.codec import feature_file
 from runtime.service import app as server
-from runtime.service import oip, refusals
+from runtime.service import oip
 from runtime.service.app import Service, Settings, create_app
 from runtime.service.models import Models
 

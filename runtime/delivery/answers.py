@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from .. import errors
 from ..codec import strict_json
-from ..service.refusals import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, STATUS, code_of
+from ..refusals import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, STATUS, code_of
 from .route import Proxy, Server, httpx, untrusted_settings
 
 _MAX_TEXT = 500  # letters of a label or a message that are kept

@@ -59,12 +59,12 @@ from ..errors import (
     UnsupportedEncodingError,
     UnsupportedSharedMemoryError,
 )
+from ..refusals import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, code_of, status_of
 from . import oip
 from . import openapi as serve_openapi
 from .batcher import Answer, Batcher
 from .metrics import CONTENT_TYPE, Metrics
 from .models import Model, Models, load_models
-from .refusals import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, code_of, status_of
 
 log = logging.getLogger(__name__)
 requests_log = logging.getLogger(f"{__name__}.requests")

@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import HeadTooLargeError
-from .refusals import code_of
+from ..refusals import code_of
 
 log = logging.getLogger(__name__)
 

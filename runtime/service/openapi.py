@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from .. import __version__
+from ..refusals import STATUS, code_of
 from .oip import EXTENSIONS, HEADER_LENGTH, INPUT, OUTPUTS
-from .refusals import STATUS, code_of
 
 _FILE_REFUSALS = (400, 404, 413)
 _SERVICE_REFUSALS = (401, 408, 413, 415, 429, 431, 500, 503, 504)

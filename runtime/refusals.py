@@ -8,7 +8,7 @@ Always holds: each code has one status, and a text comes with it that names the 
 
 import re
 
-from .. import errors
+from . import errors
 
 # The class -> status; subclasses that are not named have that of the class above.
 STATUS: dict[type[errors.EdgeCloudError], int] = {
