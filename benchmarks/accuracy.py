@@ -36,8 +36,8 @@ from export.images import pixels_of
 from runtime import CloudDecoder, EdgeEncoder, __version__
 from runtime.cli.command import number
 from runtime.codec.feature_file import pack, parse
-from runtime.engine.engine import require_finite
 from runtime.errors import EdgeCloudError
+from runtime.tasks.classification import require_finite
 from training.folders import Damage, DataError, class_folder
 from training.labels import match
 

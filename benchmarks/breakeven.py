@@ -47,9 +47,9 @@ from benchmarks.rate_accuracy import CODECS, UNDER_TEACHER, RecordsError, bytes_
 from runtime import CloudDecoder, EdgeEncoder, __version__
 from runtime.cli.command import number
 from runtime.codec import strict_json
-from runtime.engine.engine import require_finite
 from runtime.errors import EdgeCloudError
 from runtime.images.preprocess import load_image, preprocess
+from runtime.tasks.classification import require_finite
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"

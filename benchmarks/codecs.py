@@ -33,9 +33,9 @@ from benchmarks.accuracy import labelled_images, paired, wilson
 from benchmarks.machine import commit, cores, describe
 from runtime import __version__
 from runtime.cli.command import number
-from runtime.engine.engine import require_finite
 from runtime.errors import EdgeCloudError
 from runtime.images.preprocess import preprocess
+from runtime.tasks.classification import require_finite
 from training.data import MEAN, STD
 from training.loss import Teacher, load_teacher
 

@@ -39,7 +39,8 @@ from runtime import EdgeEncoder, __version__
 from runtime.cli.command import number
 from runtime.cli.edge_encode import encode_all
 from runtime.codec.bundle import Bundle, default_bundle
-from runtime.engine.engine import Choice, candidates
+from runtime.engine.base import Choice
+from runtime.engine.registry import candidates
 from runtime.errors import EdgeCloudError
 from runtime.files import write_atomically
 from runtime.images.find import Job, find, to_files

@@ -44,7 +44,8 @@ from runtime import CloudDecoder, EdgeEncoder, __version__
 from runtime.cli.command import number
 from runtime.codec import strict_json
 from runtime.codec.bundle import MANIFEST, SCHEMA, Bundle
-from runtime.engine.engine import SAFE, Choice, candidates
+from runtime.engine.base import Choice
+from runtime.engine.registry import SAFE, candidates
 from runtime.engine.tune import MAX_CHANGED
 from runtime.errors import EdgeCloudError
 from runtime.images.preprocess import load_image, preprocess

@@ -21,7 +21,7 @@ from fastapi import FastAPI, Request
 from benchmarks.latency import load_torch_model
 from benchmarks.machine import cores
 from runtime.cli.command import number
-from runtime.engine.engine import require_finite
+from runtime.tasks.classification import require_finite
 
 if TYPE_CHECKING:
     from training.models import FeatureCompressionModel

@@ -37,7 +37,8 @@ from runtime import CloudDecoder, EdgeEncoder
 from runtime.cli.command import number
 from runtime.codec import strict_json
 from runtime.codec.bundle import default_bundle
-from runtime.engine.engine import candidates, require_finite
+from runtime.engine.registry import candidates
+from runtime.tasks.classification import require_finite
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"

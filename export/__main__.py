@@ -189,7 +189,7 @@ def _make_int8(
     args: argparse.Namespace, checkpoint: Path, model: "FeatureCompressionModel", labels: list[str], damage: "Damage"
 ) -> "Callable[[Path, Encode], dict[str, Any]]":
     """How write_bundle comes by int8 graphs: by ranges from a file, from the images of --calibrate, or not at all."""
-    from runtime.engine.engine import GRAPHS
+    from runtime.engine.registry import GRAPHS
     from runtime.files import write_atomically
     from training.command import progress
 

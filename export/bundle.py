@@ -31,7 +31,7 @@ from runtime.codec.bundle import (
 )
 from runtime.codec.coder import Tables
 from runtime.codec.feature_file import VERSION, pack
-from runtime.engine.engine import GRAPHS
+from runtime.engine.registry import GRAPHS
 from runtime.files import temporary_folder
 from runtime.images.preprocess import CROP, RESIZE
 from training.models import FeatureCompressionModel

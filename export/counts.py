@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from runtime.codec import strict_json
 from runtime.codec.coder import CONTEXTS, LEVELS, Contexts, Tables
-from runtime.engine.engine import group_by_shape
+from runtime.engine.registry import group_by_shape
 from training.folders import Damage, NoImagesError
 
 from .images import pixels_of

@@ -17,7 +17,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from runtime.engine.engine import NO_VNNI, has_vnni
+from runtime.engine.onnxruntime import NO_VNNI
+from runtime.engine.processor import has_vnni
 from training.folders import Damage
 
 from .images import pixels_of

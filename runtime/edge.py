@@ -9,7 +9,7 @@ from PIL import Image
 
 from .codec.bundle import Bundle, default_bundle
 from .codec.feature_file import FINGERPRINT_BYTES, MAX_FEATURE_FILE_BYTES, parse
-from .engine.engine import group_by_shape, open_engine
+from .engine.registry import group_by_shape, open_engine
 from .errors import FeatureFileError, ImageArrayError, ImageTooLargeError, ImageTooSmallError, ImageTypeError
 from .images.preprocess import CROP, ImageInput, preprocess
 
@@ -94,7 +94,7 @@ class EdgeEncoder:
                 f"an image of {width}x{height} pixels gives {count} symbols, the bundle allows {limit}: "
                 "leave out --as-is, make it smaller, or export with a larger --max-pixels"
             )
-        return self.engine.run(np.ascontiguousarray(pixels))
+        return self.engine.run(np.ascontiguousarray(pixels))["symbols"]
 
     def pack(self, symbols: NDArray[np.int16], height: int, width: int) -> bytes:
         """The coder: symbols int16 [C, H', W'] of an image of height x width pixels -> feature file.

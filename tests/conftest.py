@@ -18,7 +18,7 @@ from PIL import Image
 
 from runtime import CloudDecoder, EdgeEncoder
 from runtime.codec.bundle import SCHEMA
-from runtime.engine.engine import TUNED
+from runtime.engine.registry import TUNED
 
 PROJECT = Path(__file__).resolve().parent.parent
 GOLF_BALL = PROJECT / "docs" / "demo" / "golf_ball.jpg"

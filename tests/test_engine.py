@@ -15,15 +15,20 @@ from runtime import CloudDecoder, EdgeEncoder
 from runtime.cli import cloud_decode as cloud_cli
 from runtime.cli import edge_encode as edge_cli
 from runtime.codec.bundle import Bundle
-from runtime.engine import engine
+from runtime.engine import processor, registry
 from runtime.engine import tune as tuning
-from runtime.engine.engine import SAFE, TUNED, Choice, overflows
+from runtime.engine.base import Choice
+from runtime.engine.onnxruntime import OnnxRuntime
+from runtime.engine.openvino import OpenVino
+from runtime.engine.registry import SAFE, TUNED
 from runtime.errors import EngineChoiceError, InconsistentBundleError, TuneError
 from runtime.images.preprocess import preprocess
+from runtime.tasks.classification import Classification
 
 Capture = pytest.CaptureFixture[str]
 Copy = Callable[[Path], Path]
 INT8_LAST = (("cpu", "fp32"), ("openvino", "int8"), ("cpu", "int8"))
+EDGE = ("symbols", tuning.changed_symbols)
 OPENVINO_INT8 = Choice("openvino", "int8")
 GOLF_BALL = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
 
@@ -81,7 +86,8 @@ def test_a_device_that_lacks_something_says_so_in_one_line(
     runs: Choice,
     needs: str,
 ) -> None:
-    monkeypatch.setattr(engine, "has_provider", lambda name: name == "cpu")
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr("runtime.engine.openvino.find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
         assert EdgeEncoder(bundle, 1, provider=provider, precision=precision).engine.choice == runs
     assert len(caplog.messages) == 1
@@ -100,7 +106,7 @@ def test_every_engine_computes_nearly_the_same_symbols(
         pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
     asked = Choice(provider, precision)
     ours, safe = EdgeEncoder(bundle, 2, provider=provider, precision=precision), EdgeEncoder(bundle, 2)
-    assert ours.engine.choice == (Choice("cpu", "int8") if overflows(asked) else asked)
+    assert ours.engine.choice == (Choice("cpu", "int8") if OpenVino.lacks(asked) and provider == "openvino" else asked)
     expected, found = safe.symbols(pixels), ours.symbols(pixels)
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
@@ -124,7 +130,7 @@ def test_openvino_in_the_cloud_and_from_several_threads(bundle: Path, feature_by
 def test_openvino_rounds_less_in_int8_than_onnxruntime(bundle: Path, pixels: NDArray[np.uint8], feature_bytes: bytes) -> None:
     """Eight bits only where a convolution reads them: nearer to float32, at both ends."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
-    if overflows(OPENVINO_INT8):
+    if OpenVino.lacks(OPENVINO_INT8):
         pytest.skip("this processor has no VNNI: onnxruntime runs in OpenVINO's place, whose sums would overflow")
     float32, *int8 = (EdgeEncoder(bundle, 2, provider=provider, precision=precision).symbols(pixels) for provider, precision in INT8_LAST)
     openvino, onnxruntime = ((found != float32).sum() for found in int8)
@@ -136,9 +142,9 @@ def test_openvino_rounds_less_in_int8_than_onnxruntime(bundle: Path, pixels: NDA
 
 @pytest.mark.parametrize(("flags", "there"), [(set(), False), ({"avx512_vnni"}, False), ({"amx_bf16"}, True), ({"bf16"}, True)])
 def test_bf16_is_tried_only_where_the_processor_has_it(bundle: Path, monkeypatch: pytest.MonkeyPatch, flags: set[str], there: bool) -> None:
-    monkeypatch.setattr(engine, "has_provider", lambda name: name in ("cpu", "openvino"))
-    monkeypatch.setattr(engine, "_processor_flags", lambda: flags)
-    found = engine.candidates(Bundle.load(bundle), "edge")
+    monkeypatch.setattr("runtime.engine.openvino.find_spec", lambda name: True)
+    monkeypatch.setattr(processor, "flags", lambda: flags)
+    found = registry.candidates(Bundle.load(bundle), "edge")
     assert found[0] == SAFE
     assert (Choice("openvino", "bf16") in found) == there
     assert Choice("cpu", "bf16") not in found
@@ -157,17 +163,17 @@ def test_bf16_is_tried_only_where_the_processor_has_it(bundle: Path, monkeypatch
 def test_openvino_is_for_int8_only_where_its_sums_do_not_overflow(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, x86: bool, flags: set[str], runs: Choice
 ) -> None:
-    monkeypatch.setattr(engine, "has_provider", lambda name: name in ("cpu", "openvino"))
-    monkeypatch.setattr(engine, "_processor_flags", lambda: flags)
-    monkeypatch.setattr(engine, "_X86", x86)
+    monkeypatch.setattr("runtime.engine.openvino.find_spec", lambda name: True)
+    monkeypatch.setattr(processor, "flags", lambda: flags)
+    monkeypatch.setattr(processor, "X86", x86)
     loaded = Bundle.load(bundle)
     with caplog.at_level(logging.WARNING):
-        assert engine.choose(loaded, "edge", "openvino", "int8") == engine.choose(loaded, "cloud", "openvino", "int8") == runs
+        assert registry.choose(loaded, "edge", "openvino", "int8") == registry.choose(loaded, "cloud", "openvino", "int8") == runs
     fits = runs == OPENVINO_INT8
     assert caplog.messages == ([] if fits else [caplog.messages[0]] * 2)
     assert fits or "openvino int8 needs a processor with VNNI" in caplog.text
-    assert (OPENVINO_INT8 in engine.candidates(loaded, "edge")) == fits
-    assert Choice("openvino", "fp32") in engine.candidates(loaded, "edge")
+    assert (OPENVINO_INT8 in registry.candidates(loaded, "edge")) == fits
+    assert Choice("openvino", "fp32") in registry.candidates(loaded, "edge")
 
 
 def test_a_graph_that_openvino_cannot_load(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +203,7 @@ def test_tune_keeps_a_choice_that_auto_follows(bundle: Path, copy_of: Copy, caps
 
 def test_a_choice_of_another_device_is_not_used(bundle: Path, copy_of: Copy, caplog: pytest.LogCaptureFixture) -> None:
     folder = copy_of(bundle)
-    head = {"device": engine.describe_device(), "fingerprint": Bundle.load(folder).fingerprint.hex()}
+    head = {"device": registry.describe_device(), "fingerprint": Bundle.load(folder).fingerprint.hex()}
     (folder / TUNED).write_text(json.dumps(head | {"edge": {"provider": "cpu", "precision": "int8"}}))
     assert EdgeEncoder(folder, 1).engine.choice == Choice("cpu", "int8")
     for content in (
@@ -221,12 +227,12 @@ class _Altered:
     def __init__(self, real: Any, share: float):
         self.real, self.share, self.output = real, share, None
 
-    def run(self, batch: NDArray[Any]) -> NDArray[Any]:
+    def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         if self.output is None:
-            self.output = self.real.run(batch).copy()
+            self.output = self.real.run(batch)["symbols"].copy()
             flat = self.output.reshape(-1)
             flat[: int(len(flat) * self.share)] += 1
-        return self.output
+        return {"symbols": self.output}
 
 
 @pytest.mark.parametrize(("share", "accepted"), [(0.5, False), (0.0, True)])
@@ -240,7 +246,7 @@ def test_an_engine_that_strays_is_never_chosen(
     monkeypatch.setattr(
         tuning, "open_choice", lambda b, e, t, choice: _Altered(real(b, e, t, SAFE), share) if choice == other else real(b, e, t, choice)
     )
-    result = tuning.tune(loaded, "edge", [pixels], 1)
+    result = tuning.tune(loaded, "edge", [pixels], *EDGE, 1)
     assert result["candidates"][1]["accepted"] is accepted
     assert Choice(result["provider"], result["precision"]) == (other if accepted else SAFE)
     assert ("too far from float32" in tuning.table(result)) is not accepted
@@ -257,17 +263,17 @@ def test_an_engine_that_fails_is_passed_over(
         return real(b, e, t, choice)
 
     monkeypatch.setattr(tuning, "open_choice", broken)
-    result = tuning.tune(Bundle.load(copy_of(bundle)), "edge", [pixels], 1)
+    result = tuning.tune(Bundle.load(copy_of(bundle)), "edge", [pixels], *EDGE, 1)
     assert (result["provider"], result["precision"]) == ("cpu", "fp32")
     assert "illegal instruction" in tuning.table(result)
 
 
 def test_strays_of_logits() -> None:
     logits = np.array([[4.0, 0.0, 0.0]], np.float32)
-    assert tuning.strays("cloud", logits, logits + 1) == (0.0, False)
-    assert tuning.strays("cloud", logits, np.array([[0.0, 4.0, 0.0]], np.float32))[1]
-    assert tuning.strays("cloud", logits, np.full((1, 3), np.nan, np.float32)) == (1.0, True)
-    assert tuning.strays("cloud", logits, logits.astype(np.float64)) == (1.0, True)
+    assert Classification.deviation(logits, logits + 1) == (0.0, False)
+    assert Classification.deviation(logits, np.array([[0.0, 4.0, 0.0]], np.float32))[1]
+    assert Classification.deviation(logits, np.full((1, 3), np.nan, np.float32)) == (1.0, True)
+    assert Classification.deviation(logits, logits.astype(np.float64)) == (1.0, True)
 
 
 def test_what_tune_cannot_do(
@@ -275,7 +281,7 @@ def test_what_tune_cannot_do(
 ) -> None:
     loaded = Bundle.load(copy_of(bundle))
     with pytest.raises(TuneError, match="nothing to measure with"):
-        tuning.tune(loaded, "edge", [], 1)
+        tuning.tune(loaded, "edge", [], *EDGE, 1)
 
     def full(*_: object) -> None:
         raise OSError("no space left")
@@ -283,6 +289,39 @@ def test_what_tune_cannot_do(
     monkeypatch.setattr(tuning, "write_atomically", full)
     monkeypatch.setattr(tuning, "ROUNDS", 2)
     with pytest.raises(TuneError, match="cannot be kept"):
-        tuning.tune(loaded, "edge", [pixels], 1)
+        tuning.tune(loaded, "edge", [pixels], *EDGE, 1)
     assert edge_cli.main(["--tune", "--bundle", str(loaded.folder), "missing.jpg"]) == 1
     assert "no such file: missing.jpg" in capsys.readouterr().err
+
+
+class _Doubling(OnnxRuntime):
+    """Somebody's own engine: its provider, its precisions, its quirks in one class."""
+
+    PROVIDERS = ("doubling",)
+    PRECISIONS = ("fp32",)
+
+    def __init__(self, graph: bytes, choice: Choice, threads: int | None, workers: int):
+        super().__init__(graph, SAFE, threads, workers)
+        self.choice = choice
+
+    @classmethod
+    def lacks(cls, choice: Choice) -> str | None:
+        return None
+
+    def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        return {name: 2 * values for name, values in super().run(batch).items()}
+
+
+def test_an_engine_is_one_class_and_one_line_of_registration(
+    bundle: Path, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EngineChoiceError, match="no engine doubling"):
+        EdgeEncoder(bundle, 1, provider="doubling")
+    monkeypatch.setattr(registry, "ENGINES", [*registry.ENGINES, _Doubling])
+    ours = EdgeEncoder(bundle, 1, provider="doubling")
+    assert str(ours.engine.choice) == "doubling fp32"
+    assert np.array_equal(ours.symbols(pixels), 2 * EdgeEncoder(bundle, 1).symbols(pixels))
+    assert Choice("doubling", "fp32") in registry.candidates(Bundle.load(bundle), "edge")
+    assert Choice("doubling", "bf16") not in registry.candidates(Bundle.load(bundle), "edge")
+    with pytest.raises(EngineChoiceError, match="doubling has no bf16: choose --provider openvino"):
+        EdgeEncoder(bundle, 1, provider="doubling", precision="bf16")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from runtime import CloudDecoder, EdgeEncoder, errors
 from runtime.codec import feature_file
-from runtime.engine.engine import group_by_shape
+from runtime.engine.registry import group_by_shape
 
 GOLF_BALL = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
 

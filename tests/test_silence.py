@@ -50,7 +50,7 @@ def environment(**changes: str | None) -> dict[str, str]:
 
 
 def test_where_reports_may_begin() -> None:
-    assert {"runtime.engine.engine", "runtime.cluster.bulk", "export.parity"} <= set(MODULES)
+    assert {"runtime.engine.onnxruntime", "runtime.cluster.bulk", "export.parity"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -115,7 +115,7 @@ def test_what_onnxruntime_had_begun_to_report_ends(monkeypatch: pytest.MonkeyPat
     """A program that imports onnxruntime before `runtime`."""
     code = (
         "import onnxruntime\nended = []\nonnxruntime.disable_telemetry_events = lambda: ended.append(1)\n"
-        "import runtime.engine.engine\nassert ended == [1]\n"
+        "import runtime.engine.onnxruntime\nassert ended == [1]\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(ORT_DISABLE_TELEMETRY="1"), cwd=PROJECT, capture_output=True, text=True, check=False

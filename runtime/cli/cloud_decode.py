@@ -201,10 +201,11 @@ def _on_ray(args: argparse.Namespace) -> int:
 def _tune(args: argparse.Namespace, report: IO[str] | None) -> None:
     from ..codec.bundle import Bundle, default_bundle
     from ..engine.tune import readable_inputs, table, tune
+    from ..tasks.classification import Classification
 
     bundle = Bundle.load(args.bundle or default_bundle())
     inputs = readable_inputs(args.files, lambda name: bundle.decode(_read(name))[None])
-    result = tune(bundle, "cloud", inputs, args.threads)
+    result = tune(bundle, "cloud", inputs, Classification.OUTPUT, Classification.deviation, args.threads)
     say(json.dumps(result, allow_nan=False) if args.json else table(result), report)
 
 

@@ -280,12 +280,12 @@ def _try(encoder: "EdgeEncoder", job: "tuple[str, str, Source]", as_is: bool, re
 
 def _tune(args: argparse.Namespace, images: list[str], report: IO[str] | None) -> None:
     from ..codec.bundle import Bundle, default_bundle
-    from ..engine.tune import readable_inputs, table, tune
+    from ..engine.tune import changed_symbols, readable_inputs, table, tune
     from ..images.preprocess import preprocess
 
     bundle = Bundle.load(args.bundle or default_bundle())
     inputs = readable_inputs(images, lambda image: preprocess(image, args.as_is)[None])
-    result = tune(bundle, "edge", inputs, args.threads)
+    result = tune(bundle, "edge", inputs, "symbols", changed_symbols, args.threads)
     say(json.dumps(result, allow_nan=False) if args.json else table(result), report)
 
 

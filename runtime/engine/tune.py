@@ -24,30 +24,23 @@ from ..codec import strict_json
 from ..codec.bundle import Bundle
 from ..errors import EdgeCloudError, TuneError
 from ..files import write_atomically
-from .engine import SAFE, TUNED, Choice, Engine, candidates, describe_device, open_choice, require_finite
+from .base import Choice, Engine
+from .registry import SAFE, TUNED, candidates, describe_device, open_choice
 
 MAX_CHANGED = 0.01  # of an edge graph's symbols
-MAX_MOVED = 0.05  # of a probability that a cloud graph's logits give
 CLEARLY = 0.95  # of the best float32 time
 WARM_UP, ROUNDS = 5, 40
 INPUTS = 8  # that are measured with
 
+Deviation = Callable[[NDArray[Any], NDArray[Any]], tuple[float, bool]]
 
-def strays(end: str, expected: NDArray[Any], found: NDArray[Any]) -> tuple[float, bool]:
-    """How far an output is from the safe one's, and whether that is too far.
 
-    Edge: the share of symbols that differ. Cloud: the largest difference of a probability; another
-    first choice is too far as well.
-    """
+def changed_symbols(expected: NDArray[Any], found: NDArray[Any]) -> tuple[float, bool]:
+    """The share of an edge graph's symbols that differ, and whether that is too much."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return 1.0, True
-    if end == "edge":
-        changed = float((found != expected).mean())
-        return changed, not changed <= MAX_CHANGED
-    if not (np.isfinite(found).all() and np.isfinite(expected).all()):
-        return 1.0, True
-    moved = float(np.abs(_probabilities(found) - _probabilities(expected)).max())
-    return moved, not moved <= MAX_MOVED or bool((found.argmax(1) != expected.argmax(1)).any())
+    changed = float((found != expected).mean())
+    return changed, not changed <= MAX_CHANGED
 
 
 def readable_inputs(names: Iterable[str], read: Callable[[str], NDArray[Any]]) -> list[NDArray[Any]]:
@@ -73,16 +66,15 @@ def readable_inputs(names: Iterable[str], read: Callable[[str], NDArray[Any]]) -
     return inputs
 
 
-def _probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
-
-
-def tune(bundle: Bundle, end: str, inputs: Sequence[NDArray[Any]], threads: int | None = None) -> dict[str, Any]:
+def tune(
+    bundle: Bundle, end: str, inputs: Sequence[NDArray[Any]], output: str, deviation: Deviation, threads: int | None = None
+) -> dict[str, Any]:
     """Measure and choose the engine of an `end`, "edge" or "cloud", and keep the choice in BUNDLE/tuned.json.
 
     Args:
         inputs: batches of one as the graph takes them: pixels uint8 [1, H, W, 3], or symbols int16 [1, C, H', W'].
+        output: the graph's output that is held to the safe engine's.
+        deviation: how far one output is from the safe one, and whether that is too far: `changed_symbols`, or a task's.
         threads: of each engine; None for one a core.
 
     Gives {"provider", "precision", "threads", "candidates": [{"provider", "precision", "milliseconds",
@@ -92,15 +84,14 @@ def tune(bundle: Bundle, end: str, inputs: Sequence[NDArray[Any]], threads: int 
     if not inputs:
         raise TuneError("there is nothing to measure with: name at least one readable input")
     engines: dict[Choice, Engine] = {SAFE: open_choice(bundle, end, threads, SAFE)}
-    if end == "cloud":
-        for batch in inputs:
-            require_finite(engines[SAFE].run(batch))
+    for batch in inputs:  # what is not finite raises here, before anything is compared with it
+        deviation(*[engines[SAFE].run(batch)[output]] * 2)
     rows: dict[Choice, dict[str, Any]] = {}
     for choice in dict.fromkeys((SAFE, *candidates(bundle, end))):
         rows[choice] = {"provider": choice.provider, "precision": choice.precision, "accepted": False}
         try:
             engine = engines.setdefault(choice, engines[SAFE] if choice == SAFE else open_choice(bundle, end, threads, choice))
-            results = [strays(end, engines[SAFE].run(batch), engine.run(batch)) for batch in inputs]
+            results = [deviation(engines[SAFE].run(batch)[output], engine.run(batch)[output]) for batch in inputs]
             rows[choice]["strays"] = max(far for far, _ in results)
             rows[choice]["accepted"] = not any(too_far for _, too_far in results)
         except Exception as error:  # an engine that is installed and does not work here is one not to choose

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from ..codec import strict_json
 from ..errors import MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError
+from ..tasks.classification import Classification
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 INPUT = "feature_file"
@@ -147,9 +148,7 @@ def join(files: Sequence[bytes]) -> bytes:
 
 def render(request: InferRequest, model: str, labels: list[str], logits: NDArray[np.float32]) -> tuple[bytes, int | None]:
     """The response to logits float32 [N, classes]: its body, and the JSON's length if tensors follow it."""
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, : request.top_k]
+    probabilities, best = Classification.most_probable(logits, request.top_k)
     found: dict[str, NDArray[Any]] = {
         "label": np.array(labels, object)[best],
         "probability": np.take_along_axis(probabilities, best, 1),
