@@ -37,6 +37,7 @@ from runtime import EdgeEncoder, __version__
 from runtime.cli.command import number
 from runtime.codec import _coder
 from runtime.codec.coder import CONTEXTS, LEVELS, Contexts, Tables
+from runtime.codec.feature_file import Profile
 
 PROJECT = Path(__file__).resolve().parent.parent
 CHANNELS, SIDE = 64, 28
@@ -101,7 +102,13 @@ def ideal_bits(tables: Tables, symbols: Symbols, small: bool = False) -> float:
 
 
 def ours_small(tables: Tables, symbols: Symbols) -> Coder:
-    return Coder("ours, small", lambda: tables.encode(symbols, True), lambda data: tables.decode(data, (SIDE, SIDE), True), np.asarray, len)
+    return Coder(
+        "ours, small",
+        lambda: tables.encode(symbols, Profile.CONTEXT),
+        lambda data: tables.decode(data, (SIDE, SIDE), Profile.CONTEXT),
+        np.asarray,
+        len,
+    )
 
 
 def ours(tables: Tables, symbols: Symbols, path: str) -> Coder:

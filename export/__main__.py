@@ -315,6 +315,7 @@ def main(argv: list[str] | None = None) -> int:
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+    from runtime.codec.feature_file import Profile
     from runtime.errors import EdgeCloudError
     from training.checkpoint import load_model
     from training.files import check_space
@@ -356,7 +357,7 @@ def main(argv: list[str] | None = None) -> int:
             make_counts=_make_counts(args, path, bottleneck_sha256(model), damage),
             make_int8=_make_int8(args, path, model, labels, damage),
             precision=args.precision,
-            small=args.small,
+            profile=None if args.small is None else Profile.CONTEXT if args.small else Profile.STATIC,
             max_pixels=args.max_pixels,
             report=lambda line: say(line, sys.stdout),
         )

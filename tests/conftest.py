@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtime import CloudDecoder, EdgeEncoder
-from runtime.codec.bundle import SCHEMA
+from runtime.codec.manifest import SCHEMA
 from runtime.engine.registry import TUNED
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from runtime import CloudDecoder, EdgeEncoder, errors
-from runtime.codec.bundle import SCHEMA, Bundle, ShapeRule, default_bundle
+from runtime.codec.bundle import Bundle, default_bundle
+from runtime.codec.manifest import SCHEMA, Manifest, ShapeRule
 
 Copy = Callable[[Path], Path]
 
@@ -154,6 +155,14 @@ def test_a_manifest_that_is_none(random_bundle: Path, copy_of: Copy, text: bytes
         (lambda m: m["shape"].update(channels=None), errors.InconsistentBundleError, "not understood"),
         (lambda m: m.update(max_symbols=0), errors.InconsistentBundleError, "impossible"),
         (lambda m: m.update(max_symbols=float("inf")), errors.InconsistentBundleError, "not understood"),
+        (lambda m: m.pop("preprocessing"), errors.InconsistentBundleError, "not understood"),
+        (lambda m: m["preprocessing"].update(crop=225), errors.InconsistentBundleError, "crops 225 pixels: a crop is a multiple of 8"),
+        (lambda m: m["preprocessing"].update(crop=264), errors.InconsistentBundleError, "resizes to 256 and crops 264"),
+        (lambda m: m["preprocessing"].update(resize=1 << 20), errors.InconsistentBundleError, "at most 16384"),
+        (lambda m: m["preprocessing"].update(interpolation="lanczos"), errors.UnsupportedBundleError, "resizes by 'lanczos'"),
+        (lambda m: m.update(precision="fp8"), errors.InconsistentBundleError, "precision 'fp8'"),
+        (lambda m: m.update(classes=0), errors.InconsistentBundleError, "0 classes"),
+        (lambda m: m.update(fingerprint="00"), errors.InconsistentBundleError, "fingerprint of 1 bytes"),
         (lambda m: m.update(files=[]), errors.InconsistentBundleError, "not understood"),
         (lambda m: m["files"].pop("tables.json"), errors.InconsistentBundleError, "does not name tables.json"),
     ],
@@ -169,3 +178,11 @@ def test_shape_rules() -> None:
     assert ShapeRule(64, 8, 0).latent(224, 640) == (28, 80)
     assert ShapeRule(24, 4, 1).latent(224, 640) == (55, 159)
     assert ShapeRule(24, 4, 1).symbols(224, 224) == 24 * 3025
+
+
+def test_a_manifest_is_read_and_written_by_one_class(bundle: Path) -> None:
+    text = (bundle / "manifest.json").read_bytes()
+    manifest = Manifest.parse(text, "manifest.json")
+    assert Manifest.parse(manifest.to_json(), "again") == manifest
+    written, was = json.loads(manifest.to_json()), json.loads(text)
+    assert {key: written[key] for key in was} == was

@@ -18,6 +18,7 @@ from runtime import files
 from runtime.cli import cloud_decode as cloud_cli
 from runtime.cli import edge_encode as edge_cli
 from runtime.codec import feature_file
+from runtime.codec.feature_file import Profile
 
 GOLF_BALL = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
 Capture = pytest.CaptureFixture[str]
@@ -340,9 +341,9 @@ def test_the_installed_commands_exist() -> None:
 
 def test_small_files_or_plain_ones(bundle: Path, random_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "feat.bin"
-    for options, small in (([], True), (["--small"], True), (["--no-small"], False)):
+    for options, profile in (([], Profile.CONTEXT), (["--small"], Profile.CONTEXT), (["--no-small"], Profile.STATIC)):
         assert edge_cli.main([str(GOLF_BALL), "-o", str(out), "--bundle", str(bundle), *options]) == 0
-        assert feature_file.parse(out.read_bytes()).small is small
+        assert feature_file.parse(out.read_bytes()).profile is profile
     out.unlink()
     capsys.readouterr()
     assert edge_cli.main([str(GOLF_BALL), "-o", str(out), "--bundle", str(random_bundle), "--small"]) == 1

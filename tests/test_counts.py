@@ -15,7 +15,7 @@ from export.images import NoImagesError, synthetic_images
 from runtime import CloudDecoder, EdgeEncoder
 from runtime.codec.bundle import Bundle
 from runtime.codec.coder import Tables
-from runtime.codec.feature_file import parse
+from runtime.codec.feature_file import Profile, parse
 from training.folders import Damage, DamagedImageError
 
 SHA = "ab" * 32
@@ -31,10 +31,10 @@ def smooth_symbols(images: int, channels: int = 3, side: int = 28, seed: int = 0
     return symbols
 
 
-def size_of(tables: Tables, images: NDArray[np.int16], small: bool = False) -> float:
+def size_of(tables: Tables, images: NDArray[np.int16], profile: Profile = Profile.STATIC) -> float:
     for one in images:
-        assert np.array_equal(tables.decode(tables.encode(one, small), one.shape[1:], small), one)
-    return float(np.mean([len(tables.encode(one, small)) for one in images]))
+        assert np.array_equal(tables.decode(tables.encode(one, profile), one.shape[1:], profile), one)
+    return float(np.mean([len(tables.encode(one, profile)) for one in images]))
 
 
 def test_fitted_tables_are_smaller_on_other_images_and_smallest_by_context() -> None:
@@ -42,7 +42,7 @@ def test_fitted_tables_are_smaller_on_other_images_and_smallest_by_context() -> 
     fitted = fit_tables(own, count([smooth_symbols(30), smooth_symbols(20, seed=1)], own, SHA, "made up"))
     held = smooth_symbols(20, seed=2)
     assert list(fitted.contexts) == [0, 1]
-    assert size_of(fitted, held, small=True) < 0.9 * size_of(fitted, held) < size_of(own, held)
+    assert size_of(fitted, held, Profile.CONTEXT) < 0.9 * size_of(fitted, held) < size_of(own, held)
 
 
 def test_symbols_without_a_pattern_get_no_context_tables() -> None:
@@ -59,7 +59,7 @@ def test_every_symbol_can_still_be_coded(far: int) -> None:
     fitted = fit_tables(own, count([symbols], own, SHA, "made up"))
     assert max(map(len, fitted.cdfs)) <= 257
     symbols[0, 1, 7, :9] = [-32767, 32767, 100, -100, 9, -9, 63, 64, 0]
-    size_of(fitted, symbols, small=bool(fitted.contexts))
+    size_of(fitted, symbols, Profile.CONTEXT if fitted.contexts else Profile.STATIC)
 
 
 def test_few_images_hardly_move_the_tables() -> None:
@@ -179,9 +179,9 @@ def test_export_refits_keeps_counts_and_uses_them_again(
     # Each profile, both ends.
     picture = pictures / "3.png"
     encoder = EdgeEncoder(tmp_path / "again", 1)
-    assert encoder.small == again["small"] == bool(again["tables"]["context_channels"])
+    assert (encoder.profile is Profile.CONTEXT) == again["small"] == bool(again["tables"]["context_channels"])
     data = encoder.encode(picture)
-    assert parse(data).small == encoder.small
+    assert parse(data).profile is encoder.profile
     own_data = EdgeEncoder(random_bundle, 1).encode(picture)
     assert np.array_equal(CloudDecoder(tmp_path / "again", 1).bundle.decode(data), CloudDecoder(random_bundle, 1).bundle.decode(own_data))
     # Counts that no longer fit are an error, not a fallback, unless they are not wanted.

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import errors
-from runtime.codec.feature_file import FeatureFile, pack, parse
+from runtime.codec.feature_file import FeatureFile, Profile, pack, parse
 
 FINGERPRINT = bytes.fromhex("0badcafe")
 GOLDEN = bytes.fromhex("fc010badcafe1c500568656c6c6f12b5289d")
@@ -67,10 +67,10 @@ def test_another_version_or_profile(version: int) -> None:
 
 
 def test_the_profile_is_the_high_half_of_the_second_byte() -> None:
-    data = pack(FINGERPRINT, 224, 640, b"hello", small=True)
+    data = pack(FINGERPRINT, 224, 640, b"hello", profile=Profile.CONTEXT)
     assert data[:2] == b"\xfc\x11"
     assert data[2:-4] == GOLDEN[2:-4]
-    assert parse(data) == FeatureFile(FINGERPRINT, 224, 640, memoryview(b"hello"), small=True)
+    assert parse(data) == FeatureFile(FINGERPRINT, 224, 640, memoryview(b"hello"), profile=Profile.CONTEXT)
 
 
 @pytest.mark.parametrize("length", range(1, len(GOLDEN)))

@@ -22,6 +22,7 @@ from runtime import EdgeEncoder, errors, files
 from runtime.cli import edge_encode as edge_cli
 from runtime.cli.progress import Progress
 from runtime.codec import feature_file
+from runtime.codec.feature_file import Profile
 from runtime.images.find import TargetError, describe, find, image_suffixes, to_files, to_rows
 
 Capture = pytest.CaptureFixture[str]
@@ -252,7 +253,7 @@ def test_resume(photos: Path, tmp_path: Path, bundle: Path, feature_bytes: bytes
     (out / FILES[0]).unlink()
     (out / FILES[1]).write_bytes(expected[FILES[1]][:-1])  # cut short
     other = feature_file.parse(expected[FILES[2]])
-    (out / FILES[2]).write_bytes(feature_file.pack(b"else", other.height, other.width, bytes(other.payload), True))
+    (out / FILES[2]).write_bytes(feature_file.pack(b"else", other.height, other.width, bytes(other.payload), Profile.CONTEXT))
     before = (out / FILES[3]).stat().st_mtime_ns
     status, rows, err = run(capsys, photos, "-o", out, "--resume", "--workers", 2)
     assert status == 0

@@ -11,15 +11,31 @@ import pytest
 import reference_coder
 
 from runtime import errors
-from runtime.codec.bundle import Bundle, ShapeRule
+from runtime.codec.bundle import Bundle
 from runtime.codec.coder import Contexts, Tables
+from runtime.codec.feature_file import Profile
+from runtime.codec.manifest import Manifest, Preprocessing, ShapeRule
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 CODER_TEST = GOLDEN.parent.parent / "csrc" / "coder" / "coder_test.cpp"
 CASES = sorted(GOLDEN.glob("*.txt"))
 CONTEXTS = Contexts([0, 1, 2, 3], [[0, 4000 + 500 * context, 30000, 50000 + 400 * context, 65000, 65536] for context in range(25)])
 TABLES = Tables([[0, 1, 4, 204, 65004, 65524, 65534, 65535, 65536], [0, 4000, 30000, 50000, 65000, 65536]], [-3, 0], {1: CONTEXTS})
-BUNDLE = Bundle(GOLDEN, {}, ShapeRule(2, 8, 0), TABLES, bytes.fromhex("0badcafe") + bytes(28), max_symbols=1 << 16)
+MANIFEST = Manifest(
+    model="golden",
+    lmb="1",
+    weights="none",
+    fingerprint=bytes.fromhex("0badcafe") + bytes(28),
+    bottleneck_sha256="",
+    shape=ShapeRule(2, 8, 0),
+    max_symbols=1 << 16,
+    preprocessing=Preprocessing(),
+    profile=Profile.STATIC,
+    precision="fp32",
+    classes=1,
+    files={},
+)
+BUNDLE = Bundle(GOLDEN, MANIFEST, TABLES)
 
 ERRORS = {
     "empty": errors.EmptyFeatureFileError,
@@ -76,8 +92,8 @@ def test_cases(path: Path) -> None:
     array = np.array(symbols, np.int16).reshape(len(symbols), *shape)
     if len(shape) == 2:
         tables = Tables(cdfs, offsets, {channel: Contexts(*pair) for channel, pair in contexts.items()})
-        assert tables.encode(array, small=True) == payload
-        assert np.array_equal(tables.decode(payload, array.shape[1:], small=True), array)
+        assert tables.encode(array, profile=Profile.CONTEXT) == payload
+        assert np.array_equal(tables.decode(payload, array.shape[1:], profile=Profile.CONTEXT), array)
         assert reference_coder.encode_small(cdfs, offsets, contexts, symbols, shape[1]) == payload
         assert reference_coder.decode_small(cdfs, offsets, contexts, payload, shape[0] * shape[1], shape[1]) == symbols
         return

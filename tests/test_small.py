@@ -16,7 +16,7 @@ from runtime import CloudDecoder, EdgeEncoder, errors
 from runtime.codec.bundle import Bundle
 from runtime.codec.coder import CONTEXTS, Contexts, Tables
 from runtime.codec.compressai_stream import CompressAiCoder, from_feature_file, to_feature_file
-from runtime.codec.feature_file import parse
+from runtime.codec.feature_file import Profile, parse
 
 LIMIT = 32767
 FORMAT = Path(__file__).resolve().parent.parent / "docs" / "FORMAT.md"
@@ -61,9 +61,9 @@ def test_both_coders_write_the_same_bytes_and_read_them_back(case) -> None:
     cdfs, offsets, contexts, planes = case
     tables, (rows, columns) = tables_of(cdfs, offsets, contexts), planes.shape[1:]
     symbols = planes.reshape(len(planes), -1).tolist()
-    payload = tables.encode(planes, small=True)
+    payload = tables.encode(planes, profile=Profile.CONTEXT)
     assert payload == reference_coder.encode_small(cdfs, offsets, contexts, symbols, columns)
-    assert np.array_equal(tables.decode(payload, (rows, columns), small=True), planes)
+    assert np.array_equal(tables.decode(payload, (rows, columns), profile=Profile.CONTEXT), planes)
     assert reference_coder.decode_small(cdfs, offsets, contexts, payload, rows * columns, columns) == symbols
 
 
@@ -72,15 +72,15 @@ def test_both_coders_write_the_same_bytes_and_read_them_back(case) -> None:
 def test_a_damaged_payload_is_refused_or_decodes_to_itself(case, data: st.DataObject) -> None:
     cdfs, offsets, contexts, planes = case
     tables = tables_of(cdfs, offsets, contexts)
-    payload = bytearray(tables.encode(planes, small=True))
+    payload = bytearray(tables.encode(planes, profile=Profile.CONTEXT))
     payload[data.draw(st.integers(0, len(payload) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     if data.draw(st.booleans()):
         payload = payload[: data.draw(st.integers(0, len(payload)))]
     try:
-        decoded = tables.decode(bytes(payload), planes.shape[1:], small=True)
+        decoded = tables.decode(bytes(payload), planes.shape[1:], profile=Profile.CONTEXT)
     except errors.DamagedFeatureFileError:
         return
-    assert tables.encode(decoded, small=True) == payload
+    assert tables.encode(decoded, profile=Profile.CONTEXT) == payload
 
 
 def context_tables(channels: int, with_contexts: int) -> Tables:
@@ -103,16 +103,16 @@ def test_any_number_of_channels_with_context_tables(with_contexts: int, side: in
     tables = context_tables(20, with_contexts)
     rng = np.random.default_rng(side)
     planes = np.where(rng.random((20, side, side)) < 0.3, rng.integers(-5, 6, (20, side, side)), 0).astype(np.int16)
-    payload = tables.encode(planes, small=True)
+    payload = tables.encode(planes, profile=Profile.CONTEXT)
     contexts = {channel: (pair[0].tolist(), [row.tolist() for row in pair[1]]) for channel, pair in tables.contexts.items()}
     cdfs, offsets = [cdf.tolist() for cdf in tables.cdfs], tables.offsets.tolist()
     assert payload == reference_coder.encode_small(cdfs, offsets, contexts, planes.reshape(20, -1).tolist(), side)
-    assert np.array_equal(tables.decode(payload, (side, side), small=True), planes)
+    assert np.array_equal(tables.decode(payload, (side, side), profile=Profile.CONTEXT), planes)
     for length in [*range(0, 60, 2), len(payload) - 2]:
         with pytest.raises(errors.DamagedFeatureFileError, match="damaged"):
-            tables.decode(payload[:length], (side, side), small=True)
+            tables.decode(payload[:length], (side, side), profile=Profile.CONTEXT)
     with pytest.raises(errors.DamagedFeatureFileError, match="left over"):
-        tables.decode(payload + b"\0\0", (side, side), small=True)
+        tables.decode(payload + b"\0\0", (side, side), profile=Profile.CONTEXT)
 
 
 def test_contexts_are_what_the_python_coder_says() -> None:
@@ -128,9 +128,9 @@ def test_golden_bytes() -> None:
     contexts = {0: ([-1, 0, 1, 2], [[0, 20000 + 1000 * context, 60000, 65536] for context in range(CONTEXTS)])}
     symbols = [[0, 1, 1, 0, 1, 5], [0, 0, 0, -1, 0, 0]]
     planes = np.array(symbols, np.int16).reshape(2, 2, 3)
-    assert tables_of(cdfs, offsets, contexts).encode(planes, small=True).hex() == golden
+    assert tables_of(cdfs, offsets, contexts).encode(planes, profile=Profile.CONTEXT).hex() == golden
     assert reference_coder.encode_small(cdfs, offsets, contexts, symbols, 3).hex() == golden
-    assert np.array_equal(tables_of(cdfs, offsets, contexts).decode(bytes.fromhex(golden), (2, 3), small=True), planes)
+    assert np.array_equal(tables_of(cdfs, offsets, contexts).decode(bytes.fromhex(golden), (2, 3), profile=Profile.CONTEXT), planes)
     assert golden in FORMAT.read_text()
 
 
@@ -138,7 +138,7 @@ def test_a_mark_of_no_number_is_refused() -> None:
     planes = np.zeros((2, 3, 3), np.int16)
     planes[0, 1, 1] = -32768
     with pytest.raises(errors.NotANumberError, match="not a number"):
-        context_tables(2, 1).encode(planes, small=True)
+        context_tables(2, 1).encode(planes, profile=Profile.CONTEXT)
 
 
 GOOD = ([-1, 0, 1, 2], [[0, 1, 2, 65536]] * CONTEXTS)
@@ -183,9 +183,9 @@ def test_a_bad_file_of_context_tables_is_refused(contexts: bytes) -> None:
 
 
 def test_the_default_bundle_writes_small_files_that_hold_the_same(bundle: Path, golf_ball: NDArray[np.uint8]) -> None:
-    small, plain = EdgeEncoder(bundle, 1), EdgeEncoder(bundle, 1, small=False)
+    small, plain = EdgeEncoder(bundle, 1), EdgeEncoder(bundle, 1, profile=Profile.STATIC)
     files = small.encode(golf_ball), plain.encode(golf_ball)
-    assert [parse(file).small for file in files] == [True, False]
+    assert [parse(file).profile for file in files] == [Profile.CONTEXT, Profile.STATIC]
     assert len(files[0]) < 0.85 * len(files[1])
     decoder = CloudDecoder(bundle, 1)
     assert np.array_equal(*(decoder.bundle.decode(file) for file in files))
@@ -201,10 +201,10 @@ def test_a_small_file_may_not_claim_to_be_plain(bundle: Path, feature_bytes: byt
 def test_small_files_need_context_tables(random_bundle: Path, golf_ball: NDArray[np.uint8]) -> None:
     """The random bundle was exported without counts."""
     with pytest.raises(errors.NoContextTablesError, match="--refit"):
-        EdgeEncoder(random_bundle, 1, small=True)
+        EdgeEncoder(random_bundle, 1, profile=Profile.CONTEXT)
     encoder = EdgeEncoder(random_bundle, 1)
     with pytest.raises(errors.NoContextTablesError, match="--refit"):
-        encoder.bundle.encode(encoder.symbols(golf_ball[None])[0], 480, 640, small=True)
+        encoder.bundle.encode(encoder.symbols(golf_ball[None])[0], 480, 640, profile=Profile.CONTEXT)
     file = bytearray(encoder.encode(golf_ball))
     file[1] |= 0x10
     file[-4:] = zlib.crc32(file[:-4]).to_bytes(4, "little")

@@ -71,7 +71,7 @@ def pack_writer(path: str | os.PathLike[str], bundle: "Bundle") -> Iterator[Call
 
     At most one row group is held in memory. Raises OSError.
     """
-    with _row_writer(path, PACK.with_metadata({FINGERPRINT: bundle.fingerprint.hex(), MODEL: str(bundle.manifest["model"])})) as write:
+    with _row_writer(path, PACK.with_metadata({FINGERPRINT: bundle.fingerprint.hex(), MODEL: bundle.manifest.model})) as write:
         yield write
 
 

@@ -274,7 +274,7 @@ def _print_info(name: str, data: bytes, as_json: bool) -> None:
         "file": name,
         "bytes": len(data),
         "version": file.version,
-        "profile": "small" if file.small else "plain",
+        "profile": file.profile.title,
         "bundle": file.fingerprint.hex(),
         "width": file.width,
         "height": file.height,

@@ -115,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         say(json.dumps({"passed_over": passed_over}, allow_nan=False) if args.json else f"edge-encode: {describe(passed_over)}", sys.stderr)
     # After the usage is checked: numpy and onnxruntime take a while.
     without_blas_threads()
+    from ..codec.feature_file import Profile
     from ..edge import EdgeEncoder
 
     _check_outputs(args, [image for image, _ in found], [output for _, output in jobs])
@@ -127,7 +128,8 @@ def main(argv: list[str] | None = None) -> int:
     threads = args.threads or (max(1, cores() // workers) if workers > 1 else None)
     if args.tune:
         _tune(args, [image for image, _ in found], report)
-    encoder = EdgeEncoder(args.bundle, threads, args.small, args.provider, args.precision, args.fast_jpeg, workers)
+    profile = None if args.small is None else Profile.CONTEXT if args.small else Profile.STATIC
+    encoder = EdgeEncoder(args.bundle, threads, profile, args.provider, args.precision, args.fast_jpeg, workers)
     start = time.perf_counter()
     counts = encode_all(encoder, jobs, workers, report, args.as_is, args.resume, args.pack, args.json)
     if len(jobs) > 1:

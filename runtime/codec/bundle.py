@@ -14,9 +14,8 @@ fingerprint is computed from what was loaded, never believed.
 
 import hashlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +28,13 @@ from ..errors import (
     MissingBundleFileError,
     NoContextTablesError,
     TooManySymbolsError,
-    UnsupportedBundleError,
     WrongBundleError,
 )
-from . import feature_file, strict_json
+from . import feature_file
 from .coder import Tables
-from .feature_file import BLOCK, VERSION
+from .feature_file import BLOCK, VERSION, Profile
+from .manifest import Manifest, ShapeRule
 
-SCHEMA = 2
 MANIFEST, TABLES, EDGE_GRAPH, CLOUD_GRAPH, LABELS = "manifest.json", "tables.json", "edge.onnx", "cloud.onnx", "labels.txt"
 COMPRESSAI_TABLES = "compressai.json"
 EDGE_GRAPH_INT8, CLOUD_GRAPH_INT8 = "edge.int8.onnx", "cloud.int8.onnx"
@@ -49,23 +47,6 @@ _MAX_SYMBOL_BYTES, _MAX_BYTES_BESIDE_SYMBOLS = 8, 128
 def default_bundle() -> Path:
     """`$EDGECLOUD_BUNDLE`, else `bundles/ours_n4` under the current folder."""
     return Path(os.environ.get("EDGECLOUD_BUNDLE") or Path("bundles") / "ours_n4")
-
-
-@dataclass(frozen=True)
-class ShapeRule:
-    """From pixels to symbols: side of the latent = side of the image / stride - shrink."""
-
-    channels: int
-    stride: int
-    shrink: int
-
-    def latent(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the latent of an image of height x width pixels (multiples of 8)."""
-        return height // self.stride - self.shrink, width // self.stride - self.shrink
-
-    def symbols(self, height: int, width: int) -> int:
-        rows, columns = self.latent(height, width)
-        return self.channels * rows * columns
 
 
 def compute_fingerprint(shape: ShapeRule, tables: Tables, bottleneck_sha256: str) -> bytes:
@@ -93,12 +74,8 @@ class Bundle:
     """A bundle's manifest and tables, verified; the other files are read on demand."""
 
     folder: Path
-    manifest: dict[str, Any]
-    shape: ShapeRule
+    manifest: Manifest
     tables: Tables
-    fingerprint: bytes
-    max_symbols: int
-    small: bool = False  # the profile of the files that are written, unless asked otherwise
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Bundle":
@@ -113,54 +90,52 @@ class Bundle:
                 f"no bundle in {folder}: make one with `python -m export MODEL --out {folder}`, "
                 "or name another with --bundle or $EDGECLOUD_BUNDLE"
             )
-        try:
-            manifest = strict_json.loads(_read(folder / MANIFEST, _MAX_TEXT_BYTES))
-            schema = manifest["schema"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InconsistentBundleError(f"{folder / MANIFEST} is not understood ({error!r}): export the bundle again") from error
-        if schema != SCHEMA:
-            raise UnsupportedBundleError(f"{folder} has schema {schema!r}, this release reads {SCHEMA}: update, or export it again")
-        try:
-            version = manifest["format_version"]
-            shape = ShapeRule(**{key: int(value) for key, value in manifest["shape"].items()})
-            max_symbols = int(manifest["max_symbols"])
-            small = bool(manifest["small"])
-            claimed = bytes.fromhex(manifest["fingerprint"])
-            bottleneck = str(manifest["bottleneck_sha256"])
-            bytes.fromhex(bottleneck)
-            hashes = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise InconsistentBundleError(f"{folder / MANIFEST} is not understood ({error!r}): export the bundle again") from error
-        if version != VERSION:
-            raise UnsupportedBundleError(f"{folder} has feature files of version {version!r}, not {VERSION}: update, or export it again")
-        if min(shape.channels, shape.stride, shape.shrink + 1, max_symbols) < 1 or BLOCK % shape.stride:
-            raise InconsistentBundleError(f"{folder / MANIFEST} has an impossible shape rule, {asdict(shape)}: export the bundle again")
-        tables = Tables.from_json(_verified(folder, TABLES, hashes, _MAX_TEXT_BYTES))
+        manifest = Manifest.parse(_read(folder / MANIFEST, _MAX_TEXT_BYTES), str(folder / MANIFEST))
+        bundle = cls(folder, manifest, Tables.from_json(_verified(folder, TABLES, manifest, _MAX_TEXT_BYTES)))
+        tables, shape = bundle.tables, manifest.shape
         if tables.channels != shape.channels:
             raise InconsistentBundleError(f"{folder} has {tables.channels} tables for {shape.channels} channels: export the bundle again")
-        if small and not tables.contexts:
+        if manifest.profile is Profile.CONTEXT and not tables.contexts:
             raise InconsistentBundleError(f"{folder} is to write small files and has no context tables: export the bundle again")
-        fingerprint = compute_fingerprint(shape, tables, bottleneck)
-        if fingerprint != claimed:
+        fingerprint = compute_fingerprint(shape, tables, manifest.bottleneck_sha256)
+        if fingerprint != manifest.fingerprint:
             raise InconsistentBundleError(
-                f"{folder}'s manifest says fingerprint {claimed.hex()[:8]}, its contents give {fingerprint.hex()[:8]}: export it again"
+                f"{folder}'s manifest says fingerprint {manifest.fingerprint.hex()[:8]}, its contents give {fingerprint.hex()[:8]}: "
+                "export it again"
             )
-        return cls(folder, manifest, shape, tables, fingerprint, max_symbols, small)
+        return bundle
+
+    @property
+    def shape(self) -> ShapeRule:
+        return self.manifest.shape
+
+    @property
+    def fingerprint(self) -> bytes:
+        """All 32 bytes; feature files carry the first four."""
+        return self.manifest.fingerprint
+
+    @property
+    def max_symbols(self) -> int:
+        return self.manifest.max_symbols
+
+    def has(self, name: str) -> bool:
+        """Whether a file of that name was exported."""
+        return name in self.manifest.files
 
     @property
     def max_file_bytes(self) -> int:
         """No feature file of this bundle has more bytes."""
         return _MAX_BYTES_BESIDE_SYMBOLS + _MAX_SYMBOL_BYTES * self.max_symbols
 
-    def encode(self, symbols: NDArray[np.int16], height: int, width: int, small: bool | None = None) -> bytes:
+    def encode(self, symbols: NDArray[np.int16], height: int, width: int, profile: Profile | None = None) -> bytes:
         """The coder: symbols int16 [C, H', W'] of an image of height x width pixels -> feature file.
 
-        `small` chooses the profile, None the bundle's own. Raises NotANumberError, NoContextTablesError.
+        `profile` None is the bundle's own. Raises NotANumberError, NoContextTablesError.
         """
-        small = self.small if small is None else small
-        if small:
+        profile = profile or self.manifest.profile
+        if profile is Profile.CONTEXT:
             self.require_contexts()
-        return feature_file.pack(self.fingerprint, height, width, self.tables.encode(symbols, small), small)
+        return feature_file.pack(self.fingerprint, height, width, self.tables.encode(symbols, profile), profile)
 
     def require_contexts(self) -> None:
         """Raises NoContextTablesError where small files cannot be written."""
@@ -191,30 +166,29 @@ class Bundle:
                 f"the feature file is of {file.width}x{file.height} pixels, {count} symbols; "
                 f"the bundle allows {self.max_symbols}: export with a larger --max-pixels"
             )
-        if file.small and not self.tables.contexts:
+        if file.profile is Profile.CONTEXT and not self.tables.contexts:
             raise DamagedFeatureFileError("the feature file says that it is a small one, for which its bundle has no tables: send it again")
-        return self.tables.decode(file.payload, (rows, columns), file.small)
+        return self.tables.decode(file.payload, (rows, columns), file.profile)
 
     def compressai_tables(self) -> Tables:
         """The tables that the checkpoint's own entropy model gives, which CompressAI codes under.
 
         Raises as `read` does, and TablesError.
         """
-        return Tables.from_json(self.read(COMPRESSAI_TABLES)) if COMPRESSAI_TABLES in self.manifest["files"] else self.tables
+        return Tables.from_json(self.read(COMPRESSAI_TABLES)) if self.has(COMPRESSAI_TABLES) else self.tables
 
     def read(self, name: str) -> bytes:
         """The verified bytes of one of the bundle's files.
 
         Raises MissingBundleFileError, AlteredBundleFileError, InconsistentBundleError.
         """
-        hashes = {key: entry["sha256"] for key, entry in self.manifest["files"].items()}
-        return _verified(self.folder, name, hashes, _MAX_GRAPH_BYTES)
+        return _verified(self.folder, name, self.manifest, _MAX_GRAPH_BYTES)
 
 
-def _verified(folder: Path, name: str, hashes: dict[str, str], limit: int) -> bytes:
-    if name not in hashes:
+def _verified(folder: Path, name: str, manifest: Manifest, limit: int) -> bytes:
+    if name not in manifest.files:
         raise InconsistentBundleError(f"{folder / MANIFEST} does not name {name}: export the bundle again")
     data = _read(folder / name, limit)
-    if hashlib.sha256(data).hexdigest() != hashes[name]:
+    if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
         raise AlteredBundleFileError(f"{folder / name} is not the file that was exported: copy it again or export the bundle again")
     return data

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import DamagedFeatureFileError, NotANumberError, TablesError
 from . import _coder, strict_json
+from .feature_file import Profile
 
 PRECISION = 16
 LEVELS = _coder.LEVELS
@@ -102,14 +103,14 @@ class Tables:
     def channels(self) -> int:
         return len(self.cdfs)
 
-    def encode(self, symbols: NDArray[np.int16], small: bool = False) -> bytes:
+    def encode(self, symbols: NDArray[np.int16], profile: Profile = Profile.STATIC) -> bytes:
         """Symbols int16 [channels, rows, columns], C-contiguous, each -32767..32767 -> payload.
 
-        `small` codes under the tables by context: fewer bytes, in more time.
+        Under the tables by context: fewer bytes, in more time.
         Raises NotANumberError on -32768, by which the edge graph marks a latent that is no number.
         """
         try:
-            if small:
+            if profile is Profile.CONTEXT:
                 return self._native.encode_small(symbols)
             return self._native.encode(symbols.reshape(self.channels, -1))
         except ValueError as error:
@@ -119,13 +120,16 @@ class Tables:
                 "the encoder graph computed a latent that is not a number: the checkpoint is broken, export another"
             ) from error
 
-    def decode(self, payload: bytes | memoryview, shape: tuple[int, ...], small: bool = False) -> NDArray[np.int16]:
+    def decode(self, payload: bytes | memoryview, shape: tuple[int, ...], profile: Profile = Profile.STATIC) -> NDArray[np.int16]:
         """Payload -> symbols int16 [channels, *shape]; `shape` is (rows, columns). Memory taken depends on it alone.
 
         Raises DamagedFeatureFileError unless the payload is consumed exactly.
         """
         out = np.empty((self.channels, *shape), np.int16)
-        reason = self._native.decode_small(payload, out) if small else self._native.decode(payload, out.reshape(self.channels, -1))
+        if profile is Profile.CONTEXT:
+            reason = self._native.decode_small(payload, out)
+        else:
+            reason = self._native.decode(payload, out.reshape(self.channels, -1))
         if reason is not None:
             raise DamagedFeatureFileError(f"the payload of {len(payload)} bytes is damaged, {reason}: send it again")
         return out

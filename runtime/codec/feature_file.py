@@ -1,7 +1,7 @@
 """The feature file: what travels from the edge to the cloud. docs/FORMAT.md is its specification.
 
     byte 0      0xFC
-    byte 1      format version in the low four bits, profile in the high four: 0 plain, 1 small
+    byte 1      format version in the low four bits, profile in the high four: 0 static, 1 by context
     bytes 2-5   fingerprint, the first four bytes of the bundle's
     then        height / 8, width / 8 and payload length, each an unsigned LEB128 of 1 to 4 bytes
     then        payload
@@ -11,6 +11,7 @@ Always holds: parsing takes no memory beyond its input, and whatever is not exac
 refused.
 """
 
+import enum
 import zlib
 from dataclasses import dataclass
 
@@ -27,11 +28,23 @@ MAGIC = 0xFC
 VERSION = 1
 FINGERPRINT_BYTES = 4
 BLOCK = 8  # heights and widths are multiples of this many pixels
-MAX_FEATURE_FILE_BYTES = 16 << 20  # nobody's is larger: what reads many files at once need not read more of one
+MAX_FEATURE_FILE_BYTES = 16 << 20  # upper bound on file size; bulk readers stop here
 Bytes = bytes | bytearray | memoryview
 _MAX_VARINT_BYTES = 4
 _CRC_BYTES = 4
 _PROFILE_SHIFT = 4
+
+
+class Profile(enum.Enum):
+    """Which tables a feature file is coded under."""
+
+    STATIC = 0  # one for each channel ("plain")
+    CONTEXT = 1  # chosen by a symbol's neighbours, where a channel has such tables ("small": about a quarter fewer bytes)
+
+    @property
+    def title(self) -> str:
+        """As commands and records call it."""
+        return "small" if self is Profile.CONTEXT else "plain"
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class FeatureFile:
     height: int
     width: int
     payload: memoryview
-    small: bool = False
+    profile: Profile = Profile.STATIC
     version: int = VERSION
 
     @property
@@ -72,18 +85,18 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
     raise DamagedFeatureFileError(f"the header field at byte {at} is damaged: send the feature file again")
 
 
-def pack(fingerprint: bytes, height: int, width: int, payload: bytes, small: bool = False) -> bytes:
+def pack(fingerprint: bytes, height: int, width: int, payload: bytes, profile: Profile = Profile.STATIC) -> bytes:
     """Header, payload and checksum.
 
     Args:
         fingerprint: four bytes or more, the first four are written.
         height, width: pixels, multiples of 8, up to 2^31.
-        small: the profile of the payload.
+        profile: the payload's.
     """
     if height % BLOCK or width % BLOCK:
         raise ValueError(f"{width}x{height} pixels are not multiples of {BLOCK}")
     sizes = _varint(height // BLOCK) + _varint(width // BLOCK) + _varint(len(payload))
-    body = bytes((MAGIC, VERSION | small << _PROFILE_SHIFT)) + fingerprint[:FINGERPRINT_BYTES] + sizes + payload
+    body = bytes((MAGIC, VERSION | profile.value << _PROFILE_SHIFT)) + fingerprint[:FINGERPRINT_BYTES] + sizes + payload
     return body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
 
 
@@ -127,5 +140,5 @@ def parse(data: Bytes) -> FeatureFile:
         height=rows * BLOCK,
         width=columns * BLOCK,
         payload=view[at : at + length],
-        small=bool(profile),
+        profile=Profile(profile),
     )

@@ -59,7 +59,7 @@ def candidates(bundle: Bundle, end: str) -> list[Choice]:
 def graph_file(bundle: Bundle, end: str, precision: str) -> str | None:
     """The bundle's file for a precision, None where it has none."""
     name = GRAPHS[end]["int8" if precision == "int8" else "fp32"]
-    return name if name in bundle.manifest["files"] else None
+    return name if bundle.has(name) else None
 
 
 def describe_device() -> dict[str, str]:
@@ -109,7 +109,7 @@ def choose(bundle: Bundle, end: str, provider: str = "auto", precision: str = "a
             return tuned
         provider = SAFE.provider if SAFE.provider in able else able[0]
     if precision == "auto":
-        precision = "int8" if bundle.manifest.get("precision") == "int8" and graph_file(bundle, end, "int8") else "fp32"
+        precision = "int8" if bundle.manifest.precision == "int8" and graph_file(bundle, end, "int8") else "fp32"
     choice = Choice(provider, precision)
     lacking = engine_of(provider).lacks(choice)
     if not lacking:

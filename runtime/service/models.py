@@ -54,8 +54,8 @@ class Model:
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
-            "model": str(manifest.get("model")),
-            "weights": str(manifest.get("weights")),
+            "model": manifest.model,
+            "weights": manifest.weights,
             "classes": len(self.decoder.labels),
             "engine": str(self.decoder.engine.choice),
         }
