@@ -34,9 +34,9 @@ from tqdm import tqdm
 from benchmarks.machine import commit, cores, describe
 from export.images import pixels_of
 from runtime import CloudDecoder, EdgeEncoder, __version__
-from runtime.cli.command import number
 from runtime.codec.feature_file import Profile, pack, parse
 from runtime.errors import EdgeCloudError
+from runtime.options import number
 from runtime.tasks.classification import require_finite
 from training.folders import Damage, DataError, class_folder
 from training.labels import match

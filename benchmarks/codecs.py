@@ -32,9 +32,9 @@ from tqdm import tqdm
 from benchmarks.accuracy import labelled_images, paired, wilson
 from benchmarks.machine import commit, cores, describe
 from runtime import __version__
-from runtime.cli.command import number
 from runtime.errors import EdgeCloudError
 from runtime.images.preprocess import preprocess
+from runtime.options import number
 from runtime.tasks.classification import require_finite
 from training.data import MEAN, STD
 from training.loss import Teacher, load_teacher

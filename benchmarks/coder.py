@@ -34,10 +34,10 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import describe
 from runtime import EdgeEncoder, __version__
-from runtime.cli.command import number
 from runtime.codec import _coder
 from runtime.codec.coder import CONTEXTS, LEVELS, Contexts, Tables
 from runtime.codec.feature_file import Profile
+from runtime.options import number
 
 PROJECT = Path(__file__).resolve().parent.parent
 CHANNELS, SIDE = 64, 28

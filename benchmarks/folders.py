@@ -36,7 +36,6 @@ from PIL import Image
 
 from benchmarks.machine import commit, cores, describe, image_size
 from runtime import EdgeEncoder, __version__
-from runtime.cli.command import number
 from runtime.cli.edge_encode import encode_all
 from runtime.codec.bundle import Bundle, default_bundle
 from runtime.engine.base import Choice
@@ -45,6 +44,7 @@ from runtime.errors import EdgeCloudError
 from runtime.files import write_atomically
 from runtime.images.find import Job, find, to_files
 from runtime.images.preprocess import load_image, preprocess
+from runtime.options import number
 
 PROJECT = Path(__file__).resolve().parent.parent
 ENGINES = (Choice("cpu", "fp32"), Choice("cpu", "int8"), Choice("openvino", "int8"))  # timed where this device and the bundle have them

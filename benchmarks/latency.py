@@ -41,7 +41,6 @@ from PIL import Image
 
 from benchmarks.machine import commit, cores, describe
 from runtime import CloudDecoder, EdgeEncoder, __version__
-from runtime.cli.command import number
 from runtime.codec import strict_json
 from runtime.codec.bundle import MANIFEST, Bundle
 from runtime.codec.feature_file import Profile
@@ -51,6 +50,7 @@ from runtime.engine.registry import SAFE, candidates
 from runtime.engine.tune import MAX_CHANGED
 from runtime.errors import EdgeCloudError
 from runtime.images.preprocess import load_image, preprocess
+from runtime.options import number
 
 if TYPE_CHECKING:
     from training.models import FeatureCompressionModel

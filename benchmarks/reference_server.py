@@ -20,7 +20,7 @@ from fastapi import FastAPI, Request
 
 from benchmarks.latency import load_torch_model
 from benchmarks.machine import cores
-from runtime.cli.command import number
+from runtime.options import number
 from runtime.tasks.classification import require_finite
 
 if TYPE_CHECKING:

@@ -34,10 +34,10 @@ from PIL import Image
 
 from benchmarks.machine import commit, describe
 from runtime import CloudDecoder, EdgeEncoder
-from runtime.cli.command import number
 from runtime.codec import strict_json
 from runtime.codec.bundle import default_bundle
 from runtime.engine.registry import candidates
+from runtime.options import number
 from runtime.tasks.classification import require_finite
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -44,12 +44,12 @@ from PIL import Image
 
 from benchmarks.machine import commit, cores, describe
 from runtime import CloudDecoder, EdgeEncoder, __version__
-from runtime.cli.command import number
 from runtime.codec.bundle import Bundle, default_bundle
 from runtime.engine.registry import candidates
 from runtime.errors import EdgeCloudError
 from runtime.images.find import find
 from runtime.images.preprocess import preprocess
+from runtime.options import number
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime import __version__
-from runtime.cli.command import command, number, say
+from runtime.cli.command import command, say
+from runtime.options import number
 
 from .stated import DEFAULT_LMB, MODEL_NAMES, agreed_lmb, own_labels
 

@@ -149,8 +149,8 @@ def test_a_token_that_others_could_read_is_warned_of(spool: Path, tmp_path: Path
     ("arguments", "message"),
     [
         ([], "--url"),
-        (["--url", "http://host", "--attempts", "0"], "--attempts 0 is not a number from 1"),
-        (["--url", "http://host", "--timeout", "nan"], "--timeout nan is not a number"),
+        (["--url", "http://host", "--attempts", "0"], "argument --attempts: '0' is not a whole number from 1"),
+        (["--url", "http://host", "--timeout", "nan"], "argument --timeout: 'nan' is not a number"),
         (["--url", "http://host", "-", "-"], "standard input is named twice"),
     ],
 )

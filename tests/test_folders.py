@@ -21,6 +21,7 @@ from PIL import Image
 from runtime import EdgeEncoder, errors, files
 from runtime.cli import edge_encode as edge_cli
 from runtime.cli.progress import Progress
+from runtime.cli.workers import map_ordered
 from runtime.codec import feature_file
 from runtime.codec.feature_file import Profile
 from runtime.images.find import TargetError, describe, find, image_suffixes, to_files, to_rows
@@ -283,7 +284,7 @@ def test_only_a_few_images_are_under_way() -> None:
         return {"image": job[0]}, None
 
     jobs = [(str(index), "") for index in range(1000)]
-    for result, _ in edge_cli.in_order(work, jobs, 3):
+    for result, _ in map_ordered(work, jobs, 3):
         assert result["image"] == str(given)
         with lock:
             given += 1
@@ -427,7 +428,7 @@ def test_a_signal_in_a_folder_is_one_line_and_leaves_whole_files(photos: Path, t
 @pytest.mark.parametrize("workers", [1, 3])
 def test_work_that_has_not_begun_is_given_up(workers: int) -> None:
     begun: list[int] = []
-    results = edge_cli.in_order(lambda job: begun.append(job) or job, range(1000), workers)
+    results = map_ordered(lambda job: begun.append(job) or job, range(1000), workers)
     for result in results:
         if result == 5:
             break
@@ -445,7 +446,7 @@ def test_workers_share_an_encoder(bundle: Path, golf_ball: NDArray[np.uint8], pr
     images = [np.roll(golf_ball, 31 * index, axis=1) for index in range(24)]
     expected = [encoder.encode(image) for image in images]
     jobs = [(str(index), "") for index in range(len(images))]
-    assert [data for _, data in edge_cli.in_order(lambda job: ({}, encoder.encode(images[int(job[0])])), jobs, 4)] == expected
+    assert [data for _, data in map_ordered(lambda job: ({}, encoder.encode(images[int(job[0])])), jobs, 4)] == expected
     assert len(set(expected)) > 12
 
 

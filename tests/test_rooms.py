@@ -12,7 +12,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-LEAVES = {"runtime", "runtime.errors", "runtime.files", "runtime.refusals"}
+LEAVES = {"runtime", "runtime.errors", "runtime.files", "runtime.options", "runtime.refusals"}
 _CODEC = LEAVES | {"runtime.codec"}
 _ENDS = {"runtime.edge", "runtime.cloud"}
 ROOMS = {f"runtime.{name}" for name in ("codec", "images", "engine", "tasks", "bulk", "service", "delivery", "cluster", "cli")}
@@ -21,6 +21,7 @@ RULES: dict[str, set[str]] = {
     "runtime": _ENDS,
     "runtime.errors": set(),
     "runtime.files": {"runtime.errors"},
+    "runtime.options": set(),
     "runtime.refusals": {"runtime", "runtime.errors"},
     "runtime.codec": LEAVES,
     "runtime.images": _CODEC,

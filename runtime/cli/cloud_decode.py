@@ -17,8 +17,9 @@ from .. import __version__
 from ..codec.feature_file import MAX_FEATURE_FILE_BYTES
 from ..errors import ClosedStreamError, EdgeCloudError, FeatureFileError, FeatureFileNotFoundError, FeatureFileTooLargeError
 from ..files import check_folder, check_output, own_descriptor, refuse_same_files, write_atomically
-from .command import EXIT_DONE, EXIT_FAILURE, command, explain, lost, number, say, standard_input, standard_output
-from .edge_encode import add_engine_options, bundle_files, thread_count, without_blas_threads
+from ..options import add_engine_options, number, thread_count
+from .command import EXIT_DONE, EXIT_FAILURE, command, explain, lost, say, standard_input, standard_output
+from .workers import without_blas_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     # After the usage is checked: numpy and onnxruntime take a while.
     without_blas_threads()
     from ..cloud import CloudDecoder
+    from ..codec.bundle import bundle_files
 
     outputs = [name for name in (args.output, args.logits) if name is not None]
     refuse_same_files(outputs, [*args.files, *bundle_files(args.bundle)])
@@ -172,7 +174,7 @@ def _classify_pack(decoder: "CloudDecoder", source: str, target: str, as_json: b
 
 def _on_ray(args: argparse.Namespace) -> int:
     from ..cluster.bulk import classify_packs, plan_packs, plan_targets
-    from ..codec.bundle import Bundle, default_bundle
+    from ..codec.bundle import Bundle, bundle_files, default_bundle
     from .progress import Progress
 
     targets = plan_targets(args.files, args.output)

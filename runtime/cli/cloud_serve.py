@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..errors import EdgeCloudError
+from ..options import number
+from ..service.options import LOG_LEVELS, add_service_options, settings_of
 from .command import EXIT_DONE, EXIT_FAILURE, command, say
-from .edge_encode import add_engine_options
 
 if TYPE_CHECKING:
     import socket
@@ -32,10 +33,8 @@ if TYPE_CHECKING:
 
     from starlette.applications import Starlette
 
-    from ..service.app import Service, Settings
-    from ..service.log import Log
+    from ..service.app import Service
 
-LOG_LEVELS = {"requests": "INFO", "refusals": "WARNING", "failures": "ERROR"}
 _RELOAD = getattr(signal, "SIGHUP", None)  # which Windows lacks
 _BACKLOG = 1024  # connections that the system holds until they are taken
 
@@ -48,69 +47,12 @@ def _parser() -> argparse.ArgumentParser:
         "Exit status: 0 stopped when it was told to, 1 failure, 2 wrong usage.",
     )
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port, 0 for any that is free (default: 8000)")
+    parser.add_argument(
+        "--port", type=number(int, 0, 65535), default=8000, metavar="N", help="port, 0 for any that is free (default: 8000)"
+    )
     add_service_options(parser)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
-
-
-def add_service_options(parser: argparse.ArgumentParser) -> None:
-    """What a service can be told, wherever it runs."""
-    parser.add_argument(
-        "--bundle",
-        action="append",
-        metavar="DIR",
-        help="a bundle, or a folder of bundles; may be given several times (default: $EDGECLOUD_BUNDLE, else bundles/ours_n4)",
-    )
-    parser.add_argument("--token-file", metavar="FILE", help="a token a line; requests must carry one of them")
-    parser.add_argument("--max-batch", type=int, default=8, metavar="N", help="images of one graph call (default: 8)")
-    parser.add_argument("--max-wait-ms", type=float, default=2, metavar="MS", help="that an idle graph waits for company (default: 2)")
-    parser.add_argument("--max-queue", type=int, default=128, metavar="N", help="images that may wait (default: 128)")
-    parser.add_argument(
-        "--deadline-ms", type=float, default=2000, metavar="MS", help="a request waits no longer for its graph call (default: 2000)"
-    )
-    parser.add_argument("--drain-ms", type=float, default=10_000, metavar="MS", help="for what was admitted, on SIGTERM (default: 10000)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of the cloud graph (default: one a core)")
-    add_engine_options(parser)
-    parser.add_argument(
-        "--log",
-        default="requests",
-        choices=LOG_LEVELS,
-        help="a line for each request, for those that are refused, or that fail (default: requests)",
-    )
-
-
-def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> "Settings":
-    """Settings from the options of add_service_options; reports what makes no sense by `parser.error`."""
-    check_options(parser, args)
-    from ..service.app import Settings
-
-    return Settings(
-        bundles=tuple(args.bundle or ()),
-        token_file=args.token_file,
-        threads=args.threads,
-        provider=args.provider,
-        precision=args.precision,
-        max_batch=args.max_batch,
-        max_wait_ms=args.max_wait_ms,
-        max_queue=args.max_queue,
-        deadline_ms=args.deadline_ms,
-        drain_seconds=args.drain_ms / 1e3,
-    )
-
-
-def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Reports numbers that make no sense by `parser.error`."""
-    for option, number, least in (
-        ("--threads", args.threads, 1),
-        ("--max-batch", args.max_batch, 1),
-        ("--max-queue", args.max_queue, 1),
-        ("--max-wait-ms", args.max_wait_ms, 0),
-        ("--deadline-ms", args.deadline_ms, 1),
-        ("--drain-ms", args.drain_ms, 0),
-    ):
-        if number is not None and not least <= number < 1e9:
-            parser.error(f"{option} {number} is not a number from {least} up")
 
 
 class Signals:
@@ -160,18 +102,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str] | None, signals: Signals) -> int:
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if not 0 <= args.port < 1 << 16:
-        parser.error(f"--port {args.port} is not from 0 to 65535")
-    check_options(parser, args)
+    args = _parser().parse_args(argv)
     try:
-        from .. import serve_http  # noqa: F401 - a missing package is told before the socket is opened
+        from ..service import http  # noqa: F401 - a missing package is told before the socket is opened
 
         listener = _listen(args.host, args.port)
         from ..service.app import create_app
 
-        app = create_app(settings_of(parser, args), load=False)
+        app = create_app(settings_of(args), load=False)
     except ImportError as error:
         say(f"cloud-serve: {error}: install what it needs with `pip install 'edgecloud-features[cloud]'`", sys.stderr)
         return EXIT_FAILURE
@@ -256,7 +194,9 @@ def _run(app: "Starlette", listener: "socket.socket", args: argparse.Namespace, 
             signals.act = signals.at_the_end
         return status
 
-    log = start_log(service, LOG_LEVELS[args.log])
+    from ..service.log import start_log
+
+    log = start_log(LOG_LEVELS[args.log], service.metrics.lost_lines.inc)
     status = EXIT_FAILURE
     try:
         status = asyncio.run(serve())
@@ -274,13 +214,6 @@ def _say_listening(listener: "socket.socket", args: argparse.Namespace) -> None:
         )
     host, port = listener.getsockname()[:2]
     say(f"listening on http://[{host}]:{port}" if ":" in host else f"listening on http://{host}:{port}", sys.stdout)
-
-
-def start_log(service: "Service", level: str) -> "Log":
-    """JSON lines on standard error, whoever reads them."""
-    from ..service.log import Log
-
-    return Log(level, service.metrics.lost_lines.inc)
 
 
 if __name__ == "__main__":

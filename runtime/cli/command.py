@@ -8,7 +8,6 @@ are removed on the way; a second signal ends it at once. A line that cannot be p
 lost is said once at the end.
 """
 
-import argparse
 import errno
 import functools
 import os
@@ -147,20 +146,6 @@ def standard_output() -> BinaryIO:
     if sys.stdout is None:
         raise ClosedStreamError("standard output is closed: name a file")
     return sys.stdout.buffer
-
-
-def number(kind: type, least: float, most: float) -> Callable[[str], float]:
-    """An argparse type: an int or a float from `least` to `most`."""
-    what = "a whole number" if kind is int else "a number"
-
-    def parse(text: str) -> float:
-        with suppress(ValueError):
-            value: float = kind(text)
-            if least <= value <= most:  # not true of nan
-                return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {least:,} to {most:,}")
-
-    return parse
 
 
 class _Signals:

@@ -12,34 +12,31 @@ import os
 import sys
 import time
 import warnings
-from collections import Counter, deque
+from collections import Counter
 from contextlib import closing, nullcontext
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any
 
 from .. import __version__
+from ..engine.processor import cores
 from ..errors import EdgeCloudError, ImageFileTooLargeError, OutputError
 from ..files import check_folder, check_output, own_descriptor, refuse_same_files, write_atomically
 from ..images.find import Job, TargetError, describe, find, to_files, to_rows
-from .command import EXIT_DONE, EXIT_FAILURE, command, explain, number, say, standard_output
+from ..options import add_engine_options, thread_count
+from .command import EXIT_DONE, EXIT_FAILURE, command, explain, say, standard_output
 from .command import standard_input as open_standard_input
 from .progress import Progress
+from .workers import map_ordered, without_blas_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
-
     from ..edge import EdgeEncoder
 
     Result = tuple[dict[str, Any], bytes | None]  # what is reported, and the feature file if there is a new one
     Source = str | BytesIO | Exception  # an image's file, its bytes, or why it cannot be read
 
-T = TypeVar("T")
-R = TypeVar("R")
-_MOST_THREADS = 4096
 _MAX_STDIN_BYTES = 256 << 20  # larger than any image file that is decoded; more is not read
-_AHEAD = 4  # images under way for each worker, so that a large one does not keep the others waiting
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,22 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="one JSON object a line: bytes, bpp, milliseconds by stage")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
-
-
-def thread_count(text: str) -> int:
-    """An argparse type."""
-    return int(number(int, 1, _MOST_THREADS)(text))
-
-
-def add_engine_options(parser: argparse.ArgumentParser, after: str | None = None) -> None:
-    """Options of all commands; `after` is what a command that has --tune does after it."""
-    providers = "cpu, openvino, or another that onnxruntime has here"
-    parser.add_argument("--provider", default="auto", metavar="NAME", help=f"{providers} (default: what --tune chose, else cpu)")
-    parser.add_argument("--precision", default="auto", metavar="NAME", help="fp32, bf16 or int8 (default: what --tune chose, else fp32)")
-    if after:
-        parser.add_argument(
-            "--tune", action="store_true", help=f"measure what is there on this device and keep the fastest choice; {after}"
-        )
 
 
 @command("edge-encode")
@@ -158,6 +139,8 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> b
 
 def _check_outputs(args: argparse.Namespace, images: list[str], targets: list[str]) -> None:
     """Before any work: that outputs replace no image and no file of the bundle, and can be written. Raises the OutputErrors."""
+    from ..codec.bundle import bundle_files
+
     outputs = [args.pack] if args.pack is not None else targets
     refuse_same_files(outputs, [*images, *bundle_files(args.bundle)])
     if args.pack is not None or (len(targets) == 1 and targets[0] in (args.output, "-")):
@@ -165,14 +148,6 @@ def _check_outputs(args: argparse.Namespace, images: list[str], targets: list[st
             check_output(outputs[0])
     elif args.output is not None:
         check_folder(args.output)
-
-
-def bundle_files(folder: str | None) -> list[str]:
-    """What no output may take the place of."""
-    from ..codec.bundle import default_bundle
-
-    place = Path(folder or default_bundle())
-    return [str(path) for path in place.iterdir()] if place.is_dir() else []
 
 
 def encode_all(
@@ -200,7 +175,7 @@ def encode_all(
     with (
         packing as write_row,
         Progress(len(jobs), "image") as progress,
-        closing(in_order(work, ((image, output, _source(image)) for image, output in jobs), workers)) as results,
+        closing(map_ordered(work, ((image, output, _source(image)) for image, output in jobs), workers)) as results,
     ):
         for result, data in results:
             counts[result["status"]] += 1
@@ -221,40 +196,6 @@ def _line(result: dict[str, Any]) -> str:
         f"{result['image']} -> {'standard output' if result['output'] == '-' else result['output']}: {result['bytes']} bytes, "
         f"{result['bpp']:.3f} bpp at {result['width']}x{result['height']}, {result['milliseconds']['total']:.1f} ms"
     )
-
-
-def without_blas_threads() -> None:
-    """Before numpy is imported: nothing here multiplies matrices in it, and its threads for that spin as they start."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def in_order(work: "Callable[[T], R]", jobs: "Iterable[T]", workers: int) -> "Generator[R, None, None]":
-    """Results in the order of the jobs, a few of which are under way at a time.
-
-    Jobs are taken from their iterable in this thread. Closing the iterator, or an exception such as Ctrl-C's, waits for the work
-    that has begun and begins no more.
-    """
-    if workers < 2:
-        yield from map(work, jobs)
-        return
-    from concurrent.futures import Future, ThreadPoolExecutor
-
-    pool = ThreadPoolExecutor(workers)
-    try:
-        pending: deque[Future[R]] = deque()
-        for job in jobs:
-            pending.append(pool.submit(work, job))
-            if len(pending) >= _AHEAD * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _source(image: str) -> "Source":

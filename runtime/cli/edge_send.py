@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..delivery.outcomes import Encoded, Outcome, accept_all
 from ..delivery.spool import Spool
+from ..engine.processor import cores
 from ..errors import (
     EdgeCloudError,
     ImageFileTooLargeError,
@@ -33,9 +34,10 @@ from ..errors import (
     TokenFileError,
 )
 from ..images.find import find, printable
+from ..options import number, thread_count
 from .command import EXIT_DONE, EXIT_FAILURE, EXIT_INTERRUPTED, Terminated, command, standard_input
-from .edge_encode import cores, in_order, without_blas_threads
 from .reporter import Reporter, say_if_read
+from .workers import map_ordered, without_blas_threads
 
 if TYPE_CHECKING:
     from ..delivery.route import Server
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 EXIT_SPOOLED = 5
 _MAX_TOKEN_BYTES = 4096
+_MANY = 1_000_000
 _MAX_STDIN_BYTES = 256 << 20  # larger than any image file that is decoded; more is not read
 
 
@@ -61,18 +64,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--spool", metavar="DIR", help="folder of undelivered feature files and of results (default: $EDGECLOUD_SPOOL, else spool)"
     )
-    parser.add_argument("--spool-mb", type=float, default=256, metavar="MB", help="disk that undelivered files may take (default: 256)")
-    parser.add_argument("--retry-refused", action="store_true", help="send again what was refused before")
-    parser.add_argument("--top-k", type=int, default=5, metavar="N", help="classes to ask for (default: 5)")
-    parser.add_argument("--in-flight", type=int, default=4, metavar="N", help="posts at a time (default: 4)")
     parser.add_argument(
-        "--attempts", type=int, default=6, metavar="N", help="failures in a row after which to leave it to the next run (default: 6)"
+        "--spool-mb", type=number(float, 0.01, _MANY), default=256, metavar="MB", help="disk that undelivered files may take (default: 256)"
     )
-    parser.add_argument("--timeout", type=float, default=30, metavar="SECONDS", help="for one post and its answer (default: 30)")
+    parser.add_argument("--retry-refused", action="store_true", help="send again what was refused before")
+    parser.add_argument("--top-k", type=number(int, 1, _MANY), default=5, metavar="N", help="classes to ask for (default: 5)")
+    parser.add_argument("--in-flight", type=number(int, 1, 1024), default=4, metavar="N", help="posts at a time (default: 4)")
+    parser.add_argument(
+        "--attempts",
+        type=number(int, 1, _MANY),
+        default=6,
+        metavar="N",
+        help="failures in a row after which to leave it to the next run (default: 6)",
+    )
+    parser.add_argument(
+        "--timeout", type=number(float, 0.01, _MANY), default=30, metavar="SECONDS", help="for one post and its answer (default: 30)"
+    )
     parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
     parser.add_argument("--as-is", action="store_true", help="do not resize to 224x224; crop to multiples of 8")
     parser.add_argument("--fast-jpeg", action="store_true", help="decode large JPEGs at a fraction of their size: pixels differ a little")
-    parser.add_argument("--workers", type=int, metavar="N", help="encode so many images at a time (default: the cores and one more)")
+    parser.add_argument(
+        "--workers", type=thread_count, metavar="N", help="encode so many images at a time (default: the cores and one more)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line for each image, and a last one that counts them")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
@@ -81,17 +94,6 @@ def _parser() -> argparse.ArgumentParser:
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     args = parser.parse_args(argv)
-    for option, value in (
-        ("--spool-mb", args.spool_mb),
-        ("--top-k", args.top_k),
-        ("--in-flight", args.in_flight),
-        ("--attempts", args.attempts),
-        ("--timeout", args.timeout),
-        ("--workers", args.workers),
-    ):
-        least = 1 if isinstance(value, int) else 0.01
-        if value is not None and not least <= value <= 1e6:
-            parser.error(f"{option} {value} is not a number from {least} to a million")
     if args.images.count("-") > 1:
         parser.error("standard input is named twice")
     return args
@@ -259,14 +261,14 @@ class _NewImages:
         self._workers = max(1, min(self._args.workers or cores() + 1, len(images)))
         self._threads = max(1, cores() // self._workers) if self._workers > 1 else None
         # At least two: those of a pool are waited for at the end, and onnxruntime crashes where the process ends beneath it.
-        yield from in_order(self._encode, [image for image in images if image != "-"], max(2, self._workers))
+        yield from map_ordered(self._encode, [image for image in images if image != "-"], max(2, self._workers))
         if "-" in images:
             try:
                 self._standard_input = _read_standard_input()
             except (EdgeCloudError, OSError) as error:
                 self.faults.append(str(error))
             else:
-                yield from in_order(self._encode, ["-"], 2)
+                yield from map_ordered(self._encode, ["-"], 2)
 
     def end(self) -> None:
         """Encode no more."""

@@ -1,9 +1,9 @@
-"""The service of server.py on a Ray cluster: `serve run runtime.cluster.app:app`. docs/SCALING.md is its manual. An extra: `[ray]`.
+"""The service on a Ray cluster: `serve run runtime.cluster.app:app`. docs/SCALING.md is its manual. An extra: `[ray]`.
 
     serve run runtime.cluster.app:app bundle=bundles/ours_n4 threads=4      # arguments are the options of cloud-serve
     serve deploy docs/ray/serve.yaml                                    # the same ones, under `args`
 
-    clients -> Ray's HTTP proxies, one a node -> replicas: each runs the application of server.py, with its own queue and batches
+    clients -> Ray's HTTP proxies, one a node -> replicas: each runs the application of service/app.py, with its own queue and batches
 
 Ray places replicas, starts those again that die, and adds some where many requests are under way. It
 starts as many threads of the cloud graph in each as it has reserved CPUs for it.
@@ -18,9 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..cli.cloud_serve import LOG_LEVELS, add_service_options, settings_of, start_log
 from ..codec.bundle import default_bundle
 from ..errors import MissingExtraError, RayArgumentsError
+from ..options import number
+from ..service.log import start_log
+from ..service.options import LOG_LEVELS, add_service_options, settings_of
 
 try:
     import ray
@@ -57,11 +59,9 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     """
     parser = _Parser(add_help=False, allow_abbrev=False)
     add_service_options(parser)
-    parser.add_argument("--replicas", type=int)
+    parser.add_argument("--replicas", type=number(int, 1, _MAX_REPLICAS))
     args = parser.parse_args(_options(arguments))
-    if args.replicas is not None and args.replicas < 1:
-        parser.error(f"replicas {args.replicas} is not a number from 1 up")
-    settings = _absolute(settings_of(parser, args))
+    settings = _absolute(settings_of(args))
     level = LOG_LEVELS[args.log]
 
     def build() -> Starlette:
@@ -94,7 +94,7 @@ def _application(settings: Settings, level: str) -> Starlette:
     """In a replica: the application, with the threads that Ray has reserved CPUs for."""
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
     application = create_app(replace(settings, threads=max(1, int(cpus))))
-    start_log(application.state.service, level)
+    start_log(level, application.state.service.metrics.lost_lines.inc)
     return application
 
 

@@ -49,6 +49,12 @@ def default_bundle() -> Path:
     return Path(os.environ.get("EDGECLOUD_BUNDLE") or Path("bundles") / "ours_n4")
 
 
+def bundle_files(folder: str | None) -> list[str]:
+    """The files of a bundle, or of the default one, whose place no output may take."""
+    place = Path(folder or default_bundle())
+    return [str(path) for path in place.iterdir()] if place.is_dir() else []
+
+
 def compute_fingerprint(shape: ShapeRule, tables: Tables, bottleneck_sha256: str) -> bytes:
     """SHA-256 over all that both ends must share; feature files carry its first four bytes.
 

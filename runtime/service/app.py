@@ -39,10 +39,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
-from ..cli.edge_encode import cores
 from ..cloud import CloudDecoder
 from ..codec import feature_file
 from ..codec.bundle import default_bundle
+from ..engine.processor import cores
 from ..errors import (
     BodyTooLargeError,
     ClientGoneError,
@@ -60,8 +60,7 @@ from ..errors import (
     UnsupportedSharedMemoryError,
 )
 from ..refusals import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, code_of, status_of
-from . import oip
-from . import openapi as serve_openapi
+from . import oip, openapi
 from .batcher import Answer, Batcher
 from .metrics import CONTENT_TYPE, Metrics
 from .models import Model, Models, load_models
@@ -467,12 +466,12 @@ async def metrics(request: Request) -> Response:
 
 async def openapi(_: Request) -> Response:
     """GET /openapi.json."""
-    return JSONResponse(serve_openapi.document())
+    return JSONResponse(openapi.document())
 
 
 async def docs(_: Request) -> Response:
     """GET /docs: a page that fetches nothing."""
-    return HTMLResponse(serve_openapi.page())
+    return HTMLResponse(openapi.page())
 
 
 ROUTES = [

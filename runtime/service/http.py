@@ -1,7 +1,7 @@
 """uvicorn, with the patience and the room that a service on the open network can afford.
 
 uvicorn waits for ever for a request's head, and for a client to read its answer; a body's end is
-awaited by server.py. It takes as many connections as come, though each is an open file, of which the
+awaited by app.py. It takes as many connections as come, though each is an open file, of which the
 system allows a process some number.
 
 Always holds: a connection on which neither a request's head comes, nor an answer goes, in time is closed;

@@ -22,6 +22,11 @@ _REPEAT_SECONDS = 1.0
 _REMEMBERED = 100  # different lines of late
 
 
+def start_log(level: str, on_lost: Callable[[], None]) -> "Log":
+    """JSON lines on standard error, whoever reads them; `on_lost` is told of each that is not written."""
+    return Log(level, on_lost)
+
+
 class Log:
     """Takes all lines of `logging`. `on_lost` is told of each that is not written."""
 
