@@ -59,7 +59,7 @@ class Signals:
     """What SIGTERM, SIGINT and SIGHUP do. Without handlers, SIGHUP would kill while bundles load, and the first
     process of a container would not notice SIGTERM.
 
-    `act` is called with the number of each that comes.
+    `act` is called with the received of each that comes.
     """
 
     def __init__(self) -> None:
@@ -68,24 +68,24 @@ class Signals:
 
     def __enter__(self) -> "Self":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, _RELOAD):
-                if number is not None:
-                    self._before[number] = signal.signal(number, self._handle)
+            for received in (signal.SIGTERM, signal.SIGINT, _RELOAD):
+                if received is not None:
+                    self._before[received] = signal.signal(received, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for received, handler in self._before.items():
+            signal.signal(received, handler)
 
-    def _handle(self, number: int, _: "FrameType | None") -> None:
-        self.act(number)
+    def _handle(self, received: int, _: "FrameType | None") -> None:
+        self.act(received)
 
     @staticmethod
-    def before_serving(number: int) -> None:
+    def before_serving(received: int) -> None:
         """End the process: it has nothing to finish. SIGHUP changes nothing, because nothing has been read yet."""
-        if number == _RELOAD:
+        if received == _RELOAD:
             return
-        line = f"cloud-serve: stopped by {signal.Signals(number).name} before it served\n"
+        line = f"cloud-serve: stopped by {signal.Signals(received).name} before it served\n"
         with suppress(OSError):  # not by way of sys.stderr, on which this may interrupt a line
             os.write(2, line.encode())
         os._exit(EXIT_DONE)

@@ -60,10 +60,11 @@ from ..errors import (
     UnsupportedSharedMemoryError,
 )
 from ..refusals import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, code_of, status_of
-from . import oip, openapi
+from . import oip
 from .batcher import Answer, Batcher
 from .metrics import CONTENT_TYPE, Metrics
 from .models import Model, Models, load_models
+from .openapi import document, page
 
 log = logging.getLogger(__name__)
 requests_log = logging.getLogger(f"{__name__}.requests")
@@ -466,12 +467,12 @@ async def metrics(request: Request) -> Response:
 
 async def openapi(_: Request) -> Response:
     """GET /openapi.json."""
-    return JSONResponse(openapi.document())
+    return JSONResponse(document())
 
 
 async def docs(_: Request) -> Response:
     """GET /docs: a page that fetches nothing."""
-    return HTMLResponse(openapi.page())
+    return HTMLResponse(page())
 
 
 ROUTES = [
