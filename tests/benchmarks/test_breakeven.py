@@ -25,7 +25,7 @@ from benchmarks.breakeven import (
     text,
 )
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 WAYS = [
     Way(SPLIT, device_ms=5, cloud_ms=20, bytes=500, top1=0.8),
     Way("JPEG", device_ms=1, cloud_ms=22, bytes=2000, top1=0.8),

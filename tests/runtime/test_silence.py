@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 GOLF_BALL = PROJECT / "docs" / "demo" / "golf_ball.jpg"
 REPORTS = re.compile(r"^\s*(import|from) (onnxruntime|openvino|ray)\b", re.MULTILINE)
 MODULES = [

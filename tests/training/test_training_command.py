@@ -12,7 +12,7 @@ import torch
 from training import command, run
 from training.command import TrainingError, number
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import sys, time
 from training.command import command, say

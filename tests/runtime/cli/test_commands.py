@@ -20,7 +20,7 @@ from runtime.cli import edge_encode as edge_cli
 from runtime.codec import feature_file
 from runtime.codec.feature_file import Profile
 
-GOLF_BALL = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
+GOLF_BALL = Path(__file__).resolve().parents[3] / "docs" / "demo" / "golf_ball.jpg"
 Capture = pytest.CaptureFixture[str]
 
 

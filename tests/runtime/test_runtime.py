@@ -13,7 +13,7 @@ from runtime import CloudDecoder, EdgeEncoder, errors
 from runtime.codec import feature_file
 from runtime.engine.registry import group_by_shape
 
-GOLF_BALL = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
+GOLF_BALL = Path(__file__).resolve().parents[2] / "docs" / "demo" / "golf_ball.jpg"
 
 
 def test_the_demo_gives_the_right_class(decoder: CloudDecoder, feature_bytes: bytes) -> None:

@@ -104,7 +104,7 @@ def test_each_row_has_its_class_or_its_error(pack: Path, decoder: CloudDecoder, 
 
 def test_a_table_of_any_widths_or_dictionaries(decoder: CloudDecoder, feature_bytes: bytes, encoder: EdgeEncoder) -> None:
     """As Ray or another reader has it: the same predictions, images of several sizes among them."""
-    other = encoder.encode(Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg", as_is=True)
+    other = encoder.encode(Path(__file__).resolve().parents[3] / "docs" / "demo" / "golf_ball.jpg", as_is=True)
     keys, files = pa.array(["a", "b", "c", None, "e"]), pa.array([feature_bytes, other, None, feature_bytes, b""])
     expected = parquet.classify(pa.table({"key": keys, "feature_file": files}), decoder)
     assert expected["error"].is_null().to_pylist() == [True, True, False, True, False]
@@ -237,7 +237,7 @@ def test_predictions_that_would_replace_their_pack_are_refused(pack: Path, bundl
 
 def test_packs_and_predictions_through_pipes(pack: Path, bundle: Path, tmp_path: Path) -> None:
     """Outputs go into a pipe, or to standard output; an input is read from its end."""
-    golf_ball = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
+    golf_ball = Path(__file__).resolve().parents[3] / "docs" / "demo" / "golf_ball.jpg"
     for module, arguments, rows in (("edge_cli", [golf_ball, "--pack", "-"], 1), ("cloud_cli", [pack, "-o", "/dev/stdout"], 3)):
         command = [sys.executable, "-m", f"runtime.{module}", *map(str, arguments), "--bundle", str(bundle)]
         done = subprocess.run(command, capture_output=True, check=False)

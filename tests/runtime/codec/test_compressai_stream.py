@@ -9,8 +9,8 @@ import torch
 from compressai.ans import RansDecoder, RansEncoder
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from made_tables import as_array, skewed_tables, tables_and_symbols
 from numpy.typing import NDArray
-from test_coder import as_array, skewed_tables, tables_and_symbols
 
 from runtime import CloudDecoder, EdgeEncoder, errors
 from runtime.codec.coder import Tables

@@ -17,7 +17,7 @@ from runtime import EdgeEncoder
 from runtime.codec.bundle import Bundle
 
 Capture = pytest.CaptureFixture[str]
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 RANGES = PROJECT / "checkpoints" / "ours_n4" / "lmb1.28.ranges.json"
 
 

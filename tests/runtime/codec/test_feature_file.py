@@ -22,7 +22,7 @@ def sealed(body: bytes) -> bytes:
 def test_golden_bytes() -> None:
     """These bytes are version 1 of the format: a change of them needs another version."""
     assert pack(FINGERPRINT + b"and more", 224, 640, b"hello") == GOLDEN
-    assert GOLDEN.hex() in (Path(__file__).resolve().parent.parent / "docs" / "FORMAT.md").read_text()
+    assert GOLDEN.hex() in (Path(__file__).resolve().parents[3] / "docs" / "FORMAT.md").read_text()
     assert parse(GOLDEN) == FeatureFile(FINGERPRINT, 224, 640, memoryview(b"hello"))
 
 

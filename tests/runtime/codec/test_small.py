@@ -8,8 +8,8 @@ import pytest
 import reference_coder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_tables import skewed_tables
 from numpy.typing import NDArray
-from test_coder import skewed_tables
 
 from export.counts import contexts_of
 from runtime import CloudDecoder, EdgeEncoder, errors
@@ -19,7 +19,7 @@ from runtime.codec.compressai_stream import CompressAiCoder, from_feature_file, 
 from runtime.codec.feature_file import Profile, parse
 
 LIMIT = 32767
-FORMAT = Path(__file__).resolve().parent.parent / "docs" / "FORMAT.md"
+FORMAT = Path(__file__).resolve().parents[3] / "docs" / "FORMAT.md"
 
 
 @st.composite

@@ -16,7 +16,7 @@ from runtime.codec.coder import Contexts, Tables
 from runtime.codec.feature_file import Profile
 from runtime.codec.manifest import Manifest, Preprocessing, ShapeRule
 
-GOLDEN = Path(__file__).resolve().parent / "golden"
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 CODER_TEST = GOLDEN.parent.parent / "csrc" / "coder" / "coder_test.cpp"
 CASES = sorted(GOLDEN.glob("*.txt"))
 CONTEXTS = Contexts([0, 1, 2, 3], [[0, 4000 + 500 * context, 30000, 50000 + 400 * context, 65000, 65536] for context in range(25)])

@@ -27,7 +27,7 @@ from benchmarks.rate_accuracy import (
 )
 from export.images import synthetic_images
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 def curve(*points: tuple[float, float]) -> list[Point]:

@@ -94,7 +94,7 @@ def test_ours_survives_its_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ours_n4", "ours_n0_enc", "ours_n4_enc", "ours_n8_enc", "matsubara2022wacv"])
 def test_the_kept_checkpoints_load(name: str) -> None:
-    path = Path(__file__).resolve().parent.parent / "checkpoints" / name / "lmb1.28.safetensors"
+    path = Path(__file__).resolve().parents[2] / "checkpoints" / name / "lmb1.28.safetensors"
     model, metadata = ck.load_model(path, name)
     assert metadata["model"] == name
     assert metadata["lmb"] == "1.28"

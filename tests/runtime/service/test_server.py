@@ -25,7 +25,7 @@ from runtime.service.app import Service, Settings, create_app
 from runtime.service.models import Models
 
 TOKEN = "0123456789abcdef-first"
-GOLF_BALL = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
+GOLF_BALL = Path(__file__).resolve().parents[3] / "docs" / "demo" / "golf_ball.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -732,7 +732,7 @@ def test_every_refusal_has_a_code_of_its_own_which_the_manual_lists() -> None:
     assert set(refusals.STATUS) == expected
     codes = {refusals.code_of(kind): status for kind, status in refusals.STATUS.items()}
     assert len(codes) == len(refusals.STATUS)
-    manual = (Path(__file__).resolve().parent.parent / "docs" / "SERVING.md").read_text()
+    manual = (Path(__file__).resolve().parents[3] / "docs" / "SERVING.md").read_text()
     for code, status in codes.items():
         assert f"| {status} | `{code}` |" in manual
     for code, status in ((refusals.NOT_FOUND, 404), (refusals.METHOD_NOT_ALLOWED, 405), (refusals.INTERNAL, 500)):

@@ -24,7 +24,7 @@ from training.folders import class_folder
 from training.loss import Teacher, distillation_loss, load_teacher, start_from_teacher
 from training.models import build_model, build_random_model
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

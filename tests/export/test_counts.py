@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_tables import skewed_tables
 from numpy.typing import NDArray
 from PIL import Image
-from test_coder import skewed_tables
 
 from export import __main__ as export_main
 from export.counts import Counts, CountsError, count, fit_tables, symbols_of, thresholds_for

@@ -30,7 +30,7 @@ Copy = Callable[[Path], Path]
 INT8_LAST = (("cpu", "fp32"), ("openvino", "int8"), ("cpu", "int8"))
 EDGE = ("symbols", tuning.changed_symbols)
 OPENVINO_INT8 = Choice("openvino", "int8")
-GOLF_BALL = Path(__file__).resolve().parent.parent / "docs" / "demo" / "golf_ball.jpg"
+GOLF_BALL = Path(__file__).resolve().parents[3] / "docs" / "demo" / "golf_ball.jpg"
 
 
 @pytest.fixture

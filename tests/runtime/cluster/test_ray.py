@@ -32,7 +32,7 @@ from runtime.delivery.sender import Encoded, Server, deliver
 from runtime.delivery.spool import Spool, key_of
 from runtime.errors import RayArgumentsError, SameOutputError, ServerAwayError
 
-PROJECT = Path(__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[3]
 
 # Ray's own.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`")
