@@ -107,7 +107,8 @@ def _is_magic(part: str) -> bool:
 
 def _matches(root: Path, pattern: tuple[str, ...]) -> Iterator["os.DirEntry[str]"]:
     """All but folders that a pattern matches. ** follows no links to folders, and gives them instead; other parts follow them."""
-    todo = [(root, pattern)]
+    # A pattern in a folder that there is not matches nothing.
+    todo = [(root, pattern)] if root.is_dir() else []
     while todo:
         folder, (part, *others) = todo.pop()
         rest = tuple(others)

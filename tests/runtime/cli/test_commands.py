@@ -256,8 +256,8 @@ def test_decoding_stops_where_nobody_takes_what_comes_out(
 ) -> None:
     files = [str(feat)] * 3
     for options, note in (
-        (["--json"], "not decoded are the last 2 of 3"),
-        (["--info"], "not decoded are the last 2 of 3"),
+        (["--json"], "the last 2 of 3 files were not decoded"),
+        (["--info"], "the last 2 of 3 files were not decoded"),
         (["--logits", str(tmp_path / "logits.npy")], None),
     ):
         with monkeypatch.context() as patched:

@@ -556,3 +556,8 @@ def test_a_terminal_that_goes_away_stops_nothing(monkeypatch: pytest.MonkeyPatch
     with Progress(3, "image") as progress:
         progress.say("a line", sys.stderr)
     assert capsys.readouterr().out == "a result\na result\n"
+
+
+def test_a_pattern_in_a_folder_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(errors.ImageNotFoundError, match=r"no image in .*nothing/\*\.jpg: name a folder or a pattern that has some"):
+        find([str(tmp_path / "nothing" / "*.jpg")])
