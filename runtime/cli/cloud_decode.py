@@ -232,9 +232,8 @@ def _each(names: list[str], work: Callable[[str, bytes], None], for_stdout: bool
             say(f"cloud-decode: {reason if name in reason else f'{name}: {reason}'}", sys.stderr)
             status = status or EXIT_FAILURE
         if for_stdout and lost(sys.stdout) and index + 1 < len(names):
-            say(
-                f"cloud-decode: nobody takes standard output: not decoded are the last {len(names) - index - 1} of {len(names)}", sys.stderr
-            )
+            left = f"the last {len(names) - index - 1} of {len(names)} files were not decoded"
+            say(f"cloud-decode: nobody reads standard output any more: {left}", sys.stderr)
             return status or EXIT_FAILURE
     return status
 

@@ -2,9 +2,15 @@
 
 In bf16, float32 weights are rounded as it goes. In int8, sums of products overflow on x86 processors without VNNI,
 where bright pixels would become other symbols: there it says that it cannot.
+
+Always holds: after each call the thread has the signal stack that it had before.
 """
 
+import ctypes
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,7 +35,15 @@ class OpenVino:
 
         self.choice = choice
         self.fingerprint: str | None = None  # OpenVINO drops a graph's metadata
-        core = openvino.Core()
+        with _own_signal_stack():
+            self._compile(openvino.Core(), graph, threads, workers)
+        self._outputs = [output.get_any_name() for output in self._compiled.outputs]
+        self._requests = threading.local()  # a request runs one thing at a time
+
+    def _compile(self, core: "openvino.Core", graph: bytes, threads: int | None, workers: int) -> None:
+        import openvino
+
+        choice = self.choice
         model = core.read_model(graph)
         source = model.get_parameters()[0]
         # Its CPU plugin takes no int16.
@@ -50,8 +64,6 @@ class OpenVino:
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads * workers
         self._compiled = core.compile_model(model, "CPU", settings)
-        self._outputs = [output.get_any_name() for output in self._compiled.outputs]
-        self._requests = threading.local()  # a request runs one thing at a time
 
     @classmethod
     def version(cls) -> str | None:
@@ -77,10 +89,35 @@ class OpenVino:
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         request: openvino.InferRequest | None = getattr(self._requests, "one", None)
         if request is None:
-            request = self._requests.one = self._compiled.create_infer_request()
+            with _own_signal_stack():
+                request = self._requests.one = self._compiled.create_infer_request()
         inputs = {0: np.ascontiguousarray(batch, np.int32 if self._widen else None)}
         results = request.infer(inputs, share_inputs=True)
         return {name: results[index] for index, name in enumerate(self._outputs)}
+
+
+class _SignalStack(ctypes.Structure):
+    """stack_t of Linux."""
+
+    _fields_: ClassVar = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+@contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """Give the calling thread the signal stack back that it had before.
+
+    OpenVINO sets one while it compiles for a processor, and frees it: the next signal that Python handles, such as
+    Ctrl-C's, would end the process with a segmentation fault.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
 
 
 def _only_inputs_in_eight_bits(model: "openvino.Model") -> None:

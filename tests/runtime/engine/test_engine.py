@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -325,3 +327,21 @@ def test_an_engine_is_one_class_and_one_line_of_registration(
     assert Choice("doubling", "bf16") not in registry.candidates(Bundle.load(bundle), "edge")
     with pytest.raises(EngineChoiceError, match="doubling has no bf16: choose --provider openvino"):
         EdgeEncoder(bundle, 1, provider="doubling", precision="bf16")
+
+
+def test_a_signal_after_openvino_is_handled(bundle: Path) -> None:
+    """It leaves a signal stack behind that it frees, on which the handler of the next signal would run."""
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
+    code = (
+        "import os, signal, sys\n"
+        "from runtime import CloudDecoder, EdgeEncoder\n"
+        "def once():\n"
+        "    data = EdgeEncoder(sys.argv[1], 1, provider='openvino').encode(sys.argv[2])\n"
+        "    CloudDecoder(sys.argv[1], 1, 'openvino').classify(data)\n"
+        "once(); kept = EdgeEncoder(sys.argv[1], 1, provider='openvino'); once()\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "except KeyboardInterrupt: kept.encode(sys.argv[2]); print('handled')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, bundle, GOLF_BALL], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
