@@ -11,7 +11,7 @@ from .codec.bundle import Bundle, default_bundle
 from .codec.feature_file import FINGERPRINT_BYTES, MAX_FEATURE_FILE_BYTES, Profile, parse
 from .engine.registry import group_by_shape, open_engine
 from .errors import FeatureFileError, ImageArrayError, ImageTooLargeError, ImageTooSmallError, ImageTypeError
-from .images.preprocess import CROP, ImageInput, preprocess
+from .images.preprocess import ImageInput, preprocess
 
 _BATCH = 16  # images of one graph call, which bounds its memory
 
@@ -55,10 +55,10 @@ class EdgeEncoder:
     def encode(self, image: ImageInput, as_is: bool = False) -> bytes:
         """A feature file of one image: a path, an open file, a PIL image or a uint8 array [H, W, 3].
 
-        The image is resized and cropped to 224x224, or taken as it is and cropped to multiples of 8.
+        The image is resized and cropped as the bundle says (224x224 for most), or taken as it is and cropped to multiples of 8.
         Raises the ImageErrors and NotANumberError.
         """
-        pixels = preprocess(image, as_is, self.fast_jpeg)
+        pixels = preprocess(image, as_is, self.fast_jpeg, self.bundle.manifest.preprocessing)
         return self.pack(self.symbols(pixels[None])[0], *pixels.shape[:2])
 
     def encode_batch(self, images: Iterable[ImageInput], as_is: bool = False) -> list[bytes]:
@@ -68,7 +68,7 @@ class EdgeEncoder:
         """
         if isinstance(images, str | bytes | os.PathLike | Image.Image) or hasattr(images, "read") or not hasattr(images, "__iter__"):
             raise ImageTypeError(f"encode_batch takes a list of images, not {type(images).__name__}: give one image to encode")
-        prepared = [preprocess(image, as_is, self.fast_jpeg) for image in images]
+        prepared = [preprocess(image, as_is, self.fast_jpeg, self.bundle.manifest.preprocessing) for image in images]
         files: list[bytes] = [b""] * len(prepared)
         for group in group_by_shape([pixels.shape for pixels in prepared], _BATCH):
             height, width = prepared[group[0]].shape[:2]
@@ -111,4 +111,4 @@ class EdgeEncoder:
         except (OSError, FeatureFileError):
             return False
         ours = file.fingerprint == self.bundle.fingerprint[:FINGERPRINT_BYTES] and file.profile is self.profile
-        return ours and (as_is or file.height == file.width == CROP)
+        return ours and (as_is or file.height == file.width == self.bundle.manifest.preprocessing.crop)

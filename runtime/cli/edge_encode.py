@@ -56,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         "--pack", metavar="FILE.parquet", help="instead of -o: one Parquet file of all feature files, or - for standard output"
     )
     parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
-    parser.add_argument("--as-is", action="store_true", help="do not resize to 224x224; crop to multiples of 8")
+    parser.add_argument(
+        "--as-is", action="store_true", help="do not resize as the bundle says (to 224x224, most of them); crop to multiples of 8"
+    )
     parser.add_argument("--fast-jpeg", action="store_true", help="decode large JPEGs at a fraction of their size: pixels differ a little")
     parser.add_argument(
         "--small",
@@ -227,7 +229,7 @@ def _tune(args: argparse.Namespace, images: list[str], report: IO[str] | None) -
     from ..images.preprocess import preprocess
 
     bundle = Bundle.load(args.bundle or default_bundle())
-    inputs = readable_inputs(images, lambda image: preprocess(image, args.as_is)[None])
+    inputs = readable_inputs(images, lambda image: preprocess(image, args.as_is, rule=bundle.manifest.preprocessing)[None])
     result = tune(bundle, "edge", inputs, "symbols", changed_symbols, args.threads)
     say(json.dumps(result, allow_nan=False) if args.json else table(result), report)
 
@@ -236,7 +238,7 @@ def _encode(encoder: "EdgeEncoder", image: str, source: str | BytesIO, output: s
     from ..images.preprocess import preprocess
 
     clock = [time.perf_counter()]
-    pixels = preprocess(source, as_is, encoder.fast_jpeg)
+    pixels = preprocess(source, as_is, encoder.fast_jpeg, encoder.bundle.manifest.preprocessing)
     clock.append(time.perf_counter())
     symbols = encoder.symbols(pixels[None])[0]
     clock.append(time.perf_counter())

@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", type=number(float, 0.01, _MANY), default=30, metavar="SECONDS", help="for one post and its answer (default: 30)"
     )
     parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
-    parser.add_argument("--as-is", action="store_true", help="do not resize to 224x224; crop to multiples of 8")
+    parser.add_argument(
+        "--as-is", action="store_true", help="do not resize as the bundle says (to 224x224, most of them); crop to multiples of 8"
+    )
     parser.add_argument("--fast-jpeg", action="store_true", help="decode large JPEGs at a fraction of their size: pixels differ a little")
     parser.add_argument(
         "--workers", type=thread_count, metavar="N", help="encode so many images at a time (default: the cores and one more)"

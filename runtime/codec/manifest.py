@@ -43,6 +43,9 @@ class Preprocessing:
     crop: int = 224
 
 
+STANDARD = Preprocessing()  # the reference's evaluation transform
+
+
 class FileEntry(NamedTuple):
     """A file of the bundle, as it was exported."""
 

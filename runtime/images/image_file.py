@@ -47,8 +47,9 @@ _UNSUPPORTED = re.compile(
 )
 
 
-def load_image(source: str | os.PathLike[str] | BinaryIO, fast_jpeg: bool = False) -> Image.Image:
-    """Decode an image file, by path or open file; with `fast_jpeg`, a large JPEG at a fraction of its size.
+def load_image(source: str | os.PathLike[str] | BinaryIO, fast_jpeg: bool = False, fast_side: int = FAST_SIDE) -> Image.Image:
+    """Decode an image file, by path or open file; with `fast_jpeg`, a large JPEG at a fraction of its size, at least `fast_side`
+    pixels a side.
 
     Raises ImageTypeError, ImageNotFoundError, ImageFileTooLargeError, NotAnImageError, UnsupportedImageError,
     DamagedImageError, DecompressionBombError, and OSError where the system fails.
@@ -56,7 +57,7 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, fast_jpeg: bool = Fals
     with _opened(source) as (file, name), _refusals(name):
         try:
             image = Image.open(file)
-            _decode(image, file, name, fast_jpeg)
+            _decode(image, file, name, fast_jpeg * fast_side)
         except (Image.DecompressionBombError, ImageError, MemoryError):
             raise
         except Exception as error:  # Pillow's decoders have no common class for what is wrong
@@ -68,7 +69,7 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, fast_jpeg: bool = Fals
                 image = Image.open(pixels)
             except UnidentifiedImageError:
                 raise error from None
-            _decode(image, pixels, name, fast_jpeg)
+            _decode(image, pixels, name, fast_jpeg * fast_side)
         return image
 
 
@@ -151,7 +152,7 @@ def _refusals(name: str) -> Iterator[None]:
         raise DamagedImageError(f"{name} is damaged or cut short ({why}): copy it again") from error
 
 
-def _decode(image: Image.Image, file: BinaryIO | None, name: str, fast_jpeg: bool = False) -> None:
+def _decode(image: Image.Image, file: BinaryIO | None, name: str, fast_side: int = 0) -> None:
     """Pixels, and whether they are all there."""
     waiting: Any = getattr(image, "tile", None)
     if waiting and image.format in _PROGRAMS:
@@ -161,8 +162,8 @@ def _decode(image: Image.Image, file: BinaryIO | None, name: str, fast_jpeg: boo
     if not waiting or file is None:
         image.load()
     elif image.format in ("JPEG", "MPO"):
-        if fast_jpeg:
-            image.draft(None, (FAST_SIDE, FAST_SIDE))
+        if fast_side:
+            image.draft(None, (fast_side, fast_side))
         _decode_jpeg(image)
     elif image.format == "PNG":
         _check_png(file)

@@ -1,9 +1,9 @@
 """From anybody's image to the pixels that the edge graph takes: uint8 [H, W, 3], RGB.
 
-The default is the reference's evaluation transform: short side to 256 (bilinear, antialiased),
-centre crop 224; `as_is` leaves the pixels alone and crops them, centred, to multiples of 8.
-With `fast_jpeg` a large JPEG is decoded at a half, a quarter or an eighth of its size before that, still at least
-512 pixels a side: libjpeg then leaves out most of its work, and levels differ a little. docs/folders.md has the figures.
+The bundle's manifest says how: the short side to so many pixels (bilinear, antialiased), then a central crop; 256 and
+224 are the reference's evaluation transform. `as_is` leaves the pixels alone and crops them, centred, to multiples of 8.
+With `fast_jpeg` a large JPEG is decoded at a half, a quarter or an eighth of its size before that, still at least twice
+the short side (512 pixels): libjpeg then leaves out most of its work, and levels differ a little. docs/folders.md has the figures.
 
 Of an animation the first frame is taken; what is transparent lies on white; 16-bit levels keep their upper eight; CMYK
 is taken as Adobe writes it, inverted, without its colour profile.
@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..codec.feature_file import BLOCK
+from ..codec.manifest import STANDARD, Preprocessing
 from ..errors import ImageArrayError, ImageTooSmallError, ImageTypeError, UnknownLevelsError, UnsupportedImageError
 from .image_file import FAST_SIDE, load_image, load_opened, shortened
 
-__all__ = ["CROP", "FAST_SIDE", "RESIZE", "ImageInput", "load_image", "preprocess"]
+__all__ = ["FAST_SIDE", "ImageInput", "load_image", "preprocess"]
 
-RESIZE, CROP = 256, 224
 _LEVELS = np.dtype(np.uint8)
 _BAND_PIXELS = 1 << 20  # that are converted at a time
 _ORIENTATION = 0x0112  # of EXIF; 1 is upright
@@ -48,12 +48,13 @@ Flatten: TypeAlias = Callable[[Image.Image, str], Image.Image]  # some rows, to 
 ImageInput: TypeAlias = "str | os.PathLike[str] | BinaryIO | Image.Image | NDArray[np.uint8]"
 
 
-def preprocess(source: ImageInput, as_is: bool = False, fast_jpeg: bool = False) -> NDArray[np.uint8]:
-    """Pixels uint8 [H, W, 3], H and W multiples of 8; [224, 224, 3] unless `as_is`.
+def preprocess(source: ImageInput, as_is: bool = False, fast_jpeg: bool = False, rule: Preprocessing = STANDARD) -> NDArray[np.uint8]:
+    """Pixels uint8 [H, W, 3], H and W multiples of 8; [crop, crop, 3] by the rule unless `as_is`.
 
     Args:
         source: a path, an open file, a PIL image, or a uint8 array [H, W, 3] of RGB levels.
         fast_jpeg: decode large JPEG files at a fraction of their size; no effect with `as_is`.
+        rule: the bundle's, `bundle.manifest.preprocessing`.
 
     Raises load_image's errors, UnknownLevelsError, ImageArrayError, ImageTooSmallError.
     """
@@ -63,16 +64,16 @@ def preprocess(source: ImageInput, as_is: bool = False, fast_jpeg: bool = False)
         if as_is:
             top, left, height, width = _blocks(*source.shape[:2])
             return source[top : top + height, left : left + width]
-        return _to_crop(Image.fromarray(source))
+        return _to_crop(Image.fromarray(source), rule)
     if isinstance(source, Image.Image):
         load_opened(source)
         image = _to_levels(source, "the image")
     elif isinstance(source, str | os.PathLike) or hasattr(source, "read"):
         name = shortened(str(source)) if isinstance(source, str | os.PathLike) else "the image"
-        image = _to_levels(load_image(source, fast_jpeg and not as_is), name)
+        image = _to_levels(load_image(source, fast_jpeg and not as_is, 2 * rule.resize), name)
     else:
         raise ImageTypeError(_wrong_type(source))
-    return _to_array(image) if as_is else _to_crop(image)
+    return _to_array(image) if as_is else _to_crop(image, rule)
 
 
 def _wrong_type(source: object) -> str:
@@ -166,21 +167,22 @@ def _wide_levels(image: Any, name: str) -> Flatten | None:
     return narrow
 
 
-def _to_crop(image: Image.Image) -> NDArray[np.uint8]:
+def _to_crop(image: Image.Image, rule: Preprocessing) -> NDArray[np.uint8]:
     """Resized and cropped, as torchvision's Resize and CenterCrop compute sides and corners."""
+    short, crop = rule.resize, rule.crop
     width, height = image.size
     if width <= height:
-        size = (RESIZE, max(RESIZE, int(RESIZE * height / width)))
+        size = (short, max(short, int(short * height / width)))
     else:
-        size = (max(RESIZE, int(RESIZE * width / height)), RESIZE)
-    # A panorama is cut before it is enlarged: 1 x 50,000 pixels are not to become 256 x 12,800,000.
-    if max(size) > 64 * RESIZE:
+        size = (max(short, int(short * width / height)), short)
+    # A panorama is cut before it is enlarged: 1 x 50,000 pixels must not become 256 x 12,800,000.
+    if max(size) > 64 * short:
         image = image.crop(_middle(width, height))
-        size = (RESIZE, 64 * RESIZE) if width <= height else (64 * RESIZE, RESIZE)
+        size = (short, 64 * short) if width <= height else (64 * short, short)
     if image.size != size:
         image = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = _centre(size[0], CROP), _centre(size[1], CROP)
-    return np.asarray(image.crop((left, top, left + CROP, top + CROP)).convert("RGB"))
+    left, top = _centre(size[0], crop), _centre(size[1], crop)
+    return np.asarray(image.crop((left, top, left + crop, top + crop)).convert("RGB"))
 
 
 def _centre(length: int, size: int) -> int:

@@ -23,8 +23,6 @@ from ..codec.bundle import MANIFEST
 from ..codec.feature_file import FINGERPRINT_BYTES, FeatureFile
 from ..errors import BundleNotFoundError, ServedBundlesError, UnknownModelError
 
-_WARM_SIDE = 224  # pixels
-
 
 @dataclass(frozen=True, eq=False)
 class Model:
@@ -33,7 +31,7 @@ class Model:
     name: str
     decoder: CloudDecoder
     digest: bytes
-    seconds_per_image: float  # of one image of 224x224 pixels, when it was loaded
+    seconds_per_image: float  # of one image of the bundle's crop, when it was loaded
 
     @property
     def fingerprint(self) -> str:
@@ -138,7 +136,8 @@ def load_models(folders: Sequence[Path], old: Models | None, load: Callable[[Pat
 def _warm(name: str, decoder: CloudDecoder, digest: bytes) -> Model:
     """The first call of a graph takes its memory; the second shows how fast it is."""
     shape = decoder.bundle.shape
-    rows, columns = shape.latent(_WARM_SIDE, _WARM_SIDE)
+    side = decoder.bundle.manifest.preprocessing.crop
+    rows, columns = shape.latent(side, side)
     seconds = math.inf
     for _ in range(2):
         start = perf_counter()

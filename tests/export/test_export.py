@@ -9,6 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from export import __main__ as command
 from export import bundle as export_bundle
@@ -17,10 +18,15 @@ from export.images import NoImagesError, folder_images, synthetic_images
 from export.parity import ParityError, check_parity, torch_symbols
 from export.tables import QuantilesError, bottleneck_sha256, make_tables
 from runtime import CloudDecoder, EdgeEncoder
+from runtime.cli import edge_encode as edge_cli
 from runtime.codec.bundle import Bundle
+from runtime.codec.feature_file import parse
+from runtime.codec.manifest import Preprocessing
+from runtime.images.preprocess import preprocess
 from training.checkpoint import load_model, save_model
 from training.models import MODELS, FeatureCompressionModel, build_random_model
 
+GOLF_BALL = Path(__file__).resolve().parents[2] / "docs" / "demo" / "golf_ball.jpg"
 Capture = pytest.CaptureFixture[str]
 
 
@@ -317,3 +323,23 @@ def test_folder_images_passes_over_what_is_none(tmp_path: Path, golf_ball: np.nd
     Image.fromarray(golf_ball).save(tmp_path / "a" / "ball.PNG")
     (tmp_path / "broken.jpg").write_bytes(b"")
     assert folder_images(tmp_path).shape == (1, 224, 224, 3)
+
+
+def test_a_bundle_says_what_is_done_to_images_and_the_edge_does_it(
+    random_checkpoint: Path, tmp_path: Path, golf_ball: NDArray[np.uint8], capsys: Capture
+) -> None:
+    arguments = ["ours_n0", "--checkpoint", str(random_checkpoint), "--out", str(tmp_path / "out")]
+    assert command.main([*arguments, "--resize", "438", "--crop", "384"]) == 0
+    encoder = EdgeEncoder(tmp_path / "out", 1)
+    file = parse(encoder.encode(golf_ball))
+    assert (file.height, file.width) == (384, 384)
+    expected = preprocess(golf_ball, rule=Preprocessing(438, 384))
+    assert encoder.encode(golf_ball) == encoder.encode(expected, as_is=True)
+    assert len(CloudDecoder(tmp_path / "out", 1).classify(encoder.encode(golf_ball))) == 5
+    assert edge_cli.main([str(GOLF_BALL), "-o", str(tmp_path / "f.bin"), "--bundle", str(tmp_path / "out")]) == 0
+    assert "at 384x384" in capsys.readouterr().out
+    assert encoder.wrote(tmp_path / "f.bin")
+    for wrong, message in ((["--crop", "225"], "not a multiple of 8"), (["--crop", "264"], "up to --resize 256"), (["--resize", "0"], "0")):
+        with pytest.raises(SystemExit):
+            command.main([*arguments, *wrong])
+        assert message in capsys.readouterr().err
