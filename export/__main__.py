@@ -196,6 +196,7 @@ def _make_counts(
     def make(graph: Path, own: "Tables") -> Counts | None:
         if not to_count:
             return stored
+        found = symbols_of(graph, progress(to_count, "counting"), args.as_is, damage, _rule(args))
         counts = count(found, own, bottleneck, args.refit.resolve().name)
         if args.counts:
             args.counts.parent.mkdir(parents=True, exist_ok=True)
