@@ -183,8 +183,9 @@ def _make_counts(
 ) -> "Callable[[Path, Tables], Counts | None]":
     """How write_bundle comes by counts: from a file, which is read now, from the images of --refit, or not at all."""
     from runtime.files import write_atomically
+    from training.command import progress
 
-    from .counts import Counts, count
+    from .counts import Counts, count, symbols_of
     from .images import unlabelled_paths
 
     file = args.counts or checkpoint.with_suffix(".counts.json")
