@@ -75,9 +75,11 @@ def atomic_path(path: StrPath) -> Iterator[Path]:
             else:
                 with open(temporary, "rb") as whole, _open_as_it_is(path) as out:
                     shutil.copyfileobj(whole, out)
-    finally:
-        # After the renaming there is nothing of that name.
+                temporary.unlink()
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    finally:
         os.close(handle)
 
 
