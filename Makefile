@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUNDLE := bundles/ours_n4
 FUZZ_SECONDS ?= 60
+# Each process of the tests takes up to 4 GB.
+TEST_PROCESSES ?= 2
 FUZZ_FLAGS := -std=c++17 -O2 -g -fno-sanitize-recover=all -fsanitize=address,undefined
 CHECKPOINT := $(wildcard checkpoints/ours_n4/lmb1.28.safetensors)
 
@@ -33,7 +35,7 @@ demo: $(INSTALLED) $(BUNDLE)/manifest.json ## install, export the default model,
 	$(BIN)/cloud-decode feat.bin --top-k 3
 
 test: $(INSTALLED) $(BUNDLE)/manifest.json ## run the tests
-	$(BIN)/python -m pytest -q -m "not slow and not cluster"
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile -m "not slow and not cluster"
 
 test-all: $(INSTALLED) $(BUNDLE)/manifest.json ## run the tests, the slow ones too
 	$(BIN)/python -m pytest -q
