@@ -94,5 +94,5 @@ def test_its_word_is_in_the_bundle(random_checkpoint: Path, tmp_path: Path, monk
     monkeypatch.setattr(export_bundle, "export_cloud", lambda _, path: shutil.copy(random_bundle / "cloud.onnx", path))
     assert command.main(["ours_n0_enc", "--checkpoint", str(tmp_path / "some.safetensors"), "--out", str(tmp_path / "out")]) == 0
     manifest = Bundle.load(tmp_path / "out").manifest
-    assert (manifest["model"], manifest["lmb"]) == ("ours_n0_enc", "0.64")
+    assert (manifest.model, manifest.lmb) == ("ours_n0_enc", "0.64")
     assert (tmp_path / "out" / "labels.txt").read_text().split() == list("abcdefghij")

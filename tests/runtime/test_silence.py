@@ -18,9 +18,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 GOLF_BALL = PROJECT / "docs" / "demo" / "golf_ball.jpg"
 REPORTS = re.compile(r"^\s*(import|from) (onnxruntime|openvino|ray)\b", re.MULTILINE)
 MODULES = [
-    f"{room}.{path.stem}"
+    ".".join(path.relative_to(PROJECT).with_suffix("").parts)
     for room in ("runtime", "export", "benchmarks", "training")
-    for path in sorted((PROJECT / room).glob("*.py"))
+    for path in sorted((PROJECT / room).rglob("*.py"))
     if REPORTS.search(path.read_text())
 ]
 

@@ -238,8 +238,8 @@ def test_predictions_that_would_replace_their_pack_are_refused(pack: Path, bundl
 def test_packs_and_predictions_through_pipes(pack: Path, bundle: Path, tmp_path: Path) -> None:
     """Outputs go into a pipe, or to standard output; an input is read from its end."""
     golf_ball = Path(__file__).resolve().parents[3] / "docs" / "demo" / "golf_ball.jpg"
-    for module, arguments, rows in (("edge_cli", [golf_ball, "--pack", "-"], 1), ("cloud_cli", [pack, "-o", "/dev/stdout"], 3)):
-        command = [sys.executable, "-m", f"runtime.{module}", *map(str, arguments), "--bundle", str(bundle)]
+    for module, arguments, rows in (("edge_encode", [golf_ball, "--pack", "-"], 1), ("cloud_decode", [pack, "-o", "/dev/stdout"], 3)):
+        command = [sys.executable, "-m", f"runtime.cli.{module}", *map(str, arguments), "--bundle", str(bundle)]
         done = subprocess.run(command, capture_output=True, check=False)
         assert pq.read_table(pa.BufferReader(done.stdout)).num_rows == rows
         assert b"/dev/stdout" in done.stderr or b"golf_ball" in done.stderr

@@ -16,6 +16,7 @@ import pytest
 
 from runtime.cli import command
 from runtime.errors import ClosedStreamError, ImageError
+from runtime.options import number as number_type
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals and streams of POSIX systems")
 Capture = pytest.CaptureFixture[str]
@@ -29,7 +30,7 @@ def call(work: Any) -> int:
 
 def python(code: str, shell: str = '"$0" -c "$1"', **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `code`, a command's lines, by a shell line that sets its streams."""
-    program = f"import os, signal, sys\nfrom runtime import command\n{code}"
+    program = f"import os, signal, sys\nfrom runtime.cli import command\n{code}"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     arguments = ["bash", "-c", shell, sys.executable, program]
     return subprocess.run(arguments, capture_output=True, text=True, check=False, **{"env": environment, **options})
@@ -189,7 +190,7 @@ def test_a_stream_that_does_not_wait_loses_nothing() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     code = 'command.command("c")(lambda argv: [command.say("x" * 999, sys.stdout) for _ in range(500)] and 0)()'
-    child = subprocess.Popen([sys.executable, "-c", f"import sys\nfrom runtime import command\n{code}"], stdout=writer)
+    child = subprocess.Popen([sys.executable, "-c", f"import sys\nfrom runtime.cli import command\n{code}"], stdout=writer)
     os.close(writer)
     with os.fdopen(reader, "rb") as stream:
         assert len(stream.read()) == 500_000
@@ -221,7 +222,7 @@ def test_streams_that_are_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_numbers_of_options() -> None:
-    whole, part = command.number(int, 1, 4096), command.number(float, 0, 1)
+    whole, part = number_type(int, 1, 4096), number_type(float, 0, 1)
     assert (whole("1"), whole("4096"), part("0.5")) == (1, 4096, 0.5)
     for text in ("0", "4097", "1.5", "nan", "", "9" * 5000):
         with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number from 1 to 4,096"):

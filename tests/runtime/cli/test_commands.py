@@ -37,7 +37,7 @@ def feat(tmp_path: Path, feature_bytes: bytes) -> Path:
 
 
 def command(name: str, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, "-m", f"runtime.{name}", *arguments], input=stdin, capture_output=True, check=False)
+    return subprocess.run([sys.executable, "-m", f"runtime.cli.{name}", *arguments], input=stdin, capture_output=True, check=False)
 
 
 def test_image_to_class(tmp_path: Path, feature_bytes: bytes, capsys: Capture) -> None:
@@ -53,14 +53,14 @@ def test_image_to_class(tmp_path: Path, feature_bytes: bytes, capsys: Capture) -
 
 
 def test_through_pipes(feature_bytes: bytes) -> None:
-    encoded = command("edge_cli", "-", "-o", "-", stdin=GOLF_BALL.read_bytes())
+    encoded = command("edge_encode", "-", "-o", "-", stdin=GOLF_BALL.read_bytes())
     assert encoded.returncode == 0, encoded.stderr
     assert encoded.stdout == feature_bytes
     assert b"bytes" in encoded.stderr
-    decoded = command("cloud_cli", "-", "--json", stdin=encoded.stdout)
+    decoded = command("cloud_decode", "-", "--json", stdin=encoded.stdout)
     assert decoded.returncode == 0, decoded.stderr
     assert json.loads(decoded.stdout)["classes"][0]["label"] == "golf ball"
-    logits = command("cloud_cli", "-", "--logits", "-", stdin=encoded.stdout)
+    logits = command("cloud_decode", "-", "--logits", "-", stdin=encoded.stdout)
     assert np.load(io.BytesIO(logits.stdout)).shape == (1, 10)
 
 
@@ -202,10 +202,10 @@ def test_logits_into_what_is_no_file(feat: Path, tmp_path: Path, capsys: Capture
 
 
 def test_what_goes_to_standard_output_by_its_name_is_alone_there(feat: Path, feature_bytes: bytes) -> None:
-    encoded = command("edge_cli", str(GOLF_BALL), "-o", "/dev/stdout")
+    encoded = command("edge_encode", str(GOLF_BALL), "-o", "/dev/stdout")
     assert (encoded.returncode, encoded.stdout) == (0, feature_bytes)
     assert b"-> /dev/stdout: " in encoded.stderr
-    logits = command("cloud_cli", str(feat), "--logits", "/dev/stdout")
+    logits = command("cloud_decode", str(feat), "--logits", "/dev/stdout")
     assert np.load(io.BytesIO(logits.stdout)).shape == (1, 10)
 
 

@@ -389,7 +389,7 @@ def test_a_reader_that_does_not_read(stuck: str, server: FailingServer, spool: P
         for number in range(50):
             opened.accept(f"image {number}", b"%d" % number)
     reader, writer = full_pipe()
-    code = "import sys; from runtime import reporter, send_cli; reporter._PATIENCE = 0.3; sys.exit(send_cli.main(sys.argv[1:]))"
+    code = "import sys; from runtime.cli import edge_send, reporter; reporter._PATIENCE = 0.3; sys.exit(edge_send.main(sys.argv[1:]))"
     stderr = writer if stuck == "both" else subprocess.PIPE
     try:
         command = [sys.executable, "-c", code, "--url", server.url]

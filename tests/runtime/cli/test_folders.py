@@ -20,6 +20,7 @@ from PIL import Image
 
 from runtime import EdgeEncoder, errors, files
 from runtime.cli import edge_encode as edge_cli
+from runtime.cli import workers as workers_module
 from runtime.cli.progress import Progress
 from runtime.cli.workers import map_ordered
 from runtime.codec import feature_file
@@ -289,7 +290,7 @@ def test_only_a_few_images_are_under_way() -> None:
         with lock:
             given += 1
     assert given == 1000
-    assert most <= edge_cli._AHEAD * 3 + 1
+    assert most <= workers_module._AHEAD * 3 + 1
 
 
 def test_temporary_files_of_many_threads(tmp_path: Path) -> None:
@@ -408,7 +409,7 @@ def test_a_signal_in_a_folder_is_one_line_and_leaves_whole_files(photos: Path, t
     """It waits for a pipe that nobody writes, and has encoded the rest."""
     os.mkfifo(tmp_path / "pipe")
     # Started in a shell's background, it would ignore Ctrl-C.
-    code = "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom runtime import edge_cli\n"
+    code = "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom runtime.cli import edge_encode as edge_cli\n"
     out = tmp_path / "out"
     arguments = [photos / "a.PNG", photos / "b.jpg", tmp_path / "pipe", "-o", out]
     child = subprocess.Popen(
@@ -433,7 +434,7 @@ def test_work_that_has_not_begun_is_given_up(workers: int) -> None:
         if result == 5:
             break
     results.close()
-    assert 6 <= len(begun) <= 6 + edge_cli._AHEAD * workers
+    assert 6 <= len(begun) <= 6 + workers_module._AHEAD * workers
     assert threading.active_count() == 1 or not any("ThreadPool" in thread.name for thread in threading.enumerate())
 
 

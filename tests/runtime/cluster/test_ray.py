@@ -313,10 +313,10 @@ def test_a_cluster_that_is_not_there(
     ("arguments", "reason"),
     [
         ({"max-batch": "many"}, "max-batch"),
-        ({"max-batch": 0}, "max-batch 0"),
+        ({"max-batch": 0}, "max-batch: '0' is not a whole number from 1"),
         ({"batch": 8}, "batch=8"),
         ({"port": 8000}, "port"),
-        ({"replicas": 0}, "replicas 0"),
+        ({"replicas": 0}, "replicas: '0' is not a whole number from 1"),
         ({"log": "all"}, "log"),
     ],
 )

@@ -640,7 +640,7 @@ def test_two_bundles_of_one_short_fingerprint(models: Models, random_bundle: Pat
     service.load()
     ours, other = models.named("ours_n4"), service.served.named("random")
     prefix = ours.decoder.bundle.fingerprint[:4]
-    object.__setattr__(other.decoder.bundle, "fingerprint", prefix + bytes(28))
+    object.__setattr__(other.decoder.bundle.manifest, "fingerprint", prefix + bytes(28))
     with pytest.raises(errors.ServedBundlesError, match="cannot tell them apart"):
         Models([ours, other])
 
