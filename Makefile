@@ -80,5 +80,5 @@ wheel: $(BUNDLE)/manifest.json ## build dist/: an sdist, and a manylinux wheel f
 	.ci/wheels
 
 clean: ## remove the environment, bundles and everything built
-	rm -rf $(VENV) bundles build dist *.egg-info runtime/_coder*.so feat.bin .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) bundles build dist *.egg-info runtime/codec/_coder*.so feat.bin .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

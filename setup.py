@@ -9,7 +9,7 @@ from setuptools import setup
 setup(
     ext_modules=[
         Pybind11Extension(
-            "runtime._coder",
+            "runtime.codec._coder",
             ["csrc/python/bindings.cpp"],
             depends=sorted(str(path) for path in Path("csrc").rglob("*.hpp")),
             cxx_std=17,

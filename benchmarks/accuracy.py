@@ -34,10 +34,10 @@ from tqdm import tqdm
 from benchmarks.machine import commit, cores, describe
 from export.images import pixels_of
 from runtime import CloudDecoder, EdgeEncoder, __version__
-from runtime.command import number
-from runtime.engine import require_finite
+from runtime.codec.feature_file import Profile, pack, parse
 from runtime.errors import EdgeCloudError
-from runtime.feature_file import pack, parse
+from runtime.options import number
+from runtime.tasks.classification import require_finite
 from training.folders import Damage, DataError, class_folder
 from training.labels import match
 
@@ -96,9 +96,9 @@ def measure(
     teacher_right: list[bool] = []
     sizes, bpp = [], []
     used = encoder.bundle
-    ways: dict[str, Callable[[NDArray[np.int16], int, int], bytes]] = {"plain": partial(used.encode, small=False)}
+    ways: dict[str, Callable[[NDArray[np.int16], int, int], bytes]] = {"plain": partial(used.encode, profile=Profile.STATIC)}
     if used.tables.contexts:
-        ways["small"] = partial(used.encode, small=True)
+        ways["small"] = partial(used.encode, profile=Profile.CONTEXT)
         own = used.compressai_tables()
         ways["plain, the model's own tables"] = lambda symbols, height, width: pack(used.fingerprint, height, width, own.encode(symbols))
     by_way: dict[str, list[int]] = {way: [] for way in ways}
@@ -133,10 +133,10 @@ def measure(
         "benchmark": "accuracy",
         "machine": describe(threads),
         "commit": commit(),
-        "model": manifest["model"],
-        "lmb": manifest["lmb"],
-        "weights": manifest["weights"],
-        "bundle": manifest["fingerprint"][:8],
+        "model": manifest.model,
+        "lmb": manifest.lmb,
+        "weights": manifest.weights,
+        "bundle": manifest.fingerprint.hex()[:8],
         "data": "/".join(data.resolve().parts[-2:]),
         "images": len(right),
         **({"left_out": len(damage.files)} if damage.files else {}),
@@ -145,7 +145,7 @@ def measure(
         "top5": {"share": sum(right5) / len(right5)},
         "bpp": {"mean": float(np.mean(bpp)), "p5": float(np.percentile(bpp, 5)), "p95": float(np.percentile(bpp, 95))},
         "engines": {"edge": str(encoder.engine.choice), "cloud": str(decoder.engine.choice)},
-        "profile": "small" if encoder.small else "plain",
+        "profile": encoder.profile.title,
         "mean_bytes_by_profile": {way: float(np.mean(counted)) for way, counted in by_way.items()},
         "bytes": {"mean": float(np.mean(sizes)), "p5": float(np.percentile(sizes, 5)), "p95": float(np.percentile(sizes, 95))},
     }

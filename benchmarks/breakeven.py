@@ -44,11 +44,12 @@ from PIL import Image
 from benchmarks.latency import BenchmarkError, make_bundle, summary
 from benchmarks.machine import commit, cores, describe
 from benchmarks.rate_accuracy import CODECS, UNDER_TEACHER, RecordsError, bytes_at, measured
-from runtime import CloudDecoder, EdgeEncoder, __version__, strict_json
-from runtime.command import number
-from runtime.engine import require_finite
+from runtime import CloudDecoder, EdgeEncoder, __version__
+from runtime.codec import strict_json
 from runtime.errors import EdgeCloudError
-from runtime.preprocess import load_image, preprocess
+from runtime.images.preprocess import load_image, preprocess
+from runtime.options import number
+from runtime.tasks.classification import require_finite
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"

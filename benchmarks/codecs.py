@@ -32,10 +32,10 @@ from tqdm import tqdm
 from benchmarks.accuracy import labelled_images, paired, wilson
 from benchmarks.machine import commit, cores, describe
 from runtime import __version__
-from runtime.command import number
-from runtime.engine import require_finite
 from runtime.errors import EdgeCloudError
-from runtime.preprocess import preprocess
+from runtime.images.preprocess import preprocess
+from runtime.options import number
+from runtime.tasks.classification import require_finite
 from training.data import MEAN, STD
 from training.loss import Teacher, load_teacher
 

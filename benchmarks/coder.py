@@ -33,9 +33,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import describe
-from runtime import EdgeEncoder, __version__, _coder
-from runtime.coder import CONTEXTS, LEVELS, Contexts, Tables
-from runtime.command import number
+from runtime import EdgeEncoder, __version__
+from runtime.codec import _coder
+from runtime.codec.coder import CONTEXTS, LEVELS, Contexts, Tables
+from runtime.codec.feature_file import Profile
+from runtime.options import number
 
 PROJECT = Path(__file__).resolve().parent.parent
 CHANNELS, SIDE = 64, 28
@@ -100,7 +102,13 @@ def ideal_bits(tables: Tables, symbols: Symbols, small: bool = False) -> float:
 
 
 def ours_small(tables: Tables, symbols: Symbols) -> Coder:
-    return Coder("ours, small", lambda: tables.encode(symbols, True), lambda data: tables.decode(data, (SIDE, SIDE), True), np.asarray, len)
+    return Coder(
+        "ours, small",
+        lambda: tables.encode(symbols, Profile.CONTEXT),
+        lambda data: tables.decode(data, (SIDE, SIDE), Profile.CONTEXT),
+        np.asarray,
+        len,
+    )
 
 
 def ours(tables: Tables, symbols: Symbols, path: str) -> Coder:
@@ -291,7 +299,7 @@ def main(argv: list[str] | None = None) -> int:
     from PIL import Image
 
     from runtime.errors import EdgeCloudError
-    from runtime.preprocess import preprocess
+    from runtime.images.preprocess import preprocess
 
     try:
         encoder = EdgeEncoder(args.bundle, 1)

@@ -25,9 +25,9 @@ from tqdm import tqdm
 from benchmarks.machine import describe
 from export.counts import symbols_of
 from runtime import __version__
-from runtime.bundle import EDGE_GRAPH, default_bundle
-from runtime.command import number
+from runtime.codec.bundle import EDGE_GRAPH, default_bundle
 from runtime.errors import EdgeCloudError
+from runtime.options import number
 from training.folders import images_below
 
 REACH = 40  # symbols beyond are counted as this

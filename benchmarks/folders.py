@@ -36,14 +36,15 @@ from PIL import Image
 
 from benchmarks.machine import commit, cores, describe, image_size
 from runtime import EdgeEncoder, __version__
-from runtime.bundle import Bundle, default_bundle
-from runtime.command import number
-from runtime.edge_cli import encode_all
-from runtime.edge_files import Job, find, to_files
-from runtime.engine import Choice, candidates
+from runtime.cli.edge_encode import encode_all
+from runtime.codec.bundle import Bundle, default_bundle
+from runtime.engine.base import Choice
+from runtime.engine.registry import candidates
 from runtime.errors import EdgeCloudError
 from runtime.files import write_atomically
-from runtime.preprocess import load_image, preprocess
+from runtime.images.find import Job, find, to_files
+from runtime.images.preprocess import load_image, preprocess
+from runtime.options import number
 
 PROJECT = Path(__file__).resolve().parent.parent
 ENGINES = (Choice("cpu", "fp32"), Choice("cpu", "int8"), Choice("openvino", "int8"))  # timed where this device and the bundle have them

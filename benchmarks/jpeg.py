@@ -35,10 +35,10 @@ from tqdm import tqdm
 from benchmarks.accuracy import labelled_images, paired
 from benchmarks.machine import commit, cores, describe, image_size
 from runtime import CloudDecoder, EdgeEncoder, __version__
-from runtime.command import number
 from runtime.errors import EdgeCloudError
 from runtime.files import write_atomically
-from runtime.preprocess import FAST_SIDE, load_image, preprocess
+from runtime.images.preprocess import FAST_SIDE, load_image, preprocess
+from runtime.options import number
 
 PROJECT = Path(__file__).resolve().parent.parent
 SIZES = ((1920, 1080), (4000, 3000))

@@ -40,13 +40,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.machine import commit, cores, describe
-from runtime import CloudDecoder, EdgeEncoder, __version__, strict_json
-from runtime.bundle import MANIFEST, SCHEMA, Bundle
-from runtime.command import number
-from runtime.engine import SAFE, Choice, candidates
+from runtime import CloudDecoder, EdgeEncoder, __version__
+from runtime.codec import strict_json
+from runtime.codec.bundle import MANIFEST, Bundle
+from runtime.codec.feature_file import Profile
+from runtime.codec.manifest import SCHEMA
+from runtime.engine.base import Choice
+from runtime.engine.registry import SAFE, candidates
+from runtime.engine.tune import MAX_CHANGED
 from runtime.errors import EdgeCloudError
-from runtime.preprocess import load_image, preprocess
-from runtime.tune import MAX_CHANGED
+from runtime.images.preprocess import load_image, preprocess
+from runtime.options import number
 
 if TYPE_CHECKING:
     from training.models import FeatureCompressionModel
@@ -85,7 +89,7 @@ def load_torch_model(model: str) -> "FeatureCompressionModel":
 
 def _is_current(folder: Path) -> bool:
     manifest = strict_json.loads((folder / MANIFEST).read_text()) if (folder / MANIFEST).is_file() else {}
-    return manifest.get("schema") == SCHEMA and "milliseconds" in manifest
+    return manifest.get("schema") == SCHEMA
 
 
 def make_bundle(model: str) -> Path:
@@ -201,7 +205,7 @@ def measure(model: str, pixels: NDArray[np.uint8], threads: int, runs: int, with
     loaded = Bundle.load(folder)
     engines: dict[str, EdgeEncoder] = {}
     for choice in dict.fromkeys((SAFE, *candidates(loaded, "edge"))):
-        engines[str(choice)] = EdgeEncoder(folder, threads, small=False, provider=choice.provider, precision=choice.precision)
+        engines[str(choice)] = EdgeEncoder(folder, threads, profile=Profile.STATIC, provider=choice.provider, precision=choice.precision)
     torch_model = load_torch_model(model) if with_torch else None
     references = reference_pipelines(torch_model, threads) if torch_model else {}
     first = {name: encoder.encode(pixels, as_is=True) for name, encoder in engines.items()}
@@ -233,7 +237,7 @@ def measure(model: str, pixels: NDArray[np.uint8], threads: int, runs: int, with
                 if data != first[name]:
                     raise BenchmarkError(f"{model}, {name}: run {run} gives another feature file than the first")
                 if staged and loaded.tables.contexts:
-                    small_bytes[name] = len(loaded.encode(symbols, pixels.shape[0], pixels.shape[1], True))
+                    small_bytes[name] = len(loaded.encode(symbols, pixels.shape[0], pixels.shape[1], Profile.CONTEXT))
                     clock.append(time.perf_counter())
                 if timed:
                     for times, (before, after) in zip(
@@ -270,7 +274,7 @@ def measure(model: str, pixels: NDArray[np.uint8], threads: int, runs: int, with
 def measure_file(model: str, threads: int, runs: int, choice: Choice) -> dict[str, Any]:
     """A 1920x1080 JPEG, the demo's picture enlarged: decoding, resizing, all of it; and `edge-encode` as a fresh process."""
     folder = make_bundle(model)
-    encoder = EdgeEncoder(folder, threads, small=False, provider=choice.provider, precision=choice.precision)
+    encoder = EdgeEncoder(folder, threads, profile=Profile.STATIC, provider=choice.provider, precision=choice.precision)
     file = io.BytesIO()
     Image.open(PROJECT / "docs" / "demo" / "golf_ball.jpg").resize((1920, 1080)).save(file, "JPEG", quality=90)
     times: dict[str, list[float]] = {"decode": [], "resize": [], "total": []}
@@ -309,7 +313,7 @@ def measure_file(model: str, threads: int, runs: int, choice: Choice) -> dict[st
 # What the command `edge-encode` does, and then the most memory that it held, in kilobytes.
 _COMMAND = """
 import sys
-from runtime.edge_cli import main
+from runtime.cli.edge_encode import main
 status = main()
 print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0], file=sys.stderr)
 sys.exit(status)

@@ -31,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from runtime import __version__, strict_json
+from runtime import __version__
+from runtime.codec import strict_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PUBLISHED = Path(__file__).resolve().parent / "published_results.json"

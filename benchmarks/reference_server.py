@@ -20,8 +20,8 @@ from fastapi import FastAPI, Request
 
 from benchmarks.latency import load_torch_model
 from benchmarks.machine import cores
-from runtime.command import number
-from runtime.engine import require_finite
+from runtime.options import number
+from runtime.tasks.classification import require_finite
 
 if TYPE_CHECKING:
     from training.models import FeatureCompressionModel

@@ -33,10 +33,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.machine import commit, describe
-from runtime import CloudDecoder, EdgeEncoder, strict_json
-from runtime.bundle import default_bundle
-from runtime.command import number
-from runtime.engine import candidates, require_finite
+from runtime import CloudDecoder, EdgeEncoder
+from runtime.codec import strict_json
+from runtime.codec.bundle import default_bundle
+from runtime.engine.registry import candidates
+from runtime.options import number
+from runtime.tasks.classification import require_finite
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -96,7 +98,19 @@ def measure_graphs(bundle: str, files: list[bytes], batches: list[int]) -> tuple
 @contextmanager
 def cloud_serve(bundle: str) -> Iterator[tuple[str, dict[str, list[int]]]]:
     """Its URL and process."""
-    command = [sys.executable, "-m", "runtime.serve_cli", "--bundle", bundle, "--port", "0", "--threads", "1", "--deadline-ms", "60000"]
+    command = [
+        sys.executable,
+        "-m",
+        "runtime.cli.cloud_serve",
+        "--bundle",
+        bundle,
+        "--port",
+        "0",
+        "--threads",
+        "1",
+        "--deadline-ms",
+        "60000",
+    ]
     with open(os.devnull, "w") as nowhere:
         process = subprocess.Popen([*command, "--log", "failures"], stdout=subprocess.PIPE, stderr=nowhere, text=True)
     try:
@@ -113,7 +127,7 @@ def ray_serve(bundle: str) -> Iterator[tuple[str, dict[str, list[int]]]]:
     import ray
     from ray import serve
 
-    from runtime.ray_app import app
+    from runtime.cluster.app import app
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))

@@ -44,12 +44,12 @@ from PIL import Image
 
 from benchmarks.machine import commit, cores, describe
 from runtime import CloudDecoder, EdgeEncoder, __version__
-from runtime.bundle import Bundle, default_bundle
-from runtime.command import number
-from runtime.edge_files import find
-from runtime.engine import candidates
+from runtime.codec.bundle import Bundle, default_bundle
+from runtime.engine.registry import candidates
 from runtime.errors import EdgeCloudError
-from runtime.preprocess import preprocess
+from runtime.images.find import find
+from runtime.images.preprocess import preprocess
+from runtime.options import number
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -332,7 +332,7 @@ def measure_service(
     """cloud-serve: capacity beside the graph alone, the loads, the soak if that has any seconds."""
     samples, decoder = samples_of(args.bundle, images, precision)
     symbols = np.stack([decoder.symbols(sample.data) for sample in samples])
-    command = ["-m", "runtime.serve_cli", "--port", "0", *(["--bundle", args.bundle] if args.bundle else [])]
+    command = ["-m", "runtime.cli.cloud_serve", "--port", "0", *(["--bundle", args.bundle] if args.bundle else [])]
     command += ["--max-batch", str(args.max_batch)] if args.max_batch else []
     command += ["--provider", "cpu", "--precision", precision]
     with serving(name, command) as target:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime import errors, refusals
-from runtime.serve_openapi import document
+from runtime.service.openapi import document
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig

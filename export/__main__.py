@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime import __version__
-from runtime.command import command, number, say
+from runtime.cli.command import command, say
+from runtime.codec.feature_file import BLOCK
+from runtime.codec.manifest import MAX_SIDE, STANDARD, Preprocessing
+from runtime.options import number
 
 from .stated import DEFAULT_LMB, MODEL_NAMES, agreed_lmb, own_labels
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from runtime.coder import Tables
+    from runtime.codec.coder import Tables
     from training.folders import Damage
     from training.models import FeatureCompressionModel
 
@@ -120,6 +123,20 @@ def _parser() -> argparse.ArgumentParser:
         help="also measure int8 on the images in DIR, which have no part in any choice, for the manifest (and for --ranges)",
     )
     parser.add_argument(
+        "--resize",
+        type=number(int, 8, MAX_SIDE),
+        default=STANDARD.resize,
+        metavar="N",
+        help=f"what the edge resizes an image's short side to (default: {STANDARD.resize})",
+    )
+    parser.add_argument(
+        "--crop",
+        type=number(int, 8, MAX_SIDE),
+        default=STANDARD.crop,
+        metavar="N",
+        help=f"side of the central crop that it encodes, a multiple of 8 (default: {STANDARD.crop})",
+    )
+    parser.add_argument(
         "--max-pixels",
         type=number(int, 64, 1 << 28),
         default=1024 * 1024,
@@ -128,6 +145,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
+
+
+def _rule(args: argparse.Namespace) -> Preprocessing:
+    return Preprocessing(args.resize, args.crop)
 
 
 def find_checkpoint(model: str, lmb: str) -> Path:
@@ -176,7 +197,8 @@ def _make_counts(
     def make(graph: Path, own: "Tables") -> Counts | None:
         if not to_count:
             return stored
-        counts = count(symbols_of(graph, progress(to_count, "counting"), args.as_is, damage), own, bottleneck, args.refit.resolve().name)
+        found = symbols_of(graph, progress(to_count, "counting"), args.as_is, damage, _rule(args))
+        counts = count(found, own, bottleneck, args.refit.resolve().name)
         if args.counts:
             args.counts.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.counts, counts.to_json().encode())
@@ -189,7 +211,7 @@ def _make_int8(
     args: argparse.Namespace, checkpoint: Path, model: "FeatureCompressionModel", labels: list[str], damage: "Damage"
 ) -> "Callable[[Path, Encode], dict[str, Any]]":
     """How write_bundle comes by int8 graphs: by ranges from a file, from the images of --calibrate, or not at all."""
-    from runtime.engine import GRAPHS
+    from runtime.engine.registry import GRAPHS
     from runtime.files import write_atomically
     from training.command import progress
 
@@ -230,7 +252,7 @@ def _make_int8(
 
         def read(title: str) -> "Iterator[NDArray[np.uint8]]":
             for path in progress(rest, title):
-                if (pixels := pixels_of(path, args.as_is, damage)) is not None:
+                if (pixels := pixels_of(path, args.as_is, damage, _rule(args))) is not None:
                     yield pixels[None]
 
         edge, images = take_ranges(graphs["edge"]["fp32"], read("calibrating the edge"), digests["edge"])
@@ -250,9 +272,11 @@ def _make_int8(
                 del graphs[end]["int8"]
         if paths:
             source = f"{calibration.source}, held out"
-            calibration = replace(calibration, gate=judge(graphs, encode, progress(paths[::10], "judging"), args.as_is, source, damage))
+            calibration = replace(
+                calibration, gate=judge(graphs, encode, progress(paths[::10], "judging"), args.as_is, source, damage, _rule(args))
+            )
         if unseen:
-            found = judge(graphs, encode, progress(unseen, "validating"), args.as_is, args.validate.resolve().name, damage)
+            found = judge(graphs, encode, progress(unseen, "validating"), args.as_is, args.validate.resolve().name, damage, _rule(args))
             calibration = replace(calibration, validation=found)
         if args.ranges and (paths or unseen):
             args.ranges.parent.mkdir(parents=True, exist_ok=True)
@@ -305,6 +329,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.own_tables and (args.counts or args.small):
         parser.error("--own-tables leaves no counts to use: leave out --counts and --small")
+    if args.crop % BLOCK or args.crop > args.resize:
+        parser.error(f"--crop {args.crop} is not a multiple of {BLOCK} up to --resize {args.resize}")
     out: Path = args.out or Path("bundles") / args.model
     try:
         path = args.checkpoint or find_checkpoint(args.model, args.lmb or DEFAULT_LMB)
@@ -315,6 +341,7 @@ def main(argv: list[str] | None = None) -> int:
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+    from runtime.codec.feature_file import Profile
     from runtime.errors import EdgeCloudError
     from training.checkpoint import load_model
     from training.files import check_space
@@ -336,9 +363,9 @@ def main(argv: list[str] | None = None) -> int:
         lmb = agreed_lmb(path, args.model, args.lmb, read_metadata(path))
         model, metadata = load_model(path, args.model, args.backbone)
         labels = _labels(args.labels, metadata, model.fc.out_features)
-        images, source = (
-            (folder_images(args.images), f"images from {args.images.name}") if args.images else (synthetic_images(), "synthetic images")
-        )
+        images, source = synthetic_images(), "synthetic images"
+        if args.images:
+            images, source = folder_images(args.images, rule=_rule(args)), f"images from {args.images.name}"
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         check_space(out, sum(value.numel() * value.element_size() for value in model.state_dict().values()))
@@ -356,8 +383,9 @@ def main(argv: list[str] | None = None) -> int:
             make_counts=_make_counts(args, path, bottleneck_sha256(model), damage),
             make_int8=_make_int8(args, path, model, labels, damage),
             precision=args.precision,
-            small=args.small,
-            max_pixels=args.max_pixels,
+            profile=None if args.small is None else Profile.CONTEXT if args.small else Profile.STATIC,
+            preprocessing=_rule(args),
+            max_pixels=max(args.max_pixels, args.crop**2),
             report=lambda line: say(line, sys.stdout),
         )
         damage.report()

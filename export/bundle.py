@@ -5,7 +5,6 @@ there before as it was.
 """
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable
@@ -18,22 +17,20 @@ from numpy.typing import NDArray
 
 import runtime
 from runtime import files
-from runtime.bundle import (
+from runtime.codec.bundle import (
     CLOUD_GRAPH,
     COMPRESSAI_TABLES,
     EDGE_GRAPH,
     LABELS,
     MANIFEST,
-    SCHEMA,
     TABLES,
-    ShapeRule,
     compute_fingerprint,
 )
-from runtime.coder import Tables
-from runtime.engine import GRAPHS
-from runtime.feature_file import VERSION, pack
+from runtime.codec.coder import Tables
+from runtime.codec.feature_file import Profile, pack
+from runtime.codec.manifest import FileEntry, Manifest, Preprocessing, ShapeRule
+from runtime.engine.registry import GRAPHS
 from runtime.files import temporary_folder
-from runtime.preprocess import CROP, RESIZE
 from training.models import FeatureCompressionModel
 
 from .counts import Counts, CountsError, fit_tables
@@ -43,6 +40,7 @@ from .parity import check_parity
 from .tables import bottleneck_sha256, make_tables
 
 DEFAULT_MAX_PIXELS = 1024 * 1024
+DEFAULT_PREPROCESSING = Preprocessing()
 
 
 class OutputInTheWayError(ValueError):
@@ -75,10 +73,11 @@ def write_bundle(
     make_counts: Callable[[Path, Tables], Counts | None] = lambda graph, own: None,
     make_int8: Callable[[Path, Encode], dict[str, Any]] = lambda folder, encode: {},
     precision: str = "auto",
-    small: bool | None = None,
+    profile: Profile | None = None,
+    preprocessing: Preprocessing = DEFAULT_PREPROCESSING,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     report: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+) -> Manifest:
     """Export `model`, hold the graphs to it on `images`, and write the bundle `out`.
 
     Args:
@@ -93,7 +92,8 @@ def write_bundle(
             names them), and the coder; gives what the manifest says of them.
         precision: what both ends run in unless asked otherwise, "fp32" or "int8"; "auto": fp32, until the
             device has chosen.
-        small: the profile of the files that the edge writes; None for small where there are context tables.
+        profile: of the files that the edge writes; None for CONTEXT where there are context tables.
+        preprocessing: what both ends expect to be done to images; recorded, and done by the edge.
         max_pixels: the largest image that both ends will take.
         report: is given a line per stage.
 
@@ -128,8 +128,8 @@ def write_bundle(
         if counts:
             tables = fit_tables(own, counts)
             (work / COMPRESSAI_TABLES).write_bytes(own.to_json())
-        small = bool(tables.contexts) if small is None else small
-        if small and not tables.contexts:
+        profile = profile or (Profile.CONTEXT if tables.contexts else Profile.STATIC)
+        if profile is Profile.CONTEXT and not tables.contexts:
             raise CountsError("no channel has context tables, which small files need: give images to count with --refit DIR")
         (work / TABLES).write_bytes(tables.to_json())
         source = f"fitted to {counts.images} images ({counts.source})" if counts else "the entropy model's own"
@@ -154,7 +154,7 @@ def write_bundle(
         )
 
         def encode(symbols: NDArray[np.int16], height: int, width: int) -> bytes:
-            return pack(bytes.fromhex(fingerprint), height, width, tables.encode(symbols, small), small)
+            return pack(bytes.fromhex(fingerprint), height, width, tables.encode(symbols, profile), profile)
 
         about_int8 = make_int8(work, encode)
         graphs: Graphs = {
@@ -166,30 +166,20 @@ def write_bundle(
         far, times = strays(graphs, images), milliseconds(graphs, images[:1])
         if int8:
             done("int8", "; ".join(_describe_int8(end, about_int8.get("gate"), far[end], times[end]) for end in int8))
-        manifest = {
-            "schema": SCHEMA,
-            "format_version": VERSION,
-            "model": name,
-            "lmb": lmb,
-            "weights": weights,
-            "fingerprint": fingerprint,
-            "bottleneck_sha256": bottleneck,
-            "shape": {"channels": shape.channels, "stride": shape.stride, "shrink": shape.shrink},
-            "max_symbols": max(1, shape.channels * (max_pixels // shape.stride**2)),
-            "preprocessing": {"resize": RESIZE, "crop": CROP, "interpolation": "bilinear", "antialias": True},
-            "small": small,
-            "precision": precision if int8 else "fp32",
-            "milliseconds": times,
-            "int8": {"graphs": int8, "strays_on_parity_images": far, **about_int8} if int8 else None,
-            "tables": {"images": counts.images, "source": counts.source, "context_channels": list(tables.contexts)} if counts else None,
-            "classes": len(labels),
-            "checkpoint": checkpoint,
-            "opset": OPSET,
-            "versions": {package: version(package) for package in ("torch", "compressai", "onnx", "onnxruntime", "numpy")}
-            | {"edgecloud-features": runtime.__version__},
-            "parity": parity.as_dict(),
-            "files": {
-                file: {"bytes": (work / file).stat().st_size, "sha256": _sha256(work / file)}
+        manifest = Manifest(
+            model=name,
+            lmb=lmb,
+            weights=weights,
+            fingerprint=bytes.fromhex(fingerprint),
+            bottleneck_sha256=bottleneck,
+            shape=shape,
+            max_symbols=max(1, shape.channels * (max_pixels // shape.stride**2)),
+            preprocessing=preprocessing,
+            profile=profile,
+            precision=precision if int8 else "fp32",
+            classes=len(labels),
+            files={
+                file: FileEntry((work / file).stat().st_size, _sha256(work / file))
                 for file in (
                     TABLES,
                     *([COMPRESSAI_TABLES] if counts else []),
@@ -197,8 +187,17 @@ def write_bundle(
                     LABELS,
                 )
             },
-        }
-        (work / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False) + "\n")
+            record={
+                "int8": {"graphs": int8, "strays_on_parity_images": far, **about_int8} if int8 else None,
+                "tables": {"images": counts.images, "source": counts.source, "context_channels": list(tables.contexts)} if counts else None,
+                "checkpoint": checkpoint,
+                "opset": OPSET,
+                "versions": {package: version(package) for package in ("torch", "compressai", "onnx", "onnxruntime", "numpy")}
+                | {"edgecloud-features": runtime.__version__},
+                "parity": parity.as_dict(),
+            },
+        )
+        (work / MANIFEST).write_bytes(manifest.to_json())
         _replace(work, place)
     done("bundle", f"{out}, fingerprint {fingerprint[:8]}")
     return manifest

@@ -22,9 +22,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from runtime import strict_json
-from runtime.coder import CONTEXTS, LEVELS, Contexts, Tables
-from runtime.engine import group_by_shape
+from runtime.codec import strict_json
+from runtime.codec.coder import CONTEXTS, LEVELS, Contexts, Tables
+from runtime.codec.manifest import STANDARD, Preprocessing
+from runtime.engine.registry import group_by_shape
 from training.folders import Damage, NoImagesError
 
 from .images import pixels_of
@@ -46,7 +47,7 @@ class CountsError(ValueError):
 
 @dataclass(frozen=True)
 class ChannelCounts:
-    """Of one channel: counts[context][k] symbols `first` + k; thresholds as in runtime.coder.Contexts."""
+    """Of one channel: counts[context][k] symbols `first` + k; thresholds as in runtime.codec.coder.Contexts."""
 
     first: int
     thresholds: tuple[int, ...]
@@ -102,7 +103,9 @@ def _channel(first: int, thresholds: list[int], rows: dict[str, list[int]]) -> C
     return ChannelCounts(int(first), tuple(int(value) for value in thresholds), counts)
 
 
-def symbols_of(graph: Path, paths: Iterable[Path], as_is: bool = False, damage: Damage | None = None) -> Iterator[Symbols]:
+def symbols_of(
+    graph: Path, paths: Iterable[Path], as_is: bool = False, damage: Damage | None = None, rule: Preprocessing = STANDARD
+) -> Iterator[Symbols]:
     """The edge graph's symbols int16 [N, C, H', W'] of images as edge-encode prepares them, a few at a time.
 
     `damage` is told of images that cannot be read, which are left out. Raises DamagedImageError where it does.
@@ -115,7 +118,7 @@ def symbols_of(graph: Path, paths: Iterable[Path], as_is: bool = False, damage: 
     remaining = iter(paths)
     with ThreadPoolExecutor(2) as pool:
         while batch := list(islice(remaining, _BATCH)):
-            images = [pixels for pixels in pool.map(lambda path: pixels_of(path, as_is, damage), batch) if pixels is not None]
+            images = [pixels for pixels in pool.map(lambda path: pixels_of(path, as_is, damage, rule), batch) if pixels is not None]
             for group in group_by_shape([pixels.shape for pixels in images], _BATCH):
                 yield session.run(None, {"pixels": np.stack([images[index] for index in group])})[0]
 

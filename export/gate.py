@@ -17,7 +17,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from runtime.engine import NO_VNNI, has_vnni
+from runtime.codec.manifest import STANDARD, Preprocessing
+from runtime.engine.onnxruntime import NO_VNNI
+from runtime.engine.processor import has_vnni
 from training.folders import Damage
 
 from .images import pixels_of
@@ -52,6 +54,7 @@ def judge(
     as_is: bool,
     source: str,
     damage: Damage | None = None,
+    rule: Preprocessing = STANDARD,
 ) -> dict[str, Any]:
     """The float32 and the int8 graphs on the same images, as the manifest records it.
 
@@ -75,7 +78,7 @@ def judge(
     sizes = dict.fromkeys(graphs["edge"], 0)
     labelled = True
     for path, label in images:
-        if (pixels := pixels_of(path, as_is, damage)) is None:
+        if (pixels := pixels_of(path, as_is, damage, rule)) is None:
             continue
         count += 1
         pixels_seen += pixels.shape[0] * pixels.shape[1]

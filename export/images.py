@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.command import say
+from runtime.cli.command import say
+from runtime.codec.manifest import STANDARD, Preprocessing
 from runtime.errors import ImageError
-from runtime.preprocess import preprocess
+from runtime.images.preprocess import preprocess
 from training.folders import Damage, NoImagesError, class_folder, images_below, refuse_splits
 from training.labels import ClassesError, match
 
@@ -51,24 +52,24 @@ def _stretch(grid: NDArray[np.float64], side: int) -> NDArray[np.float64]:
     return grid[:, low] * (1 - part)[None, :, None] + grid[:, low + 1] * part[None, :, None]
 
 
-def folder_images(folder: Path, limit: int = 40) -> NDArray[np.uint8]:
-    """Up to `limit` images from `folder` and below, evenly spread over the sorted names, 224x224.
+def folder_images(folder: Path, limit: int = 40, rule: Preprocessing = STANDARD) -> NDArray[np.uint8]:
+    """Up to `limit` images from `folder` and below, evenly spread over the sorted names, resized and cropped by the rule.
 
     Says which files cannot be read. Raises NoImagesError where none is left, NoFolderError, OSError.
     """
     paths = images_below(folder)
     damage = Damage(skip=True)
-    read = (pixels_of(path, False, damage) for path in paths[:: max(1, len(paths) // limit)][:limit])
+    read = (pixels_of(path, False, damage, rule) for path in paths[:: max(1, len(paths) // limit)][:limit])
     images = [pixels for pixels in read if pixels is not None]
     if not images:
         raise NoImagesError(f"no image in {folder}: name a folder of JPEG or PNG files")
     return np.stack(images)
 
 
-def pixels_of(path: Path, as_is: bool, damage: Damage) -> NDArray[np.uint8] | None:
+def pixels_of(path: Path, as_is: bool, damage: Damage, rule: Preprocessing = STANDARD) -> NDArray[np.uint8] | None:
     """An image as edge-encode prepares it; None for one that cannot be read and is left out. Raises DamagedImageError."""
     try:
-        return preprocess(path, as_is)
+        return preprocess(path, as_is, rule=rule)
     except ImageError as error:
         damage.note(path, str(error))
         return None

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from runtime.coder import Tables
+from runtime.codec.coder import Tables
+from runtime.codec.feature_file import Profile
 from training.data import MEAN, STD
 from training.models import FeatureCompressionModel
 
@@ -90,13 +91,13 @@ def check_parity(
         top1_equal &= bool((logits.argmax(1) == expected_logits.argmax(1)).all())
         for one in symbols:
             payload_bytes += _round_trip(tables, one)
-            small_bytes += _round_trip(tables, one, small=True) if tables.contexts else 0
+            small_bytes += _round_trip(tables, one, Profile.CONTEXT) if tables.contexts else 0
         start += len(batch)
         index += 1
     forced = _with_escapes(symbols[-1], tables)
     _round_trip(tables, forced)
     if tables.contexts:
-        _round_trip(tables, forced, small=True)
+        _round_trip(tables, forced, Profile.CONTEXT)
     report = ParityReport(
         images=len(images),
         source=source,
@@ -142,9 +143,9 @@ def broken_statistics(model: FeatureCompressionModel) -> list[str]:
     ]
 
 
-def _round_trip(tables: Tables, symbols: NDArray[np.int16], small: bool = False) -> int:
-    payload = tables.encode(symbols, small)
-    if not np.array_equal(tables.decode(payload, symbols.shape[1:], small), symbols):
+def _round_trip(tables: Tables, symbols: NDArray[np.int16], profile: Profile = Profile.STATIC) -> int:
+    payload = tables.encode(symbols, profile)
+    if not np.array_equal(tables.decode(payload, symbols.shape[1:], profile), symbols):
         raise ParityError("the coder does not give back the symbols that it was given")
     return len(payload)
 

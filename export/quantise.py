@@ -26,7 +26,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from runtime import strict_json
+from runtime.codec import strict_json
 
 MIN_IMAGES, CALIBRATION_IMAGES = 300, 512
 LEAST_IMAGES = MIN_IMAGES * 10 // 9 + 1  # in a folder: every tenth is held out to judge by

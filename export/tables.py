@@ -8,7 +8,7 @@ import hashlib
 
 import torch
 
-from runtime.coder import Tables
+from runtime.codec.coder import Tables
 from training.checkpoint import TABLE_BUFFERS
 from training.models import FeatureCompressionModel
 

@@ -5,25 +5,17 @@ Always holds: no class is given of logits that are not finite numbers.
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .bundle import LABELS, Bundle, default_bundle
-from .engine import group_by_shape, open_engine, require_finite
+from .codec.bundle import LABELS, Bundle, default_bundle
+from .codec.feature_file import Bytes
+from .engine.registry import group_by_shape, open_engine
 from .errors import FeatureFileTypeError, InconsistentBundleError
-from .feature_file import Bytes
+from .tasks.classification import Classification, Prediction, require_finite
 
 _BATCH = 8  # feature files of one graph call, which bounds its memory
-
-
-class Prediction(NamedTuple):
-    """A class: its label, its probability (softmax, 0 to 1), and its place among the logits."""
-
-    label: str
-    probability: float
-    class_index: int
 
 
 class CloudDecoder:
@@ -48,14 +40,20 @@ class CloudDecoder:
     ):
         self.bundle = Bundle.load(default_bundle() if bundle_dir is None else bundle_dir)
         try:
-            self.labels = self.bundle.read(LABELS).decode().splitlines()
+            self.task = Classification(self.bundle.read(LABELS).decode().splitlines())
         except UnicodeDecodeError as error:
             raise InconsistentBundleError(f"{self.bundle.folder / LABELS} is not UTF-8 ({error}): export the bundle again") from error
         self.engine = open_engine(self.bundle, "cloud", threads, provider, precision)
         rows, columns = self.bundle.shape.latent(64, 64)
-        classes = require_finite(self.logits_of_symbols(np.zeros((1, self.bundle.shape.channels, rows, columns), np.int16))).shape[1]
-        if classes != len(self.labels):
-            raise InconsistentBundleError(f"{self.bundle.folder} has {len(self.labels)} labels for {classes} classes: export it again")
+        zeros = np.zeros((1, self.bundle.shape.channels, rows, columns), np.int16)
+        try:
+            self.task.check(self.logits_of_symbols(zeros))
+        except InconsistentBundleError as error:
+            raise InconsistentBundleError(f"{self.bundle.folder} has {error}: export it again") from None
+
+    @property
+    def labels(self) -> list[str]:
+        return self.task.labels
 
     def symbols(self, data: Bytes) -> NDArray[np.int16]:
         """The coder: one feature file -> symbols int16 [C, H', W'].
@@ -70,9 +68,13 @@ class CloudDecoder:
             ) from None
         return self.bundle.decode(data)
 
+    def outputs_of_symbols(self, symbols: NDArray[np.int16]) -> dict[str, NDArray[np.float32]]:
+        """The cloud graph: symbols int16 [N, C, H', W'] -> all of its outputs by name, a row an image."""
+        return self.engine.run(symbols)
+
     def logits_of_symbols(self, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
         """The cloud graph: symbols int16 [N, C, H', W'] -> logits float32 [N, classes], which may not be finite."""
-        return self.engine.run(symbols)
+        return self.outputs_of_symbols(symbols)[Classification.OUTPUT]
 
     def logits(self, files: Sequence[Bytes]) -> NDArray[np.float32]:
         """Logits float32 [N, classes] in the order of `files`; files of one size share graph calls.
@@ -99,8 +101,4 @@ class CloudDecoder:
 
     def predictions(self, logits: NDArray[np.float32], top_k: int = 5) -> list[Prediction]:
         """The `top_k` most probable classes of one row of logits, best first. Raises NotFiniteLogitsError."""
-        require_finite(logits)
-        exponentials = np.exp(logits.astype(np.float64) - logits.max())
-        probabilities = exponentials / exponentials.sum()
-        best = np.argsort(-probabilities, kind="stable")[:top_k]
-        return [Prediction(self.labels[i], float(probabilities[i]), int(i)) for i in best]
+        return self.task.answers(logits, top_k)

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .bundle import Bundle, default_bundle
-from .engine import group_by_shape, open_engine
+from .codec.bundle import Bundle, default_bundle
+from .codec.feature_file import FINGERPRINT_BYTES, MAX_FEATURE_FILE_BYTES, Profile, parse
+from .engine.registry import group_by_shape, open_engine
 from .errors import FeatureFileError, ImageArrayError, ImageTooLargeError, ImageTooSmallError, ImageTypeError
-from .feature_file import FINGERPRINT_BYTES, MAX_FEATURE_FILE_BYTES, parse
-from .preprocess import CROP, ImageInput, preprocess
+from .images.preprocess import ImageInput, preprocess
 
 _BATCH = 16  # images of one graph call, which bounds its memory
 
@@ -24,8 +24,8 @@ class EdgeEncoder:
     Args:
         bundle_dir: default `$EDGECLOUD_BUNDLE`, else `bundles/ours_n4`.
         threads: of the graph; None for one a core.
-        small: whether to write small files: about a quarter fewer bytes, some microseconds more; None
-            for what the bundle says.
+        profile: of the files that are written; None for what the bundle says. Profile.CONTEXT takes about a quarter fewer
+            bytes and some microseconds more.
         provider: "cpu" (onnxruntime), "openvino", or another of engine.PROVIDERS; "auto" for what
             `edge-encode --tune` chose on this device, else "cpu".
         precision: "fp32", "bf16" (OpenVINO), "int8" (where the bundle has it); "auto" as for `provider`, else "fp32".
@@ -39,7 +39,7 @@ class EdgeEncoder:
         self,
         bundle_dir: str | os.PathLike[str] | None = None,
         threads: int | None = None,
-        small: bool | None = None,
+        profile: Profile | None = None,
         provider: str = "auto",
         precision: str = "auto",
         fast_jpeg: bool = False,
@@ -47,18 +47,18 @@ class EdgeEncoder:
     ):
         self.bundle = Bundle.load(default_bundle() if bundle_dir is None else bundle_dir)
         self.fast_jpeg = fast_jpeg
-        self.small = self.bundle.small if small is None else small
-        if self.small:
+        self.profile = profile or self.bundle.manifest.profile
+        if self.profile is Profile.CONTEXT:
             self.bundle.require_contexts()
         self.engine = open_engine(self.bundle, "edge", threads, provider, precision, workers)
 
     def encode(self, image: ImageInput, as_is: bool = False) -> bytes:
         """A feature file of one image: a path, an open file, a PIL image or a uint8 array [H, W, 3].
 
-        The image is resized and cropped to 224x224, or taken as it is and cropped to multiples of 8.
+        The image is resized and cropped as the bundle says (224x224 for most), or taken as it is and cropped to multiples of 8.
         Raises the ImageErrors and NotANumberError.
         """
-        pixels = preprocess(image, as_is, self.fast_jpeg)
+        pixels = preprocess(image, as_is, self.fast_jpeg, self.bundle.manifest.preprocessing)
         return self.pack(self.symbols(pixels[None])[0], *pixels.shape[:2])
 
     def encode_batch(self, images: Iterable[ImageInput], as_is: bool = False) -> list[bytes]:
@@ -68,7 +68,7 @@ class EdgeEncoder:
         """
         if isinstance(images, str | bytes | os.PathLike | Image.Image) or hasattr(images, "read") or not hasattr(images, "__iter__"):
             raise ImageTypeError(f"encode_batch takes a list of images, not {type(images).__name__}: give one image to encode")
-        prepared = [preprocess(image, as_is, self.fast_jpeg) for image in images]
+        prepared = [preprocess(image, as_is, self.fast_jpeg, self.bundle.manifest.preprocessing) for image in images]
         files: list[bytes] = [b""] * len(prepared)
         for group in group_by_shape([pixels.shape for pixels in prepared], _BATCH):
             height, width = prepared[group[0]].shape[:2]
@@ -94,14 +94,14 @@ class EdgeEncoder:
                 f"an image of {width}x{height} pixels gives {count} symbols, the bundle allows {limit}: "
                 "leave out --as-is, make it smaller, or export with a larger --max-pixels"
             )
-        return self.engine.run(np.ascontiguousarray(pixels))
+        return self.engine.run(np.ascontiguousarray(pixels))["symbols"]
 
     def pack(self, symbols: NDArray[np.int16], height: int, width: int) -> bytes:
         """The coder: symbols int16 [C, H', W'] of an image of height x width pixels -> feature file.
 
         Raises NotANumberError.
         """
-        return self.bundle.encode(symbols, height, width, self.small)
+        return self.bundle.encode(symbols, height, width, self.profile)
 
     def wrote(self, path: str | os.PathLike[str], as_is: bool = False) -> bool:
         """Whether `path` is a whole feature file of this bundle, and of the profile and, unless `as_is`, the size that are written."""
@@ -110,5 +110,5 @@ class EdgeEncoder:
                 file = parse(source.read(MAX_FEATURE_FILE_BYTES + 1))
         except (OSError, FeatureFileError):
             return False
-        ours = file.fingerprint == self.bundle.fingerprint[:FINGERPRINT_BYTES] and file.small == self.small
-        return ours and (as_is or file.height == file.width == CROP)
+        ours = file.fingerprint == self.bundle.fingerprint[:FINGERPRINT_BYTES] and file.profile is self.profile
+        return ours and (as_is or file.height == file.width == self.bundle.manifest.preprocessing.crop)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtime import CloudDecoder, EdgeEncoder
-from runtime.bundle import SCHEMA
-from runtime.engine import TUNED
+from runtime.codec.manifest import SCHEMA
+from runtime.engine.registry import TUNED
 
 PROJECT = Path(__file__).resolve().parent.parent
 GOLF_BALL = PROJECT / "docs" / "demo" / "golf_ball.jpg"

@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from export.graphs import OPSET
-from runtime.bundle import SCHEMA
+from runtime.codec.manifest import SCHEMA
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "BUNDLE.md").read_text(encoding="utf-8")
 # What a word in capitals stands for, in a member's name.

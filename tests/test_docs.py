@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from runtime import errors
-from runtime.serve_openapi import document
+from runtime.service.openapi import document
 
 PROJECT = Path(__file__).resolve().parent.parent
 GENERATE = runpy.run_path(str(PROJECT / "docs" / "generate.py"))

@@ -24,11 +24,15 @@ from export.images import synthetic_images
 from export.parity import ParityError, check_parity
 from export.quantise import RangesError, take_ranges
 from export.tables import make_tables
-from runtime import CloudDecoder, EdgeEncoder, cloud_cli, engine, errors, strict_json
-from runtime import tune as tuning
-from runtime.bundle import Bundle
-from runtime.coder import Tables
-from runtime.server import Settings
+from runtime import CloudDecoder, EdgeEncoder, errors
+from runtime.cli import cloud_decode as cloud_cli
+from runtime.codec import strict_json
+from runtime.codec.bundle import Bundle
+from runtime.codec.coder import Tables
+from runtime.engine import registry
+from runtime.engine import tune as tuning
+from runtime.service.app import Settings
+from runtime.tasks.classification import Classification
 from training.checkpoint import load_model, save_model
 from training.models import FeatureCompressionModel
 
@@ -154,7 +158,7 @@ def test_cloud_decode_reports_them_and_goes_on(broken_bundle: Path, files: list[
 
 def test_a_row_of_parquet_has_the_error(broken_bundle: Path, files: list[bytes]) -> None:
     pa = pytest.importorskip("pyarrow", reason="pyarrow is an extra")
-    from runtime import parquet
+    from runtime.bulk import parquet
 
     rows = pa.table({"key": ["picture", "zeros"], "feature_file": files})
     picture, zeros = parquet.classify(rows, CloudDecoder(broken_bundle, 1)).to_pylist()
@@ -180,11 +184,13 @@ def test_the_service_answers_500(broken_bundle: Path, files: list[bytes]) -> Non
 def test_no_engine_is_tuned_by_logits_that_are_not_finite(broken_bundle: Path, copy_of: Copy, files: list[bytes]) -> None:
     loaded = Bundle.load(copy_of(broken_bundle))
     with pytest.raises(errors.NotFiniteLogitsError):
-        tuning.tune(loaded, "cloud", [loaded.decode(files[0])[None]], 1)
-    assert not (loaded.folder / engine.TUNED).exists()
+        tuning.tune(loaded, "cloud", [loaded.decode(files[0])[None]], Classification.OUTPUT, Classification.deviation, 1)
+    assert not (loaded.folder / registry.TUNED).exists()
     logits = np.array([[1.0, 2.0]], np.float32)
     for wrong in (NAN, INFINITE):
-        assert tuning.strays("cloud", np.array([[wrong, 2.0]], np.float32), logits)[1]
+        assert Classification.deviation(logits, np.array([[wrong, 2.0]], np.float32))[1]
+        with pytest.raises(errors.NotFiniteLogitsError):
+            Classification.deviation(np.array([[wrong, 2.0]], np.float32), logits)
 
 
 # JSON
@@ -215,8 +221,8 @@ def test_files_with_such_a_number_are_refused(
     (tmp_path / "accuracy_x.json").write_text(f'{{"images": {value}}}')
     with pytest.raises(rate_accuracy.RecordsError, match=r"accuracy_x\.json is no record.*not a finite number"):
         rate_accuracy.measured(tmp_path)
-    (tmp_path / engine.TUNED).write_text(f'{{"milliseconds": {value}}}')
-    assert engine.tuned_choice(SimpleNamespace(folder=tmp_path), "edge") is None
+    (tmp_path / registry.TUNED).write_text(f'{{"milliseconds": {value}}}')
+    assert registry.tuned_choice(SimpleNamespace(folder=tmp_path), "edge") is None
     assert "not a finite number" in caplog.text
 
 

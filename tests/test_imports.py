@@ -29,11 +29,11 @@ def test_runtime_imports_no_torch_and_no_other_room() -> None:
         + BLOCK_TORCH
         + (
             "import pkgutil, importlib, runtime\n"
-            "names = [m.name for m in pkgutil.iter_modules(runtime.__path__)]\n"
-            "assert 'edge' in names and 'cloud_cli' in names\n"
+            "names = [m.name for m in pkgutil.walk_packages(runtime.__path__, 'runtime.')]\n"
+            "assert {'runtime.edge', 'runtime.cli.cloud_decode', 'runtime.service.app'} < set(names)\n"
             "from runtime.errors import MissingExtraError\n"
             "for name in names:\n"
-            "    try: importlib.import_module('runtime.' + name)\n"
+            "    try: importlib.import_module(name)\n"
             "    except MissingExtraError: pass\n"
             "from runtime import EdgeEncoder, CloudDecoder\n"
         )
@@ -45,10 +45,15 @@ def test_runtime_imports_no_torch_and_no_other_room() -> None:
 @pytest.mark.parametrize(
     ("extra", "packages", "owners", "command"),
     [
-        ("cloud", {"starlette", "uvicorn", "prometheus_client"}, {"server", "serve_http", "serve_metrics"}, "serve_cli.main([])"),
-        ("send", {"httpx"}, {"sender", "route", "answers"}, "send_cli.main(['--url', 'http://localhost'])"),
-        ("parquet", {"pyarrow"}, {"parquet"}, None),
-        ("ray", {"ray"}, {"ray_app", "ray_bulk"}, None),
+        (
+            "cloud",
+            {"starlette", "uvicorn", "prometheus_client"},
+            {"service.app", "service.http", "service.metrics"},
+            "cloud_serve.main([])",
+        ),
+        ("send", {"httpx"}, {"delivery.sender", "delivery.route", "delivery.answers"}, "edge_send.main(['--url', 'http://localhost'])"),
+        ("parquet", {"pyarrow"}, {"bulk.parquet"}, None),
+        ("ray", {"ray"}, {"cluster.app", "cluster.bulk"}, None),
     ],
 )
 def test_only_its_owners_import_what_an_extra_brings(extra: str, packages: set[str], owners: set[str], command: str | None) -> None:
@@ -59,17 +64,17 @@ def test_only_its_owners_import_what_an_extra_brings(extra: str, packages: set[s
         + (
             "import pkgutil, importlib, runtime\n"
             "from runtime.errors import MissingExtraError\n"
-            "names = {m.name for m in pkgutil.iter_modules(runtime.__path__)}\n"
-            f"owners = {owners!r}\n"
+            "names = {m.name for m in pkgutil.walk_packages(runtime.__path__, 'runtime.')}\n"
+            f"owners = { {f'runtime.{owner}' for owner in owners}!r}\n"
             "assert owners < names\n"
             "for name in names:\n"
-            "    try: importlib.import_module('runtime.' + name)\n"
+            "    try: importlib.import_module(name)\n"
             # What another extra lacks here is no fault.
             "    except MissingExtraError as error: assert name not in owners or 'is blocked' in str(error)\n"
             "    except ImportError as error: assert name in owners and 'is blocked' in str(error), (name, error)\n"
             "    else: assert name not in owners, name\n"
         )
-        + (f"from runtime import serve_cli, send_cli\nassert {command} == 1\n" if command else "")
+        + (f"from runtime.cli import cloud_serve, edge_send\nassert {command} == 1\n" if command else "")
     )
     result = run(code)
     assert result.returncode == 0, result.stderr
@@ -89,7 +94,9 @@ def test_training_imports_neither_runtime_nor_export() -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("module", ["runtime.edge_cli", "runtime.cloud_cli", "runtime.serve_cli", "runtime.send_cli", "export.__main__"])
+@pytest.mark.parametrize(
+    "module", ["runtime.cli.edge_encode", "runtime.cli.cloud_decode", "runtime.cli.cloud_serve", "runtime.cli.edge_send", "export.__main__"]
+)
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(module: str, option: str) -> None:
     code = (
@@ -106,8 +113,8 @@ def test_help_and_version_import_nothing_heavy(module: str, option: str) -> None
 def test_the_commands_start_no_threads_that_nothing_uses(bundle: Path, tmp_path: Path) -> None:
     own = run("import os\nos.environ['OPENBLAS_NUM_THREADS'] = '1'\nimport numpy, onnxruntime\n" + COUNT).stdout.strip()
     code = (
-        "import sys\nfrom runtime import cloud_cli, edge_cli\n"
-        "main = edge_cli.main if sys.argv[1].endswith('.jpg') else cloud_cli.main\n"
+        "import sys\nfrom runtime.cli import cloud_decode, edge_encode\n"
+        "main = edge_encode.main if sys.argv[1].endswith('.jpg') else cloud_decode.main\n"
         "assert main(sys.argv[1:]) == 0\n" + COUNT
     )
     options = ("--bundle", str(bundle), "--threads", "1")

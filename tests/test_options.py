@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 MODULES = [
-    *(f"runtime.{name}" for name in ("edge_cli", "cloud_cli", "serve_cli", "send_cli")),
+    *(f"runtime.cli.{name}" for name in ("edge_encode", "cloud_decode", "cloud_serve", "edge_send")),
     "export.__main__",
     *(f"training.{name}" for name in ("train", "backbone", "evaluate", "average")),
     *(f"benchmarks.{name}" for name in ("accuracy", "breakeven", "codecs", "coder", "contexts", "folders", "jpeg", "latency")),

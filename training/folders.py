@@ -1,7 +1,7 @@
 """What a folder of images holds: files that Pillow can open, in one folder a class or in any folders.
 
 Used by training, evaluation, export and benchmarks alike. The edge half has the same rule of what an image is
-(runtime/edge_files.py); training may not import it.
+(runtime/images/find.py); training may not import it.
 
 Always holds: what is hidden, or made by a system for itself, is no class and no image; the order is by name, the same
 on every machine; links are followed, but not in circles.

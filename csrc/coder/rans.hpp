@@ -18,7 +18,7 @@
 //
 // Method: J. Duda, "Asymmetric numeral systems" (arXiv 1311.2540); interleaving after F. Giesen,
 // "Interleaved entropy coders" (arXiv 1402.3392). docs/FORMAT.md is the specification; the
-// pure-Python coder in tests/reference_coder.py is its oracle.
+// pure-Python coder in tests/support/reference_coder.py is its oracle.
 #pragma once
 
 #include <algorithm>

@@ -1,0 +1,29 @@
+"""A string of CompressAI's into a feature file and back, without torch and without loss.
+
+    python examples/convert_from_compressai.py [IMAGE] [BUNDLE]
+
+A sender that uses CompressAI itself (`EntropyBottleneck.compress`) exchanges bare strings: no header, checksum or size.
+"""
+
+import sys
+
+from runtime import CloudDecoder, EdgeEncoder
+from runtime.codec.compressai_stream import from_feature_file, to_feature_file
+
+IMAGE = sys.argv[1] if len(sys.argv) > 1 else "docs/demo/golf_ball.jpg"
+BUNDLE = sys.argv[2] if len(sys.argv) > 2 else "bundles/ours_n4"
+
+
+def main() -> int:
+    # Here the string comes from a feature file; with CompressAI it is entropy_bottleneck.compress(latent)[0].
+    string, shape = from_feature_file(EdgeEncoder(BUNDLE).encode(IMAGE), BUNDLE)
+    print(f"a string of {len(string)} bytes, symbols of {shape[0]}x{shape[1]}")
+    data = to_feature_file(string, 224, 224, BUNDLE)  # the string does not say how large the image was
+    again, _ = from_feature_file(data, BUNDLE)
+    label, probability, _ = CloudDecoder(BUNDLE).classify(data)[0]
+    print(f"a feature file of {len(data)} bytes: {label} {probability:.1%}; the same string again: {again == string}")
+    return 0 if again == string else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Many feature files at once, in Parquet."""

@@ -1,0 +1,302 @@
+"""Feature files in Parquet: many in one file, for storage, training and classification in bulk. An extra: `[parquet]`.
+
+A pack, which `edge-encode --pack` writes:   key string, feature_file binary, width int32, height int32
+Predictions, which `cloud-decode` writes:    key string, label string, class_index int32, probability float32, error string
+
+`width` and `height` are those of the encoded pixels. `error` is null where a row was decoded; where it was refused,
+label, class_index and probability are null. A pack's schema metadata name the bundle's fingerprint and model; another
+program's file need not, and may have its columns in any order, and more of them.
+
+Always holds: files appear whole or not at all; memory does not grow with the number of rows; of a file
+nothing but its metadata is read until its columns and the sizes of its row groups are found to be right; a row
+whose feature file is refused, or has logits that are not finite, is a row with its error, never one that is missing, or has a class.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..codec.bundle import MANIFEST
+from ..codec.feature_file import MAX_FEATURE_FILE_BYTES
+from ..errors import (
+    DamagedParquetError,
+    EmptyFeatureFileError,
+    FeatureFileError,
+    FeatureFileTooLargeError,
+    MissingExtraError,
+    NotFiniteLogitsError,
+    ParquetNotFoundError,
+    ParquetSchemaError,
+    ParquetTooLargeError,
+    WrongBundleError,
+)
+from ..files import atomic_file
+
+try:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+except ImportError as error:
+    raise MissingExtraError(f"Parquet files need pyarrow ({error}): pip install 'edgecloud-features[parquet]'") from error
+
+if TYPE_CHECKING:
+    from ..cloud import CloudDecoder, Prediction
+    from ..codec.bundle import Bundle
+
+PACK = pa.schema([("key", pa.string()), ("feature_file", pa.binary()), ("width", pa.int32()), ("height", pa.int32())])
+PREDICTIONS = pa.schema(
+    [("key", pa.string()), ("label", pa.string()), ("class_index", pa.int32()), ("probability", pa.float32()), ("error", pa.string())]
+)
+DECODED = ["key", "feature_file"]  # the columns of a pack that classification reads
+FINGERPRINT, MODEL = b"edgecloud.fingerprint", b"edgecloud.model"  # in a pack's schema metadata, both as text
+MANIFEST_DIGEST = b"edgecloud.manifest_sha256"  # in that of predictions: of the bundle's manifest, which names the digests of all else
+
+BATCH_ROWS = 64  # classified at a time, which bounds the symbols in memory
+MAX_GROUP_ROWS, MAX_GROUP_BYTES = 1 << 24, 512 << 20  # a row group of more is not read
+MAX_KEY_BYTES = 1 << 16
+_GROUP_ROWS, _GROUP_BYTES = 16_384, 16 << 20  # a row group that is written ends at either
+_READ_ROWS = 4096  # at a time: each time, all values that a row group names are checked
+_MAX_METADATA_BYTES = 64 << 20
+
+
+@contextmanager
+def pack_writer(path: str | os.PathLike[str], bundle: "Bundle") -> Iterator[Callable[..., None]]:
+    """Gives a function write(key, feature file, width, height); the pack appears when the block ends without an error.
+
+    At most one row group is held in memory. Raises OSError.
+    """
+    with _row_writer(path, PACK.with_metadata({FINGERPRINT: bundle.fingerprint.hex(), MODEL: bundle.manifest.model})) as write:
+        yield write
+
+
+@contextmanager
+def _row_writer(path: str | os.PathLike[str], schema: pa.Schema) -> Iterator[Callable[..., None]]:
+    columns: list[list[Any]] = [[] for _ in schema]
+    size = 0
+
+    def flush() -> None:
+        nonlocal size
+        size = 0
+        writer.write_table(pa.table(columns, schema))
+        for column in columns:
+            column.clear()
+
+    def write(*row: Any) -> None:
+        nonlocal size
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+            size += len(value) if isinstance(value, str | bytes) else 4
+        if len(columns[0]) >= _GROUP_ROWS or size >= _GROUP_BYTES:
+            flush()
+
+    # Feature files are entropy coded: no compressor makes them smaller, and their extremes tell nobody anything.
+    compression = {name: "none" if name == "feature_file" else "zstd" for name in schema.names}
+    repeated = [name for name in schema.names if name not in ("key", "feature_file")]
+    with (
+        atomic_file(path) as file,
+        pq.ParquetWriter(
+            file, schema, compression=compression, use_dictionary=repeated, write_statistics=["key"], write_page_checksum=True
+        ) as writer,
+    ):
+        yield write
+        if columns[0]:
+            flush()
+
+
+def check_schema(schema: pa.Schema, bundle: "Bundle | None" = None) -> None:
+    """Whether a pack has such columns, and is of `bundle` as far as its metadata say.
+
+    Raises ParquetSchemaError, WrongBundleError.
+    """
+    for wanted in PACK:
+        found = [field.type for field in schema if field.name == wanted.name]
+        # Some programs write all strings and bytes with 64-bit offsets.
+        large = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(wanted.type, wanted.type)
+        if len(found) != 1 or found[0] not in (wanted.type, large):
+            there = f"{len(found)} columns {wanted.name}" if len(found) != 1 else f"{wanted.name} as {found[0]}"
+            columns = ", ".join(f"{field.name} {field.type}" for field in PACK)
+            raise ParquetSchemaError(f"the Parquet file has {there}, a pack of feature files has {columns}: edge-encode --pack writes one")
+    own = bundle and bundle.fingerprint.hex()
+    of = (schema.metadata or {}).get(FINGERPRINT, b"").decode("ascii", "replace")
+    if own and of and of != own:
+        raise WrongBundleError(f"the pack is of bundle {of[:8]}, this is {own[:8]}: decode it with the bundle that encoded it")
+
+
+@contextmanager
+def open_pack(path: str | os.PathLike[str], bundle: "Bundle | None" = None) -> Iterator[pq.ParquetFile]:
+    """A pack, its columns and the sizes of its row groups checked; nothing but its metadata is read yet.
+
+    Raises the ParquetErrors, WrongBundleError, OSError.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ParquetNotFoundError(f"no such file: {path}")
+    if path.is_dir():
+        raise ParquetNotFoundError(f"{path} is a folder: name the Parquet files in it")
+    if not path.is_file():
+        raise ParquetNotFoundError(f"{path} is a pipe or a device, and a Parquet file is read from its end: save it in a file first")
+    # As bytes, for pyarrow takes no text that is not UTF-8.
+    with pa.OSFile(os.fsencode(path)) as source:
+        with _damage(path):
+            limits = {"thrift_string_size_limit": _MAX_METADATA_BYTES, "thrift_container_size_limit": _MAX_METADATA_BYTES}
+            metadata = pq.ParquetFile(source, **limits).metadata
+            schema = metadata.schema.to_arrow_schema()
+        check_schema(schema, bundle)
+        columns = [index for index in range(metadata.num_columns) if metadata.schema.column(index).path in DECODED]
+        for index in range(metadata.num_row_groups):
+            with _damage(path):
+                group = metadata.row_group(index)
+                size = sum(group.column(column).total_uncompressed_size for column in columns)
+            if not 0 <= group.num_rows <= MAX_GROUP_ROWS or not 0 <= size <= MAX_GROUP_BYTES:
+                raise ParquetTooLargeError(
+                    f"row group {index} of {path} has {group.num_rows} rows and {size} bytes of feature files, "
+                    f"{MAX_GROUP_ROWS} and {MAX_GROUP_BYTES} are read: write it in smaller row groups"
+                )
+        with _damage(path):
+            # As dictionaries, a value that is there once is held once, however many rows name it.
+            file = pq.ParquetFile(source, metadata=metadata, read_dictionary=DECODED, page_checksum_verification=True, **limits)
+        yield file
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise DamagedParquetError(f"{path} is not a Parquet file, or damaged ({reason}): copy it again") from error
+
+
+def count_rows(path: str | os.PathLike[str]) -> int:
+    """Rows of a pack, by its metadata. Raises as open_pack does."""
+    with open_pack(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def batches(path: str | os.PathLike[str], bundle: "Bundle | None" = None, row_group: int | None = None) -> Iterator[pa.RecordBatch]:
+    """A pack's keys and feature files as dictionaries, at most BATCH_ROWS at a time, in order; of all rows, or of one row group.
+
+    Raises as open_pack does.
+    """
+    with open_pack(path, bundle) as file:
+        found = file.iter_batches(_READ_ROWS, columns=DECODED, row_groups=None if row_group is None else [row_group])
+        while True:
+            with _damage(Path(path)):
+                batch = next(found, None)
+                if batch:
+                    batch.validate(full=True)  # that text is UTF-8, above all
+            if batch is None:
+                return
+            if _longest(batch.column("key")) > MAX_KEY_BYTES:
+                raise ParquetTooLargeError(f"{path} has a key of over {MAX_KEY_BYTES} bytes, which is not read: give images shorter names")
+            yield from (batch.slice(start, BATCH_ROWS) for start in range(0, batch.num_rows, BATCH_ROWS))
+
+
+def _longest(values: pa.DictionaryArray) -> int:
+    """Bytes of the longest value."""
+    return pc.max(pc.binary_length(values.dictionary)).as_py() or 0
+
+
+def classify(rows: pa.Table | pa.RecordBatch, decoder: "CloudDecoder") -> pa.Table:
+    """Predictions of a pack's rows, one for each, in order.
+
+    Args:
+        rows: columns `key` and `feature_file`, strings and bytes with 32-bit or 64-bit offsets, or dictionaries of them; others are
+            ignored. The symbols of all rows are in memory at once: give BATCH_ROWS rows at a time.
+    """
+    files = rows.column("feature_file")
+    errors: list[str | None] = [None] * len(files)
+    symbols: dict[int, NDArray[np.int16]] = {}
+    for index, scalar in enumerate(files):
+        try:
+            symbols[index] = decoder.symbols(_feature_file(scalar))
+        except FeatureFileError as error:
+            errors[index] = str(error)
+    best: list[Prediction | None] = [None] * len(files)
+    for index, logits in zip(symbols, decoder.logits_of_each(list(symbols.values())), strict=True):
+        try:
+            best[index] = decoder.predictions(logits, 1)[0]
+        except NotFiniteLogitsError as error:
+            errors[index] = str(error)
+    columns = [
+        rows.column("key").cast(pa.string()),
+        [one and one.label for one in best],
+        [one and one.class_index for one in best],
+        [one and one.probability for one in best],
+        errors,
+    ]
+    return pa.table(columns, PREDICTIONS)
+
+
+def _feature_file(scalar: pa.Scalar) -> memoryview:
+    value = scalar.value if isinstance(scalar, pa.DictionaryScalar) else scalar
+    if not value.is_valid:
+        raise EmptyFeatureFileError("the row has no feature file (null): encode its image again")
+    data = memoryview(value.as_buffer())
+    if len(data) > MAX_FEATURE_FILE_BYTES:
+        raise FeatureFileTooLargeError(f"a feature file of {len(data)} bytes, {MAX_FEATURE_FILE_BYTES} are decoded: send it again")
+    return data
+
+
+def classify_pack(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], decoder: "CloudDecoder", progress: Callable[[int], object] | None = None
+) -> tuple[int, int]:
+    """A pack's predictions as a Parquet file, and how many rows were decoded and how many refused.
+
+    Args:
+        progress: called with how many rows more are done.
+
+    Raises as open_pack does; then there is no new `target`.
+    """
+    decoded = refused = 0
+    with prediction_writer(target, decoder.bundle) as write:
+        for batch in batches(source, decoder.bundle):
+            predictions = classify(batch, decoder)
+            write(predictions)
+            wrong = count_refused(predictions)
+            decoded, refused = decoded + predictions.num_rows - wrong, refused + wrong
+            if progress:
+                progress(predictions.num_rows)
+    return decoded, refused
+
+
+def count_refused(predictions: pa.Table) -> int:
+    """Rows with an error."""
+    return int(predictions.num_rows - predictions["error"].null_count)
+
+
+@contextmanager
+def prediction_writer(path: str | os.PathLike[str], bundle: "Bundle") -> Iterator[Callable[[pa.Table], None]]:
+    """Gives a function write(predictions); the file appears when the block ends without an error. Raises OSError."""
+    with _row_writer(path, PREDICTIONS.with_metadata({MANIFEST_DIGEST: bundle_digest(bundle)})) as write:
+
+        def write_all(predictions: pa.Table) -> None:
+            for row in zip(*(column.to_pylist() for column in predictions.columns), strict=True):
+                write(*row)
+
+        yield write_all
+
+
+def is_classified(path: str | os.PathLike[str], bundle: "Bundle", rows: int) -> bool:
+    """Whether a file holds predictions of so many rows, made with this very bundle."""
+    if not Path(path).is_file():
+        return False
+    try:
+        with pa.OSFile(os.fsencode(path)) as file:
+            metadata = pq.read_metadata(file)
+        schema = metadata.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError):
+        return False
+    found = (schema.metadata or {}).get(MANIFEST_DIGEST)
+    return bool(metadata.num_rows == rows and found == bundle_digest(bundle) and schema.equals(PREDICTIONS))
+
+
+def bundle_digest(bundle: "Bundle") -> bytes:
+    """Says which very bundle it is: SHA-256 of its manifest, in hexadecimal."""
+    return hashlib.sha256((bundle.folder / MANIFEST).read_bytes()).hexdigest().encode()

@@ -1,0 +1,1 @@
+"""The service and bulk decoding on a Ray cluster."""

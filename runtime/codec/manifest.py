@@ -1,0 +1,152 @@
+"""manifest.json: what a bundle is. docs/BUNDLE.md is its specification.
+
+Always holds: this file alone reads and writes a manifest; one that was read has every member that the runtime uses, in
+its type and range. What export only records (versions, parity, figures) stands in `record` and decides nothing.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from ..errors import InconsistentBundleError, UnsupportedBundleError
+from . import strict_json
+from .feature_file import BLOCK, VERSION, Profile
+
+SCHEMA = 2
+PRECISIONS = ("auto", "fp32", "int8")
+MAX_SIDE = 1 << 14  # pixels that preprocessing may resize to
+
+
+@dataclass(frozen=True)
+class ShapeRule:
+    """From pixels to symbols: side of the latent = side of the image / stride - shrink."""
+
+    channels: int
+    stride: int
+    shrink: int
+
+    def latent(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the latent of an image of height x width pixels (multiples of 8)."""
+        return height // self.stride - self.shrink, width // self.stride - self.shrink
+
+    def symbols(self, height: int, width: int) -> int:
+        rows, columns = self.latent(height, width)
+        return self.channels * rows * columns
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image unless it is taken as it is: short side to `resize`, then the central `crop` x `crop`."""
+
+    resize: int = 256
+    crop: int = 224
+
+
+STANDARD = Preprocessing()  # the reference's evaluation transform
+
+
+class FileEntry(NamedTuple):
+    """A file of the bundle, as it was exported."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest. `lmb` is the text by which the checkpoint was named; `fingerprint` has 32 bytes."""
+
+    model: str
+    lmb: str
+    weights: str
+    fingerprint: bytes
+    bottleneck_sha256: str
+    shape: ShapeRule
+    max_symbols: int
+    preprocessing: Preprocessing
+    profile: Profile  # of the files that the edge writes unless asked otherwise
+    precision: str  # that both ends run in unless asked otherwise
+    classes: int
+    files: Mapping[str, FileEntry]
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: bytes, source: str) -> "Manifest":
+        """A manifest from JSON; `source` names it in errors. Raises InconsistentBundleError, UnsupportedBundleError."""
+        try:
+            content = strict_json.loads(text)
+            schema = content["schema"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _not_understood(source, error) from error
+        if schema != SCHEMA:
+            raise UnsupportedBundleError(f"{source} has schema {schema!r}, this release reads {SCHEMA}: update, or export it again")
+        try:
+            version = content.pop("format_version")
+            del content["schema"]
+            preprocessing = content.pop("preprocessing")
+            manifest = cls(
+                model=str(content.pop("model")),
+                lmb=str(content.pop("lmb")),
+                weights=str(content.pop("weights")),
+                fingerprint=bytes.fromhex(content.pop("fingerprint")),
+                bottleneck_sha256=bytes.fromhex(content.pop("bottleneck_sha256")).hex(),
+                shape=ShapeRule(**{key: int(value) for key, value in content.pop("shape").items()}),
+                max_symbols=int(content.pop("max_symbols")),
+                preprocessing=Preprocessing(int(preprocessing["resize"]), int(preprocessing["crop"])),
+                profile=Profile.CONTEXT if bool(content.pop("small")) else Profile.STATIC,
+                precision=str(content.pop("precision")),
+                classes=int(content.pop("classes")),
+                files={
+                    str(name): FileEntry(int(entry["bytes"]), bytes.fromhex(entry["sha256"]).hex())
+                    for name, entry in content.pop("files").items()
+                },
+                record=content,
+            )
+            way = (preprocessing["interpolation"], preprocessing["antialias"])
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise _not_understood(source, error) from error
+        if version != VERSION:
+            raise UnsupportedBundleError(f"{source} has feature files of version {version!r}, not {VERSION}: update, or export it again")
+        if way != ("bilinear", True):
+            raise UnsupportedBundleError(f"{source} resizes by {way[0]!r}, this release by antialiased bilinear alone: export it again")
+        manifest._check(source)
+        return manifest
+
+    def _check(self, source: str) -> None:
+        shape, sides = self.shape, self.preprocessing
+        if min(shape.channels, shape.stride, shape.shrink + 1, self.max_symbols) < 1 or BLOCK % shape.stride:
+            raise InconsistentBundleError(f"{source} has an impossible shape rule, {asdict(shape)}: export the bundle again")
+        if not 1 <= sides.crop <= sides.resize <= MAX_SIDE or sides.crop % BLOCK:
+            raise InconsistentBundleError(
+                f"{source} resizes to {sides.resize} and crops {sides.crop} pixels: a crop is a multiple of {BLOCK}, no larger than "
+                f"what it is cut from, and that at most {MAX_SIDE}; export the bundle again"
+            )
+        if self.precision not in PRECISIONS or self.classes < 1 or len(self.fingerprint) != 32:
+            raise _not_understood(
+                source, f"precision {self.precision!r}, {self.classes} classes, fingerprint of {len(self.fingerprint)} bytes"
+            )
+
+    def to_json(self) -> bytes:
+        """Inverse of `parse`."""
+        content = {
+            "schema": SCHEMA,
+            "format_version": VERSION,
+            "model": self.model,
+            "lmb": self.lmb,
+            "weights": self.weights,
+            "fingerprint": self.fingerprint.hex(),
+            "bottleneck_sha256": self.bottleneck_sha256,
+            "shape": asdict(self.shape),
+            "max_symbols": self.max_symbols,
+            "preprocessing": asdict(self.preprocessing) | {"interpolation": "bilinear", "antialias": True},
+            "small": self.profile is Profile.CONTEXT,
+            "precision": self.precision,
+            "classes": self.classes,
+            "files": {name: entry._asdict() for name, entry in self.files.items()},
+        }
+        return (json.dumps(content | dict(self.record), indent=1, allow_nan=False) + "\n").encode()
+
+
+def _not_understood(source: str, why: object) -> InconsistentBundleError:
+    return InconsistentBundleError(f"{source} is not understood ({why!r}): export the bundle again")

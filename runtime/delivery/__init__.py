@@ -1,0 +1,1 @@
+"""From a device to the service: a spool and a sender that lose nothing."""

@@ -1,0 +1,155 @@
+"""Which engine runs a bundle's graph: the list of engines, and the choice among them.
+
+`auto` is what `tune` chose on this very device (tune.py), else onnxruntime on the CPU in the precision that the bundle
+names, which is fp32 unless it was exported otherwise: that needs nothing more, and its symbols are torch's.
+
+Always holds: whatever is chosen, a device that lacks it falls back to the CPU provider, and says so in one line; a
+feature file decodes to the symbols that were encoded, whichever engine computed them.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+
+from ..codec import strict_json
+from ..codec.bundle import CLOUD_GRAPH, CLOUD_GRAPH_INT8, EDGE_GRAPH, EDGE_GRAPH_INT8, Bundle
+from ..errors import EngineChoiceError, InconsistentBundleError
+from . import processor
+from .base import PRECISIONS, Choice, Engine
+from .onnxruntime import OnnxRuntime
+from .openvino import OpenVino
+
+log = logging.getLogger(__name__)
+
+# Every engine has its line here; a program's own is added by ENGINES.append(MyEngine).
+ENGINES: list[type[Engine]] = [
+    OnnxRuntime,
+    OpenVino,
+]
+GRAPHS = {"edge": {"fp32": EDGE_GRAPH, "int8": EDGE_GRAPH_INT8}, "cloud": {"fp32": CLOUD_GRAPH, "int8": CLOUD_GRAPH_INT8}}
+SAFE = Choice("cpu", "fp32")
+TUNED = "tuned.json"
+_MAX_TUNED_BYTES = 1 << 20
+
+
+def providers() -> list[str]:
+    """The names of all providers."""
+    return [provider for engine in ENGINES for provider in engine.PROVIDERS]
+
+
+def engine_of(provider: str) -> type[Engine]:
+    """The engine that has a provider. Raises EngineChoiceError."""
+    for engine in ENGINES:
+        if provider in engine.PROVIDERS:
+            return engine
+    raise EngineChoiceError(f"no provider {provider}: providers are auto, {', '.join(providers())}")
+
+
+def candidates(bundle: Bundle, end: str) -> list[Choice]:
+    """All that is worth trying for the bundle's graph of an `end`, "edge" or "cloud", on this device; the safe choice first."""
+    return [
+        choice
+        for engine in ENGINES
+        for provider in engine.PROVIDERS
+        for choice in (Choice(provider, precision) for precision in engine.PRECISIONS)
+        if not engine.lacks(choice) and engine.is_worth_trying(choice) and graph_file(bundle, end, choice.precision)
+    ]
+
+
+def graph_file(bundle: Bundle, end: str, precision: str) -> str | None:
+    """The bundle's file for a precision, None where it has none."""
+    name = GRAPHS[end]["int8" if precision == "int8" else "fp32"]
+    return name if bundle.has(name) else None
+
+
+def describe_device() -> dict[str, str]:
+    """What a tuned choice depends on: processor, cores, and the engines' versions."""
+    versions = {engine.__name__.lower(): engine.version() for engine in ENGINES}
+    found = {"processor": processor.name(), "cores": str(os.cpu_count())}
+    return found | {name: version for name, version in versions.items() if version}
+
+
+def tuned_choice(bundle: Bundle, end: str) -> Choice | None:
+    """What `tune` chose for this bundle on this device; None if it has not run here, or something has changed since."""
+    path = bundle.folder / TUNED
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_TUNED_BYTES:
+            return None
+        tuned = strict_json.loads(path.read_text())
+        if tuned["device"] != describe_device() or tuned["fingerprint"] != bundle.fingerprint.hex():
+            log.warning("%s is of another device or bundle and is not used: tune again", path)
+            return None
+        if end not in tuned:
+            return None
+        choice = Choice(str(tuned[end]["provider"]), str(tuned[end]["precision"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        log.warning("%s is not understood (%r) and is not used: tune again", path, error)
+        return None
+    return choice if choice in candidates(bundle, end) else None
+
+
+def choose(bundle: Bundle, end: str, provider: str = "auto", precision: str = "auto") -> Choice:
+    """From what was asked for to what will run.
+
+    Raises EngineChoiceError for names that do not exist or do not go together, and for a precision
+    that the bundle does not have.
+    """
+    if provider not in ("auto", *providers()) or precision not in ("auto", *PRECISIONS):
+        raise EngineChoiceError(
+            f"no engine {provider} {precision}: providers are auto, {', '.join(providers())}; precisions auto, {', '.join(PRECISIONS)}"
+        )
+    able = [name for engine in ENGINES if precision in ("auto", *engine.PRECISIONS) for name in engine.PROVIDERS]
+    if provider not in ("auto", *able):
+        raise EngineChoiceError(f"provider {provider} has no {precision}: choose --provider {able[0]}, or another --precision")
+    if precision == "int8" and not graph_file(bundle, end, "int8"):
+        raise EngineChoiceError(f"{bundle.folder} has no int8 graph for the {end}: leave out --precision, or export with --calibrate DIR")
+    if provider == "auto":
+        tuned = tuned_choice(bundle, end)
+        if tuned and precision in ("auto", tuned.precision):
+            return tuned
+        provider = SAFE.provider if SAFE.provider in able else able[0]
+    if precision == "auto":
+        precision = "int8" if bundle.manifest.precision == "int8" and graph_file(bundle, end, "int8") else "fp32"
+    choice = Choice(provider, precision)
+    lacking = engine_of(provider).lacks(choice)
+    if not lacking:
+        return choice
+    safe = engine_of(SAFE.provider)
+    lesser = Choice(SAFE.provider, precision if precision in safe.PRECISIONS else SAFE.precision)
+    log.warning("%s needs %s: %s runs instead", choice, lacking, lesser)
+    return lesser
+
+
+def open_engine(bundle: Bundle, end: str, threads: int | None, provider: str = "auto", precision: str = "auto", workers: int = 1) -> Engine:
+    """The bundle's graph of an `end`, "edge" or "cloud", ready to run with `threads` threads (None: one a core), called by
+    `workers` threads at the same time.
+
+    Raises EngineChoiceError, the BundleErrors of Bundle.read, and InconsistentBundleError when the
+    engine cannot load the graph, or the graph is another bundle's.
+    """
+    return open_choice(bundle, end, threads, choose(bundle, end, provider, precision), workers)
+
+
+def open_choice(bundle: Bundle, end: str, threads: int | None, choice: Choice, workers: int = 1) -> Engine:
+    """As open_engine, for a choice that was made."""
+    name = graph_file(bundle, end, choice.precision)
+    assert name
+    data = bundle.read(name)
+    try:
+        engine = engine_of(choice.provider)(data, choice, threads, workers)
+    except Exception as error:  # the libraries' own classes share no public base
+        raise InconsistentBundleError(f"{choice.provider} cannot load {bundle.folder / name}: {error}") from error
+    if engine.fingerprint not in (None, bundle.fingerprint.hex()):
+        raise InconsistentBundleError(
+            f"{bundle.folder / name} is of bundle {str(engine.fingerprint)[:8]}, the manifest of {bundle.fingerprint.hex()[:8]}: "
+            "export the bundle again"
+        )
+    return engine
+
+
+def group_by_shape(shapes: Sequence[tuple[int, ...]], size: int) -> list[list[int]]:
+    """Indexes of equal shapes together, at most `size` in a group: what shares a graph call."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, shape in enumerate(shapes):
+        groups.setdefault(shape, []).append(index)
+    return [members[i : i + size] for members in groups.values() for i in range(0, len(members), size)]

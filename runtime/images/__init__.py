@@ -1,0 +1,1 @@
+"""From any picture, folder or pattern to pixels."""

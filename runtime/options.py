@@ -1,0 +1,40 @@
+"""Options that several commands have, and numbers in options.
+
+Always holds: every number has a range, and one outside of it is a usage error that names it.
+"""
+
+import argparse
+from collections.abc import Callable
+from contextlib import suppress
+
+_MOST_THREADS = 4096
+
+
+def number(kind: type, least: float, most: float) -> Callable[[str], float]:
+    """An argparse type: an int or a float from `least` to `most`."""
+    what = "a whole number" if kind is int else "a number"
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            value: float = kind(text)
+            if least <= value <= most:  # not true of nan
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {least:,} to {most:,}")
+
+    return parse
+
+
+def thread_count(text: str) -> int:
+    """An argparse type."""
+    return int(number(int, 1, _MOST_THREADS)(text))
+
+
+def add_engine_options(parser: argparse.ArgumentParser, after: str | None = None) -> None:
+    """Options of all commands; `after` is what a command that has --tune does after it."""
+    providers = "cpu, openvino, or another that onnxruntime has here"
+    parser.add_argument("--provider", default="auto", metavar="NAME", help=f"{providers} (default: what --tune chose, else cpu)")
+    parser.add_argument("--precision", default="auto", metavar="NAME", help="fp32, bf16 or int8 (default: what --tune chose, else fp32)")
+    if after:
+        parser.add_argument(
+            "--tune", action="store_true", help=f"measure what is there on this device and keep the fastest choice; {after}"
+        )

@@ -1,0 +1,1 @@
+"""The cloud as a service that answers many devices."""

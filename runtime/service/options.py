@@ -1,0 +1,73 @@
+"""The options of a service, wherever it runs, and its settings from them."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ..options import add_engine_options, number, thread_count
+
+if TYPE_CHECKING:
+    from .app import Settings
+
+LOG_LEVELS = {"requests": "INFO", "refusals": "WARNING", "failures": "ERROR"}
+_MOST = 1_000_000  # images that wait
+_LONGEST_MS = 86_400_000  # a day
+
+
+def add_service_options(parser: argparse.ArgumentParser) -> None:
+    """What a service can be told, wherever it runs."""
+    parser.add_argument(
+        "--bundle",
+        action="append",
+        metavar="DIR",
+        help="a bundle, or a folder of bundles; may be given several times (default: $EDGECLOUD_BUNDLE, else bundles/ours_n4)",
+    )
+    parser.add_argument("--token-file", metavar="FILE", help="a token a line; requests must carry one of them")
+    parser.add_argument("--max-batch", type=number(int, 1, 4096), default=8, metavar="N", help="images of one graph call (default: 8)")
+    parser.add_argument(
+        "--max-wait-ms",
+        type=number(float, 0, _LONGEST_MS),
+        default=2,
+        metavar="MS",
+        help="when idle, wait so long for more requests (default: 2)",
+    )
+    parser.add_argument("--max-queue", type=number(int, 1, _MOST), default=128, metavar="N", help="images that may wait (default: 128)")
+    parser.add_argument(
+        "--deadline-ms",
+        type=number(float, 1, _LONGEST_MS),
+        default=2000,
+        metavar="MS",
+        help="a request waits no longer for its graph call (default: 2000)",
+    )
+    parser.add_argument(
+        "--drain-ms",
+        type=number(float, 0, _LONGEST_MS),
+        default=10_000,
+        metavar="MS",
+        help="for what was admitted, on SIGTERM (default: 10000)",
+    )
+    parser.add_argument("--threads", type=thread_count, metavar="N", help="threads of the cloud graph (default: one a core)")
+    add_engine_options(parser)
+    parser.add_argument(
+        "--log",
+        default="requests",
+        choices=LOG_LEVELS,
+        help="a line for each request, for those that are refused, or that fail (default: requests)",
+    )
+
+
+def settings_of(args: argparse.Namespace) -> "Settings":
+    """Settings from the options of add_service_options."""
+    from .app import Settings
+
+    return Settings(
+        bundles=tuple(args.bundle or ()),
+        token_file=args.token_file,
+        threads=args.threads,
+        provider=args.provider,
+        precision=args.precision,
+        max_batch=args.max_batch,
+        max_wait_ms=args.max_wait_ms,
+        max_queue=args.max_queue,
+        deadline_ms=args.deadline_ms,
+        drain_seconds=args.drain_ms / 1e3,
+    )

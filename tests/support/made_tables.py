@@ -1,0 +1,36 @@
+"""Entropy tables, and symbols under them, that tests make."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+LIMIT = 32767
+
+
+@st.composite
+def tables_and_symbols(draw: st.DrawFn) -> tuple[list[list[int]], list[int], list[list[int]]]:
+    """Any valid tables, and symbols of which some lie inside, some just outside and some far off."""
+    cdfs, offsets, symbols = [], [], []
+    row = draw(st.sampled_from([0, 1, 2, 3, 4, 5, 7, 8, 31, 130]))
+    for _ in range(draw(st.integers(1, 4))):
+        inner = draw(st.lists(st.integers(1, 65535), min_size=1, max_size=draw(st.sampled_from([1, 2, 20, 300])), unique=True))
+        cdf = [0, *sorted(inner), 65536]
+        offset = draw(st.integers(-LIMIT, LIMIT - len(cdf) + 3))
+        inside = st.integers(offset, offset + len(cdf) - 3)
+        near = st.integers(max(-LIMIT, offset - 70), min(LIMIT, offset + len(cdf) + 70))
+        anywhere = st.integers(-LIMIT, LIMIT)
+        source = draw(st.sampled_from([inside, near, anywhere, st.one_of(inside, anywhere), st.just(offset)]))
+        cdfs.append(cdf)
+        offsets.append(offset)
+        symbols.append(draw(st.lists(source, min_size=row, max_size=row)))
+    return cdfs, offsets, symbols
+
+
+def as_array(symbols: list[list[int]]) -> np.ndarray:
+    return np.array(symbols, np.int16).reshape(len(symbols), -1)
+
+
+def skewed_tables(channels: int) -> tuple[list[list[int]], list[int]]:
+    """Nearly all mass on 0, as a trained model has it."""
+    frequencies = [1, 3, 200, 64800, 520, 10, 1, 1]
+    assert sum(frequencies) == 65536
+    return [[0, *np.cumsum(frequencies).tolist()]] * channels, [-3] * channels
