@@ -111,7 +111,7 @@ def _in_order(points: dict[str, list[Point]]) -> dict[str, list[Point]]:
 
 
 def pareto(points: list[Point]) -> list[Point]:
-    """Those points that no cheaper one equals: both coordinates grow strictly."""
+    """The Pareto front: both coordinates grow strictly."""
     front: list[Point] = []
     for point in sorted(points, key=lambda point: (point.bpp, -point.top1)):
         if not front or point.top1 > front[-1].top1:

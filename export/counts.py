@@ -199,7 +199,7 @@ def fit_tables(own: Tables, counts: Counts) -> Tables:
         # Against a static table that the model's belief holds back no more than it does these.
         one = _frequencies(_smooth(counted.sum(0), static, CONTEXT_PRIOR))
         saved = (counted * np.log2(rows / one)).sum()
-        # Tables fitted to few symbols flatter themselves: half a logarithm for each number that was fitted.
+        # Subtract a BIC penalty to offset overfitting: half a logarithm for each number that was fitted.
         total = counted.sum()
         flattery = 0.5 * np.log2(max(total, 1)) * ((counted > 0).sum() - (counted.sum(0) > 0).sum())
         if saved - flattery >= MIN_SAVING * counts.images:

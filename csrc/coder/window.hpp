@@ -1,5 +1,5 @@
-// Of a table, what coding the wide part with vectors needs, and the interface of those: shared by wide_avx2.hpp, wide_avx512.hpp
-// and wide_neon.hpp, which do byte for byte what rans.hpp does without.
+// Per-table lookup data for the SIMD kernels, and their interface: shared by wide_avx2.hpp, wide_avx512.hpp and
+// wide_neon.hpp, which write and read the same bytes as rans.hpp does without vectors.
 //
 // Mostly a lane's state is held as two 16-bit halves, so that one register, or two, have a half of all
 // sixteen lanes. All lanes are under one table, and of it under a window of at most sixteen entries

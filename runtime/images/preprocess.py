@@ -5,8 +5,8 @@ The bundle's manifest says how: the short side to so many pixels (bilinear, anti
 With `fast_jpeg` a large JPEG is decoded at a half, a quarter or an eighth of its size before that, still at least twice
 the short side (512 pixels): libjpeg then leaves out most of its work, and levels differ a little. docs/folders.md has the figures.
 
-Of an animation the first frame is taken; what is transparent lies on white; 16-bit levels keep their upper eight; CMYK
-is taken as Adobe writes it, inverted, without its colour profile.
+Animations use their first frame, and transparency is composited on white. 16-bit levels keep their upper eight. CMYK is
+read as Adobe writes it, inverted, without its colour profile.
 
 Always holds: EXIF orientation is applied, and one that cannot be read is upright; a header that promises too many
 pixels is refused before they are decoded, and levels are never guessed; beside the pixels as Pillow holds them, memory

@@ -90,7 +90,7 @@ class Settings:
     provider: str = "auto"
     precision: str = "auto"
     max_batch: int = 8  # images of one graph call
-    max_wait_ms: float = 2.0  # that an idle graph waits for company
+    max_wait_ms: float = 2.0  # when idle, the graph waits so long for more requests
     max_queue: int = 128  # images that are admitted and not yet answered
     deadline_ms: float = 2000.0  # from admission to the graph call
     max_files: int = 64  # feature files of one request
@@ -658,7 +658,7 @@ class Gate:
             if visit.answered or (isinstance(error, asyncio.CancelledError) and not self.service.draining):
                 raise
             response = self._refuse(visit, scope, error)
-            # A connection that is closed on unread bytes may take the answer with it. Who still waits for "100 Continue" has sent none.
+            # Closing with unread data can discard our response; a client awaiting "100 Continue" has sent no body.
             if not visit.body_ended and (visit.body_begun or b"expect" not in headers):
                 await _discard(visit, counted_receive)
             if not visit.body_ended:

@@ -2,12 +2,12 @@
 
 Feature files of one bundle and one shape share a graph call. One call runs at a time, in a thread of
 its own and with all the graph's threads; while it runs the next batch gathers, so that a busy service
-fills its batches without waiting, and an idle one waits `max_wait` for company.
+fills its batches without waiting. When idle, it waits up to `max_wait` for more requests.
 
-Always holds: everything here is touched on the event loop alone, but for the graph call. Who is
-admitted is answered, or refused with an error of its own: at the latest at its deadline, or when the
-graph call that it got into ends. What passes its deadline, or loses its client, before its graph call takes
-no place in one. A graph call that fails fails its own batch and nothing else.
+Always holds: everything here is touched on the event loop alone, except for the graph call. Every admitted
+request is answered, or refused with an error of its own: at its deadline, or when its graph call ends.
+Expired or abandoned requests are dropped before dispatch. A graph call that fails affects its own batch
+and nothing else.
 """
 
 import asyncio
