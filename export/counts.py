@@ -2,7 +2,7 @@
 
 The reference never trains the quantiles that bound its tables, and its tables know nothing of a
 symbol's neighbours. Counting what the edge graph really gives mends both: `fit_tables` makes one
-static table a channel and, where they pay, tables by context (docs/FORMAT.md, section 2.5).
+static table a channel and, where they pay, tables by context (docs/FORMAT.md, section 3.5).
 
 Counts are kept as JSON beside a checkpoint, FILE.counts.json for FILE.safetensors, so that a clone
 without the images exports the same tables.
