@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         type=number(int, 64, 1 << 28),
         default=1024 * 1024,
         metavar="N",
-        help="largest image that both ends take (default: 1048576)",
+        help="largest image that both ends take; at least the crop (default: 1048576)",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser

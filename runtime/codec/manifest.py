@@ -15,7 +15,7 @@ from .feature_file import BLOCK, VERSION, Profile
 
 SCHEMA = 2
 PRECISIONS = ("auto", "fp32", "int8")
-MAX_SIDE = 1 << 14  # pixels that preprocessing may resize to
+MAX_SIDE = 1 << 12  # pixels that preprocessing may resize a short side to; bounds the memory that a bundle can ask for
 
 
 @dataclass(frozen=True)

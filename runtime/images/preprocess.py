@@ -29,6 +29,7 @@ from .image_file import FAST_SIDE, load_image, load_opened, shortened
 __all__ = ["FAST_SIDE", "ImageInput", "load_image", "preprocess"]
 
 _LEVELS = np.dtype(np.uint8)
+_LONGEST = 64 * 256  # pixels of a resized image's long side, unless its short one needs more
 _BAND_PIXELS = 1 << 20  # that are converted at a time
 _ORIENTATION = 0x0112  # of EXIF; 1 is upright
 _TURNS = {
@@ -176,9 +177,10 @@ def _to_crop(image: Image.Image, rule: Preprocessing) -> NDArray[np.uint8]:
     else:
         size = (max(short, int(short * width / height)), short)
     # A panorama is cut before it is enlarged: 1 x 50,000 pixels must not become 256 x 12,800,000.
-    if max(size) > 64 * short:
-        image = image.crop(_middle(width, height))
-        size = (short, 64 * short) if width <= height else (64 * short, short)
+    ratio = max(4, _LONGEST // short)
+    if max(size) > ratio * short:
+        image = image.crop(_middle(width, height, ratio))
+        size = (short, ratio * short) if width <= height else (ratio * short, short)
     if image.size != size:
         image = image.resize(size, Image.Resampling.BILINEAR)
     left, top = _centre(size[0], crop), _centre(size[1], crop)
@@ -189,8 +191,8 @@ def _centre(length: int, size: int) -> int:
     return round((length - size) / 2.0)
 
 
-def _middle(width: int, height: int) -> tuple[int, int, int, int]:
-    keep_width, keep_height = min(width, 64 * height), min(height, 64 * width)
+def _middle(width: int, height: int, ratio: int) -> tuple[int, int, int, int]:
+    keep_width, keep_height = min(width, ratio * height), min(height, ratio * width)
     left, top = (width - keep_width) // 2, (height - keep_height) // 2
     return left, top, left + keep_width, top + keep_height
 

@@ -158,7 +158,7 @@ def test_a_manifest_that_is_none(random_bundle: Path, copy_of: Copy, text: bytes
         (lambda m: m.pop("preprocessing"), errors.InconsistentBundleError, "not understood"),
         (lambda m: m["preprocessing"].update(crop=225), errors.InconsistentBundleError, "crops 225 pixels: a crop is a multiple of 8"),
         (lambda m: m["preprocessing"].update(crop=264), errors.InconsistentBundleError, "resizes to 256 and crops 264"),
-        (lambda m: m["preprocessing"].update(resize=1 << 20), errors.InconsistentBundleError, "at most 16384"),
+        (lambda m: m["preprocessing"].update(resize=1 << 20), errors.InconsistentBundleError, "at most 4096"),
         (lambda m: m["preprocessing"].update(interpolation="lanczos"), errors.UnsupportedBundleError, "resizes by 'lanczos'"),
         (lambda m: m.update(precision="fp8"), errors.InconsistentBundleError, "precision 'fp8'"),
         (lambda m: m.update(classes=0), errors.InconsistentBundleError, "0 classes"),

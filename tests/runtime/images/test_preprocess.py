@@ -5,12 +5,14 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from runtime import errors
+from runtime.codec.manifest import Preprocessing
 from runtime.images.preprocess import load_image, preprocess
 
 
@@ -159,3 +161,11 @@ def test_under_8_pixels_as_is() -> None:
 def test_arrays_of_another_kind(array: np.ndarray) -> None:
     with pytest.raises(errors.ImageArrayError, match="uint8"):
         preprocess(array)
+
+
+def test_a_panorama_is_bounded_whatever_the_bundle_resizes_to() -> None:
+    """A bundle that resizes to 4096 pixels would else make 4096 x 204,800 of this."""
+    thin = np.zeros((8, 400, 3), np.uint8)
+    with patch.object(Image.Image, "resize", autospec=True, side_effect=Image.Image.resize) as resize:
+        assert preprocess(thin, rule=Preprocessing(4096, 64)).shape == (64, 64, 3)
+    assert resize.call_args.args[1] == (16384, 4096)
