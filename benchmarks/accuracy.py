@@ -42,7 +42,9 @@ from training.folders import Damage, DataError, class_folder
 from training.labels import match
 
 
-def labelled_images(folder: Path, labels: Sequence[str], limit: int | None = None, of: str = "the bundle") -> list[tuple[Path, int]]:
+def labelled_images(
+    folder: Path, labels: Sequence[str], limit: int | None = None, of: str = "the bundle"
+) -> list[tuple[Path, int]]:
     """(path, class index) of all images in the class folders, or of `limit` taken evenly; raises DataError, ClassesError."""
     there = class_folder(folder, empty=True)
     classes, note = match(there.names, labels, str(folder), of)
@@ -96,14 +98,20 @@ def measure(
     teacher_right: list[bool] = []
     sizes, bpp = [], []
     used = encoder.bundle
-    ways: dict[str, Callable[[NDArray[np.int16], int, int], bytes]] = {"plain": partial(used.encode, profile=Profile.STATIC)}
+    ways: dict[str, Callable[[NDArray[np.int16], int, int], bytes]] = {
+        "plain": partial(used.encode, profile=Profile.STATIC)
+    }
     if used.tables.contexts:
         ways["small"] = partial(used.encode, profile=Profile.CONTEXT)
         own = used.compressai_tables()
-        ways["plain, the model's own tables"] = lambda symbols, height, width: pack(used.fingerprint, height, width, own.encode(symbols))
+        ways["plain, the model's own tables"] = lambda symbols, height, width: pack(
+            used.fingerprint, height, width, own.encode(symbols)
+        )
     by_way: dict[str, list[int]] = {way: [] for way in ways}
     pool = ThreadPoolExecutor(max(1, workers))
-    for start in tqdm(range(0, len(images), batch_size), unit="batch", disable=not sys.stderr.isatty()):
+    for start in tqdm(
+        range(0, len(images), batch_size), unit="batch", disable=not sys.stderr.isatty()
+    ):
         batch = images[start : start + batch_size]
         read = list(pool.map(lambda one: pixels_of(one[0], as_is, damage), batch))
         pixels = [one for one in read if one is not None]
@@ -123,10 +131,14 @@ def measure(
         sizes += [len(file) for file in files]
         bpp += [8 * len(file) / parse(file).pixels for file in files]
         if judge:
-            teacher_right += [judge(one) == label for one, label in zip(pixels, labels, strict=True)]
+            teacher_right += [
+                judge(one) == label for one, label in zip(pixels, labels, strict=True)
+            ]
     damage.report()
     if not right:
-        raise DataError(f"none of the {len(images)} images in {data} can be read: mend or remove them")
+        raise DataError(
+            f"none of the {len(images)} images in {data} can be read: mend or remove them"
+        )
     manifest = decoder.bundle.manifest
     low, high = wilson(sum(right), len(right))
     result: dict[str, Any] = {
@@ -143,15 +155,27 @@ def measure(
         "as_is": as_is,
         "top1": {"share": sum(right) / len(right), "low": low, "high": high},
         "top5": {"share": sum(right5) / len(right5)},
-        "bpp": {"mean": float(np.mean(bpp)), "p5": float(np.percentile(bpp, 5)), "p95": float(np.percentile(bpp, 95))},
+        "bpp": {
+            "mean": float(np.mean(bpp)),
+            "p5": float(np.percentile(bpp, 5)),
+            "p95": float(np.percentile(bpp, 95)),
+        },
         "engines": {"edge": str(encoder.engine.choice), "cloud": str(decoder.engine.choice)},
         "profile": encoder.profile.title,
         "mean_bytes_by_profile": {way: float(np.mean(counted)) for way, counted in by_way.items()},
-        "bytes": {"mean": float(np.mean(sizes)), "p5": float(np.percentile(sizes, 5)), "p95": float(np.percentile(sizes, 95))},
+        "bytes": {
+            "mean": float(np.mean(sizes)),
+            "p5": float(np.percentile(sizes, 5)),
+            "p95": float(np.percentile(sizes, 95)),
+        },
     }
     if judge:
         low, high = wilson(sum(teacher_right), len(teacher_right))
-        result["teacher_top1"] = {"share": sum(teacher_right) / len(teacher_right), "low": low, "high": high}
+        result["teacher_top1"] = {
+            "share": sum(teacher_right) / len(teacher_right),
+            "low": low,
+            "high": high,
+        }
         result["top1_minus_teacher"] = paired(np.array(right), np.array(teacher_right))
     return result, predictions
 
@@ -169,7 +193,12 @@ def _teacher(path: Path, threads: int, labels: Sequence[str]) -> Any:
     torch.set_num_threads(threads)
     teacher = load_teacher(path)
     classes = teacher.backbone.fc.out_features
-    ours = match(teacher.labels or [f"class {index}" for index in range(classes)], labels, str(path), "the bundle").classes
+    ours = match(
+        teacher.labels or [f"class {index}" for index in range(classes)],
+        labels,
+        str(path),
+        "the bundle",
+    ).classes
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
 
     @torch.inference_mode()
@@ -188,39 +217,86 @@ def text(result: dict[str, Any]) -> str:
         f"{result['model']} lmb {result['lmb']}, {result['weights']} weights, bundle {result['bundle']}, {result['images']} images",
         f"top-1    {share(result['top1'])}",
         f"top-5    {result['top5']['share']:.2%}",
-        "bpp      {mean:.4f} mean, {p5:.4f} to {p95:.4f} (5th to 95th percentile)".format(**result["bpp"]),
+        "bpp      {mean:.4f} mean, {p5:.4f} to {p95:.4f} (5th to 95th percentile)".format(
+            **result["bpp"]
+        ),
         "bytes    {mean:.0f} mean, {p5:.0f} to {p95:.0f}".format(**result["bytes"]),
     ]
-    lines += [f"bytes    {mean:.1f} mean, {way}" for way, mean in result["mean_bytes_by_profile"].items()]
+    lines += [
+        f"bytes    {mean:.1f} mean, {way}" for way, mean in result["mean_bytes_by_profile"].items()
+    ]
     if "teacher_top1" in result:
         difference = result["top1_minus_teacher"]
         lines += [
             f"teacher  {share(result['teacher_top1'])}",
-            "top-1 minus teacher's  {mean:+.2%} (95 % interval {low:+.2%} to {high:+.2%}, paired)".format(**difference),
+            "top-1 minus teacher's  {mean:+.2%} (95 % interval {low:+.2%} to {high:+.2%}, paired)".format(
+                **difference
+            ),
         ]
     return "\n".join(lines)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="one folder of images a class")
-    parser.add_argument("--bundle", type=Path, metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
+    parser.add_argument(
+        "--data", required=True, type=Path, metavar="DIR", help="one folder of images a class"
+    )
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="DIR",
+        help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4",
+    )
     parser.add_argument("--as-is", action="store_true", help="take the images' pixels as they are")
     parser.add_argument("--teacher", type=Path, metavar="FILE", help="a ResNet-50 to compare with")
-    parser.add_argument("--threads", type=number(int, 1, 1024), default=cores(), metavar="N", help="default: one a core")
-    parser.add_argument("--batch_size", type=number(int, 1, 65536), default=8, metavar="N", help="images of one decoder call (default: 8)")
     parser.add_argument(
-        "--workers", type=number(int, 0, 1024), default=2, metavar="N", help="threads that decode and resize images (default: 2)"
-    )
-    parser.add_argument("--images", type=number(int, 2, 10_000_000), metavar="N", help="so many images, taken evenly (default: all)")
-    parser.add_argument(
-        "--skip-damaged", "--skip_damaged", action="store_true", help="leave out images that cannot be read, and count them"
+        "--threads",
+        type=number(int, 1, 1024),
+        default=cores(),
+        metavar="N",
+        help="default: one a core",
     )
     parser.add_argument(
-        "--predictions", type=Path, metavar="FILE", help="write the class index of each image that can be read, a line each, in order"
+        "--batch_size",
+        type=number(int, 1, 65536),
+        default=8,
+        metavar="N",
+        help="images of one decoder call (default: 8)",
     )
-    parser.add_argument("--provider", default="auto", metavar="NAME", help="engine of both ends, as edge-encode has it")
-    parser.add_argument("--precision", default="auto", metavar="NAME", help="of both ends, as edge-encode has it")
+    parser.add_argument(
+        "--workers",
+        type=number(int, 0, 1024),
+        default=2,
+        metavar="N",
+        help="threads that decode and resize images (default: 2)",
+    )
+    parser.add_argument(
+        "--images",
+        type=number(int, 2, 10_000_000),
+        metavar="N",
+        help="so many images, taken evenly (default: all)",
+    )
+    parser.add_argument(
+        "--skip-damaged",
+        "--skip_damaged",
+        action="store_true",
+        help="leave out images that cannot be read, and count them",
+    )
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="write the class index of each image that can be read, a line each, in order",
+    )
+    parser.add_argument(
+        "--provider",
+        default="auto",
+        metavar="NAME",
+        help="engine of both ends, as edge-encode has it",
+    )
+    parser.add_argument(
+        "--precision", default="auto", metavar="NAME", help="of both ends, as edge-encode has it"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser

@@ -40,8 +40,16 @@ from training.data import MEAN, STD
 from training.loss import Teacher, load_teacher
 
 RECORD = Path(__file__).resolve().parent / "results" / "accuracy_codecs.json"
-SETTINGS: dict[str, dict[str, Any]] = {"JPEG": {"optimize": True}, "WEBP": {"method": 6}, "AVIF": {"speed": 6}}
-QUALITIES: dict[str, list[int]] = {"JPEG": [5, 10, 20, 35, 60], "WEBP": [0, 5, 15, 30, 60], "AVIF": [5, 15, 25, 35, 55]}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "JPEG": {"optimize": True},
+    "WEBP": {"method": 6},
+    "AVIF": {"speed": 6},
+}
+QUALITIES: dict[str, list[int]] = {
+    "JPEG": [5, 10, 20, 35, 60],
+    "WEBP": [0, 5, 15, 30, 60],
+    "AVIF": [5, 15, 25, 35, 55],
+}
 
 
 def compress(pixels: NDArray[np.uint8], codec: str, quality: int) -> tuple[int, NDArray[np.uint8]]:
@@ -56,7 +64,9 @@ def compress(pixels: NDArray[np.uint8], codec: str, quality: int) -> tuple[int, 
 def classes(teacher: Teacher, images: list[NDArray[np.uint8]], amp: bool) -> list[int]:
     """The teacher's first choices for images uint8 [H, W, 3], of one size or one by one."""
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
-    together = [images] if len({image.shape for image in images}) == 1 else [[image] for image in images]
+    together = (
+        [images] if len({image.shape for image in images}) == 1 else [[image] for image in images]
+    )
     found: list[int] = []
     for batch in together:
         inputs = (torch.tensor(np.stack(batch)).permute(0, 3, 1, 2) / 255 - mean) / std
@@ -72,14 +82,25 @@ def labels_of(teacher: Teacher) -> list[str]:
 
 
 def measure(
-    data: Path, teacher_file: Path, as_is: bool, qualities: dict[str, list[int]], limit: int | None, threads: int, amp: bool
+    data: Path,
+    teacher_file: Path,
+    as_is: bool,
+    qualities: dict[str, list[int]],
+    limit: int | None,
+    threads: int,
+    amp: bool,
 ) -> dict[str, Any]:
     """All figures, as the JSON has them; `limit` images, taken evenly, or all."""
     torch.set_num_threads(threads)
     teacher = load_teacher(teacher_file).to(memory_format=torch.channels_last)
     images = labelled_images(data, labels_of(teacher), limit, str(teacher_file))
     Image.init()
-    points = [(codec, quality) for codec, values in qualities.items() for quality in values if codec in Image.SAVE]
+    points = [
+        (codec, quality)
+        for codec, values in qualities.items()
+        for quality in values
+        if codec in Image.SAVE
+    ]
     right: dict[tuple[str, int] | None, list[bool]] = {point: [] for point in (None, *points)}
     sizes: dict[tuple[str, int], list[int]] = {point: [] for point in points}
     bpp: dict[tuple[str, int], list[float]] = {point: [] for point in points}
@@ -90,10 +111,16 @@ def measure(
         pixels = list(pool.map(lambda one: preprocess(one[0], as_is), batch))
         right[None] += (np.array(classes(teacher, pixels, amp)) == labels).tolist()
         for codec, quality in points:
-            sent = list(pool.map(lambda one, codec=codec, quality=quality: compress(one, codec, quality), pixels))
+            sent = list(
+                pool.map(
+                    lambda one, codec=codec, quality=quality: compress(one, codec, quality), pixels
+                )
+            )
             sizes[codec, quality] += [size for size, _ in sent]
             bpp[codec, quality] += [8 * size / (one.shape[0] * one.shape[1]) for size, one in sent]
-            right[codec, quality] += (np.array(classes(teacher, [one for _, one in sent], amp)) == labels).tolist()
+            right[codec, quality] += (
+                np.array(classes(teacher, [one for _, one in sent], amp)) == labels
+            ).tolist()
 
     def share(point: tuple[str, int] | None) -> dict[str, float]:
         low, high = wilson(sum(right[point]), len(images))
@@ -122,7 +149,9 @@ def measure(
                     "p95": float(np.percentile(bpp[codec, quality], 95)),
                 },
                 "top1": share((codec, quality)),
-                "top1_minus_teacher": paired(np.array(right[codec, quality]), np.array(right[None])),
+                "top1_minus_teacher": paired(
+                    np.array(right[codec, quality]), np.array(right[None])
+                ),
             }
             for codec, quality in points
         ],
@@ -130,8 +159,14 @@ def measure(
 
 
 def text(result: dict[str, Any]) -> str:
-    lines = [f"teacher {result['teacher']}, {result['images']} images, top-1 {result['teacher_top1']['share']:.2%}", ""]
-    lines += ["| codec | quality | bytes | bpp | top-1 | minus teacher's |", "|---|--:|--:|--:|--:|--:|"]
+    lines = [
+        f"teacher {result['teacher']}, {result['images']} images, top-1 {result['teacher_top1']['share']:.2%}",
+        "",
+    ]
+    lines += [
+        "| codec | quality | bytes | bpp | top-1 | minus teacher's |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
     lines += [
         f"| {point['codec']} | {point['quality']} | {point['bytes']['mean']:.0f} | {point['bpp']['mean']:.3f} | "
         f"{point['top1']['share']:.2%} | {point['top1_minus_teacher']['mean']:+.2%} |"
@@ -142,14 +177,40 @@ def text(result: dict[str, Any]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="one folder of images a class")
+    parser.add_argument(
+        "--data", required=True, type=Path, metavar="DIR", help="one folder of images a class"
+    )
     parser.add_argument("--teacher", required=True, type=Path, metavar="FILE", help="the ResNet-50")
     parser.add_argument("--as-is", action="store_true", help="take the images' pixels as they are")
-    parser.add_argument("--amp", action="store_true", help="the teacher in bfloat16: several times faster where the processor has it")
-    parser.add_argument("--images", type=number(int, 2, 10_000_000), metavar="N", help="so many images, taken evenly (default: all)")
-    parser.add_argument("--threads", type=number(int, 1, 1024), default=cores(), metavar="N", help="default: one a core")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: benchmarks/results/accuracy_codecs.json; with --smoke none")
-    parser.add_argument("--smoke", action="store_true", help="ten images, one quality a codec, to see that everything works")
+    parser.add_argument(
+        "--amp",
+        action="store_true",
+        help="the teacher in bfloat16: several times faster where the processor has it",
+    )
+    parser.add_argument(
+        "--images",
+        type=number(int, 2, 10_000_000),
+        metavar="N",
+        help="so many images, taken evenly (default: all)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=number(int, 1, 1024),
+        default=cores(),
+        metavar="N",
+        help="default: one a core",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="default: benchmarks/results/accuracy_codecs.json; with --smoke none",
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="ten images, one quality a codec, to see that everything works",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
@@ -157,9 +218,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    qualities = {codec: values[-2:-1] for codec, values in QUALITIES.items()} if args.smoke else QUALITIES
+    qualities = (
+        {codec: values[-2:-1] for codec, values in QUALITIES.items()} if args.smoke else QUALITIES
+    )
     try:
-        result = measure(args.data, args.teacher, args.as_is, qualities, 10 if args.smoke else args.images, args.threads, args.amp)
+        result = measure(
+            args.data,
+            args.teacher,
+            args.as_is,
+            qualities,
+            10 if args.smoke else args.images,
+            args.threads,
+            args.amp,
+        )
         if out := args.out or (None if args.smoke else RECORD):
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")

@@ -91,7 +91,10 @@ def ideal_bits(tables: Tables, symbols: Symbols, small: bool = False) -> float:
         frequencies, context = np.diff(cdf.astype(np.int64))[None], np.zeros_like(plane)
         if small and channel in tables.contexts:
             thresholds, cdfs = tables.contexts[channel]
-            frequencies, level = np.diff(np.stack(cdfs).astype(np.int64)), np.digitize(np.pad(plane, ((1, 0), (1, 0))), thresholds)
+            frequencies, level = (
+                np.diff(np.stack(cdfs).astype(np.int64)),
+                np.digitize(np.pad(plane, ((1, 0), (1, 0))), thresholds),
+            )
             context = LEVELS * level[:-1, 1:] + level[1:, :-1]
         index = plane - offset
         inside = (index >= 0) & (index < len(cdf) - 2)
@@ -113,7 +116,13 @@ def ours_small(tables: Tables, symbols: Symbols) -> Coder:
 
 def ours(tables: Tables, symbols: Symbols, path: str) -> Coder:
     if path == _coder.PATHS[0]:
-        return Coder("ours", lambda: tables.encode(symbols), lambda data: tables.decode(data, (SIDE, SIDE)), np.asarray, len)
+        return Coder(
+            "ours",
+            lambda: tables.encode(symbols),
+            lambda data: tables.decode(data, (SIDE, SIDE)),
+            np.asarray,
+            len,
+        )
     native, rows, out = (
         _coder.Tables(*tables.flat(), path),
         symbols.reshape(CHANNELS, -1),
@@ -141,9 +150,15 @@ def compressai_coders(tables: Tables, symbols: Symbols) -> list[Coder]:
     cdfs = [cdf.tolist() + [0] * (width - len(cdf)) for cdf in tables.cdfs]
     lengths, offsets = [len(cdf) for cdf in tables.cdfs], tables.offsets.tolist()
     entropy._quantized_cdf = torch.tensor(cdfs, dtype=torch.int32)
-    entropy._cdf_length, entropy._offset = torch.tensor(lengths, dtype=torch.int32), torch.tensor(offsets, dtype=torch.int32)
+    entropy._cdf_length, entropy._offset = (
+        torch.tensor(lengths, dtype=torch.int32),
+        torch.tensor(offsets, dtype=torch.int32),
+    )
     latent = torch.from_numpy(symbols.astype(np.float32))[None]
-    values, indexes = symbols.reshape(-1).tolist(), np.repeat(np.arange(CHANNELS), SIDE * SIDE).tolist()
+    values, indexes = (
+        symbols.reshape(-1).tolist(),
+        np.repeat(np.arange(CHANNELS), SIDE * SIDE).tolist(),
+    )
     return [
         Coder(
             "CompressAI, EntropyBottleneck",
@@ -166,8 +181,16 @@ def constriction_coders(tables: Tables, symbols: Symbols) -> list[Coder]:
     import constriction
 
     # Its symbols begin at 0, and it has no escape: only symbols that the tables hold.
-    models = [constriction.stream.model.Categorical(np.diff(cdf.astype(np.float64)) / 65536, perfect=False) for cdf in tables.cdfs]
-    rows = [row.astype(np.int32) - offset for row, offset in zip(symbols.reshape(CHANNELS, -1), tables.offsets, strict=True)]
+    models = [
+        constriction.stream.model.Categorical(
+            np.diff(cdf.astype(np.float64)) / 65536, perfect=False
+        )
+        for cdf in tables.cdfs
+    ]
+    rows = [
+        row.astype(np.int32) - offset
+        for row, offset in zip(symbols.reshape(CHANNELS, -1), tables.offsets, strict=True)
+    ]
     count, offsets = SIDE * SIDE, tables.offsets[:, None]
 
     def ans_encode() -> Any:
@@ -195,7 +218,13 @@ def constriction_coders(tables: Tables, symbols: Symbols) -> list[Coder]:
 
     return [
         Coder("constriction, ANS", ans_encode, ans_decode, back, lambda data: 4 * len(data)),
-        Coder("constriction, range coder", range_encode, range_decode, back, lambda data: 4 * len(data)),
+        Coder(
+            "constriction, range coder",
+            range_encode,
+            range_decode,
+            back,
+            lambda data: 4 * len(data),
+        ),
     ]
 
 
@@ -239,7 +268,8 @@ def measure(name: str, tables: Tables, symbols: Symbols, runs: int) -> dict[str,
             {
                 "coder": coder.name,
                 "bytes": sizes[coder.name],
-                "over_ideal": sizes[coder.name] - ideal_bits(tables, symbols, "small" in coder.name) / 8,
+                "over_ideal": sizes[coder.name]
+                - ideal_bits(tables, symbols, "small" in coder.name) / 8,
                 "encode_ms": 1e3 * statistics.median(encodes),
                 "decode_ms": 1e3 * statistics.median(decodes),
                 "encode_ratio": _ratio(encodes, times[first][0]),
@@ -258,8 +288,14 @@ def call_overhead(tables: Tables, runs: int) -> dict[str, float]:
     """Microseconds of a call that has one symbol a channel to code: medians."""
     symbols = np.zeros((tables.channels, 1, 1), np.int16)
     data = tables.encode(symbols)
-    calls = {"encode": lambda: tables.encode(symbols), "decode": lambda: tables.decode(data, (1, 1))}
-    return {name: 1e6 * statistics.median(clock(call)[0] for _ in range(runs)) for name, call in calls.items()}
+    calls = {
+        "encode": lambda: tables.encode(symbols),
+        "decode": lambda: tables.decode(data, (1, 1)),
+    }
+    return {
+        name: 1e6 * statistics.median(clock(call)[0] for _ in range(runs))
+        for name, call in calls.items()
+    }
 
 
 def _ratio(theirs: list[float], own: list[float]) -> dict[str, float]:
@@ -276,7 +312,8 @@ def text(results: list[dict[str, Any]]) -> str:
     for result in results:
         for row in result["rows"]:
             ratios = [
-                "{median:.1f} ({quartile_low:.1f} to {quartile_high:.1f})".format(**row[key]) for key in ("encode_ratio", "decode_ratio")
+                "{median:.1f} ({quartile_low:.1f} to {quartile_high:.1f})".format(**row[key])
+                for key in ("encode_ratio", "decode_ratio")
             ]
             lines.append(
                 f"| {result['symbols']} | {row['coder']} | {row['bytes']} | {row['over_ideal']:+.1f} "
@@ -287,8 +324,20 @@ def text(results: list[dict[str, Any]]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--runs", type=number(int, 4, 1_000_000), default=200, metavar="N", help="timed runs of each coder (default: 200)")
-    parser.add_argument("--bundle", type=Path, default=Path("bundles/ours_n4"), metavar="DIR", help="the trained bundle")
+    parser.add_argument(
+        "--runs",
+        type=number(int, 4, 1_000_000),
+        default=200,
+        metavar="N",
+        help="timed runs of each coder (default: 200)",
+    )
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        default=Path("bundles/ours_n4"),
+        metavar="DIR",
+        help="the trained bundle",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
@@ -304,11 +353,21 @@ def main(argv: list[str] | None = None) -> int:
     try:
         encoder = EdgeEncoder(args.bundle, 1)
         picture = preprocess(Image.open(PROJECT / "docs" / "demo" / "golf_ball.jpg"))
-        sets = [("ours_n4, the demo's picture", encoder.bundle.tables, encoder.symbols(picture[None])[0])]
+        sets = [
+            (
+                "ours_n4, the demo's picture",
+                encoder.bundle.tables,
+                encoder.symbols(picture[None])[0],
+            )
+        ]
         for bits in BITS:
             probabilities = laplacian(bits)
-            drawn = np.random.default_rng(0).choice(np.arange(-20, 21), (CHANNELS, SIDE, SIDE), p=probabilities)
-            sets.append((f"Laplacian, {bits} bits", tables_of(probabilities), drawn.astype(np.int16)))
+            drawn = np.random.default_rng(0).choice(
+                np.arange(-20, 21), (CHANNELS, SIDE, SIDE), p=probabilities
+            )
+            sets.append(
+                (f"Laplacian, {bits} bits", tables_of(probabilities), drawn.astype(np.int16))
+            )
         results = [measure(*one, args.runs) for one in sets]
         overhead = call_overhead(sets[0][1], args.runs)
     except (BenchmarkError, EdgeCloudError, OSError) as error:
@@ -318,14 +377,26 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(
             json.dumps(
-                {"benchmark": "coder", "machine": machine, "runs": args.runs, "call_us": overhead, "results": results},
+                {
+                    "benchmark": "coder",
+                    "machine": machine,
+                    "runs": args.runs,
+                    "call_us": overhead,
+                    "results": results,
+                },
                 indent=1,
                 allow_nan=False,
             )
         )
     else:
-        print(f"{machine['processor']}, 1 thread, {args.runs} runs in turn, medians; path {_coder.PATHS[0]}\n\n{text(results)}")
-        print("\na call with one symbol a channel: {encode:.1f} microseconds to encode, {decode:.1f} to decode".format(**overhead))
+        print(
+            f"{machine['processor']}, 1 thread, {args.runs} runs in turn, medians; path {_coder.PATHS[0]}\n\n{text(results)}"
+        )
+        print(
+            "\na call with one symbol a channel: {encode:.1f} microseconds to encode, {decode:.1f} to decode".format(
+                **overhead
+            )
+        )
     return 0
 
 

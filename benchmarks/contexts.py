@@ -39,7 +39,9 @@ def moved(planes: Planes, down: int, right: int) -> Planes:
     """The symbol so far above and to the left (right: -1 is above to the right); 0 outside."""
     out = np.zeros_like(planes)
     rows, columns = planes.shape[1:]
-    out[:, down:, max(right, 0) : columns + min(right, 0)] = planes[:, : rows - down, max(-right, 0) : columns - max(right, 0)]
+    out[:, down:, max(right, 0) : columns + min(right, 0)] = planes[
+        :, : rows - down, max(-right, 0) : columns - max(right, 0)
+    ]
     return out
 
 
@@ -74,7 +76,9 @@ def ways() -> dict[str, Callable[[Planes, Planes], Planes]]:
         "above + left, 7 classes": lambda x, p: banded(above(x) + left(x), 1, 2, 3),
         "3 levels above x 3 left": lambda x, p: 3 * banded(above(x), 1) + banded(left(x), 1),
         "5 levels above x 5 left": lambda x, p: both(x),
-        "7 levels above x 7 left": lambda x, p: 7 * banded(above(x), 1, 2, 3) + banded(left(x), 1, 2, 3),
+        "7 levels above x 7 left": lambda x, p: (
+            7 * banded(above(x), 1, 2, 3) + banded(left(x), 1, 2, 3)
+        ),
         "5 x 5, x 3 above to the right": lambda x, p: 3 * both(x) + banded(moved(x, 1, -1), 1),
         "5 x 5, x 3 previous channel": lambda x, p: 3 * both(x) + banded(p, 1),
     }
@@ -98,29 +102,53 @@ def measure(train: NDArray[np.int16], held: NDArray[np.int16]) -> list[dict[str,
     for name, way in ways().items():
         total = 0.0
         for channel in range(train.shape[1]):
-            planes, none = [one[:, channel].astype(np.int32) for one in (train, held)], channel not in live
+            planes, none = (
+                [one[:, channel].astype(np.int32) for one in (train, held)],
+                channel not in live,
+            )
             before = [c for c in live if c < channel]
             previous = [
                 one[:, before[-1]].astype(np.int32) if before else np.zeros_like(own)
                 for one, own in zip((train, held), planes, strict=True)
             ]
-            numbers = [np.zeros_like(own) if none else way(own, p) for own, p in zip(planes, previous, strict=True)]
+            numbers = [
+                np.zeros_like(own) if none else way(own, p)
+                for own, p in zip(planes, previous, strict=True)
+            ]
             total += code_length((numbers[0], planes[0]), (numbers[1], planes[1]))
         size = total / 8 / len(held)
-        rows.append({"tables": name, "ideal_bytes": size, "change": size / float(rows[0]["ideal_bytes"]) - 1 if rows else 0.0})
+        rows.append(
+            {
+                "tables": name,
+                "ideal_bytes": size,
+                "change": size / float(rows[0]["ideal_bytes"]) - 1 if rows else 0.0,
+            }
+        )
     return rows
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--train", required=True, type=Path, metavar="DIR", help="images to fit tables to")
-    parser.add_argument("--held", required=True, type=Path, metavar="DIR", help="images to judge them on")
     parser.add_argument(
-        "--bundle", type=Path, default=default_bundle(), metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4"
+        "--train", required=True, type=Path, metavar="DIR", help="images to fit tables to"
+    )
+    parser.add_argument(
+        "--held", required=True, type=Path, metavar="DIR", help="images to judge them on"
+    )
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        default=default_bundle(),
+        metavar="DIR",
+        help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4",
     )
     parser.add_argument("--as-is", action="store_true", help="take the images' pixels as they are")
     parser.add_argument(
-        "--images", type=number(int, 1, 10_000_000), default=1000, metavar="N", help="of each folder at most, evenly spread (default: 1000)"
+        "--images",
+        type=number(int, 1, 10_000_000),
+        default=1000,
+        metavar="N",
+        help="of each folder at most, evenly spread (default: 1000)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -135,14 +163,27 @@ def main(argv: list[str] | None = None) -> int:
             paths = images_below(folder)
             paths = paths[:: -(-len(paths) // args.images)]
             progress = tqdm(paths, folder.name, unit="image", disable=not sys.stderr.isatty())
-            symbols.append(np.concatenate(list(symbols_of(args.bundle / EDGE_GRAPH, progress, args.as_is))))
+            symbols.append(
+                np.concatenate(list(symbols_of(args.bundle / EDGE_GRAPH, progress, args.as_is)))
+            )
         rows = measure(*symbols)
     except (EdgeCloudError, ValueError, OSError) as error:
         print(f"contexts: {error}", file=sys.stderr)
         return 1
     counts = {"train": len(symbols[0]), "held": len(symbols[1])}
     if args.json:
-        print(json.dumps({"benchmark": "contexts", "machine": describe(1), "images": counts, "results": rows}, indent=1, allow_nan=False))
+        print(
+            json.dumps(
+                {
+                    "benchmark": "contexts",
+                    "machine": describe(1),
+                    "images": counts,
+                    "results": rows,
+                },
+                indent=1,
+                allow_nan=False,
+            )
+        )
     else:
         print(f"tables fitted to {counts['train']} images, judged on {counts['held']} others\n")
         print("| tables | ideal bytes an image | change |\n|---|--:|--:|")

@@ -61,7 +61,9 @@ def ways() -> dict[str, Way]:
     """From a JPEG file's bytes to an image, by name, the default first."""
     found: dict[str, Way] = {
         "Pillow": lambda data: load_image(io.BytesIO(data)),
-        f"Pillow, {FAST_SIDE} at least (--fast-jpeg)": lambda data: load_image(io.BytesIO(data), fast_jpeg=True),
+        f"Pillow, {FAST_SIDE} at least (--fast-jpeg)": lambda data: load_image(
+            io.BytesIO(data), fast_jpeg=True
+        ),
         "Pillow, 256 at least": lambda data: drafted(data, 256),
     }
     if find_spec("simplejpeg"):
@@ -70,7 +72,9 @@ def ways() -> dict[str, Way]:
         found["simplejpeg"] = lambda data: Image.fromarray(decode_jpeg(data, "RGB"))
         for side in (FAST_SIDE, 256):
             found[f"simplejpeg, {side} at least"] = lambda data, side=side: Image.fromarray(  # type: ignore[misc]
-                decode_jpeg(data, "RGB", min_height=side, min_width=side, fastdct=True, fastupsample=True)
+                decode_jpeg(
+                    data, "RGB", min_height=side, min_width=side, fastdct=True, fastupsample=True
+                )
             )
     return found
 
@@ -120,20 +124,29 @@ def measure_time(runs: int) -> list[dict[str, Any]]:
                     "decoded": decoded[name],
                     "decode_ms": statistics.median(value for value, _ in values),
                     "total_ms": statistics.median(whole[name]),
-                    "times_faster": {"median": middle_ratio, "quartile_low": low, "quartile_high": high},
+                    "times_faster": {
+                        "median": middle_ratio,
+                        "quartile_low": low,
+                        "quartile_high": high,
+                    },
                     "levels_apart": away[name],
                 }
             )
     return rows
 
 
-def measure_accuracy(data: Path, count: int, size: tuple[int, int], threads: int) -> list[dict[str, Any]]:
+def measure_accuracy(
+    data: Path, count: int, size: tuple[int, int], threads: int
+) -> list[dict[str, Any]]:
     """For the images as they are and enlarged, and for each way: what changes against the default."""
     encoder, decoder = EdgeEncoder(threads=threads), CloudDecoder(threads=threads)
     images = labelled_images(data, decoder.labels, count)
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path, label in tqdm(images, unit="image", disable=not sys.stderr.isatty()):
-        files = {"as they are": path.read_bytes(), f"enlarged to {size[0]}x{size[1]}": as_jpeg(load_image(path).convert("RGB"), size)}
+        files = {
+            "as they are": path.read_bytes(),
+            f"enlarged to {size[0]}x{size[1]}": as_jpeg(load_image(path).convert("RGB"), size),
+        }
         for source, file in files.items():
             classes: dict[bytes, int] = {}
             first: tuple[NDArray[np.uint8], NDArray[np.int16]] | None = None
@@ -144,13 +157,19 @@ def measure_accuracy(data: Path, count: int, size: tuple[int, int], threads: int
                 packed = encoder.pack(symbols, *pixels.shape[:2])
                 if packed not in classes:
                     classes[packed] = int(decoder.logits([packed])[0].argmax())
-                entry = {"bytes": len(packed), "right": classes[packed] == label, "changed": float((symbols != first[1]).mean())}
+                entry = {
+                    "bytes": len(packed),
+                    "right": classes[packed] == label,
+                    "changed": float((symbols != first[1]).mean()),
+                }
                 entry["levels"] = strays(pixels, first[0])
                 found.setdefault((source, name), []).append(entry)
     rows = []
     for (source, name), entries in found.items():
         default = found[source, "Pillow"]
-        right, before = (np.array([entry["right"] for entry in values]) for values in (entries, default))
+        right, before = (
+            np.array([entry["right"] for entry in values]) for values in (entries, default)
+        )
         rows.append(
             {
                 "images": source,
@@ -159,7 +178,9 @@ def measure_accuracy(data: Path, count: int, size: tuple[int, int], threads: int
                 "symbols_changed": statistics.mean(entry["changed"] for entry in entries),
                 "levels_apart": statistics.mean(entry["levels"] for entry in entries),
                 "bytes": statistics.mean(entry["bytes"] for entry in entries),
-                "more_bytes": sum(entry["bytes"] for entry in entries) / sum(entry["bytes"] for entry in default) - 1,
+                "more_bytes": sum(entry["bytes"] for entry in entries)
+                / sum(entry["bytes"] for entry in default)
+                - 1,
                 "top1": float(right.mean()),
                 "lost": int((before & ~right).sum()),
                 "won": int((right & ~before).sum()),
@@ -170,15 +191,23 @@ def measure_accuracy(data: Path, count: int, size: tuple[int, int], threads: int
 
 
 def text(times: list[dict[str, Any]], accuracy: list[dict[str, Any]]) -> str:
-    lines = ["| JPEG | way | decoded at | decode ms | with resize ms | times faster (quartiles) |", "|---|---|--:|--:|--:|--:|"]
+    lines = [
+        "| JPEG | way | decoded at | decode ms | with resize ms | times faster (quartiles) |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
     for row in times:
-        ratio = "{median:.2f} ({quartile_low:.2f} to {quartile_high:.2f})".format(**row["times_faster"])
+        ratio = "{median:.2f} ({quartile_low:.2f} to {quartile_high:.2f})".format(
+            **row["times_faster"]
+        )
         lines.append(
             f"| {row['width']}x{row['height']} | {row['way']} | {row['decoded'][0]}x{row['decoded'][1]} | {row['decode_ms']:.1f} | "
             f"{row['total_ms']:.1f} | {ratio} |"
         )
     if accuracy:
-        lines += ["", "| images | way | levels apart | symbols changed | bytes | top-1 | lost, won | change, 95 % interval |"]
+        lines += [
+            "",
+            "| images | way | levels apart | symbols changed | bytes | top-1 | lost, won | change, 95 % interval |",
+        ]
         lines += ["|---|---|--:|--:|--:|--:|--:|--:|"]
     for row in accuracy:
         change = "{mean:+.2%}, {low:+.2%} to {high:+.2%}".format(**row["top1_change"])
@@ -191,15 +220,40 @@ def text(times: list[dict[str, Any]], accuracy: list[dict[str, Any]]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--data", type=Path, metavar="DIR", help="measure accuracy too: one folder of images a class")
     parser.add_argument(
-        "--images", type=number(int, 2, 10_000_000), default=400, metavar="N", help="so many of them, taken evenly (default: 400)"
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="measure accuracy too: one folder of images a class",
     )
     parser.add_argument(
-        "--enlarged", type=image_size, default="1792x1344", metavar="WxH", help="what they are enlarged to (default: 1792x1344)"
+        "--images",
+        type=number(int, 2, 10_000_000),
+        default=400,
+        metavar="N",
+        help="so many of them, taken evenly (default: 400)",
     )
-    parser.add_argument("--runs", type=number(int, 2, 1_000_000), default=40, metavar="N", help="timed runs of each way (default: 40)")
-    parser.add_argument("--threads", type=number(int, 1, 1024), default=cores(), metavar="N", help="of the graphs (default: one a core)")
+    parser.add_argument(
+        "--enlarged",
+        type=image_size,
+        default="1792x1344",
+        metavar="WxH",
+        help="what they are enlarged to (default: 1792x1344)",
+    )
+    parser.add_argument(
+        "--runs",
+        type=number(int, 2, 1_000_000),
+        default=40,
+        metavar="N",
+        help="timed runs of each way (default: 40)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=number(int, 1, 1024),
+        default=cores(),
+        metavar="N",
+        help="of the graphs (default: one a core)",
+    )
     parser.add_argument("--keep", action="store_true", help="write benchmarks/results/jpeg.json")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the tables")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -211,14 +265,27 @@ def main(argv: list[str] | None = None) -> int:
     width, _, height = args.enlarged.partition("x")
     try:
         times = measure_time(args.runs)
-        accuracy = measure_accuracy(args.data, args.images, (int(width), int(height)), args.threads) if args.data else []
+        accuracy = (
+            measure_accuracy(args.data, args.images, (int(width), int(height)), args.threads)
+            if args.data
+            else []
+        )
     except (BenchmarkError, EdgeCloudError, ValueError, OSError) as error:
         print(f"jpeg: {error}", file=sys.stderr)
         return 1
-    result = {"benchmark": "jpeg", "machine": describe(args.threads), "commit": commit(), "runs": args.runs, "times": times}
+    result = {
+        "benchmark": "jpeg",
+        "machine": describe(args.threads),
+        "commit": commit(),
+        "runs": args.runs,
+        "times": times,
+    }
     result |= {"accuracy": accuracy}
     if args.keep:
-        write_atomically(PROJECT / "benchmarks" / "results" / "jpeg.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+        write_atomically(
+            PROJECT / "benchmarks" / "results" / "jpeg.json",
+            (json.dumps(result, indent=1, allow_nan=False) + "\n").encode(),
+        )
     print(json.dumps(result, indent=1, allow_nan=False) if args.json else text(times, accuracy))
     return 0
 

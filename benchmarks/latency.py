@@ -60,7 +60,12 @@ RESULTS = PROJECT / "benchmarks" / "results"
 # Intel 10700K, 8 cores, torch and CompressAI: the authors' readme.
 PUBLISHED_MS = {"ours_n0": 3.95, "ours_n4": 6.70, "ours_n8": 10.2, "matsubara2022wacv": None}
 # Which checkpoint a row's weights come from.
-CHECKPOINTS = {"ours_n0": "ours_n0_enc", "ours_n4": "ours_n4", "ours_n8": "ours_n8_enc", "matsubara2022wacv": "matsubara2022wacv"}
+CHECKPOINTS = {
+    "ours_n0": "ours_n0_enc",
+    "ours_n4": "ours_n4",
+    "ours_n8": "ours_n8_enc",
+    "matsubara2022wacv": "matsubara2022wacv",
+}
 WARM_UP = 20
 
 
@@ -74,7 +79,11 @@ def trained(model: str) -> bool:
 
 
 def bundle_of(model: str) -> Path:
-    return Path("bundles") / CHECKPOINTS[model] if trained(model) else Path("bundles") / "random" / model
+    return (
+        Path("bundles") / CHECKPOINTS[model]
+        if trained(model)
+        else Path("bundles") / "random" / model
+    )
 
 
 def load_torch_model(model: str) -> "FeatureCompressionModel":
@@ -88,7 +97,9 @@ def load_torch_model(model: str) -> "FeatureCompressionModel":
 
 
 def _is_current(folder: Path) -> bool:
-    manifest = strict_json.loads((folder / MANIFEST).read_text()) if (folder / MANIFEST).is_file() else {}
+    manifest = (
+        strict_json.loads((folder / MANIFEST).read_text()) if (folder / MANIFEST).is_file() else {}
+    )
     return manifest.get("schema") == SCHEMA
 
 
@@ -97,7 +108,9 @@ def make_bundle(model: str) -> Path:
     folder = bundle_of(model)
     if not _is_current(folder):
         if not find_spec("torch"):
-            raise BenchmarkError(f"no bundle in {folder} and no torch to export one: pip install '.[export]'")
+            raise BenchmarkError(
+                f"no bundle in {folder} and no torch to export one: pip install '.[export]'"
+            )
         print(f"exporting {folder}", file=sys.stderr)
         if trained(model):
             from export.__main__ import main as export_main
@@ -110,7 +123,16 @@ def make_bundle(model: str) -> Path:
 
             torch_model = load_torch_model(model)
             labels = [f"class {index}" for index in range(torch_model.fc.out_features)]
-            write_bundle(folder, torch_model, model, "none", labels, synthetic_images(), "synthetic images", weights="random")
+            write_bundle(
+                folder,
+                torch_model,
+                model,
+                "none",
+                labels,
+                synthetic_images(),
+                "synthetic images",
+                weights="random",
+            )
     return folder
 
 
@@ -133,7 +155,11 @@ def reference_pipelines(model: "FeatureCompressionModel", threads: int) -> dict[
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
 
     def pipeline(tuned: bool) -> Pipeline:
-        encoder = copy.deepcopy(bottleneck.encoder).to(memory_format=torch.channels_last) if tuned else bottleneck.encoder
+        encoder = (
+            copy.deepcopy(bottleneck.encoder).to(memory_format=torch.channels_last)
+            if tuned
+            else bottleneck.encoder
+        )
 
         @torch.inference_mode()
         def encode(pixels: NDArray[np.uint8]) -> tuple[bytes, Callable[[], NDArray[np.int32]]]:
@@ -153,9 +179,15 @@ def multiply_adds(model: "FeatureCompressionModel") -> int:
     import torch
 
     counted: list[int] = []
-    layers = [layer for layer in model.bottleneck_layer.encoder.modules() if isinstance(layer, torch.nn.Conv2d)]
+    layers = [
+        layer
+        for layer in model.bottleneck_layer.encoder.modules()
+        if isinstance(layer, torch.nn.Conv2d)
+    ]
     hooks = [
-        layer.register_forward_hook(lambda layer, _, out: counted.append(layer.weight.numel() * out.shape[2] * out.shape[3]))
+        layer.register_forward_hook(
+            lambda layer, _, out: counted.append(layer.weight.numel() * out.shape[2] * out.shape[3])
+        )
         for layer in layers
     ]
     with torch.inference_mode():
@@ -195,23 +227,39 @@ def summary(seconds: list[float]) -> dict[str, float]:
 
 def ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
     """Of times taken in turn."""
-    low, middle, high = statistics.quantiles(sorted(a / b for a, b in zip(theirs, ours, strict=True)), n=4)
+    low, middle, high = statistics.quantiles(
+        sorted(a / b for a, b in zip(theirs, ours, strict=True)), n=4
+    )
     return {"median": middle, "quartile_low": low, "quartile_high": high}
 
 
-def measure(model: str, pixels: NDArray[np.uint8], threads: int, runs: int, with_torch: bool) -> list[dict[str, Any]]:
+def measure(
+    model: str, pixels: NDArray[np.uint8], threads: int, runs: int, with_torch: bool
+) -> list[dict[str, Any]]:
     """A row for each engine: all of them, and the reference pipelines, in turn, `runs` times after the warm-up."""
     folder = make_bundle(model)
     loaded = Bundle.load(folder)
     engines: dict[str, EdgeEncoder] = {}
     for choice in dict.fromkeys((SAFE, *candidates(loaded, "edge"))):
-        engines[str(choice)] = EdgeEncoder(folder, threads, profile=Profile.STATIC, provider=choice.provider, precision=choice.precision)
+        engines[str(choice)] = EdgeEncoder(
+            folder,
+            threads,
+            profile=Profile.STATIC,
+            provider=choice.provider,
+            precision=choice.precision,
+        )
     torch_model = load_torch_model(model) if with_torch else None
     references = reference_pipelines(torch_model, threads) if torch_model else {}
     first = {name: encoder.encode(pixels, as_is=True) for name, encoder in engines.items()}
-    expected = references["torch"](pixels)[1]() if references else engines[str(SAFE)].symbols(pixels[None])[0]
+    expected = (
+        references["torch"](pixels)[1]()
+        if references
+        else engines[str(SAFE)].symbols(pixels[None])[0]
+    )
     decoder = CloudDecoder(folder, threads, provider="cpu", precision="fp32")
-    changed = {name: float((decoder.symbols(data) != expected).mean()) for name, data in first.items()}
+    changed = {
+        name: float((decoder.symbols(data) != expected).mean()) for name, data in first.items()
+    }
     for name, share in changed.items():
         # A latent on the border of two symbols may fall either way; fewer bits than float32's push more over it.
         if not share <= (1e-4 if name.endswith("fp32") else MAX_CHANGED):
@@ -235,13 +283,19 @@ def measure(model: str, pixels: NDArray[np.uint8], threads: int, runs: int, with
                     data = encoder.encode(pixels, as_is=True)
                 clock.append(time.perf_counter())
                 if data != first[name]:
-                    raise BenchmarkError(f"{model}, {name}: run {run} gives another feature file than the first")
+                    raise BenchmarkError(
+                        f"{model}, {name}: run {run} gives another feature file than the first"
+                    )
                 if staged and loaded.tables.contexts:
-                    small_bytes[name] = len(loaded.encode(symbols, pixels.shape[0], pixels.shape[1], Profile.CONTEXT))
+                    small_bytes[name] = len(
+                        loaded.encode(symbols, pixels.shape[0], pixels.shape[1], Profile.CONTEXT)
+                    )
                     clock.append(time.perf_counter())
                 if timed:
                     for times, (before, after) in zip(
-                        (graph, coder, small) if staged else (total,), itertools.pairwise(clock), strict=False
+                        (graph, coder, small) if staged else (total,),
+                        itertools.pairwise(clock),
+                        strict=False,
                     ):
                         times[name].append(after - before)
         for name, encode in references.items():
@@ -260,13 +314,21 @@ def measure(model: str, pixels: NDArray[np.uint8], threads: int, runs: int, with
             "graph_ms": summary(graph[name]),
             "coder_ms": summary(coder[name]),
             "total_ms": summary(total[name]),
-            "small": {"bytes": small_bytes[name], "coder_ms": summary(small[name])} if small[name] else None,
+            "small": {"bytes": small_bytes[name], "coder_ms": summary(small[name])}
+            if small[name]
+            else None,
             "published_ms": PUBLISHED_MS[model],
             "multiply_adds": multiply_adds(torch_model) if torch_model else None,
         }
         if references:
-            row |= {"torch_ms": summary(total["torch"]), "torch_tuned_ms": summary(total["torch tuned"])}
-            row |= {"ratio": ratio(total["torch"], total[name]), "ratio_to_tuned": ratio(total["torch tuned"], total[name])}
+            row |= {
+                "torch_ms": summary(total["torch"]),
+                "torch_tuned_ms": summary(total["torch tuned"]),
+            }
+            row |= {
+                "ratio": ratio(total["torch"], total[name]),
+                "ratio_to_tuned": ratio(total["torch tuned"], total[name]),
+            }
         rows.append(row)
     return rows
 
@@ -274,9 +336,17 @@ def measure(model: str, pixels: NDArray[np.uint8], threads: int, runs: int, with
 def measure_file(model: str, threads: int, runs: int, choice: Choice) -> dict[str, Any]:
     """A 1920x1080 JPEG, the demo's picture enlarged: decoding, resizing, all of it; and `edge-encode` as a fresh process."""
     folder = make_bundle(model)
-    encoder = EdgeEncoder(folder, threads, profile=Profile.STATIC, provider=choice.provider, precision=choice.precision)
+    encoder = EdgeEncoder(
+        folder,
+        threads,
+        profile=Profile.STATIC,
+        provider=choice.provider,
+        precision=choice.precision,
+    )
     file = io.BytesIO()
-    Image.open(PROJECT / "docs" / "demo" / "golf_ball.jpg").resize((1920, 1080)).save(file, "JPEG", quality=90)
+    Image.open(PROJECT / "docs" / "demo" / "golf_ball.jpg").resize((1920, 1080)).save(
+        file, "JPEG", quality=90
+    )
     times: dict[str, list[float]] = {"decode": [], "resize": [], "total": []}
     for run in range(5 + runs):
         clock = [time.perf_counter()]
@@ -292,15 +362,40 @@ def measure_file(model: str, threads: int, runs: int, choice: Choice) -> dict[st
     with tempfile.TemporaryDirectory() as place:
         photo, out = Path(place) / "photo.jpg", Path(place) / "feat.bin"
         photo.write_bytes(file.getvalue())
-        command = [sys.executable, "-c", _COMMAND, str(photo), "-o", str(out), "--no-small", "--bundle", str(folder.resolve())]
-        command += ["--provider", choice.provider, "--precision", choice.precision, "--threads", str(threads)]
+        command = [
+            sys.executable,
+            "-c",
+            _COMMAND,
+            str(photo),
+            "-o",
+            str(out),
+            "--no-small",
+            "--bundle",
+            str(folder.resolve()),
+        ]
+        command += [
+            "--provider",
+            choice.provider,
+            "--precision",
+            choice.precision,
+            "--threads",
+            str(threads),
+        ]
         cold, memory = [], 0
         for _ in range(8):
             start = time.perf_counter()
-            done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command,
+                env=os.environ | {"PYTHONPATH": str(PROJECT)},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             cold.append(time.perf_counter() - start)
             if done.returncode or out.read_bytes() != encoder.encode(io.BytesIO(file.getvalue())):
-                raise BenchmarkError(f"edge-encode does not write what the encoder gives: {done.stderr}")
+                raise BenchmarkError(
+                    f"edge-encode does not write what the encoder gives: {done.stderr}"
+                )
             memory = max(memory, int(done.stderr.split()[-1]))
     return {
         "jpeg_bytes": len(file.getvalue()),
@@ -322,18 +417,46 @@ sys.exit(status)
 
 def table(rows: list[dict[str, Any]], peak: float | None) -> str:
     """The rows as a Markdown table."""
-    heads = ["model", "engine", "bytes", "graph ms", "coder ms", "total ms", "p95", "p99", "torch + CompressAI ms", "ratio (quartiles)"]
+    heads = [
+        "model",
+        "engine",
+        "bytes",
+        "graph ms",
+        "coder ms",
+        "total ms",
+        "p95",
+        "p99",
+        "torch + CompressAI ms",
+        "ratio (quartiles)",
+    ]
     heads += ["tuned torch ms", "published ms", "floor ms", "small: bytes, coder ms"]
     lines = [f"| {' | '.join(heads)} |", f"|---|---|{'--:|' * (len(heads) - 2)}"]
     for row in rows:
-        cells = [row["model"] + ("" if row["weights"].startswith("trained") else " (random)"), row["engine"], str(row["bytes"])]
+        cells = [
+            row["model"] + ("" if row["weights"].startswith("trained") else " (random)"),
+            row["engine"],
+            str(row["bytes"]),
+        ]
         cells += [f"{row['graph_ms']['median']:.2f}", f"{row['coder_ms']['median']:.3f}"]
         cells += [f"{row['total_ms'][key]:.2f}" for key in ("median", "p95", "p99")]
         cells += [f"{row['torch_ms']['median']:.2f}" if "torch_ms" in row else "-"]
-        cells += ["{median:.1f} ({quartile_low:.1f} to {quartile_high:.1f})".format(**row["ratio"]) if "ratio" in row else "-"]
-        cells += [f"{row['torch_tuned_ms']['median']:.2f}" if "torch_tuned_ms" in row else "-", str(row["published_ms"] or "-")]
-        cells += [f"{1e3 * row['multiply_adds'] / peak:.2f}" if peak and row["multiply_adds"] else "-"]
-        cells += [f"{row['small']['bytes']}, {row['small']['coder_ms']['median']:.3f}" if row["small"] else "-"]
+        cells += [
+            "{median:.1f} ({quartile_low:.1f} to {quartile_high:.1f})".format(**row["ratio"])
+            if "ratio" in row
+            else "-"
+        ]
+        cells += [
+            f"{row['torch_tuned_ms']['median']:.2f}" if "torch_tuned_ms" in row else "-",
+            str(row["published_ms"] or "-"),
+        ]
+        cells += [
+            f"{1e3 * row['multiply_adds'] / peak:.2f}" if peak and row["multiply_adds"] else "-"
+        ]
+        cells += [
+            f"{row['small']['bytes']}, {row['small']['coder_ms']['median']:.3f}"
+            if row["small"]
+            else "-"
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -347,7 +470,12 @@ def file_table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         file = row["file"]
-        cells = [row["model"], row["engine"], f"{file['decode_ms']['median']:.1f}", f"{file['resize_ms']['median']:.1f}"]
+        cells = [
+            row["model"],
+            row["engine"],
+            f"{file['decode_ms']['median']:.1f}",
+            f"{file['resize_ms']['median']:.1f}",
+        ]
         cells += [f"{file['total_ms'][key]:.1f}" for key in ("median", "p95", "p99")]
         cells += [f"{file['process_ms']['median']:.0f}", f"{file['peak_memory_mb']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
@@ -359,12 +487,21 @@ def draw(rows: list[dict[str, Any]], file: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(row["model"] for row in rows))
-    bars = dict.fromkeys([*(row["engine"] for row in rows), "torch tuned + CompressAI", "torch + CompressAI", "published, 8 cores"])
+    bars = dict.fromkeys(
+        [
+            *(row["engine"] for row in rows),
+            "torch tuned + CompressAI",
+            "torch + CompressAI",
+            "published, 8 cores",
+        ]
+    )
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     for index, bar in enumerate(bars):
         for place, model in enumerate(models):
-            one = next((row for row in rows if row["model"] == model and row["engine"] == bar), None)
+            one = next(
+                (row for row in rows if row["model"] == model and row["engine"] == bar), None
+            )
             some = next(row for row in rows if row["model"] == model)
             value = {
                 "torch + CompressAI": some.get("torch_ms", {}).get("median"),
@@ -374,7 +511,11 @@ def draw(rows: list[dict[str, Any]], file: Path, title: str) -> None:
             if value:
                 at = place + 0.85 * ((index + 0.5) / len(bars) - 0.5)
                 axes.bar(
-                    at, value, 0.8 / len(bars), color=f"C{index}", label=bar if bar not in axes.get_legend_handles_labels()[1] else None
+                    at,
+                    value,
+                    0.8 / len(bars),
+                    color=f"C{index}",
+                    label=bar if bar not in axes.get_legend_handles_labels()[1] else None,
                 )
                 axes.text(at, value, f"{value:.1f}", ha="center", va="bottom", fontsize=6)
     axes.set_xticks(range(len(models)), models)
@@ -385,10 +526,30 @@ def draw(rows: list[dict[str, Any]], file: Path, title: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--threads", type=number(int, 1, 1024), default=cores(), metavar="N", help="of all pipelines (default: one a core)")
-    parser.add_argument("--runs", type=number(int, 20, 1_000_000), default=200, metavar="N", help="timed runs of each model (default: 200)")
-    parser.add_argument("--models", nargs="+", default=list(PUBLISHED_MS), choices=list(PUBLISHED_MS), metavar="MODEL")
-    parser.add_argument("--keep", action="store_true", help="write benchmarks/results/latency.json and .png")
+    parser.add_argument(
+        "--threads",
+        type=number(int, 1, 1024),
+        default=cores(),
+        metavar="N",
+        help="of all pipelines (default: one a core)",
+    )
+    parser.add_argument(
+        "--runs",
+        type=number(int, 20, 1_000_000),
+        default=200,
+        metavar="N",
+        help="timed runs of each model (default: 200)",
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=list(PUBLISHED_MS),
+        choices=list(PUBLISHED_MS),
+        metavar="MODEL",
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="write benchmarks/results/latency.json and .png"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
@@ -406,12 +567,20 @@ def main(argv: list[str] | None = None) -> int:
             rows += measure(model, pixels, args.threads, args.runs, with_torch)
         print("timing files and processes", file=sys.stderr)
         for row in rows:
-            row["file"] = measure_file(row["model"], args.threads, max(20, args.runs // 5), Choice(*row["engine"].split()))
+            row["file"] = measure_file(
+                row["model"], args.threads, max(20, args.runs // 5), Choice(*row["engine"].split())
+            )
     except (BenchmarkError, EdgeCloudError, OSError) as error:
         print(f"latency: {error}", file=sys.stderr)
         return 1
     peak = peak_multiply_adds(args.threads) if with_torch else None
-    result = {"benchmark": "latency", "machine": machine, "commit": commit(), "runs": args.runs, "peak_multiply_adds": peak}
+    result = {
+        "benchmark": "latency",
+        "machine": machine,
+        "commit": commit(),
+        "runs": args.runs,
+        "peak_multiply_adds": peak,
+    }
     result |= {"rows": rows}
     instructions = ", ".join(machine["instructions"])  # type: ignore[arg-type]
     where = f"{machine['processor']} ({instructions}), {args.threads} of {machine['cores']} cores"

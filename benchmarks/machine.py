@@ -10,7 +10,9 @@ from pathlib import Path
 
 def image_size(text: str) -> str:
     """An argparse type: 640x480, up to 16384 a side."""
-    if re.fullmatch(r"[0-9]{1,5}x[0-9]{1,5}", text) and all(1 <= int(side) <= 16384 for side in text.split("x")):
+    if re.fullmatch(r"[0-9]{1,5}x[0-9]{1,5}", text) and all(
+        1 <= int(side) <= 16384 for side in text.split("x")
+    ):
         return text
     raise argparse.ArgumentTypeError(f"{text!r} is not like 640x480, from 1 to 16,384 a side")
 
@@ -24,7 +26,12 @@ def commit() -> str | None:
     """The project's commit, with a + if files differ from it; None outside a checkout."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip() or None
+        return (
+            subprocess.run(
+                command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+            ).stdout.strip()
+            or None
+        )
     except OSError:
         return None
 
@@ -43,7 +50,11 @@ def describe(threads: int) -> dict[str, object]:
     flags = _flags()
     return {
         "processor": processor,
-        "instructions": [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16") if name in flags],
+        "instructions": [
+            name
+            for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+            if name in flags
+        ],
         "cores": cores(),
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",

@@ -90,7 +90,10 @@ def _headline() -> str:
             "serving",
         ),
     ]
-    lines = [f"| {what} | {figure} | [{command}](benchmarks/results/{record}.json) |" for what, figure, command, record in rows]
+    lines = [
+        f"| {what} | {figure} | [{command}](benchmarks/results/{record}.json) |"
+        for what, figure, command, record in rows
+    ]
     return "\n".join(["| what | measured | record |", "|---|---|---|", *lines])
 
 
@@ -114,10 +117,19 @@ def _networks() -> str:
     """The networks of breakeven.json: what is assumed of each, and the fastest way on it."""
     record = _record("breakeven")
     factors = [f"{entry['device_factor']:g} x" for entry in record["advice"]]
-    lines = [f"| network | uplink | round trip | {' | '.join(factors)} | assumed of |", f"|---|--:|--:|{'---|' * len(factors)}---|"]
+    lines = [
+        f"| network | uplink | round trip | {' | '.join(factors)} | assumed of |",
+        f"|---|--:|--:|{'---|' * len(factors)}---|",
+    ]
     for network in record["networks"]:
         fastest = [row["fastest"] for row in network["device_factors"]]
-        cells = (network["name"], breakeven.rate(network["uplink_kbps"]), f"{network['rtt_ms']:,g} ms", *fastest, network["assumption"])
+        cells = (
+            network["name"],
+            breakeven.rate(network["uplink_kbps"]),
+            f"{network['rtt_ms']:,g} ms",
+            *fastest,
+            network["assumption"],
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -126,14 +138,24 @@ def _contexts() -> str:
     """The choices of context that contexts.py compared."""
     lines = ["| tables chosen by | bytes an image | change |", "|---|--:|--:|"]
     rows = _record("contexts")["results"]
-    return "\n".join([*lines, *(f"| {row['tables']} | {row['ideal_bytes']:.1f} | {row['change']:+.1%} |" for row in rows)])
+    return "\n".join(
+        [
+            *lines,
+            *(
+                f"| {row['tables']} | {row['ideal_bytes']:.1f} | {row['change']:+.1%} |"
+                for row in rows
+            ),
+        ]
+    )
 
 
 # What stands between the markers of a name.
 TABLES: dict[str, Callable[[], str]] = {
     "headline": _headline,
     "records": _records,
-    "latency": lambda: latency.table(_record("latency")["rows"], _record("latency")["peak_multiply_adds"]),
+    "latency": lambda: latency.table(
+        _record("latency")["rows"], _record("latency")["peak_multiply_adds"]
+    ),
     "latency-files": lambda: latency.file_table(_record("latency")["rows"]).split("\n\n", 1)[1],
     "coder": lambda: coder.text(_record("coder")["results"]),
     "serving": lambda: serving.table(_record("serving")),
@@ -166,12 +188,20 @@ def rendered(text: str) -> str:
 def pages() -> list[Path]:
     """README.md, every page of docs/, and the list of records."""
     roots = [PROJECT / name for name in PAGES]
-    return [page for root in roots for page in (sorted(root.rglob("*.md")) if root.is_dir() else [root])]
+    return [
+        page for root in roots for page in (sorted(root.rglob("*.md")) if root.is_dir() else [root])
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks/pages.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, and name the pages that are not as their records")
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/pages.py", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing, and name the pages that are not as their records",
+    )
     args = parser.parse_args(argv)
     status = 0
     for page in pages():
@@ -179,7 +209,9 @@ def main(argv: list[str] | None = None) -> int:
         new = rendered(old)
         if new == old:
             continue
-        print(f"{page.relative_to(PROJECT)} {'is not as its records' if args.check else 'is written'}")
+        print(
+            f"{page.relative_to(PROJECT)} {'is not as its records' if args.check else 'is written'}"
+        )
         if args.check:
             status = 1
         else:

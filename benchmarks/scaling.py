@@ -51,7 +51,11 @@ IMAGES_A_SECOND = 1_000_000
 def parts() -> list[NDArray[np.uint8]]:
     """224x224 parts of the demo's picture."""
     picture = np.asarray(Image.open(PROJECT / "docs" / "demo" / "golf_ball.jpg"))
-    return [picture[top : top + 224, left : left + 224] for top in range(0, 256, 128) for left in range(0, 416, 52)]
+    return [
+        picture[top : top + 224, left : left + 224]
+        for top in range(0, 256, 128)
+        for left in range(0, 416, 52)
+    ]
 
 
 def own_seconds(work: Any, times: int) -> float:
@@ -71,14 +75,19 @@ def process_seconds(pids: list[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def measure_graphs(bundle: str, files: list[bytes], batches: list[int]) -> tuple[float, list[dict[str, Any]], NDArray[np.intp]]:
+def measure_graphs(
+    bundle: str, files: list[bytes], batches: list[int]
+) -> tuple[float, list[dict[str, Any]], NDArray[np.intp]]:
     """Seconds of the coder; of each engine and batch, seconds an image; the classes of `files`."""
     rows: list[dict[str, Any]] = []
     first = CloudDecoder(bundle, 1, "cpu", "fp32")
     symbols = np.stack([first.symbols(data) for data in files])
     logits = np.concatenate([first.logits_of_symbols(one[None]) for one in symbols])
     classes = require_finite(logits).argmax(1)
-    coder = min(own_seconds(lambda: [first.symbols(data) for data in files], 20) / len(files) for _ in range(ROUNDS))
+    coder = min(
+        own_seconds(lambda: [first.symbols(data) for data in files], 20) / len(files)
+        for _ in range(ROUNDS)
+    )
     for choice in candidates(first.bundle, "cloud"):
         decoder = CloudDecoder(bundle, 1, choice.provider, choice.precision)
         for batch in batches:
@@ -86,12 +95,25 @@ def measure_graphs(bundle: str, files: list[bytes], batches: list[int]) -> tuple
             found = require_finite(decoder.logits_of_symbols(own)).argmax(1)
             agreed = float((found == np.resize(classes, batch)).mean())
             if not agreed >= 0.9:
-                raise SystemExit(f"{choice} in batches of {batch} gives other classes: {agreed:.0%} are the same")
-            seconds = [own_seconds(lambda run=decoder.logits_of_symbols, own=own: run(own), 1) / batch for _ in range(ROUNDS)]
+                raise SystemExit(
+                    f"{choice} in batches of {batch} gives other classes: {agreed:.0%} are the same"
+                )
+            seconds = [
+                own_seconds(lambda run=decoder.logits_of_symbols, own=own: run(own), 1) / batch
+                for _ in range(ROUNDS)
+            ]
             rows.append(
-                {"engine": str(choice), "batch": batch, "seconds": statistics.median(seconds), "spread": max(seconds) / min(seconds)}
+                {
+                    "engine": str(choice),
+                    "batch": batch,
+                    "seconds": statistics.median(seconds),
+                    "spread": max(seconds) / min(seconds),
+                }
             )
-            print(f"  {choice}, batches of {batch}: {1e3 * rows[-1]['seconds']:.1f} ms an image", file=sys.stderr)
+            print(
+                f"  {choice}, batches of {batch}: {1e3 * rows[-1]['seconds']:.1f} ms an image",
+                file=sys.stderr,
+            )
     return coder, rows, classes
 
 
@@ -112,7 +134,9 @@ def cloud_serve(bundle: str) -> Iterator[tuple[str, dict[str, list[int]]]]:
         "60000",
     ]
     with open(os.devnull, "w") as nowhere:
-        process = subprocess.Popen([*command, "--log", "failures"], stdout=subprocess.PIPE, stderr=nowhere, text=True)
+        process = subprocess.Popen(
+            [*command, "--log", "failures"], stdout=subprocess.PIPE, stderr=nowhere, text=True
+        )
     try:
         assert process.stdout
         yield process.stdout.readline().split()[-1], {"cloud-serve": [process.pid]}
@@ -130,12 +154,22 @@ def ray_serve(bundle: str) -> Iterator[tuple[str, dict[str, list[int]]]]:
     from runtime.cluster.app import app
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])
+    )
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20
+    )
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": RAY_PORT})
-        serve.run(app({"bundle": bundle, "replicas": 1, "deadline-ms": 60_000, "log": "failures"}), route_prefix="/")
-        pids = {"Ray's proxy": processes("ProxyActor"), "a replica behind Ray's proxy": processes("ServeReplica")}
+        serve.run(
+            app({"bundle": bundle, "replicas": 1, "deadline-ms": 60_000, "log": "failures"}),
+            route_prefix="/",
+        )
+        pids = {
+            "Ray's proxy": processes("ProxyActor"),
+            "a replica behind Ray's proxy": processes("ServeReplica"),
+        }
         yield f"http://127.0.0.1:{RAY_PORT}", pids
         serve.shutdown()
     finally:
@@ -143,26 +177,42 @@ def ray_serve(bundle: str) -> Iterator[tuple[str, dict[str, list[int]]]]:
 
 
 def processes(title: str) -> list[int]:
-    found = subprocess.run(["pgrep", "-f", f"^ray::{title}"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        ["pgrep", "-f", f"^ray::{title}"], capture_output=True, text=True, check=True
+    )
     return [int(pid) for pid in found.stdout.split()]
 
 
 def measure_service(
-    url: str, pids: dict[str, list[int]], files: list[bytes], classes: NDArray[np.intp], requests: int
+    url: str,
+    pids: dict[str, list[int]],
+    files: list[bytes],
+    classes: NDArray[np.intp],
+    requests: int,
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Processor seconds of one request in each process of a service; bytes of a request's head and of a whole answer."""
     sizes: dict[str, int] = {}
     damaged = [data[:-1] + bytes([data[-1] ^ 1]) for data in files]
 
     def head_bytes(message: httpx.Request | httpx.Response) -> int:
-        line = len("POST /v1/classify HTTP/1.1\r\n") if isinstance(message, httpx.Request) else len("HTTP/1.1 200 OK\r\n")
+        line = (
+            len("POST /v1/classify HTTP/1.1\r\n")
+            if isinstance(message, httpx.Request)
+            else len("HTTP/1.1 200 OK\r\n")
+        )
         return line + sum(len(name) + len(value) + 4 for name, value in message.headers.raw) + 2
 
-    with httpx.Client(timeout=120, limits=httpx.Limits(max_connections=CLIENTS)) as client, ThreadPoolExecutor(CLIENTS) as clients:
+    with (
+        httpx.Client(timeout=120, limits=httpx.Limits(max_connections=CLIENTS)) as client,
+        ThreadPoolExecutor(CLIENTS) as clients,
+    ):
 
         def ask(index: int) -> None:
             response = client.post(f"{url}/v1/classify", content=files[index])
-            if response.status_code != 200 or response.json()["classes"][0]["class_index"] != classes[index]:
+            if (
+                response.status_code != 200
+                or response.json()["classes"][0]["class_index"] != classes[index]
+            ):
                 raise SystemExit(f"a wrong answer: {response.status_code} {response.text[:200]}")
             sizes["request head"] = head_bytes(response.request)
             sizes["answer"] = head_bytes(response) + len(response.content)
@@ -170,13 +220,17 @@ def measure_service(
         def ask_damaged(index: int) -> None:
             response = client.post(f"{url}/v1/classify", content=damaged[index % len(files)])
             if response.status_code != 400 or response.json()["code"] != "damaged_feature_file":
-                raise SystemExit(f"a damaged file was not refused as such: {response.status_code} {response.text[:200]}")
+                raise SystemExit(
+                    f"a damaged file was not refused as such: {response.status_code} {response.text[:200]}"
+                )
 
         list(clients.map(ask, range(len(files))))
         list(clients.map(ask_damaged, range(requests // 4)))
         start = {name: process_seconds(own) for name, own in pids.items()}
         list(clients.map(ask_damaged, range(requests)))
-        return {name: (process_seconds(own) - start[name]) / requests for name, own in pids.items()}, sizes
+        return {
+            name: (process_seconds(own) - start[name]) / requests for name, own in pids.items()
+        }, sizes
 
 
 def table(result: dict[str, Any]) -> str:
@@ -188,23 +242,46 @@ def table(result: dict[str, Any]) -> str:
 
     row("entropy decoding", result["coder_seconds"])
     for engine in dict.fromkeys(entry["engine"] for entry in result["graphs"]):
-        best = min((entry for entry in result["graphs"] if entry["engine"] == engine), key=lambda entry: entry["seconds"])
+        best = min(
+            (entry for entry in result["graphs"] if entry["engine"] == engine),
+            key=lambda entry: entry["seconds"],
+        )
         row(f"cloud graph, {engine}, batches of {best['batch']}", best["seconds"])
     for name, seconds in result["http_seconds"].items():
         row(f"HTTP, in {name}", seconds)
     incoming = result["file_bytes"] + result["bytes"]["request head"]
     lines += ["", "| bytes an image | | bit/s for 1,000,000 images/s |", "|---|--:|--:|"]
-    for name, size in (("feature file and HTTP head, in", incoming), ("answer of 5 classes, out", result["bytes"]["answer"])):
+    for name, size in (
+        ("feature file and HTTP head, in", incoming),
+        ("answer of 5 classes, out", result["bytes"]["answer"]),
+    ):
         lines.append(f"| {name} | {size:,.0f} | {8 * size * IMAGES_A_SECOND / 1e9:.1f} Gbit/s |")
     return "\n".join(lines)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Processor time and bytes of one image at each step of the cloud.")
+    parser = argparse.ArgumentParser(
+        description="Processor time and bytes of one image at each step of the cloud."
+    )
     parser.add_argument("--bundle", default=str(default_bundle()), metavar="DIR")
-    parser.add_argument("--ray", action="store_true", help="measure a replica and a proxy of Ray Serve too")
-    parser.add_argument("--requests", type=number(int, 1, 10_000_000), default=2000, metavar="N", help="to each service (default: 2000)")
-    parser.add_argument("--batches", type=number(int, 1, 1024), nargs="+", default=[1, 4, 8, 16], metavar="N", help="(default: 1 4 8 16)")
+    parser.add_argument(
+        "--ray", action="store_true", help="measure a replica and a proxy of Ray Serve too"
+    )
+    parser.add_argument(
+        "--requests",
+        type=number(int, 1, 10_000_000),
+        default=2000,
+        metavar="N",
+        help="to each service (default: 2000)",
+    )
+    parser.add_argument(
+        "--batches",
+        type=number(int, 1, 1024),
+        nargs="+",
+        default=[1, 4, 8, 16],
+        metavar="N",
+        help="(default: 1 4 8 16)",
+    )
     parser.add_argument("--keep", action="store_true", help="write benchmarks/results/scaling.json")
     return parser
 
@@ -235,7 +312,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.keep:
         from runtime.files import write_atomically
 
-        write_atomically(RESULTS / "scaling.json", (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+        write_atomically(
+            RESULTS / "scaling.json",
+            (json.dumps(result, indent=1, allow_nan=False) + "\n").encode(),
+        )
     print(table(result))
     return 0
 

@@ -58,7 +58,9 @@ BATCHES = (1, 2, 4, 8, 16)
 IN_FLIGHT = 16  # two of the service's batches: one that runs and one that waits
 IMAGES = 64
 HANG = 20.0  # seconds after which a request counts as never answered; cloud-serve's own bounds are far below
-PATIENCE = 120.0  # seconds that a capacity may take longer than it was to, until there are answers enough
+PATIENCE = (
+    120.0  # seconds that a capacity may take longer than it was to, until there are answers enough
+)
 DAMAGED_EVERY = 20
 TIMELY = 3.0  # seconds, of an answer that is of use: cloud-serve's deadline, and a graph call
 INT8 = "cloud-serve, int8"
@@ -104,12 +106,21 @@ def pictures(folder: str | None) -> list[NDArray[np.uint8]]:
         files = [file for file, _ in find([folder])]
         return [preprocess(file) for file in files[:: max(1, len(files) // IMAGES)][:IMAGES]]
     picture = np.asarray(Image.open(PROJECT / "docs" / "demo" / "golf_ball.jpg"))
-    return [np.ascontiguousarray(picture[10 * row :, 10 * column :][:224, :224]) for row in range(8) for column in range(8)]
+    return [
+        np.ascontiguousarray(picture[10 * row :, 10 * column :][:224, :224])
+        for row in range(8)
+        for column in range(8)
+    ]
 
 
-def samples_of(bundle: str | None, images: Sequence[NDArray[np.uint8]], precision: str) -> tuple[list[Sample], CloudDecoder]:
+def samples_of(
+    bundle: str | None, images: Sequence[NDArray[np.uint8]], precision: str
+) -> tuple[list[Sample], CloudDecoder]:
     """Feature files, and what CloudDecoder says of each."""
-    encoder, decoder = EdgeEncoder(bundle, provider="cpu", precision="fp32"), CloudDecoder(bundle, provider="cpu", precision=precision)
+    encoder, decoder = (
+        EdgeEncoder(bundle, provider="cpu", precision="fp32"),
+        CloudDecoder(bundle, provider="cpu", precision=precision),
+    )
     files = [encoder.pack(encoder.symbols(pixels[None])[0], *pixels.shape[:2]) for pixels in images]
     return [Sample(data, decoder.classify(data, 1)[0].class_index) for data in files], decoder
 
@@ -127,7 +138,13 @@ def serving(name: str, command: list[str]) -> Iterator[Target]:
         log = Path(folder) / "log"
         with log.open("wb") as file:
             environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-            process = subprocess.Popen([sys.executable, *command], cwd=PROJECT, stdout=subprocess.PIPE, stderr=file, env=environment)
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=PROJECT,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                env=environment,
+            )
         try:
             assert process.stdout is not None
             words = process.stdout.readline().decode().split()
@@ -135,7 +152,9 @@ def serving(name: str, command: list[str]) -> Iterator[Target]:
                 raise BenchmarkError(f"{name} does not start: {log.read_text()[-1000:]}")
             yield Target(name, words[-1], process.pid, log)
             if process.poll() is not None:
-                raise BenchmarkError(f"{name} ended with status {process.returncode}: {log.read_text()[-1000:]}")
+                raise BenchmarkError(
+                    f"{name} ended with status {process.returncode}: {log.read_text()[-1000:]}"
+                )
         finally:
             process.terminate()
             try:
@@ -156,7 +175,9 @@ def processor_seconds(pid: int | str = "self") -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def post(session: aiohttp.ClientSession, target: Target, sample: Sample, intended: float) -> Shot:
+async def post(
+    session: aiohttp.ClientSession, target: Target, sample: Sample, intended: float
+) -> Shot:
     """Send one file and check the answer. Raises BenchmarkError for one that is wrong, no refusal, or does not come."""
     sent = time.perf_counter()
     try:
@@ -169,18 +190,26 @@ async def post(session: aiohttp.ClientSession, target: Target, sample: Sample, i
         raise BenchmarkError(f"{target.name} gave no answer that can be read: {error!r}") from error
     done = time.perf_counter()
     if status == 200:
-        found = content["classes"][0]["class_index"] if "classes" in content else content["class_index"]
+        found = (
+            content["classes"][0]["class_index"] if "classes" in content else content["class_index"]
+        )
         if found != sample.class_index:
-            raise BenchmarkError(f"{target.name} answers class {found}, CloudDecoder gives {sample.class_index}")
+            raise BenchmarkError(
+                f"{target.name} answers class {found}, CloudDecoder gives {sample.class_index}"
+            )
         return Shot(intended, sent, done, status, "200")
     expected = (429, 503, 504) if sample.class_index is not None else (400, 429, 503, 504)
     if status not in expected or "code" not in content:
-        raise BenchmarkError(f"{target.name} answers {status} {content}, which is no refusal that was due")
+        raise BenchmarkError(
+            f"{target.name} answers {status} {content}, which is no refusal that was due"
+        )
     return Shot(intended, sent, done, status, f"{status} {content['code']}")
 
 
 def session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(HANG))
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(HANG)
+    )
 
 
 def run(load: Coroutine[Any, Any, T]) -> T:
@@ -194,14 +223,18 @@ def run(load: Coroutine[Any, Any, T]) -> T:
         raise errors.exceptions[0] from None
 
 
-async def closed_load(target: Target, samples: Sequence[Sample], seconds: float, in_flight: int) -> float:
+async def closed_load(
+    target: Target, samples: Sequence[Sample], seconds: float, in_flight: int
+) -> float:
     """Right answers a second with so many requests under way at any time."""
     end = time.perf_counter() + seconds
     turn = random.Random(0)
     right: list[float] = []
 
     async def client(client: aiohttp.ClientSession) -> None:
-        while (now := time.perf_counter()) < end or (len(right) < 3 * in_flight and now < end + PATIENCE):
+        while (now := time.perf_counter()) < end or (
+            len(right) < 3 * in_flight and now < end + PATIENCE
+        ):
             shot = await post(client, target, turn.choice(samples), now)
             if shot.status == 200:
                 right.append(shot.done)
@@ -215,12 +248,18 @@ async def closed_load(target: Target, samples: Sequence[Sample], seconds: float,
     # while batches fill, the last while they empty.
     steady = right[in_flight : max(2 * in_flight, len(right) - in_flight)]
     if len(steady) < in_flight:
-        raise BenchmarkError(f"{target.name} gave {len(right)} answers in {seconds + PATIENCE:g} seconds, too few to know its capacity")
+        raise BenchmarkError(
+            f"{target.name} gave {len(right)} answers in {seconds + PATIENCE:g} seconds, too few to know its capacity"
+        )
     return float(np.polyfit(steady, np.arange(len(steady)), 1)[0])
 
 
 async def open_load(
-    target: Target, samples: Sequence[Sample], rate: float, seconds: float, memory: list[tuple[float, float]] | None = None
+    target: Target,
+    samples: Sequence[Sample],
+    rate: float,
+    seconds: float,
+    memory: list[tuple[float, float]] | None = None,
 ) -> list[Shot]:
     """Requests at intervals of a Poisson process of that rate a second; `memory` gets (seconds, MB of the server), once a second."""
     turn = random.Random(1)
@@ -232,7 +271,9 @@ async def open_load(
 
     async def watch() -> None:
         while memory is not None:
-            memory.append((round(time.perf_counter() - start, 1), round(resident_mb(target.pid), 1)))
+            memory.append(
+                (round(time.perf_counter() - start, 1), round(resident_mb(target.pid), 1))
+            )
             await asyncio.sleep(1)
 
     async with session() as client, asyncio.TaskGroup() as group:
@@ -244,7 +285,15 @@ async def open_load(
                 break
             await asyncio.sleep(max(0.0, intended - time.perf_counter()))
             sample = turn.choice(samples)
-            group.create_task(one(client, damaged(sample) if memory is not None and number % DAMAGED_EVERY == 0 else sample, intended))
+            group.create_task(
+                one(
+                    client,
+                    damaged(sample)
+                    if memory is not None and number % DAMAGED_EVERY == 0
+                    else sample,
+                    intended,
+                )
+            )
         await asyncio.sleep(max(0.0, start + seconds - time.perf_counter()))
         watching.cancel()
     return shots
@@ -255,10 +304,15 @@ def milliseconds(seconds: Sequence[float]) -> dict[str, float] | None:
     if not seconds:
         return None
     values = 1e3 * np.percentile(seconds, (50, 95, 99, 100))
-    return {name: round(float(value), 1) for name, value in zip(("p50", "p95", "p99", "most"), values, strict=True)}
+    return {
+        name: round(float(value), 1)
+        for name, value in zip(("p50", "p95", "p99", "most"), values, strict=True)
+    }
 
 
-def load_row(target: Target, samples: Sequence[Sample], load: float, capacity: float, seconds: float) -> dict[str, Any]:
+def load_row(
+    target: Target, samples: Sequence[Sample], load: float, capacity: float, seconds: float
+) -> dict[str, Any]:
     """One open load, and what came of it."""
     own, servers = processor_seconds(), processor_seconds(target.pid)
     begin = time.perf_counter()
@@ -271,7 +325,9 @@ def load_row(target: Target, samples: Sequence[Sample], load: float, capacity: f
         **row,
         "goodput_of_capacity": round(row["goodput"] / capacity, 3),
         "generator_share_of_cores": round((processor_seconds() - own) / wall / cores(), 4),
-        "server_share_of_cores": round((processor_seconds(target.pid) - servers) / wall / cores(), 3),
+        "server_share_of_cores": round(
+            (processor_seconds(target.pid) - servers) / wall / cores(), 3
+        ),
     }
 
 
@@ -279,7 +335,9 @@ def describe_shots(shots: Sequence[Shot], seconds: float) -> dict[str, Any]:
     start = min(shot.intended for shot in shots)
     right = [shot for shot in shots if shot.status == 200]
     refused = [shot for shot in shots if shot.status not in (200, 400)]
-    timely = sum(shot.done < start + seconds and shot.done - shot.intended <= TIMELY for shot in right)
+    timely = sum(
+        shot.done < start + seconds and shot.done - shot.intended <= TIMELY for shot in right
+    )
     return {
         "seconds": seconds,
         "sent": len(shots),
@@ -288,12 +346,18 @@ def describe_shots(shots: Sequence[Shot], seconds: float) -> dict[str, Any]:
         "goodput": round(timely / seconds, 2),
         "right_ms": milliseconds([shot.done - shot.intended for shot in right]),
         "refused_ms": milliseconds([shot.done - shot.intended for shot in refused]),
-        "refused_in_50_ms": round(sum(shot.done - shot.intended <= 0.05 for shot in refused) / len(refused), 4) if refused else None,
+        "refused_in_50_ms": round(
+            sum(shot.done - shot.intended <= 0.05 for shot in refused) / len(refused), 4
+        )
+        if refused
+        else None,
         "sent_late_ms": milliseconds([shot.sent - shot.intended for shot in shots]),
     }
 
 
-def graph_rates(decoder: CloudDecoder, symbols: NDArray[np.int16], seconds: float) -> dict[int, float]:
+def graph_rates(
+    decoder: CloudDecoder, symbols: NDArray[np.int16], seconds: float
+) -> dict[int, float]:
     """Images a second of the cloud graph alone, by batch size, which take turns."""
     times: dict[int, list[float]] = {batch: [] for batch in BATCHES}
     end = time.perf_counter() + seconds
@@ -327,12 +391,22 @@ def memory_row(memory: Sequence[tuple[float, float]]) -> dict[str, Any]:
 
 
 def measure_service(
-    args: argparse.Namespace, images: Sequence[NDArray[np.uint8]], name: str, precision: str, soak: float
+    args: argparse.Namespace,
+    images: Sequence[NDArray[np.uint8]],
+    name: str,
+    precision: str,
+    soak: float,
 ) -> dict[str, Any]:
     """cloud-serve: capacity beside the graph alone, the loads, the soak if that has any seconds."""
     samples, decoder = samples_of(args.bundle, images, precision)
     symbols = np.stack([decoder.symbols(sample.data) for sample in samples])
-    command = ["-m", "runtime.cli.cloud_serve", "--port", "0", *(["--bundle", args.bundle] if args.bundle else [])]
+    command = [
+        "-m",
+        "runtime.cli.cloud_serve",
+        "--port",
+        "0",
+        *(["--bundle", args.bundle] if args.bundle else []),
+    ]
     command += ["--max-batch", str(args.max_batch)] if args.max_batch else []
     command += ["--provider", "cpu", "--precision", precision]
     with serving(name, command) as target:
@@ -341,7 +415,10 @@ def measure_service(
             say(f"capacity of {name}, turn {turn + 1} of {args.turns}")
             graphs.append(graph_rates(decoder, symbols, args.seconds / 4))
             capacities.append(run(closed_load(target, samples, args.seconds / 4, IN_FLIGHT)))
-        rates = {batch: round(float(np.median([graph[batch] for graph in graphs])), 2) for batch in BATCHES}
+        rates = {
+            batch: round(float(np.median([graph[batch] for graph in graphs])), 2)
+            for batch in BATCHES
+        }
         best = max(rates, key=rates.__getitem__)
         capacity = float(np.median(capacities))
         result: dict[str, Any] = {
@@ -350,7 +427,12 @@ def measure_service(
             "graph_images_per_second": rates,
             "best_batch": best,
             "capacity": round(capacity, 2),
-            "capacity_of_graph": spread([found / max(graph.values()) for found, graph in zip(capacities, graphs, strict=True)]),
+            "capacity_of_graph": spread(
+                [
+                    found / max(graph.values())
+                    for found, graph in zip(capacities, graphs, strict=True)
+                ]
+            ),
             "capacity_in_flight": IN_FLIGHT,
         }
         result["loads"] = []
@@ -361,11 +443,17 @@ def measure_service(
             say(f"soak, {soak:g} seconds")
             memory: list[tuple[float, float]] = []
             shots = run(open_load(target, samples, 0.9 * capacity, soak, memory))
-            result["soak"] = {"load": 0.9, **describe_shots(shots, soak), "memory": memory_row(memory)}
+            result["soak"] = {
+                "load": 0.9,
+                **describe_shots(shots, soak),
+                "memory": memory_row(memory),
+            }
     return result
 
 
-def measure_reference(args: argparse.Namespace, images: Sequence[NDArray[np.uint8]]) -> dict[str, Any]:
+def measure_reference(
+    args: argparse.Namespace, images: Sequence[NDArray[np.uint8]]
+) -> dict[str, Any]:
     """The reference under the same loads of its own capacity, which one request at a time per core keeps busy."""
     from benchmarks.latency import reference_pipelines
     from benchmarks.reference_server import classify, load
@@ -376,9 +464,15 @@ def measure_reference(args: argparse.Namespace, images: Sequence[NDArray[np.uint
     samples = [Sample(stream, classify(model, stream)) for stream in streams]
     with serving("the reference", ["benchmarks/reference_server.py", "--port", "0"]) as target:
         capacity = run(closed_load(target, samples, args.seconds / 2, cores()))
-        result: dict[str, Any] = {"bytes": round(float(np.mean(list(map(len, streams))))), "capacity": round(capacity, 2), "loads": []}
+        result: dict[str, Any] = {
+            "bytes": round(float(np.mean(list(map(len, streams))))),
+            "capacity": round(capacity, 2),
+            "loads": [],
+        }
         for load_of_capacity in LOADS:
-            say(f"the reference at {load_of_capacity:g} times its capacity of {capacity:.1f} images a second")
+            say(
+                f"the reference at {load_of_capacity:g} times its capacity of {capacity:.1f} images a second"
+            )
             # Nothing bounds its queue: at twice its capacity it is behind by the time that the load has lasted.
             seconds = min(args.seconds, HANG / 2)
             result["loads"].append(load_row(target, samples, load_of_capacity, capacity, seconds))
@@ -391,15 +485,36 @@ def say(text: str) -> None:
 
 def table(result: dict[str, Any]) -> str:
     """The loads as a Markdown table."""
-    heads = ["", "load", "images/s", "right/s", "of capacity", "p50 ms", "p95", "p99", "refused", "refusal p50 ms", "p99"]
+    heads = [
+        "",
+        "load",
+        "images/s",
+        "right/s",
+        "of capacity",
+        "p50 ms",
+        "p95",
+        "p99",
+        "refused",
+        "refusal p50 ms",
+        "p99",
+    ]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'--:|' * (len(heads) - 1)}"]
     for name in SERVICES:
         for row in result.get(name, {}).get("loads", ()):
             refused = sum(count for code, count in row["answers"].items() if code != "200")
             right, refusal = row["right_ms"] or {}, row["refused_ms"] or {}
-            cells = [name, f"{row['load']:g}", f"{row['rate']:.1f}", f"{row['goodput']:.1f}", f"{row['goodput_of_capacity']:.0%}"]
+            cells = [
+                name,
+                f"{row['load']:g}",
+                f"{row['rate']:.1f}",
+                f"{row['goodput']:.1f}",
+                f"{row['goodput_of_capacity']:.0%}",
+            ]
             cells += [f"{right.get(key, float('nan')):.0f}" for key in ("p50", "p95", "p99")]
-            cells += [f"{refused / row['sent']:.0%}", *(f"{refusal[key]:.1f}" if refusal else "-" for key in ("p50", "p99"))]
+            cells += [
+                f"{refused / row['sent']:.0%}",
+                *(f"{refusal[key]:.1f}" if refusal else "-" for key in ("p50", "p99")),
+            ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -410,7 +525,9 @@ def summary(result: dict[str, Any]) -> str:
         if not (ours := result.get(name)):
             continue
         share = ours["capacity_of_graph"]
-        rates = ", ".join(f"{rate:.1f}/s at {batch}" for batch, rate in ours["graph_images_per_second"].items())
+        rates = ", ".join(
+            f"{rate:.1f}/s at {batch}" for batch, rate in ours["graph_images_per_second"].items()
+        )
         lines.append(
             f"{name}: capacity {ours['capacity']:.1f} images/s, {share['median']:.1%} ({share['quartile_low']:.1%} to "
             f"{share['quartile_high']:.1%}) of the cloud graph alone at its best batch, {ours['best_batch']} ({ours['engine']}: {rates})"
@@ -437,14 +554,29 @@ def draw(result: dict[str, Any], file: Path, title: str) -> None:
         rows = result.get(name, {}).get("loads", ())
         for index, key in enumerate(("p50", "p95", "p99")):
             found = [(row["load"], row["right_ms"][key]) for row in rows if row["right_ms"]]
-            latency.plot(*zip(*found, strict=True), f"{line}o", color=f"C{index}", label=f"{name}, {key}") if found else None
+            latency.plot(
+                *zip(*found, strict=True), f"{line}o", color=f"C{index}", label=f"{name}, {key}"
+            ) if found else None
         if rows:
-            goodput.plot([row["load"] for row in rows], [row["goodput"] for row in rows], f"{line}o", label=name)
-    refused = [(row["load"], row["refused_ms"]["p99"]) for row in result["cloud-serve"]["loads"] if row["refused_ms"]]
+            goodput.plot(
+                [row["load"] for row in rows],
+                [row["goodput"] for row in rows],
+                f"{line}o",
+                label=name,
+            )
+    refused = [
+        (row["load"], row["refused_ms"]["p99"])
+        for row in result["cloud-serve"]["loads"]
+        if row["refused_ms"]
+    ]
     if refused:
-        latency.plot(*zip(*refused, strict=True), "-x", color="black", label="cloud-serve, refusals' p99")
+        latency.plot(
+            *zip(*refused, strict=True), "-x", color="black", label="cloud-serve, refusals' p99"
+        )
     latency.set(xlabel="load, times capacity", ylabel="ms from the intended time", yscale="log")
-    goodput.set(xlabel="load, times capacity", ylabel="right answers in time a second", ylim=(0, None))
+    goodput.set(
+        xlabel="load, times capacity", ylabel="right answers in time a second", ylim=(0, None)
+    )
     soak = result["cloud-serve"].get("soak")
     if soak:
         memory.plot(*zip(*soak["memory"]["samples"], strict=True))
@@ -457,11 +589,25 @@ def draw(result: dict[str, Any], file: Path, title: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
-    parser.add_argument("--images", metavar="DIR", help="real images (default: places of the demo's picture)")
-    parser.add_argument("--seconds", type=number(float, 2, 600), default=60, metavar="N", help="each load lasts (default: 60)")
     parser.add_argument(
-        "--turns", type=number(int, 1, 50), default=5, metavar="N", help="of graph and capacity, a quarter of --seconds each (default: 5)"
+        "--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4"
+    )
+    parser.add_argument(
+        "--images", metavar="DIR", help="real images (default: places of the demo's picture)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=number(float, 2, 600),
+        default=60,
+        metavar="N",
+        help="each load lasts (default: 60)",
+    )
+    parser.add_argument(
+        "--turns",
+        type=number(int, 1, 50),
+        default=5,
+        metavar="N",
+        help="of graph and capacity, a quarter of --seconds each (default: 5)",
     )
     parser.add_argument(
         "--soak",
@@ -470,10 +616,25 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="memory over so long a load; 600 for the record (default: none)",
     )
-    parser.add_argument("--max-batch", type=number(int, 1, 1024), metavar="N", help="of cloud-serve (default: its own)")
-    parser.add_argument("--no-reference", action="store_true", help="leave out the service of FastAPI, torch and CompressAI")
-    parser.add_argument("--smoke", action="store_true", help="a few seconds of everything, to see that all is in place")
-    parser.add_argument("--keep", action="store_true", help="write benchmarks/results/serving.json and .png")
+    parser.add_argument(
+        "--max-batch",
+        type=number(int, 1, 1024),
+        metavar="N",
+        help="of cloud-serve (default: its own)",
+    )
+    parser.add_argument(
+        "--no-reference",
+        action="store_true",
+        help="leave out the service of FastAPI, torch and CompressAI",
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="a few seconds of everything, to see that all is in place",
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="write benchmarks/results/serving.json and .png"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
@@ -495,7 +656,10 @@ def main(argv: list[str] | None = None) -> int:
         }
         result["images"] = len(images)
         result["cloud-serve"] = measure_service(args, images, "cloud-serve", "fp32", args.soak)
-        if any(choice.precision == "int8" for choice in candidates(Bundle.load(args.bundle or default_bundle()), "cloud")):
+        if any(
+            choice.precision == "int8"
+            for choice in candidates(Bundle.load(args.bundle or default_bundle()), "cloud")
+        ):
             result[INT8] = measure_service(args, images, INT8, "int8", 0)
         if not args.no_reference and find_spec("fastapi") and find_spec("compressai"):
             result["reference"] = measure_reference(args, images)
@@ -510,7 +674,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps(result, indent=1, allow_nan=False))
         return 0
-    print(f"{where}\n{args.seconds:g} s a load, Poisson arrivals, latencies from the intended time\n")
+    print(
+        f"{where}\n{args.seconds:g} s a load, Poisson arrivals, latencies from the intended time\n"
+    )
     print(table(result))
     print(f"\n{summary(result)}")
     return 0

@@ -72,12 +72,18 @@ def _option(action: argparse.Action) -> str:
         value = action.dest.upper() if action.option_strings else action.dest
     if not action.option_strings:
         return f"`{value}`"
-    return ", ".join(f"`{name}`" for name in action.option_strings) + ("" if action.nargs == 0 else f" `{value}`")
+    return ", ".join(f"`{name}`" for name in action.option_strings) + (
+        "" if action.nargs == 0 else f" `{value}`"
+    )
 
 
 def commands() -> str:
     """The page of all commands."""
-    lines = ["# Commands", "", "What each command's `--help` says. Results go to standard output, all else to standard error."]
+    lines = [
+        "# Commands",
+        "",
+        "What each command's `--help` says. Results go to standard output, all else to standard error.",
+    ]
     for parser in parsers():
         parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=80)
         rows = [
@@ -95,7 +101,11 @@ def commands() -> str:
 
 def _children(kind: type[errors.EdgeCloudError]) -> list[type[errors.EdgeCloudError]]:
     """The classes of runtime/errors.py directly under a class, in the order of the file."""
-    named = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.EdgeCloudError)]
+    named = [
+        one
+        for one in vars(errors).values()
+        if isinstance(one, type) and issubclass(one, errors.EdgeCloudError)
+    ]
     return [one for one in named if kind in one.__bases__]
 
 
@@ -115,7 +125,9 @@ def errors_page() -> str:
     rows: list[Row] = []
     for family in _children(errors.EdgeCloudError):
         for kind in _below(family):
-            status = next((refusals.STATUS[one] for one in kind.__mro__ if one in refusals.STATUS), None)
+            status = next(
+                (refusals.STATUS[one] for one in kind.__mro__ if one in refusals.STATUS), None
+            )
             bases = "" if kind is family else f" A kind of `{kind.__bases__[0].__name__}`."
             http = f"{status} `{refusals.code_of(kind)}`" if status else ""
             rows.append((f"`{kind.__name__}`", _cell(inspect.getdoc(kind) or "") + bases, http))
@@ -143,17 +155,28 @@ def _schema(schema: dict[str, Any]) -> str:
 def http() -> str:
     """The page of the service's paths, statuses and codes."""
     described = document()
-    lines = ["# HTTP", "", "From the OpenAPI document that the service gives at `/openapi.json`. [Serving](SERVING.md) is its manual.", ""]
+    lines = [
+        "# HTTP",
+        "",
+        "From the OpenAPI document that the service gives at `/openapi.json`. [Serving](SERVING.md) is its manual.",
+        "",
+    ]
     lines += ["## Paths"]
     for path, operations in described["paths"].items():
         for method, operation in operations.items():
             lines += ["", f"### {method.upper()} {path}", "", operation["summary"], ""]
             lines += [operation["description"], ""] if "description" in operation else []
             for parameter in operation.get("parameters", []):
-                lines += [f"Parameter `{parameter['name']}`, in the {parameter['in']}: {_schema(parameter['schema'])}.", ""]
+                lines += [
+                    f"Parameter `{parameter['name']}`, in the {parameter['in']}: {_schema(parameter['schema'])}.",
+                    "",
+                ]
             rows: list[Row] = []
             for status, answer in operation["responses"].items():
-                body = ", ".join(f"{kind}: {_schema(content['schema'])}" for kind, content in answer.get("content", {}).items())
+                body = ", ".join(
+                    f"{kind}: {_schema(content['schema'])}"
+                    for kind, content in answer.get("content", {}).items()
+                )
                 rows.append((status, _cell(answer["description"]), body))
             lines += _table(("status", "what", "body"), rows)
     lines += ["", "## Objects"]
@@ -163,7 +186,12 @@ def http() -> str:
             lines += [_schema(schema)]
             continue
         rows = [
-            (f"`{member}`", _schema(one), _cell(one.get("description", "")), "" if member in schema["required"] else "optional")
+            (
+                f"`{member}`",
+                _schema(one),
+                _cell(one.get("description", "")),
+                "" if member in schema["required"] else "optional",
+            )
             for member, one in schema["properties"].items()
         ]
         lines += _table(("member", "type", "what", ""), rows)

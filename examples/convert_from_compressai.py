@@ -18,10 +18,14 @@ def main() -> int:
     # Here the string comes from a feature file; with CompressAI it is entropy_bottleneck.compress(latent)[0].
     string, shape = from_feature_file(EdgeEncoder(BUNDLE).encode(IMAGE), BUNDLE)
     print(f"a string of {len(string)} bytes, symbols of {shape[0]}x{shape[1]}")
-    data = to_feature_file(string, 224, 224, BUNDLE)  # the string does not say how large the image was
+    data = to_feature_file(
+        string, 224, 224, BUNDLE
+    )  # the string does not say how large the image was
     again, _ = from_feature_file(data, BUNDLE)
     label, probability, _ = CloudDecoder(BUNDLE).classify(data)[0]
-    print(f"a feature file of {len(data)} bytes: {label} {probability:.1%}; the same string again: {again == string}")
+    print(
+        f"a feature file of {len(data)} bytes: {label} {probability:.1%}; the same string again: {again == string}"
+    )
     return 0 if again == string else 1
 
 

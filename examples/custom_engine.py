@@ -30,7 +30,9 @@ class Reference:
     def __init__(self, graph: bytes, choice: Choice, threads: int | None, workers: int):
         self.choice = choice
         model = load_model_from_string(graph)
-        self.fingerprint = {entry.key: entry.value for entry in model.metadata_props}.get("fingerprint")
+        self.fingerprint = {entry.key: entry.value for entry in model.metadata_props}.get(
+            "fingerprint"
+        )
         self._graph = ReferenceEvaluator(model)
 
     @classmethod

@@ -54,8 +54,18 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 done, 1 failure, 2 wrong usage, 3 the graphs do not give what torch gives, or int8 loses too much.",
     )
     parser.add_argument("model", choices=MODEL_NAMES, metavar="MODEL", help=", ".join(MODEL_NAMES))
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="default: checkpoints/MODEL/lmbL.safetensors or .pt")
-    parser.add_argument("--backbone", type=Path, metavar="FILE", help="the ResNet-50 of a checkpoint that holds the bottleneck alone")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="default: checkpoints/MODEL/lmbL.safetensors or .pt",
+    )
+    parser.add_argument(
+        "--backbone",
+        type=Path,
+        metavar="FILE",
+        help="the ResNet-50 of a checkpoint that holds the bottleneck alone",
+    )
     parser.add_argument(
         "--lmb",
         type=_lmb,
@@ -63,11 +73,30 @@ def _parser() -> argparse.ArgumentParser:
         help="rate weight the checkpoint was trained with (default: what the file of --checkpoint says, or its name; else 1.28)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: bundles/MODEL")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="one label a line (default: the checkpoint's, or ImageNet's)")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="images for the parity check (default: synthetic ones)")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="one label a line (default: the checkpoint's, or ImageNet's)",
+    )
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="images for the parity check (default: synthetic ones)",
+    )
     tables = parser.add_mutually_exclusive_group()
-    tables.add_argument("--refit", type=Path, metavar="DIR", help="count the symbols of the images in DIR and fit the tables to them")
-    tables.add_argument("--own-tables", action="store_true", help="the entropy model's own tables, though there are counts")
+    tables.add_argument(
+        "--refit",
+        type=Path,
+        metavar="DIR",
+        help="count the symbols of the images in DIR and fit the tables to them",
+    )
+    tables.add_argument(
+        "--own-tables",
+        action="store_true",
+        help="the entropy model's own tables, though there are counts",
+    )
     parser.add_argument(
         "--as-is",
         action="store_true",
@@ -153,7 +182,11 @@ def _rule(args: argparse.Namespace) -> Preprocessing:
 
 def find_checkpoint(model: str, lmb: str) -> Path:
     """`checkpoints/<model>/lmb<L>.{safetensors,pt}` under the current folder, else under the project's."""
-    names = [f"lmb{text}{suffix}" for text in dict.fromkeys((lmb, f"{float(lmb):g}")) for suffix in (".safetensors", ".pt")]
+    names = [
+        f"lmb{text}{suffix}"
+        for text in dict.fromkeys((lmb, f"{float(lmb):g}"))
+        for suffix in (".safetensors", ".pt")
+    ]
     for root in (Path(), _PROJECT):
         for name in names:
             if (root / "checkpoints" / model / name).is_file():
@@ -174,7 +207,10 @@ def _labels(path: Path | None, metadata: dict[str, str], classes: int) -> list[s
         return read_labels(path, classes, "the checkpoint")
     if stored := own_labels(metadata, classes) or stored_labels({}, classes):
         return stored
-    print(f"the checkpoint names no labels for its {classes} classes: they are numbered; --labels FILE names them", file=sys.stderr)
+    print(
+        f"the checkpoint names no labels for its {classes} classes: they are numbered; --labels FILE names them",
+        file=sys.stderr,
+    )
     return [f"class {index}" for index in range(classes)]
 
 
@@ -208,7 +244,11 @@ def _make_counts(
 
 
 def _make_int8(
-    args: argparse.Namespace, checkpoint: Path, model: "FeatureCompressionModel", labels: list[str], damage: "Damage"
+    args: argparse.Namespace,
+    checkpoint: Path,
+    model: "FeatureCompressionModel",
+    labels: list[str],
+    damage: "Damage",
 ) -> "Callable[[Path, Encode], dict[str, Any]]":
     """How write_bundle comes by int8 graphs: by ranges from a file, from the images of --calibrate, or not at all."""
     from runtime.engine.registry import GRAPHS
@@ -232,8 +272,14 @@ def _make_int8(
     stored = None
     if args.precision != "fp32" and not args.calibrate and (args.ranges or file.is_file()):
         stored = Calibration.from_json(file.read_text(encoding="utf-8"), str(file))
-    paths = labelled_paths(args.calibrate, labels) if args.calibrate and args.precision != "fp32" else []
-    unseen = labelled_paths(args.validate, labels) if args.validate and args.precision != "fp32" else []
+    paths = (
+        labelled_paths(args.calibrate, labels)
+        if args.calibrate and args.precision != "fp32"
+        else []
+    )
+    unseen = (
+        labelled_paths(args.validate, labels) if args.validate and args.precision != "fp32" else []
+    )
     if paths and len(paths) < LEAST_IMAGES:
         raise RangesError(
             f"{args.calibrate} has {len(paths)} images, too few to calibrate with: "
@@ -241,48 +287,86 @@ def _make_int8(
         )
     if not stored and not paths:
         if args.precision == "int8" or unseen:
-            raise RangesError(f"no activation ranges at {file}: give images to take them of with --calibrate DIR")
+            raise RangesError(
+                f"no activation ranges at {file}: give images to take them of with --calibrate DIR"
+            )
         return lambda folder, encode: {}
     digests = {"edge": bottleneck_sha256(model), "cloud": weights_sha256(model)}
 
     def calibrate(graphs: Graphs) -> Calibration:
         rest = [path for index, (path, _) in enumerate(paths) if index % 10]
         if len(rest) > CALIBRATION_IMAGES:
-            rest = [rest[index * len(rest) // CALIBRATION_IMAGES] for index in range(CALIBRATION_IMAGES)]
+            rest = [
+                rest[index * len(rest) // CALIBRATION_IMAGES] for index in range(CALIBRATION_IMAGES)
+            ]
 
         def read(title: str) -> "Iterator[NDArray[np.uint8]]":
             for path in progress(rest, title):
                 if (pixels := pixels_of(path, args.as_is, damage, _rule(args))) is not None:
                     yield pixels[None]
 
-        edge, images = take_ranges(graphs["edge"]["fp32"], read("calibrating the edge"), digests["edge"])
+        edge, images = take_ranges(
+            graphs["edge"]["fp32"], read("calibrating the edge"), digests["edge"]
+        )
         encoder = open_session(graphs["edge"]["fp32"])
-        symbols = (encoder.run(None, {"pixels": pixels})[0] for pixels in read("calibrating the cloud"))
+        symbols = (
+            encoder.run(None, {"pixels": pixels})[0] for pixels in read("calibrating the cloud")
+        )
         cloud, _ = take_ranges(graphs["cloud"]["fp32"], symbols, digests["cloud"])
         return Calibration(images, args.calibrate.resolve().name, edge, cloud)
 
     def make(folder: Path, encode: "Encode") -> dict[str, Any]:
-        graphs: Graphs = {end: {precision: folder / name for precision, name in files.items()} for end, files in GRAPHS.items()}
+        graphs: Graphs = {
+            end: {precision: folder / name for precision, name in files.items()}
+            for end, files in GRAPHS.items()
+        }
         calibration = stored or calibrate(graphs)
         for end, ranges in (("edge", calibration.edge), ("cloud", calibration.cloud)):
             try:
-                quantise(graphs[end]["fp32"], ranges, digests[end], graphs[end]["int8"], signed=args.device == "arm")
+                quantise(
+                    graphs[end]["fp32"],
+                    ranges,
+                    digests[end],
+                    graphs[end]["int8"],
+                    signed=args.device == "arm",
+                )
             except NothingToQuantiseError as error:
                 say(f"export: {error}", sys.stderr)
                 del graphs[end]["int8"]
         if paths:
             source = f"{calibration.source}, held out"
             calibration = replace(
-                calibration, gate=judge(graphs, encode, progress(paths[::10], "judging"), args.as_is, source, damage, _rule(args))
+                calibration,
+                gate=judge(
+                    graphs,
+                    encode,
+                    progress(paths[::10], "judging"),
+                    args.as_is,
+                    source,
+                    damage,
+                    _rule(args),
+                ),
             )
         if unseen:
-            found = judge(graphs, encode, progress(unseen, "validating"), args.as_is, args.validate.resolve().name, damage, _rule(args))
+            found = judge(
+                graphs,
+                encode,
+                progress(unseen, "validating"),
+                args.as_is,
+                args.validate.resolve().name,
+                damage,
+                _rule(args),
+            )
             calibration = replace(calibration, validation=found)
         if args.ranges and (paths or unseen):
             args.ranges.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.ranges, calibration.to_json().encode())
         for end in graphs:
-            if "int8" in graphs[end] and calibration.gate and (why := reasons(calibration.gate, end)):
+            if (
+                "int8" in graphs[end]
+                and calibration.gate
+                and (why := reasons(calibration.gate, end))
+            ):
                 if args.precision == "int8":
                     raise GateError(f"{end}: {'; '.join(why)}")
                 say(f"export: no int8 {end} graph is written: {'; '.join(why)}", sys.stderr)
@@ -304,19 +388,34 @@ def _check_outputs(args: argparse.Namespace, out: Path, checkpoint: Path) -> Non
 
     inputs = [file for file in (checkpoint, args.backbone, args.labels) if file]
     counts, ranges = (
-        given or checkpoint.with_suffix(f".{kind}.json") for given, kind in ((args.counts, "counts"), (args.ranges, "ranges"))
+        given or checkpoint.with_suffix(f".{kind}.json")
+        for given, kind in ((args.counts, "counts"), (args.ranges, "ranges"))
     )
-    written = [(args.counts, ranges)] * bool(args.refit) + [(args.ranges, counts)] * bool(args.calibrate or args.validate)
+    written = [(args.counts, ranges)] * bool(args.refit) + [(args.ranges, counts)] * bool(
+        args.calibrate or args.validate
+    )
     for file, other in written:
         if file:
             check_output(file)
             refuse_same_file(file, [*inputs, other])
             if file.resolve() == other.resolve():
-                raise OutputError(f"counts and ranges would both be {file}: name two files with --counts and --ranges")
-    for file in (*inputs, args.counts, args.ranges, args.refit, args.calibrate, args.validate, args.images):
+                raise OutputError(
+                    f"counts and ranges would both be {file}: name two files with --counts and --ranges"
+                )
+    for file in (
+        *inputs,
+        args.counts,
+        args.ranges,
+        args.refit,
+        args.calibrate,
+        args.validate,
+        args.images,
+    ):
         # The labels of the bundle that is replaced may be kept.
         if file and file.name != "labels.txt" and file.resolve().is_relative_to(out.resolve()):
-            raise OutputError(f"{file} lies in {out}, which the new bundle replaces: name another folder with --out")
+            raise OutputError(
+                f"{file} lies in {out}, which the new bundle replaces: name another folder with --out"
+            )
 
 
 def _is_full(error: Exception) -> bool:
@@ -330,7 +429,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.own_tables and (args.counts or args.small):
         parser.error("--own-tables leaves no counts to use: leave out --counts and --small")
     if args.crop % BLOCK or args.crop > args.resize:
-        parser.error(f"--crop {args.crop} is not a multiple of {BLOCK} up to --resize {args.resize}")
+        parser.error(
+            f"--crop {args.crop} is not a multiple of {BLOCK} up to --resize {args.resize}"
+        )
     out: Path = args.out or Path("bundles") / args.model
     try:
         path = args.checkpoint or find_checkpoint(args.model, args.lmb or DEFAULT_LMB)
@@ -365,10 +466,15 @@ def main(argv: list[str] | None = None) -> int:
         labels = _labels(args.labels, metadata, model.fc.out_features)
         images, source = synthetic_images(), "synthetic images"
         if args.images:
-            images, source = folder_images(args.images, rule=_rule(args)), f"images from {args.images.name}"
+            images, source = (
+                folder_images(args.images, rule=_rule(args)),
+                f"images from {args.images.name}",
+            )
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        check_space(out, sum(value.numel() * value.element_size() for value in model.state_dict().values()))
+        check_space(
+            out, sum(value.numel() * value.element_size() for value in model.state_dict().values())
+        )
         say(f"checkpoint  {path}", sys.stdout)
         write_bundle(
             out,
@@ -383,7 +489,11 @@ def main(argv: list[str] | None = None) -> int:
             make_counts=_make_counts(args, path, bottleneck_sha256(model), damage),
             make_int8=_make_int8(args, path, model, labels, damage),
             precision=args.precision,
-            profile=None if args.small is None else Profile.CONTEXT if args.small else Profile.STATIC,
+            profile=None
+            if args.small is None
+            else Profile.CONTEXT
+            if args.small
+            else Profile.STATIC,
             preprocessing=_rule(args),
             max_pixels=max(args.max_pixels, args.crop**2),
             report=lambda line: say(line, sys.stdout),
@@ -396,11 +506,22 @@ def main(argv: list[str] | None = None) -> int:
         say(f"export: int8 is not good enough, no bundle was written: {error}", sys.stderr)
         return EXIT_PARITY
     except (EdgeCloudError, ExportError, ValueError, OSError) as error:
-        full = f"{out} cannot be written: free space there, or name another folder with --out: " if _is_full(error) else ""
+        full = (
+            f"{out} cannot be written: free space there, or name another folder with --out: "
+            if _is_full(error)
+            else ""
+        )
         say(f"export: {full}{error}", sys.stderr)
         return EXIT_FAILURE
-    bundle = "" if out == Path("bundles") / "ours_n4" and "EDGECLOUD_BUNDLE" not in os.environ else f" --bundle {out}"
-    say(f"\nnext:\n  edge-encode IMAGE -o feat.bin{bundle}\n  cloud-decode feat.bin{bundle}", sys.stdout)
+    bundle = (
+        ""
+        if out == Path("bundles") / "ours_n4" and "EDGECLOUD_BUNDLE" not in os.environ
+        else f" --bundle {out}"
+    )
+    say(
+        f"\nnext:\n  edge-encode IMAGE -o feat.bin{bundle}\n  cloud-decode feat.bin{bundle}",
+        sys.stdout,
+    )
     return EXIT_DONE
 
 

@@ -51,9 +51,13 @@ def check_output(out: Path) -> None:
     """Refuse a place that no bundle can be written to, before work is done for it. Raises OutputInTheWayError, OutputError."""
     if out.exists():
         if not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-            raise OutputInTheWayError(f"{out} exists and is not a bundle: name another folder with --out, or remove it")
+            raise OutputInTheWayError(
+                f"{out} exists and is not a bundle: name another folder with --out, or remove it"
+            )
         if out.is_mount():
-            raise OutputInTheWayError(f"{out} is a mount point, which cannot be replaced: name a folder in it with --out")
+            raise OutputInTheWayError(
+                f"{out} is a mount point, which cannot be replaced: name a folder in it with --out"
+            )
     # The bundle is written beside its place, and then takes it.
     place = out.resolve()
     files.check_output(place.with_name(f".{place.name}.new") if place.exists() else place)
@@ -102,7 +106,9 @@ def write_bundle(
     """
     check_output(out)
     if len(labels) != model.fc.out_features:
-        raise ValueError(f"{len(labels)} labels for {model.fc.out_features} classes: give one a line with --labels")
+        raise ValueError(
+            f"{len(labels)} labels for {model.fc.out_features} classes: give one a line with --labels"
+        )
     place = out.resolve()  # a symbolic link keeps pointing there
     place.parent.mkdir(parents=True, exist_ok=True)
     clock = time.perf_counter()
@@ -120,7 +126,10 @@ def write_bundle(
         spec = model.spec
         shape = ShapeRule(spec.latent_channels, spec.stride, spec.latent_shrink)
         bottleneck = bottleneck_sha256(model)
-        for stage, file, export in (("edge graph", EDGE_GRAPH, export_edge), ("cloud graph", CLOUD_GRAPH, export_cloud)):
+        for stage, file, export in (
+            ("edge graph", EDGE_GRAPH, export_edge),
+            ("cloud graph", CLOUD_GRAPH, export_cloud),
+        ):
             export(model, work / file)
             done(stage, size(file))
         own = tables = make_tables(model)
@@ -130,10 +139,19 @@ def write_bundle(
             (work / COMPRESSAI_TABLES).write_bytes(own.to_json())
         profile = profile or (Profile.CONTEXT if tables.contexts else Profile.STATIC)
         if profile is Profile.CONTEXT and not tables.contexts:
-            raise CountsError("no channel has context tables, which small files need: give images to count with --refit DIR")
+            raise CountsError(
+                "no channel has context tables, which small files need: give images to count with --refit DIR"
+            )
         (work / TABLES).write_bytes(tables.to_json())
-        source = f"fitted to {counts.images} images ({counts.source})" if counts else "the entropy model's own"
-        done("tables", f"{size(TABLES)}, {tables.channels} channels, {len(tables.contexts)} of them with context tables; {source}")
+        source = (
+            f"fitted to {counts.images} images ({counts.source})"
+            if counts
+            else "the entropy model's own"
+        )
+        done(
+            "tables",
+            f"{size(TABLES)}, {tables.channels} channels, {len(tables.contexts)} of them with context tables; {source}",
+        )
         fingerprint = compute_fingerprint(shape, tables, bottleneck).hex()
         properties = {
             "model": name,
@@ -146,7 +164,9 @@ def write_bundle(
         for file in (EDGE_GRAPH, CLOUD_GRAPH):
             stamp(work / file, properties)
         (work / LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-        parity = check_parity(model, tables, work / EDGE_GRAPH, work / CLOUD_GRAPH, images, image_source)
+        parity = check_parity(
+            model, tables, work / EDGE_GRAPH, work / CLOUD_GRAPH, images, image_source
+        )
         done(
             "parity",
             f"{parity.images} {parity.source}: {parity.equal_share:.4%} of symbols equal ({parity.nonzero_share:.1%} not zero), "
@@ -154,18 +174,31 @@ def write_bundle(
         )
 
         def encode(symbols: NDArray[np.int16], height: int, width: int) -> bytes:
-            return pack(bytes.fromhex(fingerprint), height, width, tables.encode(symbols, profile), profile)
+            return pack(
+                bytes.fromhex(fingerprint), height, width, tables.encode(symbols, profile), profile
+            )
 
         about_int8 = make_int8(work, encode)
         graphs: Graphs = {
-            end: {precision: work / file for precision, file in files.items() if (work / file).exists()} for end, files in GRAPHS.items()
+            end: {
+                precision: work / file
+                for precision, file in files.items()
+                if (work / file).exists()
+            }
+            for end, files in GRAPHS.items()
         }
         int8 = [end for end in graphs if "int8" in graphs[end]]
         for end in int8:
             stamp(graphs[end]["int8"], properties)
         far, times = strays(graphs, images), milliseconds(graphs, images[:1])
         if int8:
-            done("int8", "; ".join(_describe_int8(end, about_int8.get("gate"), far[end], times[end]) for end in int8))
+            done(
+                "int8",
+                "; ".join(
+                    _describe_int8(end, about_int8.get("gate"), far[end], times[end])
+                    for end in int8
+                ),
+            )
         manifest = Manifest(
             model=name,
             lmb=lmb,
@@ -188,11 +221,22 @@ def write_bundle(
                 )
             },
             record={
-                "int8": {"graphs": int8, "strays_on_parity_images": far, **about_int8} if int8 else None,
-                "tables": {"images": counts.images, "source": counts.source, "context_channels": list(tables.contexts)} if counts else None,
+                "int8": {"graphs": int8, "strays_on_parity_images": far, **about_int8}
+                if int8
+                else None,
+                "tables": {
+                    "images": counts.images,
+                    "source": counts.source,
+                    "context_channels": list(tables.contexts),
+                }
+                if counts
+                else None,
                 "checkpoint": checkpoint,
                 "opset": OPSET,
-                "versions": {package: version(package) for package in ("torch", "compressai", "onnx", "onnxruntime", "numpy")}
+                "versions": {
+                    package: version(package)
+                    for package in ("torch", "compressai", "onnx", "onnxruntime", "numpy")
+                }
                 | {"edgecloud-features": runtime.__version__},
                 "parity": parity.as_dict(),
             },
@@ -203,7 +247,9 @@ def write_bundle(
     return manifest
 
 
-def _describe_int8(end: str, gate: dict[str, Any] | None, far: float, times: dict[str, float]) -> str:
+def _describe_int8(
+    end: str, gate: dict[str, Any] | None, far: float, times: dict[str, float]
+) -> str:
     """One end's int8 graph, for the report."""
     if gate:
         judged = f"top-1 {gate[end]['top1_change']['mean']:+.2%} ({gate[end]['won']} won, {gate[end]['lost']} lost of {gate['images']})"

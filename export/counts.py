@@ -66,9 +66,25 @@ class Counts:
     def to_json(self) -> str:
         rows = []
         for channel in self.channels:
-            seen = {str(context): row.tolist() for context, row in enumerate(channel.counts) if row.any()}
-            rows.append(json.dumps({"first": channel.first, "thresholds": channel.thresholds, "counts": seen}, allow_nan=False))
-        head = json.dumps({"bottleneck_sha256": self.bottleneck_sha256, "images": self.images, "source": self.source}, allow_nan=False)
+            seen = {
+                str(context): row.tolist()
+                for context, row in enumerate(channel.counts)
+                if row.any()
+            }
+            rows.append(
+                json.dumps(
+                    {"first": channel.first, "thresholds": channel.thresholds, "counts": seen},
+                    allow_nan=False,
+                )
+            )
+        head = json.dumps(
+            {
+                "bottleneck_sha256": self.bottleneck_sha256,
+                "images": self.images,
+                "source": self.source,
+            },
+            allow_nan=False,
+        )
         return head[:-1] + ', "channels": [\n ' + ",\n ".join(rows) + "\n]}\n"
 
     @classmethod
@@ -77,12 +93,30 @@ class Counts:
         try:
             content = strict_json.loads(path.read_text(encoding="utf-8"))
             channels = [
-                _channel(int(entry["first"]), [int(value) for value in entry["thresholds"]], entry["counts"])
+                _channel(
+                    int(entry["first"]),
+                    [int(value) for value in entry["thresholds"]],
+                    entry["counts"],
+                )
                 for entry in content["channels"]
             ]
-            counts = cls(str(content["bottleneck_sha256"]), int(content["images"]), str(content["source"]), channels)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise CountsError(f"{path} is not understood ({error!r}): count again with --refit DIR --counts {path}") from error
+            counts = cls(
+                str(content["bottleneck_sha256"]),
+                int(content["images"]),
+                str(content["source"]),
+                channels,
+            )
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
+            raise CountsError(
+                f"{path} is not understood ({error!r}): count again with --refit DIR --counts {path}"
+            ) from error
         if counts.bottleneck_sha256 != bottleneck_sha256:
             raise CountsError(
                 f"{path} counts symbols of bottleneck {counts.bottleneck_sha256[:8]}, this checkpoint's is {bottleneck_sha256[:8]}: "
@@ -95,7 +129,12 @@ def _channel(first: int, thresholds: list[int], rows: dict[str, list[int]]) -> C
     width = max((len(row) for row in rows.values()), default=1)
     counts = np.zeros((CONTEXTS, width), np.int64)
     for context, row in rows.items():
-        if not 0 <= int(context) < CONTEXTS or len(row) != width or min(row) < 0 or max(row) > 1 << 48:
+        if (
+            not 0 <= int(context) < CONTEXTS
+            or len(row) != width
+            or min(row) < 0
+            or max(row) > 1 << 48
+        ):
             raise ValueError(f"bad counts of context {context}")
         counts[int(context)] = row
     if len(thresholds) != LEVELS - 1:
@@ -104,7 +143,11 @@ def _channel(first: int, thresholds: list[int], rows: dict[str, list[int]]) -> C
 
 
 def symbols_of(
-    graph: Path, paths: Iterable[Path], as_is: bool = False, damage: Damage | None = None, rule: Preprocessing = STANDARD
+    graph: Path,
+    paths: Iterable[Path],
+    as_is: bool = False,
+    damage: Damage | None = None,
+    rule: Preprocessing = STANDARD,
 ) -> Iterator[Symbols]:
     """The edge graph's symbols int16 [N, C, H', W'] of images as edge-encode prepares them, a few at a time.
 
@@ -118,7 +161,11 @@ def symbols_of(
     remaining = iter(paths)
     with ThreadPoolExecutor(2) as pool:
         while batch := list(islice(remaining, _BATCH)):
-            images = [pixels for pixels in pool.map(lambda path: pixels_of(path, as_is, damage, rule), batch) if pixels is not None]
+            images = [
+                pixels
+                for pixels in pool.map(lambda path: pixels_of(path, as_is, damage, rule), batch)
+                if pixels is not None
+            ]
             for group in group_by_shape([pixels.shape for pixels in images], _BATCH):
                 yield session.run(None, {"pixels": np.stack([images[index] for index in group])})[0]
 
@@ -151,8 +198,12 @@ def thresholds_for(cdf: NDArray[np.uint32], offset: int) -> tuple[int, ...]:
 
 def count(batches: Iterable[Symbols], own: Tables, bottleneck_sha256: str, source: str) -> Counts:
     """Count symbols int16 [N, C, H', W'], under contexts whose thresholds follow from the model's own tables."""
-    thresholds = [thresholds_for(cdf, int(offset)) for cdf, offset in zip(own.cdfs, own.offsets, strict=True)]
-    found: list[dict[int, NDArray[np.int64]]] = [{} for _ in thresholds]  # symbol -> counts by context
+    thresholds = [
+        thresholds_for(cdf, int(offset)) for cdf, offset in zip(own.cdfs, own.offsets, strict=True)
+    ]
+    found: list[dict[int, NDArray[np.int64]]] = [
+        {} for _ in thresholds
+    ]  # symbol -> counts by context
     images = 0
     for batch in batches:
         images += len(batch)
@@ -167,7 +218,9 @@ def count(batches: Iterable[Symbols], own: Tables, bottleneck_sha256: str, sourc
     channels = []
     for seen, bounds in zip(found, thresholds, strict=True):
         first, last = min(seen), max(seen)
-        columns = [seen.get(symbol, np.zeros(CONTEXTS, np.int64)) for symbol in range(first, last + 1)]
+        columns = [
+            seen.get(symbol, np.zeros(CONTEXTS, np.int64)) for symbol in range(first, last + 1)
+        ]
         channels.append(ChannelCounts(first, bounds, np.stack(columns, 1)))
     return Counts(bottleneck_sha256, images, source, channels)
 
@@ -175,12 +228,21 @@ def count(batches: Iterable[Symbols], own: Tables, bottleneck_sha256: str, sourc
 def fit_tables(own: Tables, counts: Counts) -> Tables:
     """Tables fitted to the counts; `own` are the model's. Raises CountsError."""
     if len(counts.channels) != own.channels:
-        raise CountsError(f"counts of {len(counts.channels)} channels, the model has {own.channels}: count again with --refit DIR")
+        raise CountsError(
+            f"counts of {len(counts.channels)} channels, the model has {own.channels}: count again with --refit DIR"
+        )
     cdfs, offsets, contexts = [], [], {}
-    for channel, (seen, cdf, offset) in enumerate(zip(counts.channels, own.cdfs, own.offsets.tolist(), strict=True)):
+    for channel, (seen, cdf, offset) in enumerate(
+        zip(counts.channels, own.cdfs, own.offsets.tolist(), strict=True)
+    ):
         belief = np.diff(cdf.astype(np.int64)) / 65536
-        first, last = min(offset, seen.first), max(offset + len(belief) - 2, seen.first + seen.counts.shape[1] - 1)
-        if last - first + 2 > MAX_ENTRIES:  # what lies outside the model's own table stays an escape
+        first, last = (
+            min(offset, seen.first),
+            max(offset + len(belief) - 2, seen.first + seen.counts.shape[1] - 1),
+        )
+        if (
+            last - first + 2 > MAX_ENTRIES
+        ):  # what lies outside the model's own table stays an escape
             first, last = offset, offset + len(belief) - 2
         size = last - first + 2
         prior, counted = np.zeros(size), np.zeros((CONTEXTS, size), np.int64)
@@ -207,7 +269,9 @@ def fit_tables(own: Tables, counts: Counts) -> Tables:
     return Tables(cdfs, offsets, contexts)
 
 
-def _smooth(counted: NDArray[np.int64], prior: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
+def _smooth(
+    counted: NDArray[np.int64], prior: NDArray[np.float64], weight: float
+) -> NDArray[np.float64]:
     return (counted + weight * prior) / (counted.sum() + weight * prior.sum())
 
 

@@ -44,7 +44,9 @@ def open_session(graph: Path) -> ort.InferenceSession:
     return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
-Graphs = dict[str, dict[str, Path]]  # end, precision -> file: {"edge": {"fp32": ..., "int8": ...}, "cloud": {"fp32": ...}}
+Graphs = dict[
+    str, dict[str, Path]
+]  # end, precision -> file: {"edge": {"fp32": ..., "int8": ...}, "cloud": {"fp32": ...}}
 
 
 def judge(
@@ -70,9 +72,16 @@ def judge(
     DamagedImageError where `damage` does, and ParityError where float32's logits are not finite.
     """
     damage = damage or Damage(skip=True)
-    sessions = {end: {precision: open_session(path) for precision, path in files.items()} for end, files in graphs.items()}
+    sessions = {
+        end: {precision: open_session(path) for precision, path in files.items()}
+        for end, files in graphs.items()
+    }
     ways = {"edge": ("int8", "fp32"), "cloud": ("fp32", "int8"), "both": ("int8", "int8")}
-    ways = {way: (edge, cloud) for way, (edge, cloud) in ways.items() if edge in graphs["edge"] and cloud in graphs["cloud"]}
+    ways = {
+        way: (edge, cloud)
+        for way, (edge, cloud) in ways.items()
+        if edge in graphs["edge"] and cloud in graphs["cloud"]
+    }
     lost, won = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0)
     count = right = changed = symbols_seen = pixels_seen = 0
     sizes = dict.fromkeys(graphs["edge"], 0)
@@ -82,7 +91,10 @@ def judge(
             continue
         count += 1
         pixels_seen += pixels.shape[0] * pixels.shape[1]
-        symbols = {precision: session.run(None, {"pixels": pixels[None]})[0] for precision, session in sessions["edge"].items()}
+        symbols = {
+            precision: session.run(None, {"pixels": pixels[None]})[0]
+            for precision, session in sessions["edge"].items()
+        }
         both = np.concatenate(list(symbols.values()))
         changed += int((both[0] != both[-1]).sum())
         symbols_seen += both[0].size
@@ -95,7 +107,9 @@ def judge(
         }
         first = chosen["fp32", "fp32"]
         if first is None:
-            raise ParityError(f"float32's logits for {path} are not finite numbers: the checkpoint is broken")
+            raise ParityError(
+                f"float32's logits for {path} are not finite numbers: the checkpoint is broken"
+            )
         labelled &= label is not None
         truth = first if label is None else label
         right += first == truth
@@ -103,15 +117,29 @@ def judge(
             lost[way] += first == truth != chosen[which]
             won[way] += chosen[which] == truth != first
     if not count:
-        raise GateError("no image could be read to judge int8 by: name a folder of JPEG or PNG files")
-    record: dict[str, Any] = {"images": count, "source": source, "labelled": labelled, "top1": right / count if labelled else None}
+        raise GateError(
+            "no image could be read to judge int8 by: name a folder of JPEG or PNG files"
+        )
+    record: dict[str, Any] = {
+        "images": count,
+        "source": source,
+        "labelled": labelled,
+        "top1": right / count if labelled else None,
+    }
     if "int8" in sizes:
-        record |= {"symbols_changed": changed / symbols_seen, "more_bytes": sizes["int8"] / sizes["fp32"] - 1}
+        record |= {
+            "symbols_changed": changed / symbols_seen,
+            "more_bytes": sizes["int8"] / sizes["fp32"] - 1,
+        }
         record |= {"bpp": {precision: 8 * size / pixels_seen for precision, size in sizes.items()}}
     for way in ways:
         mean = (won[way] - lost[way]) / count
         half = 1.959964 * math.sqrt(max(0.0, (won[way] + lost[way]) / count - mean**2) / count)
-        record[way] = {"lost": lost[way], "won": won[way], "top1_change": {"mean": mean, "low": mean - half, "high": mean + half}}
+        record[way] = {
+            "lost": lost[way],
+            "won": won[way],
+            "top1_change": {"mean": mean, "low": mean - half, "high": mean + half},
+        }
     return record
 
 
@@ -138,25 +166,48 @@ def strays(graphs: Graphs, images: NDArray[np.uint8]) -> dict[str, float]:
     widest gap between two logits. Raises GateError over MAX_CHANGED and MAX_MOVED.
     """
     found = {}
-    symbols = {precision: open_session(path).run(None, {"pixels": images})[0] for precision, path in graphs["edge"].items()}
+    symbols = {
+        precision: open_session(path).run(None, {"pixels": images})[0]
+        for precision, path in graphs["edge"].items()
+    }
     if "int8" in symbols:
         found["edge"] = float((symbols["int8"] != symbols["fp32"]).mean())
         if not found["edge"] <= MAX_CHANGED:
-            raise GateError(f"{found['edge']:.2%} of the symbols are others in int8, over {MAX_CHANGED:.0%}: export with --precision fp32")
-    logits = {precision: open_session(path).run(None, {"symbols": symbols["fp32"]})[0] for precision, path in graphs["cloud"].items()}
+            raise GateError(
+                f"{found['edge']:.2%} of the symbols are others in int8, over {MAX_CHANGED:.0%}: export with --precision fp32"
+            )
+    logits = {
+        precision: open_session(path).run(None, {"symbols": symbols["fp32"]})[0]
+        for precision, path in graphs["cloud"].items()
+    }
     if "int8" in logits:
         if not np.isfinite([logits["int8"], logits["fp32"]]).all():
-            raise GateError("the int8 cloud graph gives logits that are not finite numbers: export with --precision fp32")
-        found["cloud"] = float(np.abs(logits["int8"] - logits["fp32"]).max() / np.ptp(logits["fp32"], 1).max())
+            raise GateError(
+                "the int8 cloud graph gives logits that are not finite numbers: export with --precision fp32"
+            )
+        found["cloud"] = float(
+            np.abs(logits["int8"] - logits["fp32"]).max() / np.ptp(logits["fp32"], 1).max()
+        )
         if not found["cloud"] <= MAX_MOVED:
-            raise GateError(f"a logit moves by {found['cloud']:.1%} in int8, over {MAX_MOVED:.0%}: export with --precision fp32")
+            raise GateError(
+                f"a logit moves by {found['cloud']:.1%} in int8, over {MAX_MOVED:.0%}: export with --precision fp32"
+            )
     return found
 
 
-def milliseconds(graphs: Graphs, image: NDArray[np.uint8], runs: int = 30) -> dict[str, dict[str, float]]:
+def milliseconds(
+    graphs: Graphs, image: NDArray[np.uint8], runs: int = 30
+) -> dict[str, dict[str, float]]:
     """Each graph's median time for one image uint8 [1, H, W, 3], in turn; end, precision -> milliseconds."""
-    sessions = {(end, precision): open_session(path) for end, files in graphs.items() for precision, path in files.items()}
-    inputs = {"edge": {"pixels": image}, "cloud": {"symbols": sessions["edge", "fp32"].run(None, {"pixels": image})[0]}}
+    sessions = {
+        (end, precision): open_session(path)
+        for end, files in graphs.items()
+        for precision, path in files.items()
+    }
+    inputs = {
+        "edge": {"pixels": image},
+        "cloud": {"symbols": sessions["edge", "fp32"].run(None, {"pixels": image})[0]},
+    }
     times: dict[tuple[str, str], list[float]] = {which: [] for which in sessions}
     for index in range(5 + runs):
         for (end, precision), session in sessions.items():
@@ -165,4 +216,7 @@ def milliseconds(graphs: Graphs, image: NDArray[np.uint8], runs: int = 30) -> di
             if index >= 5:
                 times[end, precision].append(1e3 * (time.perf_counter() - start))
     medians = {which: round(statistics.median(values), 3) for which, values in times.items()}
-    return {end: {precision: medians[end, precision] for precision in files} for end, files in graphs.items()}
+    return {
+        end: {precision: medians[end, precision] for precision in files}
+        for end, files in graphs.items()
+    }

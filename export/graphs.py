@@ -55,7 +55,9 @@ class FixedGDN(nn.Module):
 def with_fixed_gdn(layers: nn.Module) -> nn.Sequential:
     """A copy of an encoder or decoder with FixedGDN in the place of each GDN1."""
     assert isinstance(layers, nn.Sequential)
-    return nn.Sequential(*(FixedGDN(layer) if isinstance(layer, GDN1) else copy.deepcopy(layer) for layer in layers))
+    return nn.Sequential(
+        *(FixedGDN(layer) if isinstance(layer, GDN1) else copy.deepcopy(layer) for layer in layers)
+    )
 
 
 def largest_latent(encoder: nn.Module) -> float:
@@ -94,7 +96,12 @@ class SubpixelUpsampling(nn.Module):
 
     def __init__(self, layer: nn.ConvTranspose2d):
         super().__init__()
-        assert (layer.kernel_size, layer.stride, layer.padding, layer.output_padding) == ((5, 5), (2, 2), (2, 2), (1, 1))
+        assert (layer.kernel_size, layer.stride, layer.padding, layer.output_padding) == (
+            (5, 5),
+            (2, 2),
+            (2, 2),
+            (1, 1),
+        )
         assert layer.bias is not None
         self.conv = nn.Conv2d(layer.in_channels, 4 * layer.out_channels, 3, padding=1)
         bias = self.conv.bias
@@ -108,7 +115,9 @@ class SubpixelUpsampling(nn.Module):
                     for i, row in enumerate(rows):
                         for j, column in enumerate(columns):
                             if row is not None and column is not None:
-                                self.conv.weight[2 * a + b :: 4, :, i, j] = layer.weight[:, :, row, column].t()
+                                self.conv.weight[2 * a + b :: 4, :, i, j] = layer.weight[
+                                    :, :, row, column
+                                ].t()
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.pixel_shuffle(nn.functional.gelu(self.conv(x)), 2)
@@ -128,7 +137,9 @@ class EdgeGraph(nn.Module):
     def __init__(self, model: FeatureCompressionModel):
         super().__init__()
         self.encoder = with_fixed_gdn(model.bottleneck_layer.encoder)
-        mean, std = (torch.tensor(values, dtype=torch.float64).reshape(3, 1, 1) for values in (MEAN, STD))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64).reshape(3, 1, 1) for values in (MEAN, STD)
+        )
         scale, shift = 1 / (255 * std), -mean / std
         first, last = self.encoder[0], self.encoder[-1]
         assert isinstance(first, nn.Conv2d)
@@ -182,7 +193,9 @@ def export_edge(model: FeatureCompressionModel, path: Path) -> None:
     graph = EdgeGraph(model)
     bound = largest_latent(graph.encoder)
     if not bound <= _MAX_LATENT:
-        raise ExportError(f"the encoder's weights are so large that a latent might be {bound:.1g}: the checkpoint is broken")
+        raise ExportError(
+            f"the encoder's weights are so large that a latent might be {bound:.1g}: the checkpoint is broken"
+        )
     pixels = torch.zeros(2, 64, 80, 3, dtype=torch.uint8)
     shapes = {0: Dim("batch"), 1: 8 * Dim("rows", min=2), 2: 8 * Dim("columns", min=2)}
     gelus = sum(isinstance(m, nn.GELU) for m in graph.modules()) + 2 * (model.spec.blocks or 0)
@@ -197,9 +210,22 @@ def export_cloud(model: FeatureCompressionModel, path: Path) -> None:
     _export(CloudGraph(model), symbols, "symbols", shapes, "logits", path, gelus)
 
 
-def _export(graph: nn.Module, example: Tensor, source: str, shapes: Mapping[int, object], target: str, path: Path, gelus: int) -> None:
+def _export(
+    graph: nn.Module,
+    example: Tensor,
+    source: str,
+    shapes: Mapping[int, object],
+    target: str,
+    path: Path,
+    gelus: int,
+) -> None:
     noise = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise), torch.no_grad():
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(noise),
+        contextlib.redirect_stderr(noise),
+        torch.no_grad(),
+    ):
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
@@ -219,10 +245,14 @@ def _export(graph: nn.Module, example: Tensor, source: str, shapes: Mapping[int,
     onnx.checker.check_model(model)
     opset = {entry.domain: entry.version for entry in model.opset_import}.get("")
     if opset != OPSET:
-        raise ExportError(f"{path.name} has opset {opset}, not {OPSET}: the installed torch is one that this project was not tested with")
+        raise ExportError(
+            f"{path.name} has opset {opset}, not {OPSET}: the installed torch is one that this project was not tested with"
+        )
     found = sum(node.op_type == "Gelu" for node in model.graph.node)
     if found != gelus:
-        raise ExportError(f"{path.name} has {found} Gelu nodes, not {gelus}: the installed torch splits GELU")
+        raise ExportError(
+            f"{path.name} has {found} Gelu nodes, not {gelus}: the installed torch splits GELU"
+        )
     dynamic = [d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim]
     if not all(dynamic[axis] for axis in shapes):
         raise ExportError(f"{path.name} came out with fixed sizes: {dynamic}")
@@ -231,7 +261,14 @@ def _export(graph: nn.Module, example: Tensor, source: str, shapes: Mapping[int,
             dimension.dim_param = ("batch", "", "latent_rows", "latent_columns")[axis]
     # The exporter's notes name the source files of the exporting machine.
     model.graph.ClearField("value_info")
-    for holder in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
+    for holder in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+    ):
         holder.ClearField("metadata_props")
     onnx.save(model, path)
 

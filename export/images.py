@@ -33,13 +33,19 @@ def synthetic_images(count: int = 10, side: int = 224) -> NDArray[np.uint8]:
         for _ in range(12):  # sharp-edged discs and half planes
             centre, colour = rng.uniform(size=2), rng.normal(scale=1.5, size=3)
             if rng.random() < 0.5:
-                inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < rng.uniform(0.02, 0.2) ** 2
+                inside = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < rng.uniform(
+                    0.02, 0.2
+                ) ** 2
             else:
                 angle = rng.uniform(0, np.pi)
-                inside = np.abs((rows - centre[0]) * np.sin(angle) + (columns - centre[1]) * np.cos(angle)) < rng.uniform(0.005, 0.05)
+                inside = np.abs(
+                    (rows - centre[0]) * np.sin(angle) + (columns - centre[1]) * np.cos(angle)
+                ) < rng.uniform(0.005, 0.05)
             image[inside] = colour
         stripes = np.sin(2 * np.pi * (rows * rng.integers(4, 40) + columns * rng.integers(4, 40)))
-        image += 0.5 * stripes[..., None] * rng.normal(size=3) + rng.normal(scale=0.1, size=image.shape)
+        image += 0.5 * stripes[..., None] * rng.normal(size=3) + rng.normal(
+            scale=0.1, size=image.shape
+        )
         images.append(np.clip(128 + 50 * image, 0, 255).astype(np.uint8))
     return np.stack(images)
 
@@ -52,21 +58,28 @@ def _stretch(grid: NDArray[np.float64], side: int) -> NDArray[np.float64]:
     return grid[:, low] * (1 - part)[None, :, None] + grid[:, low + 1] * part[None, :, None]
 
 
-def folder_images(folder: Path, limit: int = 40, rule: Preprocessing = STANDARD) -> NDArray[np.uint8]:
+def folder_images(
+    folder: Path, limit: int = 40, rule: Preprocessing = STANDARD
+) -> NDArray[np.uint8]:
     """Up to `limit` images from `folder` and below, evenly spread over the sorted names, resized and cropped by the rule.
 
     Says which files cannot be read. Raises NoImagesError where none is left, NoFolderError, OSError.
     """
     paths = images_below(folder)
     damage = Damage(skip=True)
-    read = (pixels_of(path, False, damage, rule) for path in paths[:: max(1, len(paths) // limit)][:limit])
+    read = (
+        pixels_of(path, False, damage, rule)
+        for path in paths[:: max(1, len(paths) // limit)][:limit]
+    )
     images = [pixels for pixels in read if pixels is not None]
     if not images:
         raise NoImagesError(f"no image in {folder}: name a folder of JPEG or PNG files")
     return np.stack(images)
 
 
-def pixels_of(path: Path, as_is: bool, damage: Damage, rule: Preprocessing = STANDARD) -> NDArray[np.uint8] | None:
+def pixels_of(
+    path: Path, as_is: bool, damage: Damage, rule: Preprocessing = STANDARD
+) -> NDArray[np.uint8] | None:
     """An image as edge-encode prepares it; None for one that cannot be read and is left out. Raises DamagedImageError."""
     try:
         return preprocess(path, as_is, rule=rule)

@@ -60,13 +60,21 @@ def torch_symbols(model: FeatureCompressionModel, pixels: NDArray[np.uint8]) -> 
 
 
 def check_parity(
-    model: FeatureCompressionModel, tables: Tables, edge: Path, cloud: Path, images: NDArray[np.uint8], source: str
+    model: FeatureCompressionModel,
+    tables: Tables,
+    edge: Path,
+    cloud: Path,
+    images: NDArray[np.uint8],
+    source: str,
 ) -> ParityReport:
     """Compare on `images`, uint8 [N, H, W, 3], in batches of 1, 2 and 5; raises ParityError."""
     options = ort.SessionOptions()
     # Its idle threads would spin while torch works.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    edge_session, cloud_session = (ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]) for path in (edge, cloud))
+    edge_session, cloud_session = (
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for path in (edge, cloud)
+    )
     equal = nonzero = total = payload_bytes = small_bytes = not_finite = 0
     symbol_difference, logit_difference, top1_equal = 0, 0.0, True
     start = index = 0
@@ -77,17 +85,25 @@ def check_parity(
             expected_logits = model.logits_of_symbols(torch.from_numpy(expected).float()).numpy()
         symbols = edge_session.run(None, {"pixels": batch})[0]
         if symbols.shape != expected.shape or symbols.dtype != expected.dtype:
-            raise ParityError(f"the edge graph gives {symbols.dtype} {symbols.shape}, torch {expected.dtype} {expected.shape}")
+            raise ParityError(
+                f"the edge graph gives {symbols.dtype} {symbols.shape}, torch {expected.dtype} {expected.shape}"
+            )
         equal += int((symbols == expected).sum())
         nonzero += int((expected != 0).sum())
         total += symbols.size
-        symbol_difference = max(symbol_difference, int(np.abs(symbols.astype(np.int32) - expected).max()))
+        symbol_difference = max(
+            symbol_difference, int(np.abs(symbols.astype(np.int32) - expected).max())
+        )
         logits = cloud_session.run(None, {"symbols": expected})[0]
         if logits.shape != expected_logits.shape:
-            raise ParityError(f"the cloud graph gives logits {logits.shape}, torch {expected_logits.shape}")
+            raise ParityError(
+                f"the cloud graph gives logits {logits.shape}, torch {expected_logits.shape}"
+            )
         finite = np.isfinite(logits) & np.isfinite(expected_logits)
         not_finite += int((~finite).sum())
-        logit_difference = max(logit_difference, float(np.abs(logits[finite] - expected_logits[finite]).max(initial=0)))
+        logit_difference = max(
+            logit_difference, float(np.abs(logits[finite] - expected_logits[finite]).max(initial=0))
+        )
         top1_equal &= bool((logits.argmax(1) == expected_logits.argmax(1)).all())
         for one in symbols:
             payload_bytes += _round_trip(tables, one)
@@ -122,9 +138,15 @@ def check_parity(
                 not report.nonzero_share >= MIN_NONZERO_SHARE,
                 f"only {report.nonzero_share:.2%} of the symbols are not zero, so equality means little: give livelier --images",
             ),
-            (not_finite > 0, f"{not_finite} logits are not finite numbers: the checkpoint is broken"),
+            (
+                not_finite > 0,
+                f"{not_finite} logits are not finite numbers: the checkpoint is broken",
+            ),
             *((True, reason) for reason in broken_statistics(model)),
-            (not logit_difference <= MAX_LOGIT_DIFFERENCE, f"a logit differs by {logit_difference:.2g}, over {MAX_LOGIT_DIFFERENCE:g}"),
+            (
+                not logit_difference <= MAX_LOGIT_DIFFERENCE,
+                f"a logit differs by {logit_difference:.2g}, over {MAX_LOGIT_DIFFERENCE:g}",
+            ),
             (not top1_equal, "a top-1 class differs from torch's"),
         )
         if failed
@@ -139,11 +161,15 @@ def broken_statistics(model: FeatureCompressionModel) -> list[str]:
     return [
         f"{name}.running_var has {float(layer.running_var.min()):g}, and a variance is never below 0: the checkpoint is broken"
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.BatchNorm2d) and layer.running_var is not None and not (layer.running_var >= 0).all()
+        if isinstance(layer, nn.BatchNorm2d)
+        and layer.running_var is not None
+        and not (layer.running_var >= 0).all()
     ]
 
 
-def _round_trip(tables: Tables, symbols: NDArray[np.int16], profile: Profile = Profile.STATIC) -> int:
+def _round_trip(
+    tables: Tables, symbols: NDArray[np.int16], profile: Profile = Profile.STATIC
+) -> int:
     payload = tables.encode(symbols, profile)
     if not np.array_equal(tables.decode(payload, symbols.shape[1:], profile), symbols):
         raise ParityError("the coder does not give back the symbols that it was given")
@@ -155,7 +181,9 @@ def _with_escapes(symbols: NDArray[np.int16], tables: Tables) -> NDArray[np.int1
     forced = symbols.copy().reshape(len(symbols), -1)
     for channel, (cdf, offset) in enumerate(zip(tables.cdfs, tables.offsets, strict=True)):
         above, below = int(offset) + len(cdf) - 2, int(offset) - 1
-        values = np.clip([above, below, above + 63, below - 64, MAX_SYMBOL, -MAX_SYMBOL], -MAX_SYMBOL, MAX_SYMBOL)
+        values = np.clip(
+            [above, below, above + 63, below - 64, MAX_SYMBOL, -MAX_SYMBOL], -MAX_SYMBOL, MAX_SYMBOL
+        )
         places = np.linspace(0, forced.shape[1] - 1, len(values)).astype(int)
         forced[channel, places] = values
     return forced.reshape(symbols.shape)

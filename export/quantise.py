@@ -81,9 +81,17 @@ class Calibration:
         fields = asdict(self)
         parts = []
         for end in ENDS:
-            rows = ",\n".join(f"  {json.dumps(row, allow_nan=False)}" for row in fields[end]["operators"])
-            parts.append(f'"{end}": {{"sha256": "{fields.pop(end)["sha256"]}", "operators": [\n{rows}\n ]}}')
-        return json.dumps(fields, allow_nan=False)[:-1] + "".join(f",\n {part}" for part in parts) + "\n}\n"
+            rows = ",\n".join(
+                f"  {json.dumps(row, allow_nan=False)}" for row in fields[end]["operators"]
+            )
+            parts.append(
+                f'"{end}": {{"sha256": "{fields.pop(end)["sha256"]}", "operators": [\n{rows}\n ]}}'
+            )
+        return (
+            json.dumps(fields, allow_nan=False)[:-1]
+            + "".join(f",\n {part}" for part in parts)
+            + "\n}\n"
+        )
 
     @classmethod
     def from_json(cls, text: str, name: str) -> "Calibration":
@@ -92,11 +100,16 @@ class Calibration:
             data = strict_json.loads(text)
             for end in ENDS:
                 entry = data.pop(end)
-                rows = [(str(operator), float(low), float(high)) for operator, low, high in entry.pop("operators")]
+                rows = [
+                    (str(operator), float(low), float(high))
+                    for operator, low, high in entry.pop("operators")
+                ]
                 data[end] = Ranges(operators=rows, **entry)
             calibration = cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RangesError(f"{name} are not activation ranges ({error!r}): take them again with --calibrate DIR") from None
+            raise RangesError(
+                f"{name} are not activation ranges ({error!r}): take them again with --calibrate DIR"
+            ) from None
         for ranges in (calibration.edge, calibration.cloud):
             _check(ranges, f"{name}: take them again with --calibrate DIR")
         return calibration
@@ -106,15 +119,23 @@ def _check(ranges: Ranges, where: str) -> None:
     """Raises RangesError unless each low and high are finite, and in order."""
     for operator, low, high in ranges.operators:
         if not -math.inf < low <= high < math.inf:
-            raise RangesError(f"a range {low:g} to {high:g} of a {operator} is not finite, or the wrong way round, in {where}")
+            raise RangesError(
+                f"a range {low:g} to {high:g} of a {operator} is not finite, or the wrong way round, in {where}"
+            )
 
 
 def _float_outputs(model: onnx.ModelProto) -> set[str]:
     inferred = onnx.shape_inference.infer_shapes(model)
-    return {value.name for value in inferred.graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return {
+        value.name
+        for value in inferred.graph.value_info
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
 
 
-def take_ranges(graph: Path, inputs: Iterable[NDArray[np.generic]], sha256: str) -> tuple[Ranges, int]:
+def take_ranges(
+    graph: Path, inputs: Iterable[NDArray[np.generic]], sha256: str
+) -> tuple[Ranges, int]:
     """Run the graph on batches of its input for the ranges of every operator's float32 output, and count the images.
 
     Raises RangesError for fewer than MIN_IMAGES images, and for an output that is not finite.
@@ -123,21 +144,32 @@ def take_ranges(graph: Path, inputs: Iterable[NDArray[np.generic]], sha256: str)
     floats = _float_outputs(model)
     names = [node.output[0] for node in model.graph.node if node.output[0] in floats]
     have = {output.name for output in model.graph.output}
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in have)
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in names
+        if name not in have
+    )
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     sums = {name: np.zeros(2) for name in names}
     images = 0
     for batch in inputs:
         images += len(batch)
-        for name, values in zip(names, session.run(names, {session.get_inputs()[0].name: batch}), strict=True):
+        for name, values in zip(
+            names, session.run(names, {session.get_inputs()[0].name: batch}), strict=True
+        ):
             rows = values.reshape(len(values), -1)
             sums[name] += rows.min(1).sum(), rows.max(1).sum()
     if images < MIN_IMAGES:
         raise RangesError(
             f"{images} images are too few to calibrate with: name a folder of at least {LEAST_IMAGES}, of which every tenth is held out"
         )
-    ends = {name: (_ROOM * low / images, _ROOM * high / images) for name, (low, high) in sums.items()}
-    operators = [(node.op_type, *ends.get(node.output[0], (0.0, 0.0))) for node in onnx.load(graph).graph.node]
+    ends = {
+        name: (_ROOM * low / images, _ROOM * high / images) for name, (low, high) in sums.items()
+    }
+    operators = [
+        (node.op_type, *ends.get(node.output[0], (0.0, 0.0)))
+        for node in onnx.load(graph).graph.node
+    ]
     ranges = Ranges(sha256, operators)
     _check(ranges, f"the outputs of {graph.name} for these images: the checkpoint is broken")
     return ranges, images
@@ -155,8 +187,12 @@ def quantise(graph: Path, ranges: Ranges, sha256: str, out: Path, signed: bool =
 
     model = onnx.load(graph)
     nodes = list(model.graph.node)
-    if ranges.sha256 != sha256 or [node.op_type for node in nodes] != [row[0] for row in ranges.operators]:
-        raise RangesError("the activation ranges are of another checkpoint or graph: take them again with --calibrate DIR")
+    if ranges.sha256 != sha256 or [node.op_type for node in nodes] != [
+        row[0] for row in ranges.operators
+    ]:
+        raise RangesError(
+            "the activation ranges are of another checkpoint or graph: take them again with --calibrate DIR"
+        )
     ends = {node.output[0]: row[1:] for node, row in zip(nodes, ranges.operators, strict=True)}
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     for node in convolutions:
@@ -170,11 +206,15 @@ def quantise(graph: Path, ranges: Ranges, sha256: str, out: Path, signed: bool =
     fed = convolutions[0].input[0]
     whole = made_by[fed] == "Cast"
     if whole and (encoder or -128 <= min(ends[fed]) <= max(ends[fed]) <= 127):
-        ends[fed] = (0.0, 255.0) if encoder else (-128.0, 127.0)  # steps of 1: whole numbers stay what they are
+        ends[fed] = (
+            (0.0, 255.0) if encoder else (-128.0, 127.0)
+        )  # steps of 1: whole numbers stay what they are
     elif encoder:
         left_out.append(convolutions[0].name)
     if len(left_out) == len(convolutions):
-        raise NothingToQuantiseError(f"{graph.name} has no convolution to quantise: export with --precision fp32")
+        raise NothingToQuantiseError(
+            f"{graph.name} has no convolution to quantise: export with --precision fp32"
+        )
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ends.items()}
     quantizer = QDQQuantizer(
         onnx.shape_inference.infer_shapes(model),

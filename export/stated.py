@@ -12,7 +12,15 @@ import math
 import re
 from pathlib import Path
 
-MODEL_NAMES = ("ours_n0", "ours_n4", "ours_n8", "ours_n0_enc", "ours_n4_enc", "ours_n8_enc", "matsubara2022wacv")
+MODEL_NAMES = (
+    "ours_n0",
+    "ours_n4",
+    "ours_n8",
+    "ours_n0_enc",
+    "ours_n4_enc",
+    "ours_n8_enc",
+    "matsubara2022wacv",
+)
 DEFAULT_LMB = "1.28"
 
 
@@ -30,18 +38,30 @@ def agreed_lmb(path: Path, model: str, lmb: str | None, metadata: dict[str, str]
     Gives the command's word, else the file's, else its name's, else the default. Raises ContradictionError.
     """
     folder = path.absolute().parent
-    placed = folder.name if folder.parent.name == "checkpoints" and folder.name in MODEL_NAMES else None
+    placed = (
+        folder.name if folder.parent.name == "checkpoints" and folder.name in MODEL_NAMES else None
+    )
     _agree(
         path,
         {"the command": model, "its metadata": metadata.get("model"), "its folder": placed},
         "model",
         "export it as the model that it was trained as, or name another file",
     )
-    written, named = metadata.get("lmb"), path.stem.removeprefix("lmb") if re.match(r"lmb\d", path.stem) else None
+    written, named = (
+        metadata.get("lmb"),
+        path.stem.removeprefix("lmb") if re.match(r"lmb\d", path.stem) else None,
+    )
     if written is not None and not is_lmb(written):
-        raise ContradictionError(f"the lmb in the metadata of {path} is {written[:40]!r}, no number from 0 up: train or download it again")
+        raise ContradictionError(
+            f"the lmb in the metadata of {path} is {written[:40]!r}, no number from 0 up: train or download it again"
+        )
     named = named if named and is_lmb(named) else None
-    _agree(path, {"the command": lmb, "its metadata": written, "its name": named}, "lmb", "leave out --lmb, or rename the file")
+    _agree(
+        path,
+        {"the command": lmb, "its metadata": written, "its name": named},
+        "lmb",
+        "leave out --lmb, or rename the file",
+    )
     return lmb or written or named or DEFAULT_LMB
 
 
@@ -69,7 +89,11 @@ def own_labels(metadata: dict[str, str], classes: int) -> list[str] | None:
     except (ValueError, RecursionError):
         stored = None
     if not isinstance(stored, list):
-        raise ContradictionError("the labels in the checkpoint's metadata are no JSON list: name the right ones with --labels FILE")
+        raise ContradictionError(
+            "the labels in the checkpoint's metadata are no JSON list: name the right ones with --labels FILE"
+        )
     if len(stored) != classes:
-        raise ContradictionError(f"the checkpoint has {len(stored)} labels for {classes} classes: name the right ones with --labels FILE")
+        raise ContradictionError(
+            f"the checkpoint has {len(stored)} labels for {classes} classes: name the right ones with --labels FILE"
+        )
     return [" ".join(str(label).split()) for label in stored]

@@ -36,7 +36,9 @@ def make_tables(model: FeatureCompressionModel) -> Tables:
         )
     entropy.update(force=True)
     lengths = entropy.cdf_length.tolist()
-    cdfs = [row[:length].tolist() for row, length in zip(entropy.quantized_cdf, lengths, strict=True)]
+    cdfs = [
+        row[:length].tolist() for row, length in zip(entropy.quantized_cdf, lengths, strict=True)
+    ]
     return Tables(cdfs, entropy.offset.tolist())
 
 
@@ -49,7 +51,11 @@ def weights_sha256(model: FeatureCompressionModel, prefix: str = "") -> str:
     """The same over all weights whose name begins with `prefix`; batches that batch norm counted are left out."""
     sha = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
-        if key.startswith(prefix) and key not in TABLE_BUFFERS and not key.endswith("num_batches_tracked"):
+        if (
+            key.startswith(prefix)
+            and key not in TABLE_BUFFERS
+            and not key.endswith("num_batches_tracked")
+        ):
             sha.update(f"{key} {list(value.shape)};".encode())
             sha.update(value.to(torch.float32).contiguous().numpy().astype("<f4").tobytes())
     return sha.hexdigest()

@@ -42,14 +42,18 @@ class CloudDecoder:
         try:
             self.task = Classification(self.bundle.read(LABELS).decode().splitlines())
         except UnicodeDecodeError as error:
-            raise InconsistentBundleError(f"{self.bundle.folder / LABELS} is not UTF-8 ({error}): export the bundle again") from error
+            raise InconsistentBundleError(
+                f"{self.bundle.folder / LABELS} is not UTF-8 ({error}): export the bundle again"
+            ) from error
         self.engine = open_engine(self.bundle, "cloud", threads, provider, precision)
         rows, columns = self.bundle.shape.latent(64, 64)
         zeros = np.zeros((1, self.bundle.shape.channels, rows, columns), np.int16)
         try:
             self.task.check(self.logits_of_symbols(zeros))
         except InconsistentBundleError as error:
-            raise InconsistentBundleError(f"{self.bundle.folder} has {error}: export it again") from None
+            raise InconsistentBundleError(
+                f"{self.bundle.folder} has {error}: export it again"
+            ) from None
 
     @property
     def labels(self) -> list[str]:
@@ -82,7 +86,9 @@ class CloudDecoder:
         Raises the FeatureFileErrors, FeatureFileTypeError, NotFiniteLogitsError.
         """
         if isinstance(files, str | os.PathLike | Bytes) or not hasattr(files, "__iter__"):
-            raise FeatureFileTypeError(f"logits takes a list of feature files, not {type(files).__name__}: put it into a list")
+            raise FeatureFileTypeError(
+                f"logits takes a list of feature files, not {type(files).__name__}: put it into a list"
+            )
         return require_finite(self.logits_of_each([self.symbols(data) for data in files]))
 
     def logits_of_each(self, symbols: Sequence[NDArray[np.int16]]) -> NDArray[np.float32]:

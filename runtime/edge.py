@@ -10,7 +10,13 @@ from PIL import Image
 from .codec.bundle import Bundle, default_bundle
 from .codec.feature_file import FINGERPRINT_BYTES, MAX_FEATURE_FILE_BYTES, Profile, parse
 from .engine.registry import group_by_shape, open_engine
-from .errors import FeatureFileError, ImageArrayError, ImageTooLargeError, ImageTooSmallError, ImageTypeError
+from .errors import (
+    FeatureFileError,
+    ImageArrayError,
+    ImageTooLargeError,
+    ImageTooSmallError,
+    ImageTypeError,
+)
 from .images.preprocess import ImageInput, preprocess
 
 _BATCH = 16  # images of one graph call, which bounds its memory
@@ -66,13 +72,24 @@ class EdgeEncoder:
 
         Raises the ImageErrors and NotANumberError.
         """
-        if isinstance(images, str | bytes | os.PathLike | Image.Image) or hasattr(images, "read") or not hasattr(images, "__iter__"):
-            raise ImageTypeError(f"encode_batch takes a list of images, not {type(images).__name__}: give one image to encode")
-        prepared = [preprocess(image, as_is, self.fast_jpeg, self.bundle.manifest.preprocessing) for image in images]
+        if (
+            isinstance(images, str | bytes | os.PathLike | Image.Image)
+            or hasattr(images, "read")
+            or not hasattr(images, "__iter__")
+        ):
+            raise ImageTypeError(
+                f"encode_batch takes a list of images, not {type(images).__name__}: give one image to encode"
+            )
+        prepared = [
+            preprocess(image, as_is, self.fast_jpeg, self.bundle.manifest.preprocessing)
+            for image in images
+        ]
         files: list[bytes] = [b""] * len(prepared)
         for group in group_by_shape([pixels.shape for pixels in prepared], _BATCH):
             height, width = prepared[group[0]].shape[:2]
-            for index, symbols in zip(group, self.symbols(np.stack([prepared[i] for i in group])), strict=True):
+            for index, symbols in zip(
+                group, self.symbols(np.stack([prepared[i] for i in group])), strict=True
+            ):
                 files[index] = self.pack(symbols, height, width)
         return files
 
@@ -81,13 +98,26 @@ class EdgeEncoder:
 
         Raises ImageArrayError, ImageTooLargeError, ImageTooSmallError.
         """
-        if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
-            shape = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-            raise ImageArrayError(f"pixels are a uint8 array [images, height, width, 3], not {shape}: give what preprocess gives")
+        if (
+            not isinstance(pixels, np.ndarray)
+            or pixels.dtype != np.uint8
+            or pixels.ndim != 4
+            or pixels.shape[3] != 3
+        ):
+            shape = (
+                f"{pixels.dtype} {list(pixels.shape)}"
+                if isinstance(pixels, np.ndarray)
+                else type(pixels).__name__
+            )
+            raise ImageArrayError(
+                f"pixels are a uint8 array [images, height, width, 3], not {shape}: give what preprocess gives"
+            )
         height, width = pixels.shape[1:3]
         rows, columns = self.bundle.shape.latent(height, width)
         if rows < 1 or columns < 1:
-            raise ImageTooSmallError(f"an image of {width}x{height} pixels leaves no symbols: enlarge it")
+            raise ImageTooSmallError(
+                f"an image of {width}x{height} pixels leaves no symbols: enlarge it"
+            )
         count, limit = self.bundle.shape.channels * rows * columns, self.bundle.max_symbols
         if count > limit:
             raise ImageTooLargeError(
@@ -110,5 +140,10 @@ class EdgeEncoder:
                 file = parse(source.read(MAX_FEATURE_FILE_BYTES + 1))
         except (OSError, FeatureFileError):
             return False
-        ours = file.fingerprint == self.bundle.fingerprint[:FINGERPRINT_BYTES] and file.profile is self.profile
-        return ours and (as_is or file.height == file.width == self.bundle.manifest.preprocessing.crop)
+        ours = (
+            file.fingerprint == self.bundle.fingerprint[:FINGERPRINT_BYTES]
+            and file.profile is self.profile
+        )
+        return ours and (
+            as_is or file.height == file.width == self.bundle.manifest.preprocessing.crop
+        )

@@ -142,13 +142,25 @@ def refuse_same_files(outputs: Iterable[StrPath], inputs: Iterable[StrPath]) -> 
             place: Path | None = folders[path.parent] / path.name
             if path.is_symlink():
                 place = _target(path)
-            if output != "-" and place is not None and (other := places.setdefault(place, output)) != output:
-                raise SameOutputError(f"{other} and {output} are one file: name another for one of the outputs")
+            if (
+                output != "-"
+                and place is not None
+                and (other := places.setdefault(place, output)) != output
+            ):
+                raise SameOutputError(
+                    f"{other} and {output} are one file: name another for one of the outputs"
+                )
     for name in (os.fspath(name) for name in inputs) if there else ():
         if (found := _identity(name, 0)) in there and found is not None:
             what = "on standard input" if name == "-" else name
-            same = "" if there[found] == name else f", which is {'standard output' if there[found] == '-' else there[found]}"
-            raise SameOutputError(f"the output would replace the input {what}{same}: name another output")
+            same = (
+                ""
+                if there[found] == name
+                else f", which is {'standard output' if there[found] == '-' else there[found]}"
+            )
+            raise SameOutputError(
+                f"the output would replace the input {what}{same}: name another output"
+            )
 
 
 def _identity(name: str, stream: int) -> tuple[int, int] | None:
@@ -173,12 +185,16 @@ def check_output(path: StrPath) -> None:
             raise OutputError(f"{name} is a folder: name a file in it")
         target = _target(name)
         if target is None:
-            if not os.access(name, os.W_OK) or (Path(name).is_socket() and own_descriptor(name) is None):
+            if not os.access(name, os.W_OK) or (
+                Path(name).is_socket() and own_descriptor(name) is None
+            ):
                 raise OutputError(f"{name} cannot be written into: name another file")
             return
         check_folder(target.parent)
     except OSError as error:
-        raise OutputError(f"{name} cannot be written ({error.strerror}): name another file") from error
+        raise OutputError(
+            f"{name} cannot be written ({error.strerror}): name another file"
+        ) from error
 
 
 def check_folder(path: StrPath) -> None:
@@ -187,9 +203,13 @@ def check_folder(path: StrPath) -> None:
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
-        raise OutputError(f"{folder} is not a folder, and files were to be written into it: name another place for them")
+        raise OutputError(
+            f"{folder} is not a folder, and files were to be written into it: name another place for them"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"the folder {folder} cannot be written into: change its permissions, or name another")
+        raise OutputError(
+            f"the folder {folder} cannot be written into: change its permissions, or name another"
+        )
 
 
 def sync_folder(path: StrPath) -> None:
@@ -243,7 +263,9 @@ def _naming(path: StrPath, temporary: Path | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         unnamed = error.filename is None and error.errno in _OF_WRITING
-        if error.errno is not None and (temporary is None or error.filename == str(temporary) or unnamed):
+        if error.errno is not None and (
+            temporary is None or error.filename == str(temporary) or unnamed
+        ):
             error.filename, error.filename2 = os.fspath(path), None
         raise
 
@@ -270,7 +292,13 @@ def _temporary_name(target: Path) -> Path:
 
 def _make_locked(target: Path, mode: int) -> tuple[Path, int]:
     """A new temporary file for `target`, and the descriptor that holds its lock."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    flags = (
+        os.O_RDWR
+        | os.O_CREAT
+        | os.O_EXCL
+        | getattr(os, "O_CLOEXEC", 0)
+        | getattr(os, "O_BINARY", 0)
+    )
     while True:
         temporary = _temporary_name(target)
         # Made by open and not by tempfile, so that the kernel applies the umask, which no thread can ask for safely.

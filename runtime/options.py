@@ -32,9 +32,21 @@ def thread_count(text: str) -> int:
 def add_engine_options(parser: argparse.ArgumentParser, after: str | None = None) -> None:
     """Options of all commands; `after` is what a command that has --tune does after it."""
     providers = "cpu, openvino, or another that onnxruntime has here"
-    parser.add_argument("--provider", default="auto", metavar="NAME", help=f"{providers} (default: what --tune chose, else cpu)")
-    parser.add_argument("--precision", default="auto", metavar="NAME", help="fp32, bf16 or int8 (default: what --tune chose, else fp32)")
+    parser.add_argument(
+        "--provider",
+        default="auto",
+        metavar="NAME",
+        help=f"{providers} (default: what --tune chose, else cpu)",
+    )
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        metavar="NAME",
+        help="fp32, bf16 or int8 (default: what --tune chose, else fp32)",
+    )
     if after:
         parser.add_argument(
-            "--tune", action="store_true", help=f"measure what is there on this device and keep the fastest choice; {after}"
+            "--tune",
+            action="store_true",
+            help=f"measure what is there on this device and keep the fastest choice; {after}",
         )

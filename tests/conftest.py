@@ -61,7 +61,9 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     path = tmp_path_factory.mktemp("checkpoints") / "random.safetensors"
     save_model(
-        path, build_random_model("ours_n0", 10), {"weights": "random", "labels": json.dumps([f"thing {index}" for index in range(10)])}
+        path,
+        build_random_model("ours_n0", 10),
+        {"weights": "random", "labels": json.dumps([f"thing {index}" for index in range(10)])},
     )
     return path
 
@@ -89,7 +91,9 @@ def broken_bundle(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
     for node in model.graph.node:
         node.output[:] = ["sound" if name == logits.name else name for name in node.output]
     model.graph.initializer.append(helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]))
-    model.graph.initializer.append(helper.make_tensor("all_axes", TensorProto.INT64, [3], [1, 2, 3]))
+    model.graph.initializer.append(
+        helper.make_tensor("all_axes", TensorProto.INT64, [3], [1, 2, 3])
+    )
     model.graph.initializer.append(helper.make_tensor("last_axis", TensorProto.INT64, [2], [-1, 1]))
     model.graph.node.extend(
         [
@@ -97,14 +101,18 @@ def broken_bundle(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
             helper.make_node("Abs", ["floats"], ["sizes"]),
             helper.make_node("ReduceMax", ["sizes", "all_axes"], ["largest"]),
             helper.make_node("Sub", ["one", "largest"], ["rest"]),
-            helper.make_node("Log", ["rest"], ["nothing"]),  # of 1: 0; of 0: infinite; of less: not a number
+            helper.make_node(
+                "Log", ["rest"], ["nothing"]
+            ),  # of 1: 0; of 0: infinite; of less: not a number
             helper.make_node("Reshape", ["nothing", "last_axis"], ["column"]),
             helper.make_node("Add", ["sound", "column"], [logits.name]),
         ]
     )
     onnx.save(model, out / "cloud.onnx")
     manifest = json.loads((out / "manifest.json").read_text())
-    manifest["files"]["cloud.onnx"]["sha256"] = hashlib.sha256((out / "cloud.onnx").read_bytes()).hexdigest()
+    manifest["files"]["cloud.onnx"]["sha256"] = hashlib.sha256(
+        (out / "cloud.onnx").read_bytes()
+    ).hexdigest()
     (out / "manifest.json").write_text(json.dumps(manifest))
     return out
 
@@ -153,5 +161,7 @@ def shared() -> Path:
     """Reference facts and real images that stand beside the project on its developers' machines."""
     folder = PROJECT.parent / "shared"
     if not folder.is_dir():
-        pytest.skip(f"no {folder}: the published checkpoints' keys and the image set are not part of the project")
+        pytest.skip(
+            f"no {folder}: the published checkpoints' keys and the image set are not part of the project"
+        )
     return folder

@@ -25,15 +25,24 @@ TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool,
 
 def section(number: str) -> str:
     """The text of `## N. ...` or `### N.M ...`, up to the next heading of that kind."""
-    found = re.search(rf"^(#+) {re.escape(number)}\.? .*?(?=^\1 |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    found = re.search(
+        rf"^(#+) {re.escape(number)}\.? .*?(?=^\1 |\Z)", PAGE, re.MULTILINE | re.DOTALL
+    )
     assert found
     return found[0]
 
 
 def first_cells(text: str) -> list[list[str]]:
     """The cells of each row of the text's tables that begins with a name in backticks."""
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("| `")]
-    return [[cell.strip("|` ") if index == 0 else cell for index, cell in enumerate(row)] for row in rows]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in text.splitlines()
+        if line.startswith("| `")
+    ]
+    return [
+        [cell.strip("|` ") if index == 0 else cell for index, cell in enumerate(row)]
+        for row in rows
+    ]
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -46,7 +55,9 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def pattern(member: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"[A-Z]{3,}", lambda word: f"(?:{NAMES[word[0]]})", member.replace(".", r"\.")))
+    return re.compile(
+        re.sub(r"[A-Z]{3,}", lambda word: f"(?:{NAMES[word[0]]})", member.replace(".", r"\."))
+    )
 
 
 def test_the_page_has_every_member_of_a_real_manifest_and_no_other(bundle: Path) -> None:
@@ -59,10 +70,14 @@ def test_the_page_has_every_member_of_a_real_manifest_and_no_other(bundle: Path)
         values = [value for path, value in found.items() if pattern(member).fullmatch(path)]
         assert values, f"docs/BUNDLE.md has {member}, the manifest has not"
         for value in values:
-            assert isinstance(value, TYPES[kind]), f"{member} is {value!r}, docs/BUNDLE.md says {kind}"
+            assert isinstance(value, TYPES[kind]), (
+                f"{member} is {value!r}, docs/BUNDLE.md says {kind}"
+            )
             assert isinstance(value, bool) == (kind == "boolean")
     for path in found:
-        assert sum(bool(pattern(member).fullmatch(path)) for member, *_ in rows) == 1, f"docs/BUNDLE.md does not have {path}"
+        assert sum(bool(pattern(member).fullmatch(path)) for member, *_ in rows) == 1, (
+            f"docs/BUNDLE.md does not have {path}"
+        )
 
 
 def test_the_page_has_every_file_of_a_real_bundle_and_no_other(bundle: Path) -> None:
@@ -74,24 +89,36 @@ def test_the_page_has_every_file_of_a_real_bundle_and_no_other(bundle: Path) -> 
 
 def test_the_page_has_the_members_of_tables(bundle: Path) -> None:
     tables = json.loads((bundle / "tables.json").read_text())
-    members = set(tables) | {f"contexts.N.{name}" for context in tables["contexts"].values() for name in context}
+    members = set(tables) | {
+        f"contexts.N.{name}" for context in tables["contexts"].values() for name in context
+    }
     assert {row[0] for row in first_cells(section("3"))} == members
 
 
 def test_the_page_has_the_numbers_and_the_graphs_of_a_real_bundle(bundle: Path) -> None:
     assert f"schema {SCHEMA}\n" in PAGE
     assert f"opset {OPSET}," in section("5")
-    kinds = {onnx.TensorProto.UINT8: "uint8", onnx.TensorProto.INT16: "int16", onnx.TensorProto.FLOAT: "float32"}
+    kinds = {
+        onnx.TensorProto.UINT8: "uint8",
+        onnx.TensorProto.INT16: "int16",
+        onnx.TensorProto.FLOAT: "float32",
+    }
     for line in section("5").splitlines():
         if not line.startswith("| `"):
             continue
         names, source, target = line.strip("|").split(" | ")
         for name in re.findall("`(.*?)`", names):
             model = onnx.load(bundle / name)
-            for (tensor,), text in zip((model.graph.input, model.graph.output), (source, target), strict=True):
-                assert text.strip().startswith(f"`{tensor.name}`, {kinds[tensor.type.tensor_type.elem_type]} ")
+            for (tensor,), text in zip(
+                (model.graph.input, model.graph.output), (source, target), strict=True
+            ):
+                assert text.strip().startswith(
+                    f"`{tensor.name}`, {kinds[tensor.type.tensor_type.elem_type]} "
+                )
             properties = {entry.key for entry in model.metadata_props}
-            assert properties == set(re.findall("`([a-z_]+)`", section("5").split("metadata_props", 1)[1]))
+            assert properties == set(
+                re.findall("`([a-z_]+)`", section("5").split("metadata_props", 1)[1])
+            )
 
 
 def test_every_refusal_on_the_page_is_a_class() -> None:

@@ -17,6 +17,11 @@ def test_cmake_builds_and_tests_the_coder(tmp_path: Path) -> None:
         pytest.skip("no cmake here: apt-get install cmake")
     for command in (["cmake", "-S", CSRC, "-B", tmp_path], ["cmake", "--build", tmp_path]):
         subprocess.run(command, check=True, capture_output=True)
-    done = subprocess.run(["ctest", "--test-dir", tmp_path, "--output-on-failure"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["ctest", "--test-dir", tmp_path, "--output-on-failure"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
     assert "100% tests passed" in done.stdout

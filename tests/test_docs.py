@@ -30,20 +30,29 @@ def test_every_refusal_is_on_the_page_once() -> None:
         if isinstance(kind, type) and kind is not errors.EdgeCloudError:
             assert page.count(f"\n| `{name}` |") == 1
     assert (
-        "| `TruncatedFeatureFileError` | The file ends early. A kind of `DamagedFeatureFileError`. | 400 `truncated_feature_file` |" in page
+        "| `TruncatedFeatureFileError` | The file ends early. A kind of `DamagedFeatureFileError`. | 400 `truncated_feature_file` |"
+        in page
     )
 
 
 def test_every_path_and_object_of_the_service_is_on_the_page() -> None:
     page = GENERATE["http"]()
     described = document()
-    assert all(f"### {method.upper()} {path}\n" in page for path, one in described["paths"].items() for method in one)
+    assert all(
+        f"### {method.upper()} {path}\n" in page
+        for path, one in described["paths"].items()
+        for method in one
+    )
     assert all(f"### {name}\n" in page for name in described["components"]["schemas"])
 
 
 def test_what_a_page_links_to_is_part_of_the_site() -> None:
     linked = GENERATE["linked_files"]([PROJECT / "README.md"])
-    assert {PROJECT / "LICENSE", PROJECT / "docs" / "design.md", PROJECT / "benchmarks" / "results" / "latency.png"} & set(linked)
+    assert {
+        PROJECT / "LICENSE",
+        PROJECT / "docs" / "design.md",
+        PROJECT / "benchmarks" / "results" / "latency.png",
+    } & set(linked)
     assert all(path.is_relative_to(PROJECT) for path in linked)
 
 
@@ -54,7 +63,10 @@ def test_what_a_page_links_to_is_part_of_the_site() -> None:
         ('<img alt="" src=//example.com/a.png>', True),
         ('<link rel="stylesheet" href="https://example.com/a.css">', True),
         ('<link rel="canonical" href="https://example.com/">', False),
-        ('<a href="https://example.com/">there</a><img src="a.png"><script src="b.js"></script>', False),
+        (
+            '<a href="https://example.com/">there</a><img src="a.png"><script src="b.js"></script>',
+            False,
+        ),
     ],
 )
 def test_a_page_that_would_fetch_from_elsewhere_is_found(html: str, fetches: bool) -> None:

@@ -23,7 +23,12 @@ def test_every_example_is_run_here() -> None:
 
 @pytest.mark.parametrize("name", PRINTS)
 def test_an_example(name: str, bundle: Path) -> None:
-    command = [sys.executable, f"examples/{name}.py", IMAGES.get(name, "docs/demo/golf_ball.jpg"), str(bundle)]
+    command = [
+        sys.executable,
+        f"examples/{name}.py",
+        IMAGES.get(name, "docs/demo/golf_ball.jpg"),
+        str(bundle),
+    ]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert PRINTS[name] in done.stdout

@@ -54,15 +54,29 @@ def files(random_bundle: Path) -> list[bytes]:
 
 
 def test_a_variance_below_zero_is_status_3(
-    random_checkpoint: Path, random_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    random_checkpoint: Path,
+    random_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
 ) -> None:
     """The whole command: max(0.0, nan) is 0.0, and the first NaN is the largest logit of torch and graph alike."""
     model = load_model(random_checkpoint, "ours_n0")[0]
     model.layer4[2].bn3.running_var[0] = -1.0
     save_model(tmp_path / "broken.safetensors", model, {})
     # The edge graph, which is not what is broken, is spared the seconds of torch.onnx.
-    monkeypatch.setattr(export_bundle, "export_edge", lambda _, path: shutil.copy(random_bundle / "edge.onnx", path))
-    status = export_command.main(["ours_n0", "--checkpoint", str(tmp_path / "broken.safetensors"), "--out", str(tmp_path / "out")])
+    monkeypatch.setattr(
+        export_bundle, "export_edge", lambda _, path: shutil.copy(random_bundle / "edge.onnx", path)
+    )
+    status = export_command.main(
+        [
+            "ours_n0",
+            "--checkpoint",
+            str(tmp_path / "broken.safetensors"),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     error = capsys.readouterr().err
     assert status == 3, error
     assert "100 logits are not finite numbers" in error
@@ -73,31 +87,58 @@ def test_a_variance_below_zero_is_status_3(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda model: model.layer4[2].bn3.running_var[:1].fill_(-1e-5), r"running_var has -1e-05,"),  # with epsilon: 0
-        (lambda model: model.layer2[0].bn1.running_var[:1].fill_(-5e-6), r"layer2\.0\.bn1\.running_var has"),  # finite logits
+        (
+            lambda model: model.layer4[2].bn3.running_var[:1].fill_(-1e-5),
+            r"running_var has -1e-05,",
+        ),  # with epsilon: 0
+        (
+            lambda model: model.layer2[0].bn1.running_var[:1].fill_(-5e-6),
+            r"layer2\.0\.bn1\.running_var has",
+        ),  # finite logits
         (lambda model: model.layer2[0].bn1.running_var[:1].fill_(NAN), r"running_var has nan"),
         (lambda model: model.fc.weight.fill_(3e38), r"logits are not finite"),
     ],
 )
 def test_weights_with_which_logits_are_not_finite(
-    random_checkpoint: Path, random_bundle: Path, change: Callable[[FeatureCompressionModel], object], reason: str
+    random_checkpoint: Path,
+    random_bundle: Path,
+    change: Callable[[FeatureCompressionModel], object],
+    reason: str,
 ) -> None:
     model = load_model(random_checkpoint, "ours_n0")[0]
     with torch.no_grad():
         change(model)
     with pytest.raises(ParityError, match=reason):
-        check_parity(model, make_tables(model), random_bundle / "edge.onnx", random_bundle / "cloud.onnx", synthetic_images(1, 64), "x")
+        check_parity(
+            model,
+            make_tables(model),
+            random_bundle / "edge.onnx",
+            random_bundle / "cloud.onnx",
+            synthetic_images(1, 64),
+            "x",
+        )
 
 
-def test_parity_sees_logits_that_are_not_finite(random_checkpoint: Path, broken_bundle: Path) -> None:
+def test_parity_sees_logits_that_are_not_finite(
+    random_checkpoint: Path, broken_bundle: Path
+) -> None:
     """They are not finite in the graph alone, on some images alone."""
     model = load_model(random_checkpoint, "ours_n0")[0]
     images = synthetic_images(2, 64)
     with pytest.raises(ParityError, match="20 logits are not finite"):
-        check_parity(model, make_tables(model), broken_bundle / "edge.onnx", broken_bundle / "cloud.onnx", images, "images")
+        check_parity(
+            model,
+            make_tables(model),
+            broken_bundle / "edge.onnx",
+            broken_bundle / "cloud.onnx",
+            images,
+            "images",
+        )
 
 
-def test_the_int8_gate_sees_logits_that_are_not_finite(bundle: Path, random_bundle: Path, broken_bundle: Path, tmp_path: Path) -> None:
+def test_the_int8_gate_sees_logits_that_are_not_finite(
+    bundle: Path, random_bundle: Path, broken_bundle: Path, tmp_path: Path
+) -> None:
     from PIL import Image
 
     Image.fromarray(synthetic_images(1, 64)[0]).save(tmp_path / "one.png")
@@ -105,10 +146,18 @@ def test_the_int8_gate_sees_logits_that_are_not_finite(bundle: Path, random_bund
     encode = Bundle.load(random_bundle).encode
     sound, broken = random_bundle / "cloud.onnx", broken_bundle / "cloud.onnx"
     edge = {"fp32": random_bundle / "edge.onnx"}
-    record = judge({"edge": edge, "cloud": {"fp32": sound, "int8": broken}}, encode, images, True, "one image")
+    record = judge(
+        {"edge": edge, "cloud": {"fp32": sound, "int8": broken}}, encode, images, True, "one image"
+    )
     assert (record["cloud"]["lost"], record["cloud"]["won"]) == (1, 0), "no answer is a wrong one"
     with pytest.raises(ParityError, match=r"one\.png are not finite"):
-        judge({"edge": edge, "cloud": {"fp32": broken, "int8": broken}}, encode, images, True, "one image")
+        judge(
+            {"edge": edge, "cloud": {"fp32": broken, "int8": broken}},
+            encode,
+            images,
+            True,
+            "one image",
+        )
     with pytest.raises(GateError, match="not finite"):
         strays({"edge": edge, "cloud": {"fp32": sound, "int8": broken}}, synthetic_images(1, 64))
 
@@ -126,14 +175,19 @@ def test_logits_that_are_not_finite_are_refused(broken_bundle: Path, files: list
     decoder = CloudDecoder(broken_bundle, 1)
     assert np.isfinite(decoder.logits(files[1:])).all()
     for refused in (lambda: decoder.logits(files), lambda: decoder.classify(files[0])):
-        with pytest.raises(errors.NotFiniteLogitsError, match=r"10 of [12]0 logits are not finite numbers .*export another checkpoint"):
+        with pytest.raises(
+            errors.NotFiniteLogitsError,
+            match=r"10 of [12]0 logits are not finite numbers .*export another checkpoint",
+        ):
             refused()
     for value in (NAN, INFINITE, -INFINITE):
         with pytest.raises(errors.NotFiniteLogitsError, match="1 of 10"):
             decoder.predictions(np.array([value, *range(9)], np.float32))
 
 
-def test_a_graph_that_gives_no_logits_at_all_is_not_loaded(broken_bundle: Path, copy_of: Copy) -> None:
+def test_a_graph_that_gives_no_logits_at_all_is_not_loaded(
+    broken_bundle: Path, copy_of: Copy
+) -> None:
     folder = copy_of(broken_bundle)
     model = onnx.load(folder / "cloud.onnx")
     (one,) = (initializer for initializer in model.graph.initializer if initializer.name == "one")
@@ -143,11 +197,21 @@ def test_a_graph_that_gives_no_logits_at_all_is_not_loaded(broken_bundle: Path, 
         CloudDecoder(folder, 1)
 
 
-def test_cloud_decode_reports_them_and_goes_on(broken_bundle: Path, files: list[bytes], tmp_path: Path, capsys: Capture) -> None:
+def test_cloud_decode_reports_them_and_goes_on(
+    broken_bundle: Path, files: list[bytes], tmp_path: Path, capsys: Capture
+) -> None:
     names = [str(tmp_path / name) for name in ("picture.bin", "zeros.bin")]
     for name, data in zip(names, files, strict=True):
         Path(name).write_bytes(data)
-    options = ["--bundle", str(broken_bundle), "--threads", "1", "--json", "--logits", str(tmp_path / "logits.npy")]
+    options = [
+        "--bundle",
+        str(broken_bundle),
+        "--threads",
+        "1",
+        "--json",
+        "--logits",
+        str(tmp_path / "logits.npy"),
+    ]
     assert cloud_cli.main([*names, *options]) == 1
     out, err = capsys.readouterr()
     assert [json.loads(line)["file"] for line in out.splitlines()] == names[1:]
@@ -181,10 +245,19 @@ def test_the_service_answers_500(broken_bundle: Path, files: list[bytes]) -> Non
     assert answers[0][1]["code"] == "graph_failed"
 
 
-def test_no_engine_is_tuned_by_logits_that_are_not_finite(broken_bundle: Path, copy_of: Copy, files: list[bytes]) -> None:
+def test_no_engine_is_tuned_by_logits_that_are_not_finite(
+    broken_bundle: Path, copy_of: Copy, files: list[bytes]
+) -> None:
     loaded = Bundle.load(copy_of(broken_bundle))
     with pytest.raises(errors.NotFiniteLogitsError):
-        tuning.tune(loaded, "cloud", [loaded.decode(files[0])[None]], Classification.OUTPUT, Classification.deviation, 1)
+        tuning.tune(
+            loaded,
+            "cloud",
+            [loaded.decode(files[0])[None]],
+            Classification.OUTPUT,
+            Classification.deviation,
+            1,
+        )
     assert not (loaded.folder / registry.TUNED).exists()
     logits = np.array([[1.0, 2.0]], np.float32)
     for wrong in (NAN, INFINITE):
@@ -219,7 +292,9 @@ def test_files_with_such_a_number_are_refused(
     with pytest.raises(CountsError, match="not a finite number"):
         Counts.read(tmp_path / "counts.json", "a" * 64)
     (tmp_path / "accuracy_x.json").write_text(f'{{"images": {value}}}')
-    with pytest.raises(rate_accuracy.RecordsError, match=r"accuracy_x\.json is no record.*not a finite number"):
+    with pytest.raises(
+        rate_accuracy.RecordsError, match=r"accuracy_x\.json is no record.*not a finite number"
+    ):
         rate_accuracy.measured(tmp_path)
     (tmp_path / registry.TUNED).write_text(f'{{"milliseconds": {value}}}')
     assert registry.tuned_choice(SimpleNamespace(folder=tmp_path), "edge") is None
@@ -229,9 +304,16 @@ def test_files_with_such_a_number_are_refused(
 def test_no_json_is_written_that_has_such_a_number() -> None:
     """By every call in the rooms whose output machines read."""
     lax = []
-    for path in sorted(path for room in ("runtime", "export", "benchmarks") for path in (PROJECT / room).glob("*.py")):
+    for path in sorted(
+        path
+        for room in ("runtime", "export", "benchmarks")
+        for path in (PROJECT / room).glob("*.py")
+    ):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dumps", "json.dump"):
-                strict = any(keyword.arg == "allow_nan" and ast.unparse(keyword.value) == "False" for keyword in node.keywords)
+                strict = any(
+                    keyword.arg == "allow_nan" and ast.unparse(keyword.value) == "False"
+                    for keyword in node.keywords
+                )
                 lax += [] if strict else [f"{path.name}:{node.lineno}"]
     assert not lax, "say allow_nan=False"

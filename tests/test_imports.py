@@ -19,11 +19,24 @@ sys.meta_path.insert(0, Block())
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
 
 
 def test_runtime_imports_no_torch_and_no_other_room() -> None:
-    blocked = {"torch", "torchvision", "compressai", "onnx", "safetensors", "training", "export", "tests", "benchmarks", "scipy"}
+    blocked = {
+        "torch",
+        "torchvision",
+        "compressai",
+        "onnx",
+        "safetensors",
+        "training",
+        "export",
+        "tests",
+        "benchmarks",
+        "scipy",
+    }
     code = (
         f"BLOCKED = {blocked!r}"
         + BLOCK_TORCH
@@ -51,12 +64,19 @@ def test_runtime_imports_no_torch_and_no_other_room() -> None:
             {"service.app", "service.http", "service.metrics"},
             "cloud_serve.main([])",
         ),
-        ("send", {"httpx"}, {"delivery.sender", "delivery.route", "delivery.answers"}, "edge_send.main(['--url', 'http://localhost'])"),
+        (
+            "send",
+            {"httpx"},
+            {"delivery.sender", "delivery.route", "delivery.answers"},
+            "edge_send.main(['--url', 'http://localhost'])",
+        ),
         ("parquet", {"pyarrow"}, {"bulk.parquet"}, None),
         ("ray", {"ray"}, {"cluster.app", "cluster.bulk"}, None),
     ],
 )
-def test_only_its_owners_import_what_an_extra_brings(extra: str, packages: set[str], owners: set[str], command: str | None) -> None:
+def test_only_its_owners_import_what_an_extra_brings(
+    extra: str, packages: set[str], owners: set[str], command: str | None
+) -> None:
     """`pip install .` on a device brings none of it, and nothing else of `runtime` may ask for it."""
     code = (
         f"BLOCKED = {packages!r}"
@@ -74,7 +94,11 @@ def test_only_its_owners_import_what_an_extra_brings(extra: str, packages: set[s
             "    except ImportError as error: assert name in owners and 'is blocked' in str(error), (name, error)\n"
             "    else: assert name not in owners, name\n"
         )
-        + (f"from runtime.cli import cloud_serve, edge_send\nassert {command} == 1\n" if command else "")
+        + (
+            f"from runtime.cli import cloud_serve, edge_send\nassert {command} == 1\n"
+            if command
+            else ""
+        )
     )
     result = run(code)
     assert result.returncode == 0, result.stderr
@@ -95,7 +119,14 @@ def test_training_imports_neither_runtime_nor_export() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["runtime.cli.edge_encode", "runtime.cli.cloud_decode", "runtime.cli.cloud_serve", "runtime.cli.edge_send", "export.__main__"]
+    "module",
+    [
+        "runtime.cli.edge_encode",
+        "runtime.cli.cloud_decode",
+        "runtime.cli.cloud_serve",
+        "runtime.cli.edge_send",
+        "export.__main__",
+    ],
 )
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(module: str, option: str) -> None:
@@ -111,14 +142,19 @@ def test_help_and_version_import_nothing_heavy(module: str, option: str) -> None
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
 def test_the_commands_start_no_threads_that_nothing_uses(bundle: Path, tmp_path: Path) -> None:
-    own = run("import os\nos.environ['OPENBLAS_NUM_THREADS'] = '1'\nimport numpy, onnxruntime\n" + COUNT).stdout.strip()
+    own = run(
+        "import os\nos.environ['OPENBLAS_NUM_THREADS'] = '1'\nimport numpy, onnxruntime\n" + COUNT
+    ).stdout.strip()
     code = (
         "import sys\nfrom runtime.cli import cloud_decode, edge_encode\n"
         "main = edge_encode.main if sys.argv[1].endswith('.jpg') else cloud_decode.main\n"
         "assert main(sys.argv[1:]) == 0\n" + COUNT
     )
     options = ("--bundle", str(bundle), "--threads", "1")
-    for arguments in ((str(GOLF_BALL), "-o", str(tmp_path / "feat.bin")), (str(tmp_path / "feat.bin"),)):
+    for arguments in (
+        (str(GOLF_BALL), "-o", str(tmp_path / "feat.bin")),
+        (str(tmp_path / "feat.bin"),),
+    ):
         result = run(code, *arguments, *options)
         assert (result.returncode, result.stdout.split()[-1]) == (0, own), result.stderr
 

@@ -9,10 +9,25 @@ from types import ModuleType
 import pytest
 
 MODULES = [
-    *(f"runtime.cli.{name}" for name in ("edge_encode", "cloud_decode", "cloud_serve", "edge_send")),
+    *(
+        f"runtime.cli.{name}"
+        for name in ("edge_encode", "cloud_decode", "cloud_serve", "edge_send")
+    ),
     "export.__main__",
     *(f"training.{name}" for name in ("train", "backbone", "evaluate", "average")),
-    *(f"benchmarks.{name}" for name in ("accuracy", "breakeven", "codecs", "coder", "contexts", "folders", "jpeg", "latency")),
+    *(
+        f"benchmarks.{name}"
+        for name in (
+            "accuracy",
+            "breakeven",
+            "codecs",
+            "coder",
+            "contexts",
+            "folders",
+            "jpeg",
+            "latency",
+        )
+    ),
     *(f"benchmarks.{name}" for name in ("rate_accuracy", "scaling", "serving", "reference_server")),
 ]
 WRONG = ["nan", "-1", "inf", "-inf", "1e99", "1e999", "9" * 40, "0x10", "", "one"]
@@ -39,7 +54,9 @@ def numbers(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("text", [*WRONG, "0"])
-def test_a_number_is_in_its_range_or_a_usage_error(name: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_is_in_its_range_or_a_usage_error(
+    name: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     module: ModuleType = importlib.import_module(name)
     parser = module._parser()
     for action in numbers(parser):
@@ -48,7 +65,12 @@ def test_a_number_is_in_its_range_or_a_usage_error(name: str, text: str, capsys:
         if action.type in (int, float):  # a command that looks at it afterwards
             if not text.isdigit():
                 with pytest.raises(SystemExit) as exit_info:
-                    module.main([*arguments, *(["--bundle=/nowhere"] if "--bundle" in parser.format_help() else [])])
+                    module.main(
+                        [
+                            *arguments,
+                            *(["--bundle=/nowhere"] if "--bundle" in parser.format_help() else []),
+                        ]
+                    )
                 assert exit_info.value.code == 2, f"{name} {option}={text}"
             continue
         value = None
@@ -82,7 +104,9 @@ def test_a_number_is_in_its_range_or_a_usage_error(name: str, text: str, capsys:
         ("evaluate", ["-b=0"]),
     ],
 )
-def test_numbers_that_used_to_fail_later(name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_that_used_to_fail_later(
+    name: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     parser = importlib.import_module(f"training.{name}")._parser()
     with pytest.raises(SystemExit) as exit_info:
         parser.parse_args([*base(parser), *arguments])
@@ -92,8 +116,23 @@ def test_numbers_that_used_to_fail_later(name: str, arguments: list[str], capsys
 
 def test_the_references_options() -> None:
     """What its readers type (docs/training.md)."""
-    train, evaluate = (importlib.import_module(f"training.{name}")._parser() for name in ("train", "evaluate"))
-    args = train.parse_args(["--data", "x", "--fixseed", "--lr_sched", "cosine", "--optimizer", "adam", "--workers", "0", "--no-ema"])
+    train, evaluate = (
+        importlib.import_module(f"training.{name}")._parser() for name in ("train", "evaluate")
+    )
+    args = train.parse_args(
+        [
+            "--data",
+            "x",
+            "--fixseed",
+            "--lr_sched",
+            "cosine",
+            "--optimizer",
+            "adam",
+            "--workers",
+            "0",
+            "--no-ema",
+        ]
+    )
     assert (args.model, args.fixseed, args.optimizer, args.workers) == ("ours_n4", 0, "adamw", 0)
     assert train.parse_args(["--data", "x", "--fixseed", "1764288000"]).fixseed == 1764288000
     args = evaluate.parse_args(["--data_root", "x", "--models", "ours_n0", "ours_n4", "-w", "0"])

@@ -15,7 +15,20 @@ PROJECT = Path(__file__).resolve().parent.parent
 LEAVES = {"runtime", "runtime.errors", "runtime.files", "runtime.options", "runtime.refusals"}
 _CODEC = LEAVES | {"runtime.codec"}
 _ENDS = {"runtime.edge", "runtime.cloud"}
-ROOMS = {f"runtime.{name}" for name in ("codec", "images", "engine", "tasks", "bulk", "service", "delivery", "cluster", "cli")}
+ROOMS = {
+    f"runtime.{name}"
+    for name in (
+        "codec",
+        "images",
+        "engine",
+        "tasks",
+        "bulk",
+        "service",
+        "delivery",
+        "cluster",
+        "cli",
+    )
+}
 # The room -> the rooms that it may import, besides itself.
 RULES: dict[str, set[str]] = {
     "runtime": _ENDS,
@@ -56,7 +69,10 @@ def imports(file: Path) -> Iterator[tuple[int, str]]:
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             module = ".".join(part for part in (base, node.module) if part)
             # `from . import x` and `from runtime import x` may name modules, or what is in them.
-            names = [f"{module}.{alias.name}" if is_module(f"{module}.{alias.name}") else module for alias in node.names]
+            names = [
+                f"{module}.{alias.name}" if is_module(f"{module}.{alias.name}") else module
+                for alias in node.names
+            ]
         else:
             continue
         yield from ((node.lineno, name) for name in names if name.split(".")[0] in OURS)
@@ -88,7 +104,9 @@ def test_a_wrong_arrow_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "runtime" / "codec").mkdir(parents=True)
     file = tmp_path / "runtime" / "codec" / "x.py"
     (tmp_path / "runtime" / "cli").mkdir()
-    file.write_text("def f():\n    from ..cli import y\n    import export.gate\nfrom .. import edge\nfrom . import x\n")
+    file.write_text(
+        "def f():\n    from ..cli import y\n    import export.gate\nfrom .. import edge\nfrom . import x\n"
+    )
     (tmp_path / "runtime" / "edge.py").write_text("")
     assert sorted(imports(file)) == [
         (2, "runtime.cli"),
@@ -99,12 +117,20 @@ def test_a_wrong_arrow_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_rooms_are_one_level_deep() -> None:
-    deep = [path for path in (PROJECT / "runtime").rglob("*.py") if len(path.relative_to(PROJECT).parts) > 3]
+    deep = [
+        path
+        for path in (PROJECT / "runtime").rglob("*.py")
+        if len(path.relative_to(PROJECT).parts) > 3
+    ]
     assert not deep
 
 
 def test_nothing_imports_a_command() -> None:
     for root in ("runtime", "export", "training"):
         for file in (PROJECT / root).rglob("*.py"):
-            commands = [name for _, name in imports(file) if name.startswith("runtime.cli.") and not name.startswith("runtime.cli.command")]
+            commands = [
+                name
+                for _, name in imports(file)
+                if name.startswith("runtime.cli.") and not name.startswith("runtime.cli.command")
+            ]
             assert not commands or file.parent.name == "cli", (file, commands)

@@ -2,4 +2,6 @@
 
 import warnings
 
-warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")  # CompressAI compiles a function with it
+warnings.filterwarnings(
+    "ignore", category=FutureWarning, module=r"torch\.jit"
+)  # CompressAI compiles a function with it

@@ -40,12 +40,18 @@ def average(models: list[FeatureCompressionModel], names: list[str]) -> FeatureC
     """
     first = models[0]
     states = [model.state_dict() for model in models]
-    bottleneck = [key for key in states[0] if key.startswith("bottleneck_layer.") and key not in TABLE_BUFFERS]
+    bottleneck = [
+        key for key in states[0] if key.startswith("bottleneck_layer.") and key not in TABLE_BUFFERS
+    ]
     for model, state, name in zip(models[1:], states[1:], names[1:], strict=True):
         if not all(torch.equal(state[key], states[0][key]) for key in bottleneck):
-            raise AverageError(f"{name} has another bottleneck than {names[0]}: average what --frozen_bottleneck made of one checkpoint")
+            raise AverageError(
+                f"{name} has another bottleneck than {names[0]}: average what --frozen_bottleneck made of one checkpoint"
+            )
         if model.fc.out_features != first.fc.out_features:
-            raise AverageError(f"{name} has {model.fc.out_features} classes, {names[0]} has {first.fc.out_features}")
+            raise AverageError(
+                f"{name} has {model.fc.out_features} classes, {names[0]} has {first.fc.out_features}"
+            )
     for key, value in states[0].items():
         if not key.startswith("bottleneck_layer.") and value.is_floating_point():
             value.copy_(torch.stack([state[key] for state in states]).mean(0))
@@ -70,13 +76,31 @@ def _recipe(metadata: dict[str, str]) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.average", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.average", description=(__doc__ or "").split("\n\n")[0]
+    )
     add = parser.add_argument
     add("model", choices=[name for name, spec in MODELS.items() if not spec.frozen_tail])
-    add("checkpoints", nargs="+", type=Path, metavar="FILE", help="two or more; labels and lmb are the first's")
-    add("--data", required=True, type=Path, help="ImageFolder of training images, for batch norm's statistics")
+    add(
+        "checkpoints",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="two or more; labels and lmb are the first's",
+    )
+    add(
+        "--data",
+        required=True,
+        type=Path,
+        help="ImageFolder of training images, for batch norm's statistics",
+    )
     add("--out", required=True, type=Path, metavar="FILE", help="the average")
-    add("--backbone", type=Path, metavar="FILE", help="where a checkpoint of a bottleneck alone does not find its own")
+    add(
+        "--backbone",
+        type=Path,
+        metavar="FILE",
+        help="where a checkpoint of a bottleneck alone does not find its own",
+    )
     add(
         "--images",
         type=number(int, 2, 10_000_000),
@@ -84,8 +108,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="images that the statistics are taken on, spread over --data (default: 2000)",
     )
-    add("--train_size", type=_side, default=224, metavar="SIZE", help="side of their random crops, that of the last epochs (default: 224)")
-    add("--crop_area", type=part, default=0.08, metavar="PART", help="the least part of an image that they cover (default: 0.08)")
+    add(
+        "--train_size",
+        type=_side,
+        default=224,
+        metavar="SIZE",
+        help="side of their random crops, that of the last epochs (default: 224)",
+    )
+    add(
+        "--crop_area",
+        type=part,
+        default=0.08,
+        metavar="PART",
+        help="the least part of an image that they cover (default: 0.08)",
+    )
     add(
         "--held_out",
         type=number(int, 0, 10_000_000),
@@ -93,8 +129,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="images that the training held out, left out here too (default: 500)",
     )
-    add("-w", "--workers", type=number(int, 0, 1024), default=2, help="image loading processes; 0 for none beside this (default: 2)")
-    add("--skip_damaged", "--skip-damaged", action="store_true", help="leave out images that cannot be read, and count them")
+    add(
+        "-w",
+        "--workers",
+        type=number(int, 0, 1024),
+        default=2,
+        help="image loading processes; 0 for none beside this (default: 2)",
+    )
+    add(
+        "--skip_damaged",
+        "--skip-damaged",
+        action="store_true",
+        help="leave out images that cannot be read, and count them",
+    )
     add("--version", action="version", version=f"%(prog)s {version('edgecloud-features')}")
     return parser
 
@@ -104,19 +151,36 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if len(args.checkpoints) < 2:
         raise AverageError("one checkpoint is its own average: name two or more")
-    check_checkpoint_output(args.out, [*args.checkpoints, *([args.backbone] if args.backbone else [])])
+    check_checkpoint_output(
+        args.out, [*args.checkpoints, *([args.backbone] if args.backbone else [])]
+    )
     loaded = [load_model(file, args.model, args.backbone) for file in args.checkpoints]
     model = average([model for model, _ in loaded], [str(file) for file in args.checkpoints])
     folder, damage = class_folder(args.data), Damage(args.skip_damaged)
-    images = split_held_out(training_images(folder.files, args.train_size, args.crop_area), args.held_out, keep_held_out=False)
+    images = split_held_out(
+        training_images(folder.files, args.train_size, args.crop_area),
+        args.held_out,
+        keep_held_out=False,
+    )
     chosen = min(args.images, len(images))
     some = Subset(images, [index * len(images) // chosen for index in range(chosen)])
-    batches = Batched(SeededImages(some, 0), damage, batch_size=min(32, chosen), num_workers=args.workers, drop_last=True)
+    batches = Batched(
+        SeededImages(some, 0),
+        damage,
+        batch_size=min(32, chosen),
+        num_workers=args.workers,
+        drop_last=True,
+    )
     model.to(memory_format=torch.channels_last)
     update_bn(progress(batches, "batch norm"), model)
     damage.report()
     recipes = [_recipe(metadata) for _, metadata in loaded]
-    about = {"average_of": recipes, "images": chosen, "train_size": args.train_size, "crop_area": args.crop_area}
+    about = {
+        "average_of": recipes,
+        "images": chosen,
+        "train_size": args.train_size,
+        "crop_area": args.crop_area,
+    }
     save_model(args.out, model, loaded[0][1] | {"recipe": json.dumps(about)})
     say(f"wrote {args.out}", sys.stdout)
     return 0

@@ -44,12 +44,24 @@ from .run import (
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.backbone", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.backbone", description=(__doc__ or "").split("\n\n")[0]
+    )
     add = parser.add_argument
-    add("--pretrain", metavar="imagenet|FILE", help="begin with torchvision's weights of ImageNet, or a ResNet-50 of yours")
-    add("--lr", type=number(float, 0, MOST_LR), help="of AdamW (default: 2e-3; with --pretrain 2e-4)")
+    add(
+        "--pretrain",
+        metavar="imagenet|FILE",
+        help="begin with torchvision's weights of ImageNet, or a ResNet-50 of yours",
+    )
+    add(
+        "--lr",
+        type=number(float, 0, MOST_LR),
+        help="of AdamW (default: 2e-3; with --pretrain 2e-4)",
+    )
     add("--label_smoothing", type=number(float, 0, 1), default=0.1, help="default: 0.1")
-    add_run_options(parser, epochs=17, batch_size=64, train_size="96:8,128:6,160:3", wdecay=0.02, crop_area=0.35)
+    add_run_options(
+        parser, epochs=17, batch_size=64, train_size="96:8,128:6,160:3", wdecay=0.02, crop_area=0.35
+    )
     return parser
 
 
@@ -58,7 +70,11 @@ def _start(pretrain: str | None, data: Data) -> tuple[ResNet, Data]:
     classes = len(data.labels)
     net = resnet50(weights=None, num_classes=classes)
     if pretrain:
-        teacher = load_imagenet_teacher("--pretrain") if pretrain == "imagenet" else load_teacher(pretrain)
+        teacher = (
+            load_imagenet_teacher("--pretrain")
+            if pretrain == "imagenet"
+            else load_teacher(pretrain)
+        )
         begin = teacher.backbone.state_dict()
         if begin["fc.weight"].shape[0] != classes:
             begin |= {"fc.weight": net.fc.weight.data, "fc.bias": net.fc.bias.data}
@@ -76,8 +92,13 @@ def _start(pretrain: str | None, data: Data) -> tuple[ResNet, Data]:
 
 def _optimizer(net: ResNet, args: argparse.Namespace) -> torch.optim.Optimizer:
     """AdamW, under which normalisations and biases do not decay."""
-    weights, others = ([p for p in net.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False))
-    groups = [{"params": weights, "weight_decay": args.wdecay}, {"params": others, "weight_decay": 0.0}]
+    weights, others = (
+        [p for p in net.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False)
+    )
+    groups = [
+        {"params": weights, "weight_decay": args.wdecay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     lr = args.lr if args.lr is not None else 2e-4 if args.pretrain else 2e-3
     return torch.optim.AdamW(groups, lr, betas=(0.9, 0.99), fused=True)
 
@@ -103,14 +124,26 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     optimizer = _optimizer(net, args)
 
     def loss(student: nn.Module, image: Tensor, label: Tensor) -> dict[str, Tensor]:
-        return {"loss": cross_entropy(student(image).float(), label, label_smoothing=args.label_smoothing)}
+        return {
+            "loss": cross_entropy(
+                student(image).float(), label, label_smoothing=args.label_smoothing
+            )
+        }
 
     def judge(judged: nn.Module) -> dict[str, float]:
-        return {"top1": top1(held_out, judged.eval(), 50, team.device, args.amp, damage)} if args.held_out else {}
+        return (
+            {"top1": top1(held_out, judged.eval(), 50, team.device, args.amp, damage)}
+            if args.held_out
+            else {}
+        )
 
     kept = cast(ResNet, run_epochs(args, team, run, data, damage, net, optimizer, loss, judge))
     if team.leads:
-        save_state(out, kept.state_dict(), {"labels": json.dumps(data.labels), "recipe": shared_recipe(args, team.processes)})
+        save_state(
+            out,
+            kept.state_dict(),
+            {"labels": json.dumps(data.labels), "recipe": shared_recipe(args, team.processes)},
+        )
     team.wait()
     return out
 

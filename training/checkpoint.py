@@ -30,7 +30,14 @@ from .weights import CheckpointError, read_state_dict
 _ENTROPY = "bottleneck_layer.entropy_bottleneck."
 TABLE_BUFFERS = {_ENTROPY + name for name in ("_offset", "_quantized_cdf", "_cdf_length")}
 _COUNTED = "num_batches_tracked"
-_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2}
+_FLOATS = {
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+}
 _COUNTS = {torch.int64, torch.int32, torch.int16, torch.uint8}
 _OLD_NAME = re.compile(r"\._(matrix|bias|factor)(\d)$")
 _NEW_LISTS = {"matrix": "matrices", "bias": "biases", "factor": "factors"}
@@ -57,7 +64,12 @@ def _current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {rename(key): value for key, value in state.items() if key not in TABLE_BUFFERS}
 
 
-def load_state(model: torch.nn.Module, state: dict[str, Tensor], source: str, ignore: frozenset[str] = frozenset()) -> None:
+def load_state(
+    model: torch.nn.Module,
+    state: dict[str, Tensor],
+    source: str,
+    ignore: frozenset[str] = frozenset(),
+) -> None:
     """Copy a state_dict into a module of exactly its keys and shapes; any float type becomes the module's.
 
     The numbers of batches that batch norm counted may be missing, as they are in files of torch before 0.4.1.
@@ -79,11 +91,16 @@ def load_state(model: torch.nn.Module, state: dict[str, Tensor], source: str, ig
         if key in state and value.is_floating_point() and state[key].dtype not in _FLOATS
     ]
     if problems:
-        shown = "\n  ".join(problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else []))
+        shown = "\n  ".join(
+            problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        )
         raise CheckpointKeysError(f"{source} does not fit the model:\n  {shown}")
     # Nothing reads how many batches were counted: what is no number of them, such as float16's infinity, is left out.
-    fitted = {key: value.to(own[key].dtype) for key, value in state.items() if key not in counted} | {
-        key: state[key].long() if state[key].dtype in _COUNTS else value for key, value in counted.items()
+    fitted = {
+        key: value.to(own[key].dtype) for key, value in state.items() if key not in counted
+    } | {
+        key: state[key].long() if state[key].dtype in _COUNTS else value
+        for key, value in counted.items()
     }
     for key, value in fitted.items():
         if not torch.isfinite(value).all():
@@ -95,9 +112,13 @@ def classes_of(state: dict[str, Tensor], source: str) -> int:
     """The number of classes, which decides an allocation. Raises CheckpointKeysError for no `fc.weight` of a ResNet-50."""
     classifier = state.get("fc.weight")
     if classifier is None or classifier.ndim != 2 or classifier.shape[0] < 1:
-        raise CheckpointKeysError(f"{source} does not fit the model:\n  missing or misshaped: fc.weight{_begin_with(state)}")
+        raise CheckpointKeysError(
+            f"{source} does not fit the model:\n  missing or misshaped: fc.weight{_begin_with(state)}"
+        )
     if classifier.shape[1] != 2048:
-        raise CheckpointKeysError(f"{source}: fc.weight is {list(classifier.shape)}, the tail has 2048 inputs")
+        raise CheckpointKeysError(
+            f"{source}: fc.weight is {list(classifier.shape)}, the tail has 2048 inputs"
+        )
     return classifier.shape[0]
 
 
@@ -109,7 +130,11 @@ def _begin_with(state: dict[str, Tensor]) -> str:
 
 def _tail(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """layer2..fc of a ResNet-50's state or of a model's."""
-    return {key: value for key, value in state.items() if key.startswith(("layer2.", "layer3.", "layer4.", "fc."))}
+    return {
+        key: value
+        for key, value in state.items()
+        if key.startswith(("layer2.", "layer3.", "layer4.", "fc."))
+    }
 
 
 def tail_sha256(state: dict[str, Tensor]) -> str:
@@ -123,20 +148,32 @@ def tail_sha256(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _backbone_tail(checkpoint: Path, metadata: dict[str, str], backbone: str | os.PathLike[str] | None) -> dict[str, Tensor]:
+def _backbone_tail(
+    checkpoint: Path, metadata: dict[str, str], backbone: str | os.PathLike[str] | None
+) -> dict[str, Tensor]:
     """The tail for a bottleneck that was saved alone; raises BackboneError."""
     name = metadata.get("backbone", "")
     # A bare file name: a checkpoint does not send its reader through the disk.
-    beside = [folder / name for folder in (checkpoint.parent, checkpoint.parent.parent) if name and Path(name).name == name]
-    found = next((file for file in ([Path(backbone)] if backbone else beside) if file.is_file()), None)
+    beside = [
+        folder / name
+        for folder in (checkpoint.parent, checkpoint.parent.parent)
+        if name and Path(name).name == name
+    ]
+    found = next(
+        (file for file in ([Path(backbone)] if backbone else beside) if file.is_file()), None
+    )
     if found is None:
-        looked = " or ".join(str(file) for file in ([backbone] if backbone else beside)) or "any file"
+        looked = (
+            " or ".join(str(file) for file in ([backbone] if backbone else beside)) or "any file"
+        )
         raise BackboneError(
             f"{checkpoint} holds the bottleneck alone, and its backbone is not at {looked}: put it there, or name it with --backbone FILE"
         )
     tail = _tail(read_state_dict(found)[0])
     if tail_sha256(tail) != metadata.get("backbone_sha256"):
-        raise BackboneError(f"{checkpoint} was trained in front of another backbone than {found}: name its own with --backbone FILE")
+        raise BackboneError(
+            f"{checkpoint} was trained in front of another backbone than {found}: name its own with --backbone FILE"
+        )
     return tail
 
 
@@ -172,7 +209,11 @@ def _with_blocks(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, 
         index = int(match[1]) if match else 0
         if match and match[2] and key not in own:
             continue
-        fitted[_BLOCK.sub(f"bottleneck_layer.encoder.{last}.", key) if match and index == their_last else key] = value
+        fitted[
+            _BLOCK.sub(f"bottleneck_layer.encoder.{last}.", key)
+            if match and index == their_last
+            else key
+        ] = value
     for key, value in own.items():
         if (match := _BLOCK.match(key)) and match[2] and key not in fitted:
             fitted[key] = torch.zeros_like(value) if match[2] == "conv_2" else value
@@ -197,14 +238,23 @@ def start_from_checkpoint(model: FeatureCompressionModel, path: str | os.PathLik
     model.bottleneck_layer.entropy_bottleneck.quantiles.data[:, :, 1] = 0
 
 
-def check_checkpoint_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
+def check_checkpoint_output(
+    path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]
+) -> None:
     """Refuse a name that no checkpoint can be written under, or that is an input's, before work is done. Raises OutputError."""
     if Path(path).suffix != ".safetensors":
-        raise OutputError(f"{os.fspath(path)}: checkpoints are written as safetensors: name a file that ends in .safetensors")
+        raise OutputError(
+            f"{os.fspath(path)}: checkpoints are written as safetensors: name a file that ends in .safetensors"
+        )
     check_output(path, inputs)
 
 
-def save_model(path: str | os.PathLike[str], model: FeatureCompressionModel, metadata: dict[str, str], backbone: str | None = None) -> None:
+def save_model(
+    path: str | os.PathLike[str],
+    model: FeatureCompressionModel,
+    metadata: dict[str, str],
+    backbone: str | None = None,
+) -> None:
     """Write a model as safetensors: convolution and linear weights float16, all else float32.
 
     With the file name of a `backbone`, whose tail is the model's, the bottleneck alone is written.
@@ -218,7 +268,9 @@ def save_model(path: str | os.PathLike[str], model: FeatureCompressionModel, met
     save_state(path, state, metadata)
 
 
-def save_state(path: str | os.PathLike[str], state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def save_state(
+    path: str | os.PathLike[str], state: dict[str, Tensor], metadata: dict[str, str]
+) -> None:
     """Write a state_dict as safetensors: convolution and linear weights float16, all else as it is.
 
     Raises NonFiniteCheckpointError where a weight does not survive float16.
@@ -230,5 +282,7 @@ def save_state(path: str | os.PathLike[str], state: dict[str, Tensor], metadata:
         half = value.ndim in (2, 4) and value.is_floating_point() and not key.startswith(_ENTROPY)
         tensors[key] = (value.half() if half else value).contiguous()
         if not torch.isfinite(tensors[key]).all():
-            raise NonFiniteCheckpointError(f"{key} is not finite as {tensors[key].dtype}: nothing was written")
+            raise NonFiniteCheckpointError(
+                f"{key} is not finite as {tensors[key].dtype}: nothing was written"
+            )
     write_atomically(path, save(tensors, metadata))

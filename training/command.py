@@ -38,7 +38,11 @@ def command(name: str, goes_on: bool = False) -> Callable[[Callable[..., int]], 
 
     `goes_on`: the command keeps its state in --run_dir, so that a run that was stopped can be started again.
     """
-    more = "; start it again with the same --run_dir, and it goes on after its last whole epoch" if goes_on else ""
+    more = (
+        "; start it again with the same --run_dir, and it goes on after its last whole epoch"
+        if goes_on
+        else ""
+    )
 
     def decorate(main: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(main)
@@ -170,7 +174,11 @@ def _catch_signals() -> Callable[[], None]:
             signal.signal(other, handler)
         raise Terminated(received)
 
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    numbers = [
+        signal.SIGINT,
+        signal.SIGTERM,
+        *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []),
+    ]
     usual = (signal.SIG_DFL, signal.default_int_handler)
     before = {found: handler for found in numbers if (handler := signal.getsignal(found)) in usual}
     for found in before:

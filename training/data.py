@@ -65,9 +65,13 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             if image.format in _PROGRAMS:
-                raise UnreadableError(path, f"is a program that draws ({image.format}), and is not run")
+                raise UnreadableError(
+                    path, f"is a program that draws ({image.format}), and is not run"
+                )
             if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
-                raise UnreadableError(path, f"has levels of mode {image.mode}, whose range is not known")
+                raise UnreadableError(
+                    path, f"has levels of mode {image.mode}, whose range is not known"
+                )
             image.load()
             return _to_rgb(image)
     except Image.DecompressionBombError as error:
@@ -101,7 +105,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def training_images(files: Files, size: int, crop_area: float = 0.08) -> Images:
     """Random crops of `crop_area` of an image or more, resized to `size` pixels a side, flipped by chance; float [3, size, size]."""
-    augment = [transforms.RandomResizedCrop(size, scale=(crop_area, 1.0)), transforms.RandomHorizontalFlip()]
+    augment = [
+        transforms.RandomResizedCrop(size, scale=(crop_area, 1.0)),
+        transforms.RandomHorizontalFlip(),
+    ]
     return Images(files, transforms.Compose(augment + _to_input))
 
 
@@ -135,7 +142,9 @@ def split_held_out(data: Dataset, held_out: int, keep_held_out: bool) -> Subset:
 def refuse_held_out(held_out: int, total: int) -> None:
     """Raises DataError where images to train on would be left by none."""
     if held_out >= total:
-        raise DataError(f"cannot hold out {held_out} of {total} images: give --held_out a number under {total}")
+        raise DataError(
+            f"cannot hold out {held_out} of {total} images: give --held_out a number under {total}"
+        )
 
 
 class Damaged(NamedTuple):
@@ -205,12 +214,16 @@ class Batched:
             for one in damaged:
                 self.damage.note(*one)
             if missing and self.whole:
-                raise DataError(f"{len(damaged)} images in a row cannot be read, the last {damaged[-1].path}: mend or remove them")
+                raise DataError(
+                    f"{len(damaged)} images in a row cannot be read, the last {damaged[-1].path}: mend or remove them"
+                )
             if images is not None:
                 yield images, labels
 
 
-def _collate(items: Sequence[tuple[Tensor | None, int, list[Damaged]]]) -> tuple[Tensor | None, Tensor, int, list[Damaged]]:
+def _collate(
+    items: Sequence[tuple[Tensor | None, int, list[Damaged]]],
+) -> tuple[Tensor | None, Tensor, int, list[Damaged]]:
     """Images, their classes, how many are missing, and why."""
     images = [image for image, _, _ in items if image is not None]
     labels = torch.tensor([label for image, label, _ in items if image is not None])

@@ -83,7 +83,9 @@ def check_output(path: StrPath, inputs: Iterable[StrPath] = ()) -> None:
         if target is not None:
             check_output_folder(target.parent)
     except OSError as error:
-        raise OutputError(f"{name} cannot be written ({error.strerror}): name another file") from error
+        raise OutputError(
+            f"{name} cannot be written ({error.strerror}): name another file"
+        ) from error
 
 
 def check_output_folder(path: StrPath) -> None:
@@ -92,9 +94,13 @@ def check_output_folder(path: StrPath) -> None:
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
-        raise OutputError(f"{folder} is not a folder, so nothing can be written to {os.fspath(path)}: name another place")
+        raise OutputError(
+            f"{folder} is not a folder, so nothing can be written to {os.fspath(path)}: name another place"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"the folder {folder} cannot be written into: change its permissions, or name another place")
+        raise OutputError(
+            f"the folder {folder} cannot be written into: change its permissions, or name another place"
+        )
 
 
 def check_space(folder: StrPath, needed: int) -> None:
@@ -118,8 +124,12 @@ def refuse_same_file(output: StrPath, inputs: Iterable[StrPath]) -> None:
             there = Path(output).stat()
             same = stat.S_ISREG(there.st_mode) and os.path.samestat(Path(name).stat(), there)
         if same:
-            which = "" if os.fspath(name) == os.fspath(output) else f", which is {os.fspath(output)}"
-            raise SameOutputError(f"the output would replace the input {os.fspath(name)}{which}: name another output")
+            which = (
+                "" if os.fspath(name) == os.fspath(output) else f", which is {os.fspath(output)}"
+            )
+            raise SameOutputError(
+                f"the output would replace the input {os.fspath(name)}{which}: name another output"
+            )
 
 
 def sweep(folder: StrPath) -> None:
@@ -181,7 +191,13 @@ def _target(path: StrPath) -> Path | None:
 
 def _make_locked(target: Path) -> tuple[Path, int]:
     """A new temporary file for `target`, and the descriptor that holds its lock."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    flags = (
+        os.O_RDWR
+        | os.O_CREAT
+        | os.O_EXCL
+        | getattr(os, "O_CLOEXEC", 0)
+        | getattr(os, "O_BINARY", 0)
+    )
     while True:
         temporary = target.with_name(f".{target.name[:40]}.{os.urandom(8).hex()}.partial")
         # Made by open and not by tempfile, so that the kernel applies the umask, which no thread can ask for safely.

@@ -18,7 +18,15 @@ from pathlib import Path
 from .command import say
 
 # What Synology, macOS, Windows, Linux and Python make for themselves.
-_SYSTEM = {"@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found", "__pycache__"}
+_SYSTEM = {
+    "@eadir",
+    "#recycle",
+    "__macosx",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "__pycache__",
+}
 _SYSTEM |= {"thumbs.db", "desktop.ini"}
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
 # Pillow only knows the name of these, or hands them to a program.
@@ -75,7 +83,9 @@ class Damage:
         path = str(path)
         text = why if path in why else f"{path}: {why}"
         if not self.skip:
-            raise DamagedImageError(f"{text}; remove it, or give {self.option} to leave such images out")
+            raise DamagedImageError(
+                f"{text}; remove it, or give {self.option} to leave such images out"
+            )
         if path not in self.files and len(self.files) < _SHOWN:
             say(f"left out: {text}", sys.stderr)
         self.files[path] = why
@@ -90,7 +100,9 @@ class Damage:
     def report(self) -> None:
         """How many images were left out, if any."""
         if self.files:
-            names = ", ".join(list(self.files)[:_SHOWN]) + (", ..." if len(self.files) > _SHOWN else "")
+            names = ", ".join(list(self.files)[:_SHOWN]) + (
+                ", ..." if len(self.files) > _SHOWN else ""
+            )
             were = "image was" if len(self.files) == 1 else "images were"
             say(f"{len(self.files)} damaged {were} left out: {names}", sys.stderr)
 
@@ -108,7 +120,9 @@ def class_folder(root: Path, empty: bool = False) -> ClassFolder:
     found = ClassFolder(root, folders)
     if not folders:
         beside = f"; its {len(loose)} images are in no class" if loose else ""
-        raise NoImagesError(f"{root} has no folders{beside}: it must have one folder of images a class")
+        raise NoImagesError(
+            f"{root} has no folders{beside}: it must have one folder of images a class"
+        )
     refuse_splits(root)
     without = []
     for index, name in enumerate(folders):
@@ -116,14 +130,21 @@ def class_folder(root: Path, empty: bool = False) -> ClassFolder:
         found.files += [(file, index) for file in files]
         without += [] if files else [name]
     if not found.files:
-        raise NoImagesError(f"no image in the folders of {root} ({', '.join(folders[:3])}): {_what(found.passed_over)}")
+        raise NoImagesError(
+            f"no image in the folders of {root} ({', '.join(folders[:3])}): {_what(found.passed_over)}"
+        )
     if without and not empty:
         more = f" and {len(without) - 3} more" if len(without) > 3 else ""
-        raise NoImagesError(f"no image in {', '.join(str(root / name) for name in without[:3])}{more}: remove the folder, or fill it")
+        raise NoImagesError(
+            f"no image in {', '.join(str(root / name) for name in without[:3])}{more}: remove the folder, or fill it"
+        )
     if without:
         say(f"{root}: no image of {', '.join(without[:_SHOWN])}", sys.stderr)
     if loose:
-        say(f"{root}: left out, beside the class folders: {len(loose)} {'image' if len(loose) == 1 else 'images'}", sys.stderr)
+        say(
+            f"{root}: left out, beside the class folders: {len(loose)} {'image' if len(loose) == 1 else 'images'}",
+            sys.stderr,
+        )
     if found.passed_over:
         say(f"{root}: passed over {_what(found.passed_over)}", sys.stderr)
     return found
@@ -134,7 +155,9 @@ def images_below(root: Path) -> list[Path]:
     passed_over: Counter[str] = Counter()
     files = sorted(_images(root, passed_over))
     if not files:
-        raise NoImagesError(f"no image in {root} ({_what(passed_over)}): name a folder of JPEG or PNG files")
+        raise NoImagesError(
+            f"no image in {root} ({_what(passed_over)}): name a folder of JPEG or PNG files"
+        )
     if passed_over:
         say(f"{root}: passed over {_what(passed_over)}", sys.stderr)
     return files
@@ -146,7 +169,9 @@ def refuse_splits(root: Path) -> None:
     splits = [name for name in folders if name.lower() in _SPLITS]
     if splits and (len(splits) == len(folders) or len(splits) > 1):
         one = next((name for name in splits if name.lower().startswith("train")), splits[0])
-        raise SplitsError(f"{root} holds {' and '.join(splits)}, not classes: name one of them, such as {root / one}")
+        raise SplitsError(
+            f"{root} holds {' and '.join(splits)}, not classes: name one of them, such as {root / one}"
+        )
 
 
 @cache
@@ -155,7 +180,9 @@ def suffixes() -> frozenset[str]:
     from PIL import Image
 
     found = Image.registered_extensions()
-    return frozenset(suffix for suffix, kind in found.items() if kind in Image.OPEN and kind not in _NOT_PICTURES)
+    return frozenset(
+        suffix for suffix, kind in found.items() if kind in Image.OPEN and kind not in _NOT_PICTURES
+    )
 
 
 def _is_image(name: str) -> bool:
@@ -182,7 +209,9 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(folders), sorted(files)
 
 
-def _images(folder: Path, passed_over: Counter[str], above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+def _images(
+    folder: Path, passed_over: Counter[str], above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[Path]:
     """Image files of `folder`, then those of its folders."""
     here = folder.stat()
     if (here.st_dev, here.st_ino) in above:  # a link to a folder that it lies in
@@ -201,4 +230,6 @@ def _what(passed_over: Counter[str]) -> str:
     """ "3 files that are no images (.heic 2, .txt 1)"."""
     count = sum(passed_over.values())
     kinds = ", ".join(f"{kind} {number}" for kind, number in passed_over.most_common(5))
-    return f"{count} {'file that is no image' if count == 1 else 'files that are no images'}" + (f" ({kinds})" if kinds else "")
+    return f"{count} {'file that is no image' if count == 1 else 'files that are no images'}" + (
+        f" ({kinds})" if kinds else ""
+    )

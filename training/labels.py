@@ -44,7 +44,9 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise LabelsError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+        raise LabelsError(
+            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
+        ) from None
     if "\0" in text:
         raise LabelsError(f"{path} is not UTF-8 text: save it as UTF-8")
     return [line.strip() for line in text.split("\n") if line.strip()]
@@ -54,7 +56,9 @@ def read_labels(path: Path, classes: int, of: str) -> list[str]:
     """A label a line, as many as `of` has classes. Raises LabelsError, OSError."""
     labels = read_lines(path)
     if len(labels) != classes:
-        raise LabelsError(f"{path} has {len(labels)} labels, {of} {classes} classes: give one a line")
+        raise LabelsError(
+            f"{path} has {len(labels)} labels, {of} {classes} classes: give one a line"
+        )
     return labels
 
 
@@ -84,11 +88,20 @@ def match(names: Sequence[str], labels: Sequence[str] | int, where: str, of: str
     by_name = [index for index in found if index is not None]
     if len(by_name) == len(names) == len(set(by_name)):
         return Match(by_name, "")
-    in_order = len(names) == count and all(index in (None, place) for place, index in enumerate(found))
+    in_order = len(names) == count and all(
+        index in (None, place) for place, index in enumerate(found)
+    )
     if in_order and len(by_name) == len(set(by_name)):
-        return Match(list(range(count)), f"the folders of {where} stand for the classes of {of} in order: their names are no labels of it")
+        return Match(
+            list(range(count)),
+            f"the folders of {where} stand for the classes of {of} in order: their names are no labels of it",
+        )
     strangers = [name for name, index in zip(names, found, strict=True) if index is None]
-    wrong = f"{_some(strangers)} {'is' if len(strangers) == 1 else 'are'} none of them" if strangers and known else "their order differs"
+    wrong = (
+        f"{_some(strangers)} {'is' if len(strangers) == 1 else 'are'} none of them"
+        if strangers and known
+        else "their order differs"
+    )
     expected = f" ({_some(list(labels))})" if not isinstance(labels, int) else ""
     raise ClassesError(
         f"{where} has {len(names)} folders of images and {of} {count} classes{expected}; {wrong if known else 'they must be as many'}: "
@@ -98,7 +111,9 @@ def match(names: Sequence[str], labels: Sequence[str] | int, where: str, of: str
 
 def _key(name: str) -> str:
     """What two spellings of a label share."""
-    return " ".join(_IMAGENETTE.get(name, name).replace("_", " ").replace("-", " ").casefold().split())
+    return " ".join(
+        _IMAGENETTE.get(name, name).replace("_", " ").replace("-", " ").casefold().split()
+    )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -67,9 +67,13 @@ def load_imagenet_teacher(option: str = "--backbone") -> Teacher:
     try:
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(weights.url, str(kept), hash_prefix=kept.stem.rpartition("-")[2])
+            torch.hub.download_url_to_file(
+                weights.url, str(kept), hash_prefix=kept.stem.rpartition("-")[2]
+            )
     except (OSError, RuntimeError) as error:  # RuntimeError: the hash is another one
-        raise OSError(f"torchvision's ResNet-50 of ImageNet cannot be fetched ({error}): name a file with {option}") from error
+        raise OSError(
+            f"torchvision's ResNet-50 of ImageNet cannot be fetched ({error}): name a file with {option}"
+        ) from error
     return load_teacher(kept)
 
 
@@ -89,13 +93,23 @@ class LossTerms(NamedTuple):
     bpp: Tensor
 
 
-def distillation_loss(student: Outputs, teacher: Outputs, labels: Tensor, pixels: int, lmb: float) -> LossTerms:
+def distillation_loss(
+    student: Outputs, teacher: Outputs, labels: Tensor, pixels: int, lmb: float
+) -> LossTerms:
     """The loss above for a batch; labels int64 [N], pixels = N * H * W of the input."""
     logits = student.logits.float()
     ce = cross_entropy(logits, labels)
-    kl = kl_div(log_softmax(logits, 1), log_softmax(teacher.logits.float(), 1), reduction="batchmean", log_target=True)
+    kl = kl_div(
+        log_softmax(logits, 1),
+        log_softmax(teacher.logits.float(), 1),
+        reduction="batchmean",
+        log_target=True,
+    )
     features = torch.stack(
-        [mse_loss(ours.float(), theirs.float()) for ours, theirs in zip(student.features, teacher.features, strict=True)]
+        [
+            mse_loss(ours.float(), theirs.float())
+            for ours, theirs in zip(student.features, teacher.features, strict=True)
+        ]
     ).sum()
     bpp = student.bits / pixels
     return LossTerms(0.5 * ce + 0.5 * kl + features + lmb * bpp, ce, kl, features, bpp)

@@ -82,7 +82,9 @@ class ResidualBlock(nn.Module):
 
 def _ours_encoder(blocks: int, latent_channels: int) -> nn.Sequential:
     middle = [ResidualBlock(128, 64) for _ in range(blocks)] if blocks else [nn.GELU()]
-    return nn.Sequential(nn.Conv2d(3, 128, 8, stride=8), *middle, nn.Conv2d(128, latent_channels, 1))
+    return nn.Sequential(
+        nn.Conv2d(3, 128, 8, stride=8), *middle, nn.Conv2d(128, latent_channels, 1)
+    )
 
 
 def _ours_decoder(latent_channels: int) -> nn.Sequential:
@@ -130,7 +132,10 @@ class Bottleneck(nn.Module):
         if spec.blocks is None:
             self.encoder, self.decoder = _matsubara_encoder(channels), _matsubara_decoder(channels)
         else:
-            self.encoder, self.decoder = _ours_encoder(spec.blocks, channels), _ours_decoder(channels)
+            self.encoder, self.decoder = (
+                _ours_encoder(spec.blocks, channels),
+                _ours_decoder(channels),
+            )
         self.entropy_bottleneck = EntropyBottleneck(channels)
 
     @property
@@ -228,7 +233,9 @@ class FeatureCompressionModel(nn.Module):
         return Outputs([features, *stages], logits, bits)
 
 
-def classify_features(tail: FeatureCompressionModel | ResNet, features: Tensor) -> tuple[list[Tensor], Tensor]:
+def classify_features(
+    tail: FeatureCompressionModel | ResNet, features: Tensor
+) -> tuple[list[Tensor], Tensor]:
     """Run layer2..fc of a ResNet-50 or of a model; gives the three stages' outputs and logits."""
     second = tail.layer2(features)
     third = tail.layer3(second)
@@ -259,7 +266,9 @@ def fit_quantiles(model: FeatureCompressionModel) -> None:
         entropy.quantiles[:, :, 2].clamp_(min=1.0)
 
 
-def build_random_model(name: str, num_classes: int = 1000, seed: int = 0) -> FeatureCompressionModel:
+def build_random_model(
+    name: str, num_classes: int = 1000, seed: int = 0
+) -> FeatureCompressionModel:
     """An untrained model in eval mode, the same for the same seed; for timing and tests only.
 
     Its latent is scaled to a standard deviation of 0.6 on noise, and its entropy model to a width
@@ -269,8 +278,12 @@ def build_random_model(name: str, num_classes: int = 1000, seed: int = 0) -> Fea
         torch.manual_seed(seed)
         model = build_model(name, num_classes).eval()
         bottleneck = model.bottleneck_layer
-        bottleneck.entropy_bottleneck = EntropyBottleneck(model.spec.latent_channels, init_scale=1.0)
-        last = [module for module in bottleneck.encoder.modules() if isinstance(module, nn.Conv2d)][-1]
+        bottleneck.entropy_bottleneck = EntropyBottleneck(
+            model.spec.latent_channels, init_scale=1.0
+        )
+        last = [module for module in bottleneck.encoder.modules() if isinstance(module, nn.Conv2d)][
+            -1
+        ]
         if last.bias is not None:
             last.bias.zero_()
         last.weight *= 0.6 / bottleneck.encoder(torch.randn(4, 3, 224, 224)).std()

@@ -31,7 +31,16 @@ from tqdm import tqdm
 
 from .checkpoint import check_checkpoint_output
 from .command import TrainingError, number, on_terminal, part, say
-from .data import Batched, Batches, ReadableImages, SeededImages, evaluation_images, refuse_held_out, split_held_out, training_images
+from .data import (
+    Batched,
+    Batches,
+    ReadableImages,
+    SeededImages,
+    evaluation_images,
+    refuse_held_out,
+    split_held_out,
+    training_images,
+)
 from .files import atomic_file, check_output_folder, check_space, write_atomically
 from .folders import Damage, DataError, class_folder
 from .labels import match, read_labels
@@ -62,11 +71,17 @@ def parse_stages(text: str, epochs: int) -> list[Stage]:
         size, colon, count = stage.partition(":")
         whole = _digits(size) and (_digits(count) if colon else "," not in text)
         if not whole:
-            raise argparse.ArgumentTypeError(f"{text!r} is neither SIZE nor SIZE:EPOCHS,SIZE:EPOCHS,...")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is neither SIZE nor SIZE:EPOCHS,SIZE:EPOCHS,..."
+            )
         if not SIDES[0] <= int(size) <= SIDES[1] or int(size) % 8:
-            raise argparse.ArgumentTypeError(f"crop size {size} is not a multiple of 8 from {SIDES[0]} to {SIDES[1]:,}")
+            raise argparse.ArgumentTypeError(
+                f"crop size {size} is not a multiple of 8 from {SIDES[0]} to {SIDES[1]:,}"
+            )
         if colon and not 1 <= int(count) <= MOST_EPOCHS:
-            raise argparse.ArgumentTypeError(f"{stage!r}: {count} is not a number of epochs from 1 to {MOST_EPOCHS:,}")
+            raise argparse.ArgumentTypeError(
+                f"{stage!r}: {count} is not a number of epochs from 1 to {MOST_EPOCHS:,}"
+            )
         stages.append(Stage(int(size), int(count) if colon else epochs))
     return stages
 
@@ -82,12 +97,28 @@ def _schedule(text: str) -> str:
 
 
 def add_run_options(
-    parser: argparse.ArgumentParser, epochs: int, batch_size: int, train_size: str, wdecay: float, crop_area: float
+    parser: argparse.ArgumentParser,
+    epochs: int,
+    batch_size: int,
+    train_size: str,
+    wdecay: float,
+    crop_area: float,
 ) -> None:
     """The options that every run has, with these defaults."""
     add = parser.add_argument
-    add("--data", required=True, type=Path, metavar="DIR", help="training images, one folder a class")
-    add("--skip_damaged", "--skip-damaged", action="store_true", help="leave out images that cannot be read, and count them")
+    add(
+        "--data",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="training images, one folder a class",
+    )
+    add(
+        "--skip_damaged",
+        "--skip-damaged",
+        action="store_true",
+        help="leave out images that cannot be read, and count them",
+    )
     add("--device", default="auto", help="cpu, cuda, cuda:N (default: a GPU if there is one)")
     add("--epochs", type=number(int, 1, MOST_EPOCHS), default=epochs, help=f"default: {epochs}")
     add(
@@ -104,16 +135,42 @@ def add_run_options(
         metavar="PART",
         help=f"the least part of an image that a training crop covers (default: {crop_area:g})",
     )
-    add("--batch_size", type=number(int, 1, 65536), default=batch_size, help=f"images of a step in each process (default: {batch_size})")
-    add("--accum_num", type=number(int, 1, 65536), default=1, metavar="N", help="batches that make one step of the optimizer (default: 1)")
-    add("--lr_sched", choices=["cosine"], default="cosine", help="the one there is: warm-up, then a cosine to 1 %% of the rate")
-    add("--wdecay", type=number(float, 0, 1), default=wdecay, help=f"decay of convolutions and linear layers (default: {wdecay:g})")
+    add(
+        "--batch_size",
+        type=number(int, 1, 65536),
+        default=batch_size,
+        help=f"images of a step in each process (default: {batch_size})",
+    )
+    add(
+        "--accum_num",
+        type=number(int, 1, 65536),
+        default=1,
+        metavar="N",
+        help="batches that make one step of the optimizer (default: 1)",
+    )
+    add(
+        "--lr_sched",
+        choices=["cosine"],
+        default="cosine",
+        help="the one there is: warm-up, then a cosine to 1 %% of the rate",
+    )
+    add(
+        "--wdecay",
+        type=number(float, 0, 1),
+        default=wdecay,
+        help=f"decay of convolutions and linear layers (default: {wdecay:g})",
+    )
     add(
         "--amp",
         action=argparse.BooleanOptionalAction,
         help="bfloat16 where it is precise enough (default: on a processor or GPU that computes in it)",
     )
-    add("--ema", action=argparse.BooleanOptionalAction, default=False, help="measure and keep a moving average of the weights")
+    add(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="measure and keep a moving average of the weights",
+    )
     add(
         "--held_out",
         type=number(int, 0, 10_000_000),
@@ -121,40 +178,110 @@ def add_run_options(
         metavar="N",
         help="training images kept aside to measure on; 0 measures nothing (default: 500)",
     )
-    add("--val_size", type=number(int, *SIDES), default=224, help="side of the held-out images' crops (default: 224)")
+    add(
+        "--val_size",
+        type=number(int, *SIDES),
+        default=224,
+        help="side of the held-out images' crops (default: 224)",
+    )
     add(
         "--val_crop_r",
         type=number(float, 0.1, 1),
         default=0.875,
         help="the crop's part of the short side; 1 for images of its size (default: 0.875)",
     )
-    add("--eval_first", action=argparse.BooleanOptionalAction, default=False, help="measure before the first epoch")
-    add("--eval_per", type=number(int, 1, MOST_EPOCHS), default=1, metavar="N", help="measure every N epochs (default: 1)")
-    add("-w", "--workers", type=number(int, 0, 1024), default=2, help="image loading processes; 0 for none beside this (default: 2)")
-    add("--fixseed", type=number(int, 0, 2**32 - 1), nargs="?", const=0, default=0, metavar="SEED", help="default: 0")
-    add("--ddp_find", action="store_true", help="with torchrun: look for parameters that a step does not use")
-    add("--labels", type=Path, metavar="FILE", help="one label a line, in the order of DIR's folders (default: their names)")
+    add(
+        "--eval_first",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="measure before the first epoch",
+    )
+    add(
+        "--eval_per",
+        type=number(int, 1, MOST_EPOCHS),
+        default=1,
+        metavar="N",
+        help="measure every N epochs (default: 1)",
+    )
+    add(
+        "-w",
+        "--workers",
+        type=number(int, 0, 1024),
+        default=2,
+        help="image loading processes; 0 for none beside this (default: 2)",
+    )
+    add(
+        "--fixseed",
+        type=number(int, 0, 2**32 - 1),
+        nargs="?",
+        const=0,
+        default=0,
+        metavar="SEED",
+        help="default: 0",
+    )
+    add(
+        "--ddp_find",
+        action="store_true",
+        help="with torchrun: look for parameters that a step does not use",
+    )
+    add(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="one label a line, in the order of DIR's folders (default: their names)",
+    )
     add("--run_dir", type=Path, help="folder of the run's state, log and plot (default: runs/NAME)")
-    add("--resume", type=Path, metavar="RUN", help="as --run_dir, but it is an error if there is nothing to go on with")
+    add(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="as --run_dir, but it is an error if there is nothing to go on with",
+    )
     add("--out", type=Path, help="finished checkpoint (default: in the run's folder)")
-    add("--wbmode", choices=["disabled", "offline", "online"], default="disabled", help="Weights & Biases (default: disabled)")
+    add(
+        "--wbmode",
+        choices=["disabled", "offline", "online"],
+        default="disabled",
+        help="Weights & Biases (default: disabled)",
+    )
     add("--wbproject", default="edge-cloud-rac")
     add("--wbgroup", default="default-group")
-    add("--smoke", action="store_true", help=f"one epoch of {SMOKE_IMAGES} images at 64 pixels, to see that everything works")
+    add(
+        "--smoke",
+        action="store_true",
+        help=f"one epoch of {SMOKE_IMAGES} images at 64 pixels, to see that everything works",
+    )
     add("--version", action="version", version=f"%(prog)s {version('edgecloud-features')}")
 
 
 def shrink_to_smoke(args: argparse.Namespace) -> None:
     """What --smoke stands for."""
     if args.smoke:
-        args.train_size, args.batch_size, args.accum_num, args.held_out, args.workers = "64:1", 2, 1, 2, 0
+        args.train_size, args.batch_size, args.accum_num, args.held_out, args.workers = (
+            "64:1",
+            2,
+            1,
+            2,
+            0,
+        )
         args.val_size, args.val_crop_r = 64, 1.0
 
 
 _INPUTS = ("data", "backbone", "pretrain")
 
 # What a run is, in `last.pt` and in the checkpoint: all options but these.
-_NOT_RECIPE = {"run_dir", "resume", "out", "workers", "labels", "device", "ddp_find", "eval_first", "eval_per", "bottleneck_only"} | {
+_NOT_RECIPE = {
+    "run_dir",
+    "resume",
+    "out",
+    "workers",
+    "labels",
+    "device",
+    "ddp_find",
+    "eval_first",
+    "eval_per",
+    "bottleneck_only",
+} | {
     "lr_sched",
     "skip_damaged",
     "wbmode",
@@ -165,7 +292,11 @@ _NOT_RECIPE = {"run_dir", "resume", "out", "workers", "labels", "device", "ddp_f
 
 def recipe(args: argparse.Namespace, processes: int) -> dict[str, str]:
     """The options that decide a run's result, but the data and the weights that it begins with."""
-    options = {key: str(value) for key, value in vars(args).items() if key not in _NOT_RECIPE and key not in _INPUTS}
+    options = {
+        key: str(value)
+        for key, value in vars(args).items()
+        if key not in _NOT_RECIPE and key not in _INPUTS
+    }
     return options | {"processes": str(processes)}
 
 
@@ -192,7 +323,9 @@ def inputs(args: argparse.Namespace, data: "Data") -> dict[str, str]:
 def check_outputs(args: argparse.Namespace, run: Path, out: Path) -> None:
     """Refuse, before work is done for them, places that cannot be written to and an output that is an input. Raises OutputError."""
     check_output_folder(run)
-    check_checkpoint_output(out, [file for key in ("labels", *_INPUTS[1:]) if (file := getattr(args, key, None))])
+    check_checkpoint_output(
+        out, [file for key in ("labels", *_INPUTS[1:]) if (file := getattr(args, key, None))]
+    )
 
 
 @dataclass(frozen=True)
@@ -223,14 +356,19 @@ class Team:
 @contextlib.contextmanager
 def assemble(device: str) -> Iterator[Team]:
     """Raises TrainingError where the device is not there."""
-    processes, rank, local = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    processes, rank, local = (
+        int(os.environ.get(name, default))
+        for name, default in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
+    )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(f"cuda:{local}" if device == "cuda" and processes > 1 else device)
         torch.zeros(1, device=chosen).item()  # which the device "meta" has not
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise TrainingError(f"--device {device} is not to be had here ({str(error).splitlines()[0]}): choose cpu or cuda") from error
+        raise TrainingError(
+            f"--device {device} is not to be had here ({str(error).splitlines()[0]}): choose cpu or cuda"
+        ) from error
     if processes > 1:
         distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
@@ -245,7 +383,10 @@ def settle_precision(args: argparse.Namespace, team: Team) -> None:
     if args.amp is None:
         args.amp = computes_in_bfloat16(team.device)
         if not args.amp and team.leads:
-            say(f"in float32: this {team.device.type} does not compute in bfloat16 (--amp asks for it all the same)", sys.stderr)
+            say(
+                f"in float32: this {team.device.type} does not compute in bfloat16 (--amp asks for it all the same)",
+                sys.stderr,
+            )
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
@@ -254,7 +395,9 @@ def computes_in_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    if not hasattr(torch.cpu, "get_capabilities"):  # before torch 2.10, which does not know it of ARM
+    if not hasattr(
+        torch.cpu, "get_capabilities"
+    ):  # before torch 2.10, which does not know it of ARM
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     has = torch.cpu.get_capabilities()
     return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
@@ -269,20 +412,28 @@ class Data:
     labels: list[str]
     named: bool  # whether --labels gave the labels
 
-    def for_model(self, labels: list[str] | None, classes: int, of: str, report: bool = True) -> "Data":
+    def for_model(
+        self, labels: list[str] | None, classes: int, of: str, report: bool = True
+    ) -> "Data":
         """The same with the classes as `of` has them, whatever order the folders are in. Raises TrainingError, ClassesError."""
         if len(self.labels) != classes:
-            raise TrainingError(f"{self.root} has {len(self.labels)} classes and {of} has {classes}")
+            raise TrainingError(
+                f"{self.root} has {len(self.labels)} classes and {of} has {classes}"
+            )
         order, note = match(self.labels, labels or classes, str(self.root), of)
         if note and labels and report:
             say(note, sys.stderr)
         ours: list[str] = [self.labels[order.index(index)] for index in range(classes)]
         kept = ours if note or self.named or not labels else labels
-        return Data(self.root, [(path, order[index]) for path, index in self.files], kept, self.named)
+        return Data(
+            self.root, [(path, order[index]) for path, index in self.files], kept, self.named
+        )
 
     def held_out(self, args: argparse.Namespace) -> Dataset:
         """What is measured on."""
-        images = evaluation_images(self.files, args.val_size, round(args.val_size / args.val_crop_r))
+        images = evaluation_images(
+            self.files, args.val_size, round(args.val_size / args.val_crop_r)
+        )
         return split_held_out(images, args.held_out, keep_held_out=True)
 
 
@@ -291,7 +442,9 @@ def read_data(args: argparse.Namespace) -> Data:
     folder = class_folder(args.data)
     classes = len(folder.names)
     if classes < 2:
-        raise TrainingError(f"{args.data} has one folder, {folder.names[0]}: a model is trained on two classes or more, a folder each")
+        raise TrainingError(
+            f"{args.data} has one folder, {folder.names[0]}: a model is trained on two classes or more, a folder each"
+        )
     labels = read_labels(args.labels, classes, str(args.data)) if args.labels else folder.names
     refuse_held_out(args.held_out, len(folder.files))
     return Data(args.data, folder.files, labels, bool(args.labels))
@@ -311,14 +464,23 @@ def _tracker(args: argparse.Namespace) -> Callable[[dict[str, Any]], object]:
     try:
         import wandb  # type: ignore[import-not-found]
     except ImportError as error:
-        raise TrainingError(f"--wbmode {args.wbmode} needs Weights & Biases: pip install wandb") from error
+        raise TrainingError(
+            f"--wbmode {args.wbmode} needs Weights & Biases: pip install wandb"
+        ) from error
     settings = {key: str(value) for key, value in vars(args).items()}
-    return wandb.init(project=args.wbproject, group=args.wbgroup, mode=args.wbmode, config=settings).log
+    return wandb.init(
+        project=args.wbproject, group=args.wbgroup, mode=args.wbmode, config=settings
+    ).log
 
 
 def _line(record: dict[str, Any]) -> str:
     """A record as JSON, which has no NaN and no infinity: null stands for them."""
-    return json.dumps({key: None if value != value or value in (math.inf, -math.inf) else value for key, value in record.items()})
+    return json.dumps(
+        {
+            key: None if value != value or value in (math.inf, -math.inf) else value
+            for key, value in record.items()
+        }
+    )
 
 
 def _write_log(run: Path, log: list[dict[str, Any]]) -> None:
@@ -327,13 +489,22 @@ def _write_log(run: Path, log: list[dict[str, Any]]) -> None:
     from matplotlib.figure import Figure
 
     panels = [
-        ("loss", [key for key in log[0] if key in ("loss", "cross_entropy", "distillation", "features")]),
+        (
+            "loss",
+            [key for key in log[0] if key in ("loss", "cross_entropy", "distillation", "features")],
+        ),
         ("held-out top-1", ["held_out_top1"]),
         ("estimated bpp", ["bpp", "held_out_estimated_bpp"]),
     ]
-    panels = [(title, keys) for title, keys in panels if any(key in record for key in keys for record in log)]
+    panels = [
+        (title, keys)
+        for title, keys in panels
+        if any(key in record for key in keys for record in log)
+    ]
     figure = Figure(figsize=(4.5 * len(panels), 3.5), layout="constrained")
-    for axes, (title, keys) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for axes, (title, keys) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
         for key in keys:
             points = [(record["epoch"], record[key]) for record in log if key in record]
             if points:
@@ -362,12 +533,18 @@ def _go_on(
     try:
         state = load_plain(file)
     except CheckpointError as error:
-        raise StateError(f"{error}; or give another --run_dir, or remove the file to begin anew") from error
+        raise StateError(
+            f"{error}; or give another --run_dir, or remove the file to begin anew"
+        ) from error
     theirs = state.get("recipe") if isinstance(state, dict) else None
     if not isinstance(theirs, dict):
         raise refuse("is no state of training.train or training.backbone")
     # States of earlier versions have paths for what a run begins with.
-    paths = {key: (str(value), str(Path(value).resolve())) for key in _INPUTS if (value := getattr(args, key, None)) is not None}
+    paths = {
+        key: (str(value), str(Path(value).resolve()))
+        for key in _INPUTS
+        if (value := getattr(args, key, None)) is not None
+    }
     other = [
         f"{key} {theirs.get(key)} and not {identity.get(key)}"
         for key in sorted({*map(str, theirs), *identity})
@@ -379,7 +556,9 @@ def _go_on(
             "give those again, give another --run_dir, or remove the file to begin anew"
         )
     epoch, log = state.get("epoch"), state.get("log")
-    whole = isinstance(log, list) and all(isinstance(record, dict) and "epoch" in record for record in log)
+    whole = isinstance(log, list) and all(
+        isinstance(record, dict) and "epoch" in record for record in log
+    )
     if not isinstance(epoch, int) or not whole or not 0 < epoch == len(log) <= epochs:
         raise refuse("has no log of its epochs")
     try:
@@ -388,7 +567,10 @@ def _go_on(
         if average:
             average.load_state_dict(state["average"])
         for parameter, slots in optimizer.state.items():
-            if any(isinstance(slot, Tensor) and slot.ndim and slot.shape != parameter.shape for slot in slots.values()):
+            if any(
+                isinstance(slot, Tensor) and slot.ndim and slot.shape != parameter.shape
+                for slot in slots.values()
+            ):
                 raise ValueError("the optimizer's state is of other shapes")
     # What is missing, is no dict, or does not fit this model or optimizer: torch and Python have a class for each.
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -419,12 +601,22 @@ def run_epochs(
     state_file = run / "last.pt"
     if args.resume and not state_file.exists():
         raise TrainingError(f"there is no {state_file} to go on with: leave out --resume to begin")
-    sizes = [stage.size for stage in parse_stages(args.train_size, args.epochs) for _ in range(stage.epochs)]
+    sizes = [
+        stage.size
+        for stage in parse_stages(args.train_size, args.epochs)
+        for _ in range(stage.epochs)
+    ]
     model.to(team.device).to(memory_format=torch.channels_last)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999), use_buffers=True) if args.ema else None
+    average = (
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999), use_buffers=True)
+        if args.ema
+        else None
+    )
     judged = average.module if average else model
     if team.leads:
-        check_space(run, sum(value.numel() * value.element_size() for value in model.state_dict().values()))
+        check_space(
+            run, sum(value.numel() * value.element_size() for value in model.state_dict().values())
+        )
     base_rates = [group["lr"] for group in optimizer.param_groups]
 
     identity = recipe(args, team.processes) | inputs(args, data)
@@ -446,32 +638,56 @@ def run_epochs(
         started = time.monotonic()
         seed = args.fixseed * 10_000 + epoch
         torch.manual_seed(seed * 1_000 + team.rank)
-        images = split_held_out(training_images(data.files, sizes[epoch], args.crop_area), args.held_out, keep_held_out=False)
+        images = split_held_out(
+            training_images(data.files, sizes[epoch], args.crop_area),
+            args.held_out,
+            keep_held_out=False,
+        )
         if args.smoke:
-            images = Subset(images, [index * len(images) // SMOKE_IMAGES for index in range(min(SMOKE_IMAGES, len(images)))])
+            images = Subset(
+                images,
+                [
+                    index * len(images) // SMOKE_IMAGES
+                    for index in range(min(SMOKE_IMAGES, len(images)))
+                ],
+            )
         batches = Batches(len(images), args.batch_size, seed, team.rank, team.processes)
-        loader = Batched(SeededImages(images, seed), damage, batch_sampler=batches, num_workers=args.workers)
+        loader = Batched(
+            SeededImages(images, seed), damage, batch_sampler=batches, num_workers=args.workers
+        )
         steps = len(loader) // args.accum_num
         names: tuple[str, ...] = ()
         sums = torch.zeros(())
         model.train()
-        bar = tqdm(loader, desc=f"epoch {epoch + 1}/{len(sizes)} at {sizes[epoch]}", disable=not (team.leads and on_terminal()))
+        bar = tqdm(
+            loader,
+            desc=f"epoch {epoch + 1}/{len(sizes)} at {sizes[epoch]}",
+            disable=not (team.leads and on_terminal()),
+        )
         for index, (image, label) in enumerate(bar):
             if index == steps * args.accum_num:
                 break
             steps_now = index % args.accum_num == args.accum_num - 1
-            factor = _rate_factor(epoch * steps + index // args.accum_num, steps * len(sizes), min(200, steps))
+            factor = _rate_factor(
+                epoch * steps + index // args.accum_num, steps * len(sizes), min(200, steps)
+            )
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
             image = image.to(team.device, memory_format=torch.channels_last, non_blocking=True)
             label = label.to(team.device, non_blocking=True)
             # Gradients are summed over processes once a step.
-            apart = student.no_sync() if isinstance(student, DistributedDataParallel) and not steps_now else contextlib.nullcontext()
+            apart = (
+                student.no_sync()
+                if isinstance(student, DistributedDataParallel) and not steps_now
+                else contextlib.nullcontext()
+            )
             with apart:
                 with torch.autocast(team.device.type, torch.bfloat16, enabled=args.amp):
                     terms = loss(student, image, label)
                 if not torch.isfinite(terms["loss"]):
-                    raise TrainingError(f"the loss is {terms['loss'].item()} at epoch {epoch + 1}, batch {index + 1}; try a smaller --lr")
+                    raise TrainingError(
+                        f"the loss is {terms['loss'].item()} at epoch {epoch + 1}, batch {index + 1}; try a smaller --lr"
+                    )
                 (terms["loss"] / args.accum_num).backward()
             if steps_now:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -482,11 +698,21 @@ def run_epochs(
             names = tuple(terms)
             sums = sums + torch.stack([term.detach().cpu() for term in terms.values()])
             if index % 10 == 9:
-                bar.set_postfix({name: f"{value:.3f}" for name, value in zip(names, (sums / (index + 1)).tolist(), strict=True)})
+                bar.set_postfix(
+                    {
+                        name: f"{value:.3f}"
+                        for name, value in zip(names, (sums / (index + 1)).tolist(), strict=True)
+                    }
+                )
         left_out = team.total(damage.count_lately())
         if team.leads:
             means = (sums / (steps * args.accum_num)).tolist()
-            record: dict[str, Any] = {"epoch": epoch + 1, "of": len(sizes), "size": sizes[epoch], **dict(zip(names, means, strict=True))}
+            record: dict[str, Any] = {
+                "epoch": epoch + 1,
+                "of": len(sizes),
+                "size": sizes[epoch],
+                **dict(zip(names, means, strict=True)),
+            }
             if (epoch + 1) % args.eval_per == 0 or epoch + 1 == len(sizes):
                 record |= {f"held_out_{key}": value for key, value in judge(judged).items()}
             if left_out:
@@ -512,16 +738,25 @@ def _refuse_too_few(args: argparse.Namespace, team: Team, data: Data) -> None:
     images = min(images, SMOKE_IMAGES) if args.smoke else images
     together = args.batch_size * team.processes * args.accum_num
     if images < together:
-        raise TrainingError(f"{images} images do not fill one batch of {together}: give a smaller --batch_size, or more images")
+        raise TrainingError(
+            f"{images} images do not fill one batch of {together}: give a smaller --batch_size, or more images"
+        )
 
 
 def top1(
-    images: Dataset, logits: Callable[[Tensor], Tensor], batch_size: int, device: torch.device, amp: bool, damage: Damage | None = None
+    images: Dataset,
+    logits: Callable[[Tensor], Tensor],
+    batch_size: int,
+    device: torch.device,
+    amp: bool,
+    damage: Damage | None = None,
 ) -> float:
     """Share of images whose class is the largest of `logits(image)`. Raises DamagedImageError, DataError."""
     right = count = 0
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
-        for image, label in Batched(ReadableImages(images), damage or Damage(False), batch_size=batch_size):
+        for image, label in Batched(
+            ReadableImages(images), damage or Damage(False), batch_size=batch_size
+        ):
             found = logits(image.to(device, memory_format=torch.channels_last)).cpu()
             # To argmax a NaN is the largest: an answer with one is wrong, whatever it names.
             right += int(((found.argmax(1) == label) & found.isfinite().all(1)).sum())

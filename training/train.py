@@ -66,7 +66,9 @@ def parse_model_args(text: str) -> float:
     with suppress(argparse.ArgumentTypeError):
         if key == "bpp_lmb":
             return _LMB(value)
-    raise argparse.ArgumentTypeError(f"{text!r} is not bpp_lmb=NUMBER with a number from 0 to {MOST_LMB:,}")
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not bpp_lmb=NUMBER with a number from 0 to {MOST_LMB:,}"
+    )
 
 
 def _optimizer_name(text: str) -> str:
@@ -75,15 +77,51 @@ def _optimizer_name(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.train", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train", description=(__doc__ or "").split("\n\n")[0]
+    )
     add = parser.add_argument
-    add("--model", default="ours_n4", choices=list(MODELS), help=f"{', '.join(MODELS)} (default: ours_n4)", metavar="MODEL")
-    add("--model_args", type=parse_model_args, default=1.28, metavar="bpp_lmb=L", help="rate weight (default: 1.28)")
-    add("--backbone", type=Path, metavar="FILE", help="the teacher, a ResNet-50 (.pt or .safetensors; default: torchvision's, of ImageNet)")
-    add("--pretrain", type=Path, metavar="FILE", help="begin with a checkpoint's weights, of this model or one of another depth")
-    add("--frozen_tail", action="store_true", help="keep the teacher's tail as it is, which _enc models always do")
-    add("--frozen_bottleneck", action="store_true", help="keep --pretrain's bottleneck as it is, and train the tail on the labels")
-    add("--bottleneck_only", action="store_true", help="with a frozen tail: leave it out of the finished checkpoint, which then needs FILE")
+    add(
+        "--model",
+        default="ours_n4",
+        choices=list(MODELS),
+        help=f"{', '.join(MODELS)} (default: ours_n4)",
+        metavar="MODEL",
+    )
+    add(
+        "--model_args",
+        type=parse_model_args,
+        default=1.28,
+        metavar="bpp_lmb=L",
+        help="rate weight (default: 1.28)",
+    )
+    add(
+        "--backbone",
+        type=Path,
+        metavar="FILE",
+        help="the teacher, a ResNet-50 (.pt or .safetensors; default: torchvision's, of ImageNet)",
+    )
+    add(
+        "--pretrain",
+        type=Path,
+        metavar="FILE",
+        help="begin with a checkpoint's weights, of this model or one of another depth",
+    )
+    add(
+        "--frozen_tail",
+        action="store_true",
+        help="keep the teacher's tail as it is, which _enc models always do",
+    )
+    add(
+        "--frozen_bottleneck",
+        action="store_true",
+        help="keep --pretrain's bottleneck as it is, and train the tail on the labels",
+    )
+    add(
+        "--bottleneck_only",
+        action="store_true",
+        help="with a frozen tail: leave it out of the finished checkpoint, which then needs FILE",
+    )
     add(
         "--optimizer",
         type=_optimizer_name,
@@ -91,8 +129,14 @@ def _parser() -> argparse.ArgumentParser:
         default="sgd",
         help="default: sgd, with momentum 0.9; adamw here is without decay, and so the same as adam",
     )
-    add("--lr", type=number(float, 0, MOST_LR), help="default: 0.01; adamw: 1e-3 for the bottleneck, a tenth of it for the tail")
-    add_run_options(parser, epochs=20, batch_size=384, train_size="224", wdecay=1e-4, crop_area=0.08)
+    add(
+        "--lr",
+        type=number(float, 0, MOST_LR),
+        help="default: 0.01; adamw: 1e-3 for the bottleneck, a tenth of it for the tail",
+    )
+    add_run_options(
+        parser, epochs=20, batch_size=384, train_size="224", wdecay=1e-4, crop_area=0.08
+    )
     return parser
 
 
@@ -108,11 +152,20 @@ def _optimizer(model: FeatureCompressionModel, args: argparse.Namespace) -> torc
         lr = 0.01 if args.lr is None else args.lr
         weights = [p for p in tail if p.ndim > 1]
         others = [*entropy, *rest, *(p for p in tail if p.ndim <= 1)]
-        groups = [{"params": weights, "lr": lr, "weight_decay": args.wdecay}, {"params": others, "lr": lr, "weight_decay": 0.0}]
+        groups = [
+            {"params": weights, "lr": lr, "weight_decay": args.wdecay},
+            {"params": others, "lr": lr, "weight_decay": 0.0},
+        ]
         return torch.optim.SGD([group for group in groups if group["params"]], momentum=0.9)
     lr = 1e-3 if args.lr is None else args.lr
-    groups = [{"params": entropy, "lr": 5 * lr}, {"params": rest, "lr": lr}, {"params": tail, "lr": lr / 10}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0, fused=True)
+    groups = [
+        {"params": entropy, "lr": 5 * lr},
+        {"params": rest, "lr": lr},
+        {"params": tail, "lr": lr / 10},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], weight_decay=0.0, fused=True
+    )
 
 
 def measure(
@@ -155,35 +208,59 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     data, damage = read_data(args), Damage(args.skip_damaged)
     settle_precision(args, team)
     torch.manual_seed(args.fixseed)
-    model, loss, data = _tail_alone(args, data) if args.frozen_bottleneck else _under_a_teacher(args, team, data)
+    model, loss, data = (
+        _tail_alone(args, data) if args.frozen_bottleneck else _under_a_teacher(args, team, data)
+    )
     held_out = data.held_out(args)
 
     def judge(judged: nn.Module) -> dict[str, float]:
-        return measure(cast(FeatureCompressionModel, judged), held_out, 50, team.device, args.amp, damage) if args.held_out else {}
+        return (
+            measure(
+                cast(FeatureCompressionModel, judged), held_out, 50, team.device, args.amp, damage
+            )
+            if args.held_out
+            else {}
+        )
 
     model.to(team.device)
-    kept = cast(FeatureCompressionModel, run_epochs(args, team, run, data, damage, model, _optimizer(model, args), loss, judge))
+    kept = cast(
+        FeatureCompressionModel,
+        run_epochs(args, team, run, data, damage, model, _optimizer(model, args), loss, judge),
+    )
     if team.leads:
         if not kept.frozen_bottleneck:
             fit_quantiles(kept)
         recipe = shared_recipe(args, team.processes)
-        metadata = {"model": args.model, "lmb": f"{lmb:g}", "labels": json.dumps(data.labels), "recipe": recipe}
+        metadata = {
+            "model": args.model,
+            "lmb": f"{lmb:g}",
+            "labels": json.dumps(data.labels),
+            "recipe": recipe,
+        }
         save_model(out, kept, metadata, args.backbone.name if args.bottleneck_only else None)
     team.wait()
     return out
 
 
-def _under_a_teacher(args: argparse.Namespace, team: Team, data: Data) -> tuple[FeatureCompressionModel, Loss, Data]:
+def _under_a_teacher(
+    args: argparse.Namespace, team: Team, data: Data
+) -> tuple[FeatureCompressionModel, Loss, Data]:
     """The first stage: a model with the teacher's tail, the paper's loss, and the data by the teacher's classes."""
     teacher = load_teacher(args.backbone) if args.backbone else load_imagenet_teacher("--backbone")
     teacher.to(team.device).to(memory_format=torch.channels_last)
-    data = data.for_model(teacher.labels, teacher.backbone.fc.out_features, f"the teacher in {args.backbone or 'torchvision'}")
+    data = data.for_model(
+        teacher.labels,
+        teacher.backbone.fc.out_features,
+        f"the teacher in {args.backbone or 'torchvision'}",
+    )
     model = build_model(args.model, len(data.labels))
     start_from_teacher(model, teacher)
     if args.frozen_tail:
         model.freeze_tail()
     if args.bottleneck_only and not (model.frozen_tail and args.backbone):
-        raise TrainingError("--bottleneck_only is for a model with a frozen tail (an _enc model, or --frozen_tail) and a --backbone FILE")
+        raise TrainingError(
+            "--bottleneck_only is for a model with a frozen tail (an _enc model, or --frozen_tail) and a --backbone FILE"
+        )
     if args.pretrain:
         start_from_checkpoint(model, args.pretrain)
         _refuse_other_order(args, data)
@@ -191,7 +268,9 @@ def _under_a_teacher(args: argparse.Namespace, team: Team, data: Data) -> tuple[
     model.bottleneck_layer.entropy_bottleneck.quantiles.requires_grad_(False)
 
     def loss(student: nn.Module, image: Tensor, label: Tensor) -> dict[str, Tensor]:
-        return distillation_loss(student(image), teacher(image), label, image.numel() // 3, args.model_args)._asdict()
+        return distillation_loss(
+            student(image), teacher(image), label, image.numel() // 3, args.model_args
+        )._asdict()
 
     return model, loss, data
 
@@ -199,14 +278,20 @@ def _under_a_teacher(args: argparse.Namespace, team: Team, data: Data) -> tuple[
 def _refuse_other_order(args: argparse.Namespace, data: Data) -> None:
     """A checkpoint whose tail has the teacher's classes in another order would begin with every answer wrong."""
     theirs = stored_labels(read_state_dict(args.pretrain)[1], len(data.labels))
-    if theirs and match(data.labels, theirs, str(args.data), str(args.pretrain)).classes != list(range(len(theirs))):
-        raise TrainingError(f"{args.pretrain} has the classes of the teacher in another order: name the teacher that it was trained with")
+    if theirs and match(data.labels, theirs, str(args.data), str(args.pretrain)).classes != list(
+        range(len(theirs))
+    ):
+        raise TrainingError(
+            f"{args.pretrain} has the classes of the teacher in another order: name the teacher that it was trained with"
+        )
 
 
 def _tail_alone(args: argparse.Namespace, data: Data) -> tuple[FeatureCompressionModel, Loss, Data]:
     """The second stage: --pretrain's model with its bottleneck frozen, and cross-entropy."""
     if not args.pretrain:
-        raise TrainingError("--frozen_bottleneck trains the tail behind a checkpoint's bottleneck: name it with --pretrain FILE")
+        raise TrainingError(
+            "--frozen_bottleneck trains the tail behind a checkpoint's bottleneck: name it with --pretrain FILE"
+        )
     model, metadata = load_model(args.pretrain, args.model, args.backbone)
     own = metadata.get("lmb", f"{args.model_args:g}")
     if own != f"{args.model_args:g}":
@@ -215,7 +300,9 @@ def _tail_alone(args: argparse.Namespace, data: Data) -> tuple[FeatureCompressio
             f"say --model_args bpp_lmb={own}"
         )
     if args.frozen_tail or model.frozen_tail:
-        raise TrainingError(f"--frozen_bottleneck leaves nothing to train of {args.model} with a frozen tail")
+        raise TrainingError(
+            f"--frozen_bottleneck leaves nothing to train of {args.model} with a frozen tail"
+        )
     classes = model.fc.out_features
     data = data.for_model(stored_labels(metadata, classes), classes, str(args.pretrain))
     model.freeze_bottleneck()

@@ -26,13 +26,35 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 # Where training loops put the weights, the first that is there being taken; and their moving average.
-CONTAINERS = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "module", "student", "weights", "params")
-AVERAGES = ("model_ema", "ema", "ema_model", "state_dict_ema", "ema_state_dict", "model_ema_state_dict", "params_ema", "average")
+CONTAINERS = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "network",
+    "module",
+    "student",
+    "weights",
+    "params",
+)
+AVERAGES = (
+    "model_ema",
+    "ema",
+    "ema_model",
+    "state_dict_ema",
+    "ema_state_dict",
+    "model_ema_state_dict",
+    "params_ema",
+    "average",
+)
 
 _LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # torch.save's before 1.6: a pickled magic number
 _MOST_HEADER = 16 << 20  # of safetensors, which parses 100 MB; a ResNet-50's is 30 KB
 _MOST_UNPACKED = 10  # times the file's own size: weights hardly get smaller in a zip
-_WRAPPER = re.compile(r"(^|\.)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)\.")
+_WRAPPER = re.compile(
+    r"(^|\.)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)\."
+)
 # Modules of a ResNet-50 and of our models: no prefix, though all keys of a bottleneck begin alike.
 _OWN = {"bottleneck_layer", "conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"}
 _INSTEAD = "save model.state_dict() alone, with torch.save or as safetensors"
@@ -85,14 +107,22 @@ def load_plain(path: Path, device: str | torch.device = "cpu") -> Any:
     """What torch.save wrote: tensors, containers and plain values. Raises OSError, UnreadableCheckpointError."""
     kind = _kind(path)
     if kind == "safetensors":
-        raise UnreadableCheckpointError(f"{path} is a safetensors file, and one of torch.save is wanted here")
+        raise UnreadableCheckpointError(
+            f"{path} is a safetensors file, and one of torch.save is wanted here"
+        )
     if kind == "zip":
         _check_zip(path)
     try:
         # A Namespace of options is a plain value, too, and many loops save theirs.
         # The open file and not its name, whose suffix torch.load would go by.
-        with torch.serialization.safe_globals([argparse.Namespace]), open(path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols and sparse tensors, which are refused below
+        with (
+            torch.serialization.safe_globals([argparse.Namespace]),
+            open(path, "rb") as file,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter(
+                "ignore"
+            )  # of pickle protocols and sparse tensors, which are refused below
             return torch.load(file, map_location=device, weights_only=True)
     except OSError:
         raise
@@ -133,7 +163,9 @@ def _kind(path: Path) -> str:
                 f"{path} has a safetensors header of {length:,} bytes, {_MOST_HEADER:,} are allowed: copy it again"
             )
         return "safetensors"
-    raise UnreadableCheckpointError(f"{path} is neither a safetensors file nor one of torch.save: {_what_else(head)}")
+    raise UnreadableCheckpointError(
+        f"{path} is neither a safetensors file nor one of torch.save: {_what_else(head)}"
+    )
 
 
 def _what_else(head: bytes) -> str:
@@ -159,7 +191,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(str(path), "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
     except SafetensorError as error:
-        raise UnreadableCheckpointError(f"{path} is a damaged safetensors file ({str(error).splitlines()[0]}): copy it again") from error
+        raise UnreadableCheckpointError(
+            f"{path} is a damaged safetensors file ({str(error).splitlines()[0]}): copy it again"
+        ) from error
 
 
 def _check_zip(path: Path) -> None:
@@ -168,16 +202,24 @@ def _check_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise UnreadableCheckpointError(f"{path} is a damaged file of torch.save, or was cut off ({error}): copy it again") from error
+        raise UnreadableCheckpointError(
+            f"{path} is a damaged file of torch.save, or was cut off ({error}): copy it again"
+        ) from error
     names = [entry.filename for entry in entries]
     if any(name.endswith("/constants.pkl") for name in names):
-        raise UnreadableCheckpointError(f"{path} is a TorchScript program, and a checkpoint here is tensors: {_INSTEAD}")
+        raise UnreadableCheckpointError(
+            f"{path} is a TorchScript program, and a checkpoint here is tensors: {_INSTEAD}"
+        )
     if not any(name.endswith("/data.pkl") and name.count("/") == 1 for name in names):
         held = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        raise UnreadableCheckpointError(f"{path} is a zip archive of {held or 'nothing'}: unpack it and name the checkpoint in it")
+        raise UnreadableCheckpointError(
+            f"{path} is a zip archive of {held or 'nothing'}: unpack it and name the checkpoint in it"
+        )
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > max(64 << 20, _MOST_UNPACKED * path.stat().st_size):
-        raise UnreadableCheckpointError(f"{path} would unpack to {unpacked:,} bytes, over {_MOST_UNPACKED} times its size: copy it again")
+        raise UnreadableCheckpointError(
+            f"{path} would unpack to {unpacked:,} bytes, over {_MOST_UNPACKED} times its size: copy it again"
+        )
 
 
 def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
@@ -186,28 +228,46 @@ def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
     for _ in range(3):  # {"checkpoint": {"model": ...}} is as deep as it gets
         if not isinstance(content, Mapping):
             break
-        choices = [name for name in (*CONTAINERS, *AVERAGES, "checkpoint") if isinstance(content.get(name), Mapping)]
+        choices = [
+            name
+            for name in (*CONTAINERS, *AVERAGES, "checkpoint")
+            if isinstance(content.get(name), Mapping)
+        ]
         if not choices:
             break
         taken, content = choices[0], content[choices[0]]
         if len(choices) > 1 or taken in AVERAGES:
-            others = f", not those under {', '.join(map(repr, choices[1:]))}" if len(choices) > 1 else ""
+            others = (
+                f", not those under {', '.join(map(repr, choices[1:]))}" if len(choices) > 1 else ""
+            )
             print(f"{path}: taken are the weights under {taken!r}{others}", file=sys.stderr)
     state = dict(content) if isinstance(content, Mapping) else {}
-    if not isinstance(content, Mapping) or (state and not any(isinstance(value, Tensor) for value in state.values())):
-        held = ", ".join(repr(key)[:40] for key in list(content)[:8]) if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        raise UnreadableCheckpointError(f"{path} holds no state_dict, alone or under 'model' or 'state_dict', but {held}: {_INSTEAD}")
+    if not isinstance(content, Mapping) or (
+        state and not any(isinstance(value, Tensor) for value in state.values())
+    ):
+        held = (
+            ", ".join(repr(key)[:40] for key in list(content)[:8])
+            if isinstance(content, Mapping)
+            else f"a {type(content).__name__}"
+        )
+        raise UnreadableCheckpointError(
+            f"{path} holds no state_dict, alone or under 'model' or 'state_dict', but {held}: {_INSTEAD}"
+        )
     for key, value in state.items():
         if not isinstance(value, Tensor) or not isinstance(key, str):
             where = f" under {taken!r}" if taken else ""
-            raise UnreadableCheckpointError(f"{path}{where}: {key!r} is a {type(value).__name__} among tensors: {_INSTEAD}")
+            raise UnreadableCheckpointError(
+                f"{path}{where}: {key!r} is a {type(value).__name__} among tensors: {_INSTEAD}"
+            )
     return state
 
 
 def _check_tensor(key: str, value: Tensor, path: Path) -> None:
     """Refuse what has no plain values, before anything is allocated for it. Raises CheckpointTensorError."""
     if value.is_meta:
-        raise CheckpointTensorError(f"{path}: {key} is on the device 'meta' and has no values: load the weights before you save them")
+        raise CheckpointTensorError(
+            f"{path}: {key} is on the device 'meta' and has no values: load the weights before you save them"
+        )
     if value.is_quantized or value.layout != torch.strided or value.is_nested:
         how = "quantized" if value.is_quantized else f"of layout {value.layout}"
         raise CheckpointTensorError(
@@ -227,10 +287,16 @@ def _without_prefix(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     if any(key.startswith("module.") for key in state):
         state = {key: value for key, value in state.items() if key != "n_averaged"}
     renamed = {_unwrapped(key): value for key, value in state.items()}
-    while len(firsts := {key.partition(".")[0] for key in renamed}) == 1 and not firsts & _OWN and all("." in key for key in renamed):
+    while (
+        len(firsts := {key.partition(".")[0] for key in renamed}) == 1
+        and not firsts & _OWN
+        and all("." in key for key in renamed)
+    ):
         renamed = {key.partition(".")[2]: value for key, value in renamed.items()}
     if len(renamed) != len(state):
-        raise UnreadableCheckpointError(f"{path} holds a model twice, with and without a wrapper's prefix: {_INSTEAD}")
+        raise UnreadableCheckpointError(
+            f"{path} holds a model twice, with and without a wrapper's prefix: {_INSTEAD}"
+        )
     return renamed
 
 

@@ -15,7 +15,9 @@ from PIL import Image, ImageDraw, ImageFilter
 WIDTH, HEIGHT, SCALE = 640, 480, 2  # drawn at SCALE times the size, then reduced
 HORIZON = 0.30  # of the height, from the top
 BALL = (0.52, 0.60, 0.235)  # centre x, centre y, radius; of width, height, height
-SUN = np.array([-0.5, -0.75, 0.45]) / np.linalg.norm([-0.5, -0.75, 0.45])  # towards the sun; y down, z to the viewer
+SUN = np.array([-0.5, -0.75, 0.45]) / np.linalg.norm(
+    [-0.5, -0.75, 0.45]
+)  # towards the sun; y down, z to the viewer
 
 
 def background(rng: np.random.Generator) -> Image.Image:
@@ -24,17 +26,24 @@ def background(rng: np.random.Generator) -> Image.Image:
     rows = np.linspace(0, 1, height)[:, None, None]
     sky = np.array([200, 215, 228]) - rows * np.array([30, 10, -5])
     lawn = np.array([110, 150, 70]) - (rows - HORIZON) * np.array([70, 60, 50])
-    image = Image.fromarray(np.broadcast_to(np.where(rows < HORIZON, sky, lawn), (height, width, 3)).astype(np.uint8))
+    image = Image.fromarray(
+        np.broadcast_to(np.where(rows < HORIZON, sky, lawn), (height, width, 3)).astype(np.uint8)
+    )
     draw = ImageDraw.Draw(image)
     for _ in range(220):
         x, y = rng.uniform(0, width), rng.uniform(0.08, HORIZON) * height
         radius = rng.uniform(0.03, 0.09) * height
         green = rng.uniform(50, 100)
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(int(green * 0.55), int(green), int(green * 0.45)))
+        draw.ellipse(
+            (x - radius, y - radius, x + radius, y + radius),
+            fill=(int(green * 0.55), int(green), int(green * 0.45)),
+        )
     return image.filter(ImageFilter.GaussianBlur(14 * SCALE))
 
 
-def blades(image: Image.Image, rng: np.random.Generator, nearest: float, farthest: float, count: int) -> None:
+def blades(
+    image: Image.Image, rng: np.random.Generator, nearest: float, farthest: float, count: int
+) -> None:
     """Grass whose roots lie between two heights of the picture (0 top, 1 bottom), the far ones first."""
     draw = ImageDraw.Draw(image)
     width, height = image.size
@@ -46,12 +55,16 @@ def blades(image: Image.Image, rng: np.random.Generator, nearest: float, farthes
         lean = rng.normal(0, 0.35) * length
         shade = rng.normal(1.0, 0.16)
         # The ball's shadow falls away from the sun, flattened by the slanting view.
-        away = ((x - ball_x - 0.55 * radius) / (1.25 * radius)) ** 2 + ((y - ball_y - 0.92 * radius) / (0.42 * radius)) ** 2
+        away = ((x - ball_x - 0.55 * radius) / (1.25 * radius)) ** 2 + (
+            (y - ball_y - 0.92 * radius) / (0.42 * radius)
+        ) ** 2
         shade *= 1 - 0.6 * np.exp(-(away**2))
         colour = np.array([104, 146, 52]) * shade + rng.normal(0, 7, 3)
         half = max(0.7, 2.6 * SCALE * near)
         root = [(x - half, y), (x + half, y)]
-        draw.polygon([*root, (x + lean, y - length)], fill=tuple(np.clip(colour, 0, 255).astype(int)))
+        draw.polygon(
+            [*root, (x + lean, y - length)], fill=tuple(np.clip(colour, 0, 255).astype(int))
+        )
 
 
 def ball() -> Image.Image:
@@ -63,7 +76,9 @@ def ball() -> Image.Image:
     normal = np.stack([x, y, np.sqrt(np.clip(1 - x**2 - y**2, 0, None))], -1)
     index = np.arange(380) + 0.5  # dimples, evenly spread over the whole sphere
     polar, turn = np.arccos(1 - 2 * index / 380), np.pi * (1 + 5**0.5) * index
-    dimples = np.stack([np.cos(turn) * np.sin(polar), np.sin(turn) * np.sin(polar), np.cos(polar)], -1)
+    dimples = np.stack(
+        [np.cos(turn) * np.sin(polar), np.sin(turn) * np.sin(polar), np.cos(polar)], -1
+    )
     tilt = np.array([[0.8, 0, 0.6], [0.36, 0.8, -0.48], [-0.48, 0.6, 0.64]])
     dimples = dimples @ tilt.T
     nearness = normal @ dimples.T
@@ -71,7 +86,11 @@ def ball() -> Image.Image:
     angle = np.arccos(np.clip(np.take_along_axis(nearness, nearest[..., None], -1)[..., 0], -1, 1))
     width = 0.088
     # A dimple is a bowl: its wall leans towards the middle, most of all near the rim.
-    slope = np.where(angle < width, 0.62 * np.sin(np.pi * np.clip(angle / width, 0, 1)) ** 2 * (angle / width) ** 0.5, 0)
+    slope = np.where(
+        angle < width,
+        0.62 * np.sin(np.pi * np.clip(angle / width, 0, 1)) ** 2 * (angle / width) ** 0.5,
+        0,
+    )
     towards = dimples[nearest] - normal * np.cos(angle)[..., None]
     towards /= np.linalg.norm(towards, axis=-1, keepdims=True) + 1e-9
     bumped = normal + slope[..., None] * towards
@@ -97,10 +116,16 @@ def render() -> Image.Image:
     rng = np.random.default_rng(7)
     image = background(rng)
     blades(image, rng, nearest=0.84, farthest=HORIZON + 0.03, count=45_000)
-    image = Image.composite(image.filter(ImageFilter.GaussianBlur(5 * SCALE)), image, _far_mask(image.size))
+    image = Image.composite(
+        image.filter(ImageFilter.GaussianBlur(5 * SCALE)), image, _far_mask(image.size)
+    )
     sphere = ball()
     width, height = image.size
-    image.paste(sphere, (int(BALL[0] * width - sphere.width / 2), int(BALL[1] * height - sphere.height / 2)), sphere)
+    image.paste(
+        sphere,
+        (int(BALL[0] * width - sphere.width / 2), int(BALL[1] * height - sphere.height / 2)),
+        sphere,
+    )
     blades(image, rng, nearest=1.12, farthest=0.83, count=15_000)
     return image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
 

@@ -43,18 +43,36 @@ try:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 except ImportError as error:
-    raise MissingExtraError(f"Parquet files need pyarrow ({error}): pip install 'edgecloud-features[parquet]'") from error
+    raise MissingExtraError(
+        f"Parquet files need pyarrow ({error}): pip install 'edgecloud-features[parquet]'"
+    ) from error
 
 if TYPE_CHECKING:
     from ..cloud import CloudDecoder, Prediction
     from ..codec.bundle import Bundle
 
-PACK = pa.schema([("key", pa.string()), ("feature_file", pa.binary()), ("width", pa.int32()), ("height", pa.int32())])
+PACK = pa.schema(
+    [
+        ("key", pa.string()),
+        ("feature_file", pa.binary()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
 PREDICTIONS = pa.schema(
-    [("key", pa.string()), ("label", pa.string()), ("class_index", pa.int32()), ("probability", pa.float32()), ("error", pa.string())]
+    [
+        ("key", pa.string()),
+        ("label", pa.string()),
+        ("class_index", pa.int32()),
+        ("probability", pa.float32()),
+        ("error", pa.string()),
+    ]
 )
 DECODED = ["key", "feature_file"]  # the columns of a pack that classification reads
-FINGERPRINT, MODEL = b"edgecloud.fingerprint", b"edgecloud.model"  # in a pack's schema metadata, both as text
+FINGERPRINT, MODEL = (
+    b"edgecloud.fingerprint",
+    b"edgecloud.model",
+)  # in a pack's schema metadata, both as text
 MANIFEST_DIGEST = b"edgecloud.manifest_sha256"  # in that of predictions: of the bundle's manifest, which names the digests of all else
 
 BATCH_ROWS = 64  # classified at a time, which bounds the symbols in memory
@@ -71,7 +89,10 @@ def pack_writer(path: str | os.PathLike[str], bundle: "Bundle") -> Iterator[Call
 
     At most one row group is held in memory. Raises OSError.
     """
-    with _row_writer(path, PACK.with_metadata({FINGERPRINT: bundle.fingerprint.hex(), MODEL: bundle.manifest.model})) as write:
+    with _row_writer(
+        path,
+        PACK.with_metadata({FINGERPRINT: bundle.fingerprint.hex(), MODEL: bundle.manifest.model}),
+    ) as write:
         yield write
 
 
@@ -101,7 +122,12 @@ def _row_writer(path: str | os.PathLike[str], schema: pa.Schema) -> Iterator[Cal
     with (
         atomic_file(path) as file,
         pq.ParquetWriter(
-            file, schema, compression=compression, use_dictionary=repeated, write_statistics=["key"], write_page_checksum=True
+            file,
+            schema,
+            compression=compression,
+            use_dictionary=repeated,
+            write_statistics=["key"],
+            write_page_checksum=True,
         ) as writer,
     ):
         yield write
@@ -117,19 +143,31 @@ def check_schema(schema: pa.Schema, bundle: "Bundle | None" = None) -> None:
     for wanted in PACK:
         found = [field.type for field in schema if field.name == wanted.name]
         # Some programs write all strings and bytes with 64-bit offsets.
-        large = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(wanted.type, wanted.type)
+        large = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(
+            wanted.type, wanted.type
+        )
         if len(found) != 1 or found[0] not in (wanted.type, large):
-            there = f"{len(found)} columns {wanted.name}" if len(found) != 1 else f"{wanted.name} as {found[0]}"
+            there = (
+                f"{len(found)} columns {wanted.name}"
+                if len(found) != 1
+                else f"{wanted.name} as {found[0]}"
+            )
             columns = ", ".join(f"{field.name} {field.type}" for field in PACK)
-            raise ParquetSchemaError(f"the Parquet file has {there}, a pack of feature files has {columns}: edge-encode --pack writes one")
+            raise ParquetSchemaError(
+                f"the Parquet file has {there}, a pack of feature files has {columns}: edge-encode --pack writes one"
+            )
     own = bundle and bundle.fingerprint.hex()
     of = (schema.metadata or {}).get(FINGERPRINT, b"").decode("ascii", "replace")
     if own and of and of != own:
-        raise WrongBundleError(f"the pack is of bundle {of[:8]}, this is {own[:8]}: decode it with the bundle that encoded it")
+        raise WrongBundleError(
+            f"the pack is of bundle {of[:8]}, this is {own[:8]}: decode it with the bundle that encoded it"
+        )
 
 
 @contextmanager
-def open_pack(path: str | os.PathLike[str], bundle: "Bundle | None" = None) -> Iterator[pq.ParquetFile]:
+def open_pack(
+    path: str | os.PathLike[str], bundle: "Bundle | None" = None
+) -> Iterator[pq.ParquetFile]:
     """A pack, its columns and the sizes of its row groups checked; nothing but its metadata is read yet.
 
     Raises the ParquetErrors, WrongBundleError, OSError.
@@ -140,15 +178,24 @@ def open_pack(path: str | os.PathLike[str], bundle: "Bundle | None" = None) -> I
     if path.is_dir():
         raise ParquetNotFoundError(f"{path} is a folder: name the Parquet files in it")
     if not path.is_file():
-        raise ParquetNotFoundError(f"{path} is a pipe or a device, and a Parquet file is read from its end: save it in a file first")
+        raise ParquetNotFoundError(
+            f"{path} is a pipe or a device, and a Parquet file is read from its end: save it in a file first"
+        )
     # As bytes, for pyarrow takes no text that is not UTF-8.
     with pa.OSFile(os.fsencode(path)) as source:
         with _damage(path):
-            limits = {"thrift_string_size_limit": _MAX_METADATA_BYTES, "thrift_container_size_limit": _MAX_METADATA_BYTES}
+            limits = {
+                "thrift_string_size_limit": _MAX_METADATA_BYTES,
+                "thrift_container_size_limit": _MAX_METADATA_BYTES,
+            }
             metadata = pq.ParquetFile(source, **limits).metadata
             schema = metadata.schema.to_arrow_schema()
         check_schema(schema, bundle)
-        columns = [index for index in range(metadata.num_columns) if metadata.schema.column(index).path in DECODED]
+        columns = [
+            index
+            for index in range(metadata.num_columns)
+            if metadata.schema.column(index).path in DECODED
+        ]
         for index in range(metadata.num_row_groups):
             with _damage(path):
                 group = metadata.row_group(index)
@@ -160,7 +207,13 @@ def open_pack(path: str | os.PathLike[str], bundle: "Bundle | None" = None) -> I
                 )
         with _damage(path):
             # As dictionaries, a value that is there once is held once, however many rows name it.
-            file = pq.ParquetFile(source, metadata=metadata, read_dictionary=DECODED, page_checksum_verification=True, **limits)
+            file = pq.ParquetFile(
+                source,
+                metadata=metadata,
+                read_dictionary=DECODED,
+                page_checksum_verification=True,
+                **limits,
+            )
         yield file
 
 
@@ -170,7 +223,9 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise DamagedParquetError(f"{path} is not a Parquet file, or damaged ({reason}): copy it again") from error
+        raise DamagedParquetError(
+            f"{path} is not a Parquet file, or damaged ({reason}): copy it again"
+        ) from error
 
 
 def count_rows(path: str | os.PathLike[str]) -> int:
@@ -179,13 +234,17 @@ def count_rows(path: str | os.PathLike[str]) -> int:
         return int(file.metadata.num_rows)
 
 
-def batches(path: str | os.PathLike[str], bundle: "Bundle | None" = None, row_group: int | None = None) -> Iterator[pa.RecordBatch]:
+def batches(
+    path: str | os.PathLike[str], bundle: "Bundle | None" = None, row_group: int | None = None
+) -> Iterator[pa.RecordBatch]:
     """A pack's keys and feature files as dictionaries, at most BATCH_ROWS at a time, in order; of all rows, or of one row group.
 
     Raises as open_pack does.
     """
     with open_pack(path, bundle) as file:
-        found = file.iter_batches(_READ_ROWS, columns=DECODED, row_groups=None if row_group is None else [row_group])
+        found = file.iter_batches(
+            _READ_ROWS, columns=DECODED, row_groups=None if row_group is None else [row_group]
+        )
         while True:
             with _damage(Path(path)):
                 batch = next(found, None)
@@ -194,8 +253,12 @@ def batches(path: str | os.PathLike[str], bundle: "Bundle | None" = None, row_gr
             if batch is None:
                 return
             if _longest(batch.column("key")) > MAX_KEY_BYTES:
-                raise ParquetTooLargeError(f"{path} has a key of over {MAX_KEY_BYTES} bytes, which is not read: give images shorter names")
-            yield from (batch.slice(start, BATCH_ROWS) for start in range(0, batch.num_rows, BATCH_ROWS))
+                raise ParquetTooLargeError(
+                    f"{path} has a key of over {MAX_KEY_BYTES} bytes, which is not read: give images shorter names"
+                )
+            yield from (
+                batch.slice(start, BATCH_ROWS) for start in range(0, batch.num_rows, BATCH_ROWS)
+            )
 
 
 def _longest(values: pa.DictionaryArray) -> int:
@@ -240,12 +303,17 @@ def _feature_file(scalar: pa.Scalar) -> memoryview:
         raise EmptyFeatureFileError("the row has no feature file (null): encode its image again")
     data = memoryview(value.as_buffer())
     if len(data) > MAX_FEATURE_FILE_BYTES:
-        raise FeatureFileTooLargeError(f"a feature file of {len(data)} bytes, {MAX_FEATURE_FILE_BYTES} are decoded: send it again")
+        raise FeatureFileTooLargeError(
+            f"a feature file of {len(data)} bytes, {MAX_FEATURE_FILE_BYTES} are decoded: send it again"
+        )
     return data
 
 
 def classify_pack(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], decoder: "CloudDecoder", progress: Callable[[int], object] | None = None
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    decoder: "CloudDecoder",
+    progress: Callable[[int], object] | None = None,
 ) -> tuple[int, int]:
     """A pack's predictions as a Parquet file, and how many rows were decoded and how many refused.
 
@@ -272,9 +340,13 @@ def count_refused(predictions: pa.Table) -> int:
 
 
 @contextmanager
-def prediction_writer(path: str | os.PathLike[str], bundle: "Bundle") -> Iterator[Callable[[pa.Table], None]]:
+def prediction_writer(
+    path: str | os.PathLike[str], bundle: "Bundle"
+) -> Iterator[Callable[[pa.Table], None]]:
     """Gives a function write(predictions); the file appears when the block ends without an error. Raises OSError."""
-    with _row_writer(path, PREDICTIONS.with_metadata({MANIFEST_DIGEST: bundle_digest(bundle)})) as write:
+    with _row_writer(
+        path, PREDICTIONS.with_metadata({MANIFEST_DIGEST: bundle_digest(bundle)})
+    ) as write:
 
         def write_all(predictions: pa.Table) -> None:
             for row in zip(*(column.to_pylist() for column in predictions.columns), strict=True):
@@ -294,7 +366,9 @@ def is_classified(path: str | os.PathLike[str], bundle: "Bundle", rows: int) -> 
     except (pa.ArrowException, OSError):
         return False
     found = (schema.metadata or {}).get(MANIFEST_DIGEST)
-    return bool(metadata.num_rows == rows and found == bundle_digest(bundle) and schema.equals(PREDICTIONS))
+    return bool(
+        metadata.num_rows == rows and found == bundle_digest(bundle) and schema.equals(PREDICTIONS)
+    )
 
 
 def bundle_digest(bundle: "Bundle") -> bytes:

@@ -15,10 +15,25 @@ from typing import IO, TYPE_CHECKING, Any
 
 from .. import __version__
 from ..codec.feature_file import MAX_FEATURE_FILE_BYTES
-from ..errors import ClosedStreamError, EdgeCloudError, FeatureFileError, FeatureFileNotFoundError, FeatureFileTooLargeError
+from ..errors import (
+    ClosedStreamError,
+    EdgeCloudError,
+    FeatureFileError,
+    FeatureFileNotFoundError,
+    FeatureFileTooLargeError,
+)
 from ..files import check_folder, check_output, own_descriptor, refuse_same_files, write_atomically
 from ..options import add_engine_options, number, thread_count
-from .command import EXIT_DONE, EXIT_FAILURE, command, explain, lost, say, standard_input, standard_output
+from .command import (
+    EXIT_DONE,
+    EXIT_FAILURE,
+    command,
+    explain,
+    lost,
+    say,
+    standard_input,
+    standard_output,
+)
 from .workers import without_blas_threads
 
 if TYPE_CHECKING:
@@ -37,20 +52,55 @@ def _parser() -> argparse.ArgumentParser:
         description="Decode feature files and classify them.",
         epilog="Exit status: 0 done, 1 failure, 2 wrong usage, 4 a feature file was refused (the others are decoded).",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="feature file, or - for standard input; or one Parquet file, with -o")
-    parser.add_argument("-o", "--output", metavar="FILE.parquet", help="write the Parquet file's predictions here: an error, or a class")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="feature file, or - for standard input; or one Parquet file, with -o",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE.parquet",
+        help="write the Parquet file's predictions here: an error, or a class",
+    )
     parser.add_argument(
         "--ray",
         action="store_true",
         help="decode many Parquet files on a Ray cluster, into the folder -o; what is there already is skipped",
     )
-    parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
-    parser.add_argument("--top-k", type=number(int, 1, _MOST_CLASSES), default=5, metavar="N", help="classes to print (default: 5)")
-    parser.add_argument("--threads", type=thread_count, metavar="N", help="threads of the cloud graph (default: one a core)")
+    parser.add_argument(
+        "--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4"
+    )
+    parser.add_argument(
+        "--top-k",
+        type=number(int, 1, _MOST_CLASSES),
+        default=5,
+        metavar="N",
+        help="classes to print (default: 5)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=thread_count,
+        metavar="N",
+        help="threads of the cloud graph (default: one a core)",
+    )
     add_engine_options(parser, "then decode")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line: classes, bytes, bpp, milliseconds by stage")
-    parser.add_argument("--logits", metavar="FILE.npy", help="write the logits too, float32 [files, classes]; - for standard output")
-    parser.add_argument("--info", action="store_true", help="print what the headers say, and decode nothing; needs no bundle")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object a line: classes, bytes, bpp, milliseconds by stage",
+    )
+    parser.add_argument(
+        "--logits",
+        metavar="FILE.npy",
+        help="write the logits too, float32 [files, classes]; - for standard output",
+    )
+    parser.add_argument(
+        "--info",
+        action="store_true",
+        help="print what the headers say, and decode nothing; needs no bundle",
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
@@ -66,9 +116,13 @@ def _read(name: str) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise FeatureFileNotFoundError(f"no such file: {name}") from None
     except IsADirectoryError:
-        raise FeatureFileNotFoundError(f"{name} is a folder: name the feature files in it") from None
+        raise FeatureFileNotFoundError(
+            f"{name} is a folder: name the feature files in it"
+        ) from None
     if len(data) > MAX_FEATURE_FILE_BYTES:
-        raise FeatureFileTooLargeError(f"more than {MAX_FEATURE_FILE_BYTES} bytes, no feature file is so large: name a feature file")
+        raise FeatureFileTooLargeError(
+            f"more than {MAX_FEATURE_FILE_BYTES} bytes, no feature file is so large: name a feature file"
+        )
     return data
 
 
@@ -129,7 +183,9 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 def _need_standard_output(remedy: str) -> None:
     """Where all that comes out goes there. Raises ClosedStreamError."""
     if sys.stdout is None:
-        raise ClosedStreamError(f"standard output is closed, and nothing else is to be written: {remedy}")
+        raise ClosedStreamError(
+            f"standard output is closed, and nothing else is to be written: {remedy}"
+        )
 
 
 def _classify(decoder: "CloudDecoder", args: argparse.Namespace) -> int:
@@ -154,7 +210,9 @@ def _classify(decoder: "CloudDecoder", args: argparse.Namespace) -> int:
     return status
 
 
-def _classify_pack(decoder: "CloudDecoder", source: str, target: str, as_json: bool, report: IO[str] | None) -> int:
+def _classify_pack(
+    decoder: "CloudDecoder", source: str, target: str, as_json: bool, report: IO[str] | None
+) -> int:
     from ..bulk.parquet import classify_pack, count_rows
     from .progress import Progress
 
@@ -166,7 +224,13 @@ def _classify_pack(decoder: "CloudDecoder", source: str, target: str, as_json: b
         say(f"cloud-decode: {error}", sys.stderr)
         return EXIT_REFUSED
     seconds = time.perf_counter() - start
-    result = {"file": source, "output": target, "decoded": decoded, "refused": refused, "seconds": round(seconds, 3)}
+    result = {
+        "file": source,
+        "output": target,
+        "decoded": decoded,
+        "refused": refused,
+        "seconds": round(seconds, 3),
+    }
     line = f"{source} -> {target}: {decoded} decoded, {refused} refused; {decoded / seconds:.1f} rows/s"
     say(json.dumps(result, allow_nan=False) if as_json else line, report)
     return EXIT_REFUSED if refused else EXIT_DONE
@@ -185,7 +249,9 @@ def _on_ray(args: argparse.Namespace) -> int:
     packs, results = plan_packs(targets, bundle)
     status = EXIT_DONE
     with Progress(sum(pack.rows for pack in packs), "row") as progress:
-        classified = classify_packs(packs, bundle, args.threads, args.provider, args.precision, progress.advance)
+        classified = classify_packs(
+            packs, bundle, args.threads, args.provider, args.precision, progress.advance
+        )
         for result in itertools.chain(results, classified):
             if result.failure is not None:
                 progress.say(f"cloud-decode: {result.failure}", sys.stderr)
@@ -195,7 +261,11 @@ def _on_ray(args: argparse.Namespace) -> int:
             if args.json:
                 progress.say(json.dumps(result._asdict(), default=str, allow_nan=False), sys.stdout)
             elif result.failure is None:
-                what = "there already" if result.skipped else f"{result.decoded} decoded, {result.refused} refused"
+                what = (
+                    "there already"
+                    if result.skipped
+                    else f"{result.decoded} decoded, {result.refused} refused"
+                )
                 progress.say(f"{result.source} -> {result.target}: {what}", sys.stdout)
     return status
 
@@ -207,7 +277,9 @@ def _tune(args: argparse.Namespace, report: IO[str] | None) -> None:
 
     bundle = Bundle.load(args.bundle or default_bundle())
     inputs = readable_inputs(args.files, lambda name: bundle.decode(_read(name))[None])
-    result = tune(bundle, "cloud", inputs, Classification.OUTPUT, Classification.deviation, args.threads)
+    result = tune(
+        bundle, "cloud", inputs, Classification.OUTPUT, Classification.deviation, args.threads
+    )
     say(json.dumps(result, allow_nan=False) if args.json else table(result), report)
 
 
@@ -238,7 +310,9 @@ def _each(names: list[str], work: Callable[[str, bytes], None], for_stdout: bool
     return status
 
 
-def _decode(decoder: "CloudDecoder", name: str, data: bytes, top_k: int) -> tuple[dict[str, Any], "NDArray[np.float32]"]:
+def _decode(
+    decoder: "CloudDecoder", name: str, data: bytes, top_k: int
+) -> tuple[dict[str, Any], "NDArray[np.float32]"]:
     from ..codec import feature_file
 
     start = time.perf_counter()
@@ -262,8 +336,12 @@ def _decode(decoder: "CloudDecoder", name: str, data: bytes, top_k: int) -> tupl
 
 
 def _lines(result: dict[str, Any]) -> str:
-    lines = [f"{result['file']}: {result['bytes']} bytes, {result['bpp']:.3f} bpp, {result['milliseconds']['total']:.1f} ms"]
-    lines += [f"  {100 * entry['probability']:5.1f} %  {entry['label']}" for entry in result["classes"]]
+    lines = [
+        f"{result['file']}: {result['bytes']} bytes, {result['bpp']:.3f} bpp, {result['milliseconds']['total']:.1f} ms"
+    ]
+    lines += [
+        f"  {100 * entry['probability']:5.1f} %  {entry['label']}" for entry in result["classes"]
+    ]
     return "\n".join(lines)
 
 

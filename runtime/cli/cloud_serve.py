@@ -46,9 +46,18 @@ def _parser() -> argparse.ArgumentParser:
         epilog="SIGHUP reads bundles and tokens again; SIGTERM answers what was admitted and stops. "
         "Exit status: 0 stopped when it was told to, 1 failure, 2 wrong usage.",
     )
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument(
-        "--port", type=number(int, 0, 65535), default=8000, metavar="N", help="port, 0 for any that is free (default: 8000)"
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on (default: 127.0.0.1)",
+    )
+    parser.add_argument(
+        "--port",
+        type=number(int, 0, 65535),
+        default=8000,
+        metavar="N",
+        help="port, 0 for any that is free (default: 8000)",
     )
     add_service_options(parser)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -111,7 +120,10 @@ def _main(argv: list[str] | None, signals: Signals) -> int:
 
         app = create_app(settings_of(args), load=False)
     except ImportError as error:
-        say(f"cloud-serve: {error}: install what it needs with `pip install 'edgecloud-features[cloud]'`", sys.stderr)
+        say(
+            f"cloud-serve: {error}: install what it needs with `pip install 'edgecloud-features[cloud]'`",
+            sys.stderr,
+        )
         return EXIT_FAILURE
     except OSError as error:
         say(f"cloud-serve: {error}", sys.stderr)
@@ -131,19 +143,27 @@ def _listen(host: str, port: int) -> "socket.socket":
 
     listener = None
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(_BACKLOG)  # several processes can bind the same port, but only one can listen on it
+        listener.listen(
+            _BACKLOG
+        )  # several processes can bind the same port, but only one can listen on it
     except OSError as error:
         if listener:
             listener.close()
-        raise OSError(f"cannot listen on {host} port {port}, {error.strerror}: choose another --host or --port") from None
+        raise OSError(
+            f"cannot listen on {host} port {port}, {error.strerror}: choose another --host or --port"
+        ) from None
     return listener
 
 
-def _run(app: "Starlette", listener: "socket.socket", args: argparse.Namespace, signals: Signals) -> int:
+def _run(
+    app: "Starlette", listener: "socket.socket", args: argparse.Namespace, signals: Signals
+) -> int:
     import asyncio
 
     from ..service.http import allowed_connections, make_server
@@ -184,7 +204,9 @@ def _run(app: "Starlette", listener: "socket.socket", args: argparse.Namespace, 
             await started.wait()
             try:
                 await service.open()
-                server.crowd.most = allowed_connections(server.crowd.count)  # bundles hold files open on some providers
+                server.crowd.most = allowed_connections(
+                    server.crowd.count
+                )  # bundles hold files open on some providers
                 _say_listening(listener, args)
             except (EdgeCloudError, OSError) as error:
                 say(f"cloud-serve: {error}", sys.stderr)
@@ -201,7 +223,9 @@ def _run(app: "Starlette", listener: "socket.socket", args: argparse.Namespace, 
     try:
         status = asyncio.run(serve())
     finally:
-        if not log.close() or service.loading:  # the interpreter would wait for the log's reader, or for a bundle
+        if (
+            not log.close() or service.loading
+        ):  # the interpreter would wait for the log's reader, or for a bundle
             os._exit(status)
     return status
 
@@ -213,7 +237,12 @@ def _say_listening(listener: "socket.socket", args: argparse.Namespace) -> None:
             sys.stderr,
         )
     host, port = listener.getsockname()[:2]
-    say(f"listening on http://[{host}]:{port}" if ":" in host else f"listening on http://{host}:{port}", sys.stdout)
+    say(
+        f"listening on http://[{host}]:{port}"
+        if ":" in host
+        else f"listening on http://{host}:{port}",
+        sys.stdout,
+    )
 
 
 if __name__ == "__main__":

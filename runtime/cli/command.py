@@ -36,8 +36,12 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "give it a shorter name",
     errno.ELOOP: "mend the symbolic links",
 }
-_ONE_SIGNAL_SECONDS = 0.5  # `timeout`, systemd and terminals send several signals at once, which count as one
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+_ONE_SIGNAL_SECONDS = (
+    0.5  # `timeout`, systemd and terminals send several signals at once, which count as one
+)
+_CONTROL = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
+}
 _lost: dict[str, OSError] = {}  # why a stream takes no more, by its name
 
 
@@ -89,7 +93,9 @@ def _run(name: str, main: Callable[..., int], argv: list[str] | None, signals: "
         say(f"{name}: stopped by {signalled}", sys.stderr)
         return 128 + signalled.number
     except Exception as error:
-        if signals.received is not None:  # a library made another error of it, as C modules do that are being imported
+        if (
+            signals.received is not None
+        ):  # a library made another error of it, as C modules do that are being imported
             say(f"{name}: stopped by {signal.Signals(signals.received).name}", sys.stderr)
             return 128 + signals.received
         if not isinstance(error, EdgeCloudError | OSError | MemoryError):
@@ -104,7 +110,11 @@ def explain(error: Exception) -> str:
         return "there is not enough memory: end other programs, or give it less to do at a time"
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
-    names = " and ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
+    names = " and ".join(
+        os.fsdecode(name)
+        for name in (error.filename, error.filename2)
+        if isinstance(name, str | bytes)
+    )
     what = error.strerror or os.strerror(error.errno)
     return ": ".join(part for part in (names, what, _REMEDIES.get(error.errno, "")) if part)
 
@@ -160,7 +170,10 @@ class _Signals:
             return
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             found = getattr(signal, name, None)
-            if found is not None and signal.getsignal(found) in (signal.SIG_DFL, signal.default_int_handler):
+            if found is not None and signal.getsignal(found) in (
+                signal.SIG_DFL,
+                signal.default_int_handler,
+            ):
                 self._before[found] = signal.signal(found, self._stop)
 
     def _stop(self, received: int, _: object) -> None:
@@ -182,7 +195,9 @@ def _mend_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest that is free
+            os.set_inheritable(
+                os.open(os.devnull, os.O_RDWR), True
+            )  # takes the lowest that is free
         with suppress(OSError, AttributeError):  # Windows has it for pipes, and lately
             os.set_blocking(descriptor, True)
 

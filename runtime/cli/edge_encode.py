@@ -33,7 +33,9 @@ from .workers import map_ordered, without_blas_threads
 if TYPE_CHECKING:
     from ..edge import EdgeEncoder
 
-    Result = tuple[dict[str, Any], bytes | None]  # what is reported, and the feature file if there is a new one
+    Result = tuple[
+        dict[str, Any], bytes | None
+    ]  # what is reported, and the feature file if there is a new one
     Source = str | BytesIO | Exception  # an image's file, its bytes, or why it cannot be read
 
 _MAX_STDIN_BYTES = 256 << 20  # larger than any image file that is decoded; more is not read
@@ -45,7 +47,12 @@ def _parser() -> argparse.ArgumentParser:
         description="Encode images to feature files.",
         epilog="Exit status: 0 done, 1 an image failed (the others are encoded), 2 wrong usage.",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, folder, pattern in quotes, or - for standard input")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="image file, folder, pattern in quotes, or - for standard input",
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -53,28 +60,52 @@ def _parser() -> argparse.ArgumentParser:
         help="feature file, folder (gets a NAME.bin for each image, and the tree of a folder that is encoded), or - for standard output",
     )
     parser.add_argument(
-        "--pack", metavar="FILE.parquet", help="instead of -o: one Parquet file of all feature files, or - for standard output"
+        "--pack",
+        metavar="FILE.parquet",
+        help="instead of -o: one Parquet file of all feature files, or - for standard output",
     )
-    parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
     parser.add_argument(
-        "--as-is", action="store_true", help="do not resize as the bundle says (to 224x224, most of them); crop to multiples of 8"
+        "--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4"
     )
-    parser.add_argument("--fast-jpeg", action="store_true", help="decode large JPEGs at a fraction of their size: pixels differ a little")
+    parser.add_argument(
+        "--as-is",
+        action="store_true",
+        help="do not resize as the bundle says (to 224x224, most of them); crop to multiples of 8",
+    )
+    parser.add_argument(
+        "--fast-jpeg",
+        action="store_true",
+        help="decode large JPEGs at a fraction of their size: pixels differ a little",
+    )
     parser.add_argument(
         "--small",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="write small files: fewer bytes for some microseconds more (default: as the bundle says)",
     )
-    parser.add_argument("--resume", action="store_true", help="skip images whose feature files of this bundle are there")
     parser.add_argument(
-        "--workers", type=thread_count, metavar="N", help="encode so many images at a time (default: the cores and one more)"
+        "--resume",
+        action="store_true",
+        help="skip images whose feature files of this bundle are there",
     )
     parser.add_argument(
-        "--threads", type=thread_count, metavar="N", help="threads of the encoder graph (default: one a core, shared by the workers)"
+        "--workers",
+        type=thread_count,
+        metavar="N",
+        help="encode so many images at a time (default: the cores and one more)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=thread_count,
+        metavar="N",
+        help="threads of the encoder graph (default: one a core, shared by the workers)",
     )
     add_engine_options(parser, "the images are encoded as well if there is an -o or --pack")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line: bytes, bpp, milliseconds by stage")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object a line: bytes, bpp, milliseconds by stage",
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
@@ -95,7 +126,12 @@ def main(argv: list[str] | None = None) -> int:
     except TargetError as error:
         parser.error(str(error))
     if passed_over:
-        say(json.dumps({"passed_over": passed_over}, allow_nan=False) if args.json else f"edge-encode: {describe(passed_over)}", sys.stderr)
+        say(
+            json.dumps({"passed_over": passed_over}, allow_nan=False)
+            if args.json
+            else f"edge-encode: {describe(passed_over)}",
+            sys.stderr,
+        )
     # After the usage is checked: numpy and onnxruntime take a while.
     without_blas_threads()
     from ..codec.feature_file import Profile
@@ -112,9 +148,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.tune:
         _tune(args, [image for image, _ in found], report)
     profile = None if args.small is None else Profile.CONTEXT if args.small else Profile.STATIC
-    encoder = EdgeEncoder(args.bundle, threads, profile, args.provider, args.precision, args.fast_jpeg, workers)
+    encoder = EdgeEncoder(
+        args.bundle, threads, profile, args.provider, args.precision, args.fast_jpeg, workers
+    )
     start = time.perf_counter()
-    counts = encode_all(encoder, jobs, workers, report, args.as_is, args.resume, args.pack, args.json)
+    counts = encode_all(
+        encoder, jobs, workers, report, args.as_is, args.resume, args.pack, args.json
+    )
     if len(jobs) > 1:
         rate = counts["encoded"] / (time.perf_counter() - start)
         summary = f"{', '.join(f'{count} {status}' for status, count in counts.items())}; {rate:.1f} images/s"
@@ -131,7 +171,9 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> b
     if "" in (args.output, args.pack):
         parser.error("the name of the output is empty: name a file or a folder")
     args.pack = "/dev/stdout" if args.pack == "-" else args.pack
-    to_stdout = args.output == "-" or any(name and own_descriptor(name) == 1 for name in (args.output, args.pack))
+    to_stdout = args.output == "-" or any(
+        name and own_descriptor(name) == 1 for name in (args.output, args.pack)
+    )
     if to_stdout and args.json:
         parser.error("standard output carries the feature file: use --json with -o FILE")
     if to_stdout:
@@ -177,7 +219,9 @@ def encode_all(
     with (
         packing as write_row,
         Progress(len(jobs), "image") as progress,
-        closing(map_ordered(work, ((image, output, _source(image)) for image, output in jobs), workers)) as results,
+        closing(
+            map_ordered(work, ((image, output, _source(image)) for image, output in jobs), workers)
+        ) as results,
     ):
         for result, data in results:
             counts[result["status"]] += 1
@@ -208,7 +252,9 @@ def _source(image: str) -> "Source":
         return error
 
 
-def _try(encoder: "EdgeEncoder", job: "tuple[str, str, Source]", as_is: bool, resume: bool, to_file: bool) -> "Result":
+def _try(
+    encoder: "EdgeEncoder", job: "tuple[str, str, Source]", as_is: bool, resume: bool, to_file: bool
+) -> "Result":
     image, output, source = job
     try:
         if resume and Path(output).is_file() and encoder.wrote(output, as_is):
@@ -217,10 +263,18 @@ def _try(encoder: "EdgeEncoder", job: "tuple[str, str, Source]", as_is: bool, re
             raise source
         return _encode(encoder, image, source, output, as_is, to_file)
     except (EdgeCloudError, OSError, MemoryError) as error:
-        reason = f"{image} does not fit the memory: make it smaller first" if isinstance(error, MemoryError) else explain(error)
+        reason = (
+            f"{image} does not fit the memory: make it smaller first"
+            if isinstance(error, MemoryError)
+            else explain(error)
+        )
         # Errors of a graph, an array or the output say nothing of the image.
         name = "standard input" if image == "-" else image
-        return {"status": "failed", "image": image, "error": reason if name in reason else f"{name}: {reason}"}, None
+        return {
+            "status": "failed",
+            "image": image,
+            "error": reason if name in reason else f"{name}: {reason}",
+        }, None
 
 
 def _tune(args: argparse.Namespace, images: list[str], report: IO[str] | None) -> None:
@@ -229,12 +283,22 @@ def _tune(args: argparse.Namespace, images: list[str], report: IO[str] | None) -
     from ..images.preprocess import preprocess
 
     bundle = Bundle.load(args.bundle or default_bundle())
-    inputs = readable_inputs(images, lambda image: preprocess(image, args.as_is, rule=bundle.manifest.preprocessing)[None])
+    inputs = readable_inputs(
+        images,
+        lambda image: preprocess(image, args.as_is, rule=bundle.manifest.preprocessing)[None],
+    )
     result = tune(bundle, "edge", inputs, "symbols", changed_symbols, args.threads)
     say(json.dumps(result, allow_nan=False) if args.json else table(result), report)
 
 
-def _encode(encoder: "EdgeEncoder", image: str, source: str | BytesIO, output: str, as_is: bool, to_file: bool) -> "Result":
+def _encode(
+    encoder: "EdgeEncoder",
+    image: str,
+    source: str | BytesIO,
+    output: str,
+    as_is: bool,
+    to_file: bool,
+) -> "Result":
     from ..images.preprocess import preprocess
 
     clock = [time.perf_counter()]
@@ -276,7 +340,9 @@ def _write(output: str, data: bytes) -> None:
     except OSError as error:
         what = "standard output" if output == "-" else output
         reason = explain(error)
-        raise OutputError(f"cannot write {reason if what in reason else f'{what}: {reason}'}") from error
+        raise OutputError(
+            f"cannot write {reason if what in reason else f'{what}: {reason}'}"
+        ) from error
 
 
 def readable(image: str) -> str | BytesIO:
@@ -303,7 +369,9 @@ def _read_all(stream: IO[bytes], name: str) -> BytesIO:
     while more := stream.read(min(_MAX_STDIN_BYTES + 1 - data.tell(), 1 << 20)):
         data.write(more)
         if data.tell() > _MAX_STDIN_BYTES:
-            raise ImageFileTooLargeError(f"{name} has more than {_MAX_STDIN_BYTES} bytes, no image is so large: make it smaller first")
+            raise ImageFileTooLargeError(
+                f"{name} has more than {_MAX_STDIN_BYTES} bytes, no image is so large: make it smaller first"
+            )
     data.seek(0)
     return data
 

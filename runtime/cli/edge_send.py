@@ -57,19 +57,50 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 everything is delivered and the spool is empty; 1 an image failed or was refused, or the server takes "
         "none as things are set up; 2 wrong usage; 5 nothing failed, and some images wait in the spool for the next run.",
     )
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image file, folder, pattern in quotes, or - for standard input")
-    parser.add_argument("--url", required=True, help="of a cloud-serve, such as https://cloud.example:8000")
-    parser.add_argument("--token-file", metavar="FILE", help="holds the token that the service asks for")
-    parser.add_argument("--ca-file", metavar="FILE", help="certificates to trust instead of the system's (PEM)")
     parser.add_argument(
-        "--spool", metavar="DIR", help="folder of undelivered feature files and of results (default: $EDGECLOUD_SPOOL, else spool)"
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="image file, folder, pattern in quotes, or - for standard input",
     )
     parser.add_argument(
-        "--spool-mb", type=number(float, 0.01, _MANY), default=256, metavar="MB", help="disk that undelivered files may take (default: 256)"
+        "--url", required=True, help="of a cloud-serve, such as https://cloud.example:8000"
     )
-    parser.add_argument("--retry-refused", action="store_true", help="send again what was refused before")
-    parser.add_argument("--top-k", type=number(int, 1, _MANY), default=5, metavar="N", help="classes to ask for (default: 5)")
-    parser.add_argument("--in-flight", type=number(int, 1, 1024), default=4, metavar="N", help="posts at a time (default: 4)")
+    parser.add_argument(
+        "--token-file", metavar="FILE", help="holds the token that the service asks for"
+    )
+    parser.add_argument(
+        "--ca-file", metavar="FILE", help="certificates to trust instead of the system's (PEM)"
+    )
+    parser.add_argument(
+        "--spool",
+        metavar="DIR",
+        help="folder of undelivered feature files and of results (default: $EDGECLOUD_SPOOL, else spool)",
+    )
+    parser.add_argument(
+        "--spool-mb",
+        type=number(float, 0.01, _MANY),
+        default=256,
+        metavar="MB",
+        help="disk that undelivered files may take (default: 256)",
+    )
+    parser.add_argument(
+        "--retry-refused", action="store_true", help="send again what was refused before"
+    )
+    parser.add_argument(
+        "--top-k",
+        type=number(int, 1, _MANY),
+        default=5,
+        metavar="N",
+        help="classes to ask for (default: 5)",
+    )
+    parser.add_argument(
+        "--in-flight",
+        type=number(int, 1, 1024),
+        default=4,
+        metavar="N",
+        help="posts at a time (default: 4)",
+    )
     parser.add_argument(
         "--attempts",
         type=number(int, 1, _MANY),
@@ -78,17 +109,36 @@ def _parser() -> argparse.ArgumentParser:
         help="failures in a row after which to leave it to the next run (default: 6)",
     )
     parser.add_argument(
-        "--timeout", type=number(float, 0.01, _MANY), default=30, metavar="SECONDS", help="for one post and its answer (default: 30)"
+        "--timeout",
+        type=number(float, 0.01, _MANY),
+        default=30,
+        metavar="SECONDS",
+        help="for one post and its answer (default: 30)",
     )
-    parser.add_argument("--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4")
     parser.add_argument(
-        "--as-is", action="store_true", help="do not resize as the bundle says (to 224x224, most of them); crop to multiples of 8"
+        "--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4"
     )
-    parser.add_argument("--fast-jpeg", action="store_true", help="decode large JPEGs at a fraction of their size: pixels differ a little")
     parser.add_argument(
-        "--workers", type=thread_count, metavar="N", help="encode so many images at a time (default: the cores and one more)"
+        "--as-is",
+        action="store_true",
+        help="do not resize as the bundle says (to 224x224, most of them); crop to multiples of 8",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line for each image, and a last one that counts them")
+    parser.add_argument(
+        "--fast-jpeg",
+        action="store_true",
+        help="decode large JPEGs at a fraction of their size: pixels differ a little",
+    )
+    parser.add_argument(
+        "--workers",
+        type=thread_count,
+        metavar="N",
+        help="encode so many images at a time (default: the cores and one more)",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object a line for each image, and a last one that counts them",
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
@@ -111,13 +161,26 @@ def main(argv: list[str] | None = None) -> int:
         # Before anything was accepted.
         if args.json:
             reporter.say(
-                json.dumps({"delivered": 0, "refused": 0, "failed": 0, "spooled": None, "error": str(error)}, allow_nan=False), sys.stdout
+                json.dumps(
+                    {
+                        "delivered": 0,
+                        "refused": 0,
+                        "failed": 0,
+                        "spooled": None,
+                        "error": str(error),
+                    },
+                    allow_nan=False,
+                ),
+                sys.stdout,
             )
         reporter.say(f"edge-send: {error}", sys.stderr)
         status = EXIT_FAILURE
     except (KeyboardInterrupt, Terminated) as signalled:
         what = f"stopped by {signalled}" if isinstance(signalled, Terminated) else "interrupted"
-        reporter.say(f"edge-send: {what}; what was accepted is in the spool, and the next run delivers it", sys.stderr)
+        reporter.say(
+            f"edge-send: {what}; what was accepted is in the spool, and the next run delivers it",
+            sys.stderr,
+        )
         status = _status_of(signalled)
     return _end(reporter, status)
 
@@ -130,7 +193,9 @@ def _end(reporter: Reporter, status: int) -> int:
         whole, status = False, _status_of(signalled)
     if reporter.lost:
         status = status or EXIT_FAILURE
-        say_if_read(f"edge-send: {reporter.lost} lines were lost, since nobody reads them; results.jsonl has what came of the images")
+        say_if_read(
+            f"edge-send: {reporter.lost} lines were lost, since nobody reads them; results.jsonl has what came of the images"
+        )
     if not whole:
         # Flushing, as the interpreter does at its end, would wait for ever.
         os._exit(status)
@@ -150,7 +215,9 @@ def _send(args: argparse.Namespace, reporter: Reporter) -> int:
             raise
         server = error
     new, run = _NewImages(args, reporter), _Run()
-    with Spool(args.spool or os.environ.get("EDGECLOUD_SPOOL") or "spool", int(args.spool_mb * (1 << 20))) as spool:
+    with Spool(
+        args.spool or os.environ.get("EDGECLOUD_SPOOL") or "spool", int(args.spool_mb * (1 << 20))
+    ) as spool:
         if args.retry_refused:
             spool.requeue_refused()
         try:
@@ -174,8 +241,12 @@ def _send(args: argparse.Namespace, reporter: Reporter) -> int:
 class _Run:
     """What came of the images so far."""
 
-    counts: dict[str, int] = field(default_factory=lambda: {"delivered": 0, "refused": 0, "failed": 0})
-    waiting: list[Outcome] = field(default_factory=list)  # reported at the end, where it is known what is wrong with all of them
+    counts: dict[str, int] = field(
+        default_factory=lambda: {"delivered": 0, "refused": 0, "failed": 0}
+    )
+    waiting: list[Outcome] = field(
+        default_factory=list
+    )  # reported at the end, where it is known what is wrong with all of them
     failure: EdgeCloudError | None = None
 
 
@@ -192,7 +263,9 @@ def _conclude(run: _Run, spooled: int, faults: list[str], as_json: bool, reporte
         faults = [*faults, f"{spooled} in the spool wait for the next run: {why}"]
     counts = {**run.counts, "spooled": spooled}
     if as_json:
-        reporter.say(json.dumps({**counts, "error": "; ".join(faults) or None}, allow_nan=False), sys.stdout)
+        reporter.say(
+            json.dumps({**counts, "error": "; ".join(faults) or None}, allow_nan=False), sys.stdout
+        )
     else:
         reporter.say(", ".join(f"{count} {status}" for status, count in counts.items()), sys.stdout)
     for text in faults:
@@ -207,13 +280,20 @@ def _server(args: argparse.Namespace, reporter: Reporter) -> "Server":
     from ..delivery.route import Server  # httpx takes a while
 
     token = read_token(args.token_file) if args.token_file else None
-    server = Server(args.url, token, args.ca_file, args.timeout, args.attempts, args.in_flight, args.top_k)
+    server = Server(
+        args.url, token, args.ca_file, args.timeout, args.attempts, args.in_flight, args.top_k
+    )
     if token and not server.hides_token():
-        reporter.say("edge-send: warning: http without TLS shows the token to whoever is on the way: use https", sys.stderr)
+        reporter.say(
+            "edge-send: warning: http without TLS shows the token to whoever is on the way: use https",
+            sys.stderr,
+        )
     return server
 
 
-def _outcomes(spool: Spool, server: "Server | EdgeCloudError", new: "_NewImages") -> Generator[Outcome, None, None]:
+def _outcomes(
+    spool: Spool, server: "Server | EdgeCloudError", new: "_NewImages"
+) -> Generator[Outcome, None, None]:
     images = new.encoded(len(spool.pending()))
     if isinstance(server, EdgeCloudError):
         return accept_all(spool, images, server)
@@ -229,7 +309,11 @@ def read_token(path: str) -> str:
             token = file.read(_MAX_TOKEN_BYTES + 1).strip()
     except OSError as error:
         raise TokenFileError(f"the token's file cannot be read: {error}") from error
-    if not token or len(token) > _MAX_TOKEN_BYTES or not all(0x21 <= byte <= 0x7E for byte in token):
+    if (
+        not token
+        or len(token) > _MAX_TOKEN_BYTES
+        or not all(0x21 <= byte <= 0x7E for byte in token)
+    ):
         raise TokenFileError(
             f"{path} does not hold one token of 1 to {_MAX_TOKEN_BYTES} ASCII characters without spaces: write it there alone"
         )
@@ -263,7 +347,9 @@ class _NewImages:
         self._workers = max(1, min(self._args.workers or cores() + 1, len(images)))
         self._threads = max(1, cores() // self._workers) if self._workers > 1 else None
         # At least two: those of a pool are waited for at the end, and onnxruntime crashes where the process ends beneath it.
-        yield from map_ordered(self._encode, [image for image in images if image != "-"], max(2, self._workers))
+        yield from map_ordered(
+            self._encode, [image for image in images if image != "-"], max(2, self._workers)
+        )
         if "-" in images:
             try:
                 self._standard_input = _read_standard_input()
@@ -294,7 +380,12 @@ class _NewImages:
         if self._encoder is None:
             return Encoded(image, error=self._encoder_fault)
         try:
-            return Encoded(image, self._encoder.encode(io.BytesIO(self._standard_input) if image == "-" else image, self._args.as_is))
+            return Encoded(
+                image,
+                self._encoder.encode(
+                    io.BytesIO(self._standard_input) if image == "-" else image, self._args.as_is
+                ),
+            )
         except (EdgeCloudError, OSError) as error:
             return Encoded(image, error=str(error))
         except MemoryError:
@@ -305,9 +396,13 @@ class _NewImages:
         try:
             from ..edge import EdgeEncoder
 
-            self._encoder = EdgeEncoder(args.bundle, self._threads, fast_jpeg=args.fast_jpeg, workers=self._workers)
+            self._encoder = EdgeEncoder(
+                args.bundle, self._threads, fast_jpeg=args.fast_jpeg, workers=self._workers
+            )
         except (EdgeCloudError, OSError, ImportError) as error:
-            what = f"the encoder is not installed as a whole ({error}): pip install edgecloud-features"
+            what = (
+                f"the encoder is not installed as a whole ({error}): pip install edgecloud-features"
+            )
             self._encoder_fault = what if isinstance(error, ImportError) else str(error)
             self.faults.append(self._encoder_fault)
 
@@ -319,20 +414,29 @@ def _read_standard_input() -> bytes:
     while part := os.read(number, 1 << 20):
         data += part
         if len(data) > _MAX_STDIN_BYTES:
-            raise ImageFileTooLargeError(f"standard input has more than {_MAX_STDIN_BYTES} bytes: no image is so large, make it smaller")
+            raise ImageFileTooLargeError(
+                f"standard input has more than {_MAX_STDIN_BYTES} bytes: no image is so large, make it smaller"
+            )
     return data
 
 
 def _report(outcome: Outcome, as_json: bool, faults: list[str], reporter: Reporter) -> None:
     if as_json:
-        line: dict[str, Any] = {"image": outcome.image, "status": outcome.status, "key": outcome.key, "error": outcome.error}
+        line: dict[str, Any] = {
+            "image": outcome.image,
+            "status": outcome.status,
+            "key": outcome.key,
+            "error": outcome.error,
+        }
         reporter.say(json.dumps({**(outcome.result or {}), **line}, allow_nan=False), sys.stdout)
     elif outcome.status == "delivered" and outcome.result:
         best = outcome.result["classes"][0]
         text = f"{outcome.image}: {outcome.result['bytes']} bytes, {best['label']} {100 * best['probability']:.1f} %"
         reporter.say(printable(text), sys.stdout, beside_bar=False)
     elif outcome.error not in faults:  # those are said once, at the end
-        reporter.say(printable(f"edge-send: {outcome.image}: {outcome.status}: {outcome.error}"), sys.stderr)
+        reporter.say(
+            printable(f"edge-send: {outcome.image}: {outcome.status}: {outcome.error}"), sys.stderr
+        )
 
 
 if __name__ == "__main__":

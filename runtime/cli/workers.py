@@ -16,7 +16,9 @@ def without_blas_threads() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-def map_ordered(work: Callable[[T], R], jobs: Iterable[T], workers: int) -> Generator[R, None, None]:
+def map_ordered(
+    work: Callable[[T], R], jobs: Iterable[T], workers: int
+) -> Generator[R, None, None]:
     """Results in the order of the jobs, a few of which are under way at a time.
 
     Jobs are taken from their iterable in this thread. Closing the iterator, or an exception such as Ctrl-C's, waits for the work

@@ -31,21 +31,30 @@ try:
 
     from ..service.app import Settings, create_app
 except ImportError as error:
-    raise MissingExtraError(f"serving on a cluster needs Ray ({error}): pip install 'edgecloud-features[ray]'") from error
+    raise MissingExtraError(
+        f"serving on a cluster needs Ray ({error}): pip install 'edgecloud-features[ray]'"
+    ) from error
 
 DEPLOYMENT = "edgecloud"  # its name, under which a config file changes what it is made of
 
 _MAX_REPLICAS = 100
 # Ray holds back what exceeds this many times the queue of the application, which refuses what exceeds it once.
 _ONGOING = 4
-_HELD = 4096  # requests that each proxy holds at most, while it looks for a replica, or there is none
-_HEALTH_PERIOD, _HEALTH_TIMEOUT = 5.0, 10.0  # seconds; after three checks that fail, a replica is replaced
+_HELD = (
+    4096  # requests that each proxy holds at most, while it looks for a replica, or there is none
+)
+_HEALTH_PERIOD, _HEALTH_TIMEOUT = (
+    5.0,
+    10.0,
+)  # seconds; after three checks that fail, a replica is replaced
 _MARGIN = 5.0  # seconds, for a replica to stop after it has drained
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise RayArgumentsError(f"{message.replace('--', '')}: arguments are written NAME=VALUE, and are the options of cloud-serve")
+        raise RayArgumentsError(
+            f"{message.replace('--', '')}: arguments are written NAME=VALUE, and are the options of cloud-serve"
+        )
 
 
 def app(arguments: dict[str, Any]) -> serve.Application:
@@ -77,8 +86,14 @@ def app(arguments: dict[str, Any]) -> serve.Application:
         health_check_timeout_s=_HEALTH_TIMEOUT,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=settings.drain_seconds + _MARGIN,
-        logging_config={"enable_access_log": False},  # the application writes a line for each request itself
-        **({"num_replicas": args.replicas} if args.replicas else {"autoscaling_config": _autoscaling(settings)}),
+        logging_config={
+            "enable_access_log": False
+        },  # the application writes a line for each request itself
+        **(
+            {"num_replicas": args.replicas}
+            if args.replicas
+            else {"autoscaling_config": _autoscaling(settings)}
+        ),
     )
     return deployment(serve.ingress(build)(_Replica)).bind()
 
@@ -100,7 +115,11 @@ def _application(settings: Settings, level: str) -> Starlette:
 
 def _autoscaling(settings: Settings) -> dict[str, float]:
     """Two batches a replica: one in the graph, and the next."""
-    return {"min_replicas": 1, "max_replicas": _MAX_REPLICAS, "target_ongoing_requests": 2 * settings.max_batch}
+    return {
+        "min_replicas": 1,
+        "max_replicas": _MAX_REPLICAS,
+        "target_ongoing_requests": 2 * settings.max_batch,
+    }
 
 
 def _options(arguments: dict[str, Any]) -> list[str]:

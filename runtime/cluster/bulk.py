@@ -22,10 +22,25 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from ..bulk.parquet import PREDICTIONS, batches, bundle_digest, classify, count_refused, is_classified, open_pack, prediction_writer
+from ..bulk.parquet import (
+    PREDICTIONS,
+    batches,
+    bundle_digest,
+    classify,
+    count_refused,
+    is_classified,
+    open_pack,
+    prediction_writer,
+)
 from ..cloud import CloudDecoder
 from ..codec.bundle import Bundle
-from ..errors import MissingExtraError, ParquetError, RayClusterError, SameOutputError, WrongBundleError
+from ..errors import (
+    MissingExtraError,
+    ParquetError,
+    RayClusterError,
+    SameOutputError,
+    WrongBundleError,
+)
 from ..files import refuse_same_files
 
 try:
@@ -34,7 +49,9 @@ try:
     import ray.data
     from ray.exceptions import RayError as RayFailure
 except ImportError as error:
-    raise MissingExtraError(f"decoding on a cluster needs Ray ({error}): pip install 'edgecloud-features[ray]'") from error
+    raise MissingExtraError(
+        f"decoding on a cluster needs Ray ({error}): pip install 'edgecloud-features[ray]'"
+    ) from error
 
 _MAX_BLOCKS = 10_000  # units of work that Ray Data is told of; more row groups than that share them
 _ANSWER_SECONDS = 10.0
@@ -60,7 +77,9 @@ class Pack(NamedTuple):
     row_groups: int
 
 
-def plan_targets(sources: Sequence[str | os.PathLike[str]], folder: str | os.PathLike[str]) -> list[tuple[Path, Path]]:
+def plan_targets(
+    sources: Sequence[str | os.PathLike[str]], folder: str | os.PathLike[str]
+) -> list[tuple[Path, Path]]:
     """Each input with its output, which has the same name and is in `folder`.
 
     Raises SameOutputError, also for an output that is any of the inputs.
@@ -69,14 +88,20 @@ def plan_targets(sources: Sequence[str | os.PathLike[str]], folder: str | os.Pat
     for source in map(Path, sources):
         target = Path(folder) / source.name
         if target.resolve() == source.resolve():
-            raise SameOutputError(f"the predictions of {source} would replace it: name another folder with -o")
+            raise SameOutputError(
+                f"the predictions of {source} would replace it: name another folder with -o"
+            )
         if owner.setdefault(target, source) != source:
-            raise SameOutputError(f"{owner[target]} and {source} would both become {target}: rename one, or decode them into two folders")
+            raise SameOutputError(
+                f"{owner[target]} and {source} would both become {target}: rename one, or decode them into two folders"
+            )
     refuse_same_files(owner, sources)
     return [(source, target) for target, source in owner.items()]
 
 
-def plan_packs(targets: Sequence[tuple[Path, Path]], bundle: Bundle) -> tuple[list[Pack], list[PackResult]]:
+def plan_packs(
+    targets: Sequence[tuple[Path, Path]], bundle: Bundle
+) -> tuple[list[Pack], list[PackResult]]:
     """Packs to classify; and results of those that are classified already, or cannot be.
 
     Args:
@@ -118,8 +143,21 @@ def classify_packs(
     if not packs:
         return
     with _cluster():
-        units = [(str(pack.source.resolve()), group) for pack in packs for group in range(pack.row_groups)]
-        with closing(_in_order(units, str(bundle.folder.resolve()), bundle_digest(bundle), threads or 1, provider, precision)) as done:
+        units = [
+            (str(pack.source.resolve()), group)
+            for pack in packs
+            for group in range(pack.row_groups)
+        ]
+        with closing(
+            _in_order(
+                units,
+                str(bundle.folder.resolve()),
+                bundle_digest(bundle),
+                threads or 1,
+                provider,
+                precision,
+            )
+        ) as done:
             for pack in packs:
                 yield _write(pack, bundle, done, progress)
 
@@ -139,7 +177,9 @@ def _cluster() -> Iterator[None]:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     except (RayFailure, OSError, OverflowError, RuntimeError, ValueError) as error:
         where = f"at RAY_ADDRESS={address}" if address else "here"
-        raise RayClusterError(f"no Ray cluster {where} ({error}): start one with `ray start --head`") from error
+        raise RayClusterError(
+            f"no Ray cluster {where} ({error}): start one with `ray start --head`"
+        ) from error
     try:
         yield
     finally:
@@ -150,7 +190,9 @@ def _cluster() -> Iterator[None]:
 def _own_sigterm() -> Iterator[None]:
     """SIGTERM stays with whom it was. Ray's handler, which it sets as it starts, ends the process with status 15 and says nothing."""
     handler = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread() or handler is None:  # where Ray sets none, or Python could not
+    if (
+        threading.current_thread() is not threading.main_thread() or handler is None
+    ):  # where Ray sets none, or Python could not
         yield
         return
     try:
@@ -164,7 +206,12 @@ def _own_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _write(pack: Pack, bundle: Bundle, done: "Generator[pa.Table | str, None, None]", progress: Callable[[int], object]) -> PackResult:
+def _write(
+    pack: Pack,
+    bundle: Bundle,
+    done: "Generator[pa.Table | str, None, None]",
+    progress: Callable[[int], object],
+) -> PackResult:
     decoded = refused = 0
     failure: str | None = None
     try:
@@ -192,7 +239,12 @@ class _NotWritten(Exception):
 
 
 def _in_order(
-    units: list[tuple[str, int]], bundle_dir: str, digest: bytes, threads: int, provider: str, precision: str
+    units: list[tuple[str, int]],
+    bundle_dir: str,
+    digest: bytes,
+    threads: int,
+    provider: str,
+    precision: str,
 ) -> "Generator[pa.Table | str, None, None]":
     """Of each row group of a pack, its predictions, or why it could not be read."""
     if not units:
@@ -201,8 +253,13 @@ def _in_order(
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    items = [{"unit": index, "source": os.fsencode(source), "row_group": group} for index, (source, group) in enumerate(units)]
-    results = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS)).map_batches(
+    items = [
+        {"unit": index, "source": os.fsencode(source), "row_group": group}
+        for index, (source, group) in enumerate(units)
+    ]
+    results = ray.data.from_items(
+        items, override_num_blocks=min(len(items), _MAX_BLOCKS)
+    ).map_batches(
         _Classifier,
         fn_constructor_args=(bundle_dir, digest, threads, provider, precision),
         batch_size=1,
@@ -211,13 +268,17 @@ def _in_order(
         num_cpus=threads,
     )
     try:
-        with closing(cast("Generator[dict[str, Any], None, None]", iter(results.iter_rows()))) as rows:
+        with closing(
+            cast("Generator[dict[str, Any], None, None]", iter(results.iter_rows()))
+        ) as rows:
             for index, row in enumerate(rows):
                 assert row["unit"] == index, "Ray Data changed the order"
                 yield row["failure"] or pa.ipc.open_stream(row["predictions"]).read_all()
     except RayFailure as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
-        raise RayClusterError(f"Ray failed: {reason}: what is finished stays, give the command again to go on") from error
+        raise RayClusterError(
+            f"Ray failed: {reason}: what is finished stays, give the command again to go on"
+        ) from error
 
 
 class _Classifier:
@@ -242,7 +303,11 @@ class _Classifier:
                 predictions = self._classify(os.fsdecode(unit["source"]), unit["row_group"])
         except (ParquetError, WrongBundleError, OSError) as error:
             failure = str(error)
-        columns = {"unit": [unit["unit"]], "predictions": [predictions], "failure": pa.array([failure], pa.string())}
+        columns = {
+            "unit": [unit["unit"]],
+            "predictions": [predictions],
+            "failure": pa.array([failure], pa.string()),
+        }
         return pa.table(columns)
 
     def _classify(self, source: str, row_group: int) -> bytes:

@@ -12,7 +12,13 @@ PATHS: tuple[str, ...]
 class Tables:
     """Raises ValueError naming the first table that breaks a rule."""
 
-    def __init__(self, cdf: NDArray[np.uint32], lengths: NDArray[np.uint32], offsets: NDArray[np.int32], path: str = "") -> None:
+    def __init__(
+        self,
+        cdf: NDArray[np.uint32],
+        lengths: NDArray[np.uint32],
+        offsets: NDArray[np.int32],
+        path: str = "",
+    ) -> None:
         """`path`: one of PATHS, or "" for the fastest; all give the same bytes."""
 
     def encode(self, symbols: NDArray[np.int16]) -> bytes:
@@ -22,22 +28,32 @@ class Tables:
         """Fill `out` [channels, row]; gives the reason where the payload is refused."""
 
     def add_contexts(
-        self, channels: NDArray[np.uint32], thresholds: NDArray[np.int32], cdf: NDArray[np.uint32], lengths: NDArray[np.uint32]
+        self,
+        channels: NDArray[np.uint32],
+        thresholds: NDArray[np.int32],
+        cdf: NDArray[np.uint32],
+        lengths: NDArray[np.uint32],
     ) -> None:
         """Tables by context of some channels [n], for small files: thresholds [n, 4], all CDFs, how many values each has."""
 
     def encode_small(self, symbols: NDArray[np.int16]) -> bytes:
         """Symbols [channels, rows, columns] -> payload; ValueError on NOT_A_SYMBOL."""
 
-    def decode_small(self, payload: bytes | bytearray | memoryview, out: NDArray[np.int16]) -> str | None:
+    def decode_small(
+        self, payload: bytes | bytearray | memoryview, out: NDArray[np.int16]
+    ) -> str | None:
         """Fill `out` [channels, rows, columns]; gives the reason where the payload is refused."""
 
 class CompressAiStream:
     """The same tables' streams as CompressAI writes them."""
 
-    def __init__(self, cdf: NDArray[np.uint32], lengths: NDArray[np.uint32], offsets: NDArray[np.int32]) -> None: ...
+    def __init__(
+        self, cdf: NDArray[np.uint32], lengths: NDArray[np.uint32], offsets: NDArray[np.int32]
+    ) -> None: ...
     def encode(self, symbols: NDArray[np.int16]) -> bytes: ...
-    def decode(self, payload: bytes | bytearray | memoryview, out: NDArray[np.int16]) -> str | None: ...
+    def decode(
+        self, payload: bytes | bytearray | memoryview, out: NDArray[np.int16]
+    ) -> str | None: ...
 
 def jpeg_damage(data: bytes | bytearray | memoryview) -> str | None:
     """The reason why a JPEG's entropy-coded data is not whole; None where it is, or is not walked (see csrc/jpeg/jpeg.hpp)."""

@@ -35,7 +35,13 @@ from .coder import Tables
 from .feature_file import BLOCK, VERSION, Profile
 from .manifest import Manifest, ShapeRule
 
-MANIFEST, TABLES, EDGE_GRAPH, CLOUD_GRAPH, LABELS = "manifest.json", "tables.json", "edge.onnx", "cloud.onnx", "labels.txt"
+MANIFEST, TABLES, EDGE_GRAPH, CLOUD_GRAPH, LABELS = (
+    "manifest.json",
+    "tables.json",
+    "edge.onnx",
+    "cloud.onnx",
+    "labels.txt",
+)
 COMPRESSAI_TABLES = "compressai.json"
 EDGE_GRAPH_INT8, CLOUD_GRAPH_INT8 = "edge.int8.onnx", "cloud.int8.onnx"
 _MAX_TEXT_BYTES = 16 << 20  # manifest, tables, labels
@@ -62,17 +68,23 @@ def compute_fingerprint(shape: ShapeRule, tables: Tables, bottleneck_sha256: str
     so that a retrained model never takes an older one's files for its own.
     """
     rule = f"feature file {VERSION}; block {BLOCK}; {shape.channels} channels, stride {shape.stride}, shrink {shape.shrink}; "
-    return hashlib.sha256(rule.encode() + tables.digest() + bytes.fromhex(bottleneck_sha256)).digest()
+    return hashlib.sha256(
+        rule.encode() + tables.digest() + bytes.fromhex(bottleneck_sha256)
+    ).digest()
 
 
 def _read(path: Path, limit: int) -> bytes:
     try:
         size = path.stat().st_size
         if size > limit:
-            raise InconsistentBundleError(f"{path} has {size} bytes, more than the {limit} that are read: export the bundle again")
+            raise InconsistentBundleError(
+                f"{path} has {size} bytes, more than the {limit} that are read: export the bundle again"
+            )
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise MissingBundleFileError(f"the bundle lacks {path}: copy it there or export the bundle again") from None
+        raise MissingBundleFileError(
+            f"the bundle lacks {path}: copy it there or export the bundle again"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -97,12 +109,18 @@ class Bundle:
                 "or name another with --bundle or $EDGECLOUD_BUNDLE"
             )
         manifest = Manifest.parse(_read(folder / MANIFEST, _MAX_TEXT_BYTES), str(folder / MANIFEST))
-        bundle = cls(folder, manifest, Tables.from_json(_verified(folder, TABLES, manifest, _MAX_TEXT_BYTES)))
+        bundle = cls(
+            folder, manifest, Tables.from_json(_verified(folder, TABLES, manifest, _MAX_TEXT_BYTES))
+        )
         tables, shape = bundle.tables, manifest.shape
         if tables.channels != shape.channels:
-            raise InconsistentBundleError(f"{folder} has {tables.channels} tables for {shape.channels} channels: export the bundle again")
+            raise InconsistentBundleError(
+                f"{folder} has {tables.channels} tables for {shape.channels} channels: export the bundle again"
+            )
         if manifest.profile is Profile.CONTEXT and not tables.contexts:
-            raise InconsistentBundleError(f"{folder} is to write small files and has no context tables: export the bundle again")
+            raise InconsistentBundleError(
+                f"{folder} is to write small files and has no context tables: export the bundle again"
+            )
         fingerprint = compute_fingerprint(shape, tables, manifest.bottleneck_sha256)
         if fingerprint != manifest.fingerprint:
             raise InconsistentBundleError(
@@ -133,7 +151,9 @@ class Bundle:
         """No feature file of this bundle has more bytes."""
         return _MAX_BYTES_BESIDE_SYMBOLS + _MAX_SYMBOL_BYTES * self.max_symbols
 
-    def encode(self, symbols: NDArray[np.int16], height: int, width: int, profile: Profile | None = None) -> bytes:
+    def encode(
+        self, symbols: NDArray[np.int16], height: int, width: int, profile: Profile | None = None
+    ) -> bytes:
         """The coder: symbols int16 [C, H', W'] of an image of height x width pixels -> feature file.
 
         `profile` None is the bundle's own. Raises NotANumberError, NoContextTablesError.
@@ -141,12 +161,16 @@ class Bundle:
         profile = profile or self.manifest.profile
         if profile is Profile.CONTEXT:
             self.require_contexts()
-        return feature_file.pack(self.fingerprint, height, width, self.tables.encode(symbols, profile), profile)
+        return feature_file.pack(
+            self.fingerprint, height, width, self.tables.encode(symbols, profile), profile
+        )
 
     def require_contexts(self) -> None:
         """Raises NoContextTablesError where small files cannot be written."""
         if not self.tables.contexts:
-            raise NoContextTablesError(f"{self.folder} has no context tables, which small files need: export it with --refit DIR")
+            raise NoContextTablesError(
+                f"{self.folder} has no context tables, which small files need: export it with --refit DIR"
+            )
 
     def decode(self, data: feature_file.Bytes) -> NDArray[np.int16]:
         """The coder: a feature file -> symbols int16 [C, H', W'].
@@ -165,7 +189,9 @@ class Bundle:
             )
         rows, columns = self.shape.latent(file.height, file.width)
         if rows < 1 or columns < 1:
-            raise DamagedFeatureFileError(f"a feature file of {file.width}x{file.height} pixels is impossible: send it again")
+            raise DamagedFeatureFileError(
+                f"a feature file of {file.width}x{file.height} pixels is impossible: send it again"
+            )
         count = self.shape.symbols(file.height, file.width)
         if count > self.max_symbols:
             raise TooManySymbolsError(
@@ -173,7 +199,9 @@ class Bundle:
                 f"the bundle allows {self.max_symbols}: export with a larger --max-pixels"
             )
         if file.profile is Profile.CONTEXT and not self.tables.contexts:
-            raise DamagedFeatureFileError("the feature file says that it is a small one, for which its bundle has no tables: send it again")
+            raise DamagedFeatureFileError(
+                "the feature file says that it is a small one, for which its bundle has no tables: send it again"
+            )
         return self.tables.decode(file.payload, (rows, columns), file.profile)
 
     def compressai_tables(self) -> Tables:
@@ -181,7 +209,11 @@ class Bundle:
 
         Raises as `read` does, and TablesError.
         """
-        return Tables.from_json(self.read(COMPRESSAI_TABLES)) if self.has(COMPRESSAI_TABLES) else self.tables
+        return (
+            Tables.from_json(self.read(COMPRESSAI_TABLES))
+            if self.has(COMPRESSAI_TABLES)
+            else self.tables
+        )
 
     def read(self, name: str) -> bytes:
         """The verified bytes of one of the bundle's files.
@@ -193,8 +225,12 @@ class Bundle:
 
 def _verified(folder: Path, name: str, manifest: Manifest, limit: int) -> bytes:
     if name not in manifest.files:
-        raise InconsistentBundleError(f"{folder / MANIFEST} does not name {name}: export the bundle again")
+        raise InconsistentBundleError(
+            f"{folder / MANIFEST} does not name {name}: export the bundle again"
+        )
     data = _read(folder / name, limit)
     if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
-        raise AlteredBundleFileError(f"{folder / name} is not the file that was exported: copy it again or export the bundle again")
+        raise AlteredBundleFileError(
+            f"{folder / name} is not the file that was exported: copy it again or export the bundle again"
+        )
     return data

@@ -29,7 +29,9 @@ CONTEXTS = LEVELS**2
 def _integers(values: Sequence[int]) -> NDArray[np.int64]:
     """A row of 32-bit integers; numpy alone would wrap larger ones, and cut fractions off."""
     array = np.array(values)
-    if array.ndim != 1 or (array.size and (array.dtype.kind != "i" or (array != array.astype(np.int32)).any())):
+    if array.ndim != 1 or (
+        array.size and (array.dtype.kind != "i" or (array != array.astype(np.int32)).any())
+    ):
         raise ValueError(f"{str(values)[:40]} is not a row of integers")
     return array
 
@@ -57,14 +59,24 @@ class Tables:
     Raises TablesError naming the first table that breaks a rule.
     """
 
-    def __init__(self, cdfs: Sequence[Sequence[int]], offsets: Sequence[int], contexts: Mapping[int, Contexts] | None = None):
+    def __init__(
+        self,
+        cdfs: Sequence[Sequence[int]],
+        offsets: Sequence[int],
+        contexts: Mapping[int, Contexts] | None = None,
+    ):
         if len(cdfs) != len(offsets):
-            raise TablesError(f"{len(cdfs)} tables and {len(offsets)} offsets: export the bundle again")
+            raise TablesError(
+                f"{len(cdfs)} tables and {len(offsets)} offsets: export the bundle again"
+            )
         try:
             self.cdfs = [_integers(cdf).astype(np.uint32) for cdf in cdfs]
             self.offsets = _integers(offsets).astype(np.int32)
             self.contexts = {
-                channel: (_integers(thresholds).astype(np.int32), [_integers(cdf).astype(np.uint32) for cdf in rows])
+                channel: (
+                    _integers(thresholds).astype(np.int32),
+                    [_integers(cdf).astype(np.uint32) for cdf in rows],
+                )
                 for channel, (thresholds, rows) in sorted((contexts or {}).items())
             }
             self._native = _coder.Tables(*self.flat())
@@ -73,17 +85,31 @@ class Tables:
             self._native.add_contexts(*self._flat_contexts())
         except (ValueError, OverflowError, TypeError) as error:
             raise TablesError(f"bad entropy tables, {error}: export the bundle again") from error
-        for array in (*self.cdfs, self.offsets, *(array for pair in self.contexts.values() for array in (pair[0], *pair[1]))):
+        for array in (
+            *self.cdfs,
+            self.offsets,
+            *(array for pair in self.contexts.values() for array in (pair[0], *pair[1])),
+        ):
             array.setflags(write=False)
 
-    def _check_contexts(self, channel: int, thresholds: NDArray[np.int32], rows: list[NDArray[np.uint32]]) -> None:
+    def _check_contexts(
+        self, channel: int, thresholds: NDArray[np.int32], rows: list[NDArray[np.uint32]]
+    ) -> None:
         """What the flat lists for the native coder no longer show."""
         if not 0 <= channel < len(self.cdfs):
             raise ValueError(f"context tables of channel {channel}, which does not exist")
-        if len(thresholds) != LEVELS - 1 or len(rows) != CONTEXTS or any(len(row) != len(self.cdfs[channel]) for row in rows):
-            raise ValueError(f"context tables of channel {channel}: not 4 thresholds and 25 CDFs as long as the channel's own")
+        if (
+            len(thresholds) != LEVELS - 1
+            or len(rows) != CONTEXTS
+            or any(len(row) != len(self.cdfs[channel]) for row in rows)
+        ):
+            raise ValueError(
+                f"context tables of channel {channel}: not 4 thresholds and 25 CDFs as long as the channel's own"
+            )
 
-    def _flat_contexts(self) -> tuple[NDArray[np.uint32], NDArray[np.int32], NDArray[np.uint32], NDArray[np.uint32]]:
+    def _flat_contexts(
+        self,
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int32], NDArray[np.uint32], NDArray[np.uint32]]:
         """Channels, thresholds, CDFs one after the other, and how many values of those are each channel's."""
         thresholds = [pair[0] for pair in self.contexts.values()]
         rows = [row for pair in self.contexts.values() for row in pair[1]]
@@ -120,7 +146,9 @@ class Tables:
                 "the encoder graph computed a latent that is not a number: the checkpoint is broken, export another"
             ) from error
 
-    def decode(self, payload: bytes | memoryview, shape: tuple[int, ...], profile: Profile = Profile.STATIC) -> NDArray[np.int16]:
+    def decode(
+        self, payload: bytes | memoryview, shape: tuple[int, ...], profile: Profile = Profile.STATIC
+    ) -> NDArray[np.int16]:
         """Payload -> symbols int16 [channels, *shape]; `shape` is (rows, columns). Memory taken depends on it alone.
 
         Raises DamagedFeatureFileError unless the payload is consumed exactly.
@@ -131,7 +159,9 @@ class Tables:
         else:
             reason = self._native.decode(payload, out.reshape(self.channels, -1))
         if reason is not None:
-            raise DamagedFeatureFileError(f"the payload of {len(payload)} bytes is damaged, {reason}: send it again")
+            raise DamagedFeatureFileError(
+                f"the payload of {len(payload)} bytes is damaged, {reason}: send it again"
+            )
         return out
 
     def digest(self) -> bytes:
@@ -140,14 +170,19 @@ class Tables:
         for cdf, offset in zip(self.cdfs, self.offsets, strict=True):
             sha.update(np.array([offset, len(cdf)], "<i4").tobytes() + cdf.astype("<u4").tobytes())
         for channel, (thresholds, rows) in self.contexts.items():
-            sha.update(np.array([channel, *thresholds], "<i4").tobytes() + np.concatenate(rows).astype("<u4").tobytes())
+            sha.update(
+                np.array([channel, *thresholds], "<i4").tobytes()
+                + np.concatenate(rows).astype("<u4").tobytes()
+            )
         return sha.digest()
 
     def to_json(self) -> bytes:
         """The contents of a bundle's tables.json."""
 
         def lines(cdfs: list[NDArray[np.uint32]], indent: int) -> str:
-            return ",".join("\n" + " " * indent + json.dumps(cdf.tolist(), allow_nan=False) for cdf in cdfs)
+            return ",".join(
+                "\n" + " " * indent + json.dumps(cdf.tolist(), allow_nan=False) for cdf in cdfs
+            )
 
         contexts = ",".join(
             f'\n  "{channel}": {{"thresholds": {json.dumps(thresholds.tolist(), allow_nan=False)}, "cdfs": [{lines(rows, 3)}]}}'
@@ -164,9 +199,16 @@ class Tables:
         try:
             content = strict_json.loads(text)
             precision, cdfs, offsets = content["precision"], content["cdfs"], content["offsets"]
-            contexts = {int(channel): Contexts(entry["thresholds"], entry["cdfs"]) for channel, entry in content["contexts"].items()}
+            contexts = {
+                int(channel): Contexts(entry["thresholds"], entry["cdfs"])
+                for channel, entry in content["contexts"].items()
+            }
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise TablesError(f"tables.json is not understood ({error!r}): export the bundle again") from error
+            raise TablesError(
+                f"tables.json is not understood ({error!r}): export the bundle again"
+            ) from error
         if precision != PRECISION or not isinstance(cdfs, list) or not isinstance(offsets, list):
-            raise TablesError(f"tables.json has precision {precision!r}, {PRECISION} is known: export the bundle again")
+            raise TablesError(
+                f"tables.json has precision {precision!r}, {PRECISION} is known: export the bundle again"
+            )
         return cls(cdfs, offsets, contexts)

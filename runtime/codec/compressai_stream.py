@@ -33,10 +33,14 @@ class CompressAiCoder:
         The bytes are CompressAI's own. Raises NotANumberError on -32768.
         """
         if (symbols == _coder.NOT_A_SYMBOL).any():
-            raise NotANumberError("a symbol is -32768, the mark of a latent that is not a number: the checkpoint is broken")
+            raise NotANumberError(
+                "a symbol is -32768, the mark of a latent that is not a number: the checkpoint is broken"
+            )
         return self._native.encode(symbols.reshape(self.tables.channels, -1))
 
-    def decode(self, string: bytes | bytearray | memoryview, shape: tuple[int, ...]) -> NDArray[np.int16]:
+    def decode(
+        self, string: bytes | bytearray | memoryview, shape: tuple[int, ...]
+    ) -> NDArray[np.int16]:
         """String -> symbols int16 [channels, *shape]. Raises DamagedStreamError."""
         out = np.empty((self.tables.channels, math.prod(shape)), np.int16)
         reason = self._native.decode(string, out)
@@ -47,7 +51,9 @@ class CompressAiCoder:
         return out.reshape(self.tables.channels, *shape)
 
 
-def to_feature_file(string: bytes, height: int, width: int, bundle: Bundle | str | os.PathLike[str]) -> bytes:
+def to_feature_file(
+    string: bytes, height: int, width: int, bundle: Bundle | str | os.PathLike[str]
+) -> bytes:
     """The feature file of the same symbols.
 
     Args:
@@ -58,14 +64,24 @@ def to_feature_file(string: bytes, height: int, width: int, bundle: Bundle | str
     Raises StreamShapeError, DamagedStreamError, the BundleErrors.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-    bad = height % feature_file.BLOCK or width % feature_file.BLOCK or min(bundle.shape.latent(height, width)) < 1
+    bad = (
+        height % feature_file.BLOCK
+        or width % feature_file.BLOCK
+        or min(bundle.shape.latent(height, width)) < 1
+    )
     if bad or bundle.shape.symbols(height, width) > bundle.max_symbols:
-        raise StreamShapeError(f"{width}x{height} pixels are not multiples of 8 within the bundle's limit of {bundle.max_symbols} symbols")
-    symbols = CompressAiCoder(bundle.compressai_tables()).decode(string, bundle.shape.latent(height, width))
+        raise StreamShapeError(
+            f"{width}x{height} pixels are not multiples of 8 within the bundle's limit of {bundle.max_symbols} symbols"
+        )
+    symbols = CompressAiCoder(bundle.compressai_tables()).decode(
+        string, bundle.shape.latent(height, width)
+    )
     return bundle.encode(symbols, height, width)
 
 
-def from_feature_file(data: bytes, bundle: Bundle | str | os.PathLike[str]) -> tuple[bytes, tuple[int, int]]:
+def from_feature_file(
+    data: bytes, bundle: Bundle | str | os.PathLike[str]
+) -> tuple[bytes, tuple[int, int]]:
     """The string that CompressAI would have written, and the latent's (rows, columns), which `decompress` asks for.
 
     Raises the FeatureFileErrors and BundleErrors.

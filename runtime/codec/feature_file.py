@@ -75,17 +75,23 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
     value = 0
     for count in range(_MAX_VARINT_BYTES):
         if at + count >= len(data):
-            raise TruncatedFeatureFileError(f"a feature file of {len(data)} bytes ends in its header: send it again")
+            raise TruncatedFeatureFileError(
+                f"a feature file of {len(data)} bytes ends in its header: send it again"
+            )
         byte = data[at + count]
         value |= (byte & 0x7F) << (7 * count)
         if byte < 0x80:
             if byte == 0 and count:
                 break  # not the shortest form: nobody wrote that
             return value, at + count + 1
-    raise DamagedFeatureFileError(f"the header field at byte {at} is damaged: send the feature file again")
+    raise DamagedFeatureFileError(
+        f"the header field at byte {at} is damaged: send the feature file again"
+    )
 
 
-def pack(fingerprint: bytes, height: int, width: int, payload: bytes, profile: Profile = Profile.STATIC) -> bytes:
+def pack(
+    fingerprint: bytes, height: int, width: int, payload: bytes, profile: Profile = Profile.STATIC
+) -> bytes:
     """Header, payload and checksum.
 
     Args:
@@ -96,7 +102,12 @@ def pack(fingerprint: bytes, height: int, width: int, payload: bytes, profile: P
     if height % BLOCK or width % BLOCK:
         raise ValueError(f"{width}x{height} pixels are not multiples of {BLOCK}")
     sizes = _varint(height // BLOCK) + _varint(width // BLOCK) + _varint(len(payload))
-    body = bytes((MAGIC, VERSION | profile.value << _PROFILE_SHIFT)) + fingerprint[:FINGERPRINT_BYTES] + sizes + payload
+    body = (
+        bytes((MAGIC, VERSION | profile.value << _PROFILE_SHIFT))
+        + fingerprint[:FINGERPRINT_BYTES]
+        + sizes
+        + payload
+    )
     return body + zlib.crc32(body).to_bytes(_CRC_BYTES, "little")
 
 
@@ -114,7 +125,9 @@ def parse(data: Bytes) -> FeatureFile:
             f"not a feature file: it begins with byte 0x{view[0]:02x}, not 0x{MAGIC:02x}; edge-encode writes feature files"
         )
     if len(view) < 2:
-        raise TruncatedFeatureFileError("a feature file of 1 byte ends in its header: send it again")
+        raise TruncatedFeatureFileError(
+            "a feature file of 1 byte ends in its header: send it again"
+        )
     version, profile = view[1] % (1 << _PROFILE_SHIFT), view[1] >> _PROFILE_SHIFT
     if version != VERSION or profile > 1:
         raise UnsupportedVersionError(
@@ -122,19 +135,25 @@ def parse(data: Bytes) -> FeatureFile:
             "update the cloud side"
         )
     if len(view) < 2 + FINGERPRINT_BYTES:
-        raise TruncatedFeatureFileError(f"a feature file of {len(view)} bytes ends in its header: send it again")
+        raise TruncatedFeatureFileError(
+            f"a feature file of {len(view)} bytes ends in its header: send it again"
+        )
     rows, at = _read_varint(view, 2 + FINGERPRINT_BYTES)
     columns, at = _read_varint(view, at)
     length, at = _read_varint(view, at)
     expected = at + length + _CRC_BYTES
     if len(view) < expected:
-        raise TruncatedFeatureFileError(f"the feature file has {len(view)} of its {expected} bytes: send it again")
+        raise TruncatedFeatureFileError(
+            f"the feature file has {len(view)} of its {expected} bytes: send it again"
+        )
     if len(view) > expected:
         raise TrailingBytesError(
             f"the feature file has {len(view)} bytes, {len(view) - expected} more than its header says: send each file by itself"
         )
     if zlib.crc32(view[:-_CRC_BYTES]) != int.from_bytes(view[-_CRC_BYTES:], "little"):
-        raise DamagedFeatureFileError("the feature file's checksum does not match, it is damaged: send it again")
+        raise DamagedFeatureFileError(
+            "the feature file's checksum does not match, it is damaged: send it again"
+        )
     return FeatureFile(
         fingerprint=bytes(view[2 : 2 + FINGERPRINT_BYTES]),
         height=rows * BLOCK,

@@ -15,7 +15,9 @@ from .feature_file import BLOCK, VERSION, Profile
 
 SCHEMA = 2
 PRECISIONS = ("auto", "fp32", "int8")
-MAX_SIDE = 1 << 12  # pixels that preprocessing may resize a short side to; bounds the memory that a bundle can ask for
+MAX_SIDE = (
+    1 << 12
+)  # pixels that preprocessing may resize a short side to; bounds the memory that a bundle can ask for
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class Manifest:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _not_understood(source, error) from error
         if schema != SCHEMA:
-            raise UnsupportedBundleError(f"{source} has schema {schema!r}, this release reads {SCHEMA}: update, or export it again")
+            raise UnsupportedBundleError(
+                f"{source} has schema {schema!r}, this release reads {SCHEMA}: update, or export it again"
+            )
         try:
             version = content.pop("format_version")
             del content["schema"]
@@ -93,7 +97,9 @@ class Manifest:
                 bottleneck_sha256=bytes.fromhex(content.pop("bottleneck_sha256")).hex(),
                 shape=ShapeRule(**{key: int(value) for key, value in content.pop("shape").items()}),
                 max_symbols=int(content.pop("max_symbols")),
-                preprocessing=Preprocessing(int(preprocessing["resize"]), int(preprocessing["crop"])),
+                preprocessing=Preprocessing(
+                    int(preprocessing["resize"]), int(preprocessing["crop"])
+                ),
                 profile=Profile.CONTEXT if bool(content.pop("small")) else Profile.STATIC,
                 precision=str(content.pop("precision")),
                 classes=int(content.pop("classes")),
@@ -107,16 +113,25 @@ class Manifest:
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise _not_understood(source, error) from error
         if version != VERSION:
-            raise UnsupportedBundleError(f"{source} has feature files of version {version!r}, not {VERSION}: update, or export it again")
+            raise UnsupportedBundleError(
+                f"{source} has feature files of version {version!r}, not {VERSION}: update, or export it again"
+            )
         if way != ("bilinear", True):
-            raise UnsupportedBundleError(f"{source} resizes by {way[0]!r}, this release by antialiased bilinear alone: export it again")
+            raise UnsupportedBundleError(
+                f"{source} resizes by {way[0]!r}, this release by antialiased bilinear alone: export it again"
+            )
         manifest._check(source)
         return manifest
 
     def _check(self, source: str) -> None:
         shape, sides = self.shape, self.preprocessing
-        if min(shape.channels, shape.stride, shape.shrink + 1, self.max_symbols) < 1 or BLOCK % shape.stride:
-            raise InconsistentBundleError(f"{source} has an impossible shape rule, {asdict(shape)}: export the bundle again")
+        if (
+            min(shape.channels, shape.stride, shape.shrink + 1, self.max_symbols) < 1
+            or BLOCK % shape.stride
+        ):
+            raise InconsistentBundleError(
+                f"{source} has an impossible shape rule, {asdict(shape)}: export the bundle again"
+            )
         if not 1 <= sides.crop <= sides.resize <= MAX_SIDE or sides.crop % BLOCK:
             raise InconsistentBundleError(
                 f"{source} resizes to {sides.resize} and crops {sides.crop} pixels: a crop is a multiple of {BLOCK}, no larger than "
@@ -124,7 +139,8 @@ class Manifest:
             )
         if self.precision not in PRECISIONS or self.classes < 1 or len(self.fingerprint) != 32:
             raise _not_understood(
-                source, f"precision {self.precision!r}, {self.classes} classes, fingerprint of {len(self.fingerprint)} bytes"
+                source,
+                f"precision {self.precision!r}, {self.classes} classes, fingerprint of {len(self.fingerprint)} bytes",
             )
 
     def to_json(self) -> bytes:
@@ -139,7 +155,8 @@ class Manifest:
             "bottleneck_sha256": self.bottleneck_sha256,
             "shape": asdict(self.shape),
             "max_symbols": self.max_symbols,
-            "preprocessing": asdict(self.preprocessing) | {"interpolation": "bilinear", "antialias": True},
+            "preprocessing": asdict(self.preprocessing)
+            | {"interpolation": "bilinear", "antialias": True},
             "small": self.profile is Profile.CONTEXT,
             "precision": self.precision,
             "classes": self.classes,

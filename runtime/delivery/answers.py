@@ -21,7 +21,11 @@ from .route import Proxy, Server, httpx, untrusted_settings
 _MAX_TEXT = 500  # letters of a label or a message that are kept
 _MAX_WORDS = 160  # letters that are quoted of an answer that is not cloud-serve's
 # Every code of cloud-serve's, and its status.
-_CODES = {code_of(kind): status for kind, status in STATUS.items()} | {NOT_FOUND: 404, METHOD_NOT_ALLOWED: 405, INTERNAL: 500}
+_CODES = {code_of(kind): status for kind, status in STATUS.items()} | {
+    NOT_FOUND: 404,
+    METHOD_NOT_ALLOWED: 405,
+    INTERNAL: 500,
+}
 # Those that are about a file. All others are about the request or the moment; and as edge-send writes its requests, a
 # malformed_request, unsupported_encoding or too_many_files is the doing of something on the way.
 _OF_THE_FILE = {
@@ -41,7 +45,10 @@ _OF_THE_FILE = {
 _EMPTY = code_of(errors.EmptyFeatureFileError)
 _BUSY = {408, 425, 429}  # and all from 501 up
 _AT_ONCE = {401, 404, 405, 407}  # after which no file would fare better; nor after a redirect
-_NO_TOKEN, _NO_SERVICE = "name the right token's file with --token-file", "name a cloud-serve's address with --url"
+_NO_TOKEN, _NO_SERVICE = (
+    "name the right token's file with --token-file",
+    "name a cloud-serve's address with --url",
+)
 _REMEDIES = {
     401: _NO_TOKEN,
     403: _NO_TOKEN,
@@ -49,10 +56,16 @@ _REMEDIES = {
     405: _NO_SERVICE,
     413: "what stands before cloud-serve takes no body of this size: allow more there (nginx: client_max_body_size)",
 }
-_OTHER_REMEDY = "that is not cloud-serve's word: name its address with --url, or mend what stands before it"
+_OTHER_REMEDY = (
+    "that is not cloud-serve's word: name its address with --url, or mend what stands before it"
+)
 # What servers say to plain HTTP on a port of TLS, and where a client's certificate did not come.
-_WANTS_TLS = re.compile("plain HTTP|HTTP request to an HTTPS|speaking HTTP to an HTTPS", re.IGNORECASE)
-_WANTS_CERTIFICATE = re.compile("SSL certificate was sent|SSL certificate error|client certificate", re.IGNORECASE)
+_WANTS_TLS = re.compile(
+    "plain HTTP|HTTP request to an HTTPS|speaking HTTP to an HTTPS", re.IGNORECASE
+)
+_WANTS_CERTIFICATE = re.compile(
+    "SSL certificate was sent|SSL certificate error|client certificate", re.IGNORECASE
+)
 
 
 class Answer(NamedTuple):
@@ -74,7 +87,10 @@ def judge(response: httpx.Response, body: bytes, data: bytes, server: Server) ->
     if status == 200:
         if classes := _classes(content.get("classes"), server.top_k):
             return Answer("delivered", details={"http": status, "classes": classes})
-        return Answer("failed", f"the answer is not one of cloud-serve's{_quoted(response, body[:4096].decode(errors='replace'))}")
+        return Answer(
+            "failed",
+            f"the answer is not one of cloud-serve's{_quoted(response, body[:4096].decode(errors='replace'))}",
+        )
     code = content.get("code")
     if not isinstance(code, str) or _CODES.get(code) != status:
         return _foreign(response, body, server)
@@ -84,7 +100,11 @@ def judge(response: httpx.Response, body: bytes, data: bytes, server: Server) ->
         return Answer("failed" if status == 500 else "busy", said, wait=_wait(response))
     if code in _OF_THE_FILE and not (code == _EMPTY and data):
         return Answer("refused", said, {"http": status, "code": code, "message": message})
-    remedy = _REMEDIES[status] if status in _AT_ONCE else "the request was changed on its way: let the proxy pass it on as it is"
+    remedy = (
+        _REMEDIES[status]
+        if status in _AT_ONCE
+        else "the request was changed on its way: let the proxy pass it on as it is"
+    )
     return Answer("stop", f"{said}: {remedy}")
 
 
@@ -94,7 +114,10 @@ def _foreign(response: httpx.Response, body: bytes, server: Server) -> Answer:
     said, quoted = f"HTTP {status}", _quoted(response, start)
     if status in _BUSY or status >= 500:
         return Answer("failed" if status == 500 else "busy", said + quoted, wait=_wait(response))
-    at_once, remedy = response.is_redirect or status in _AT_ONCE, _REMEDIES.get(status, _OTHER_REMEDY)
+    at_once, remedy = (
+        response.is_redirect or status in _AT_ONCE,
+        _REMEDIES.get(status, _OTHER_REMEDY),
+    )
     if response.is_redirect:
         said += f" to {response.headers.get('Location', '')[:200]!r}, which is not followed"
         remedy = _NO_SERVICE
@@ -110,7 +133,9 @@ def _foreign(response: httpx.Response, body: bytes, server: Server) -> Answer:
 def explain(error: Exception, server: Server, proxy: Proxy | None) -> Answer:
     """What it means that a post had no answer."""
     url = server.endpoint()
-    there = str(proxy) if proxy else f"{url.host}:{url.port or {'http': 80, 'https': 443}[url.scheme]}"
+    there = (
+        str(proxy) if proxy else f"{url.host}:{url.port or {'http': 80, 'https': 443}[url.scheme]}"
+    )
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, ssl.SSLError):
@@ -126,14 +151,24 @@ def explain(error: Exception, server: Server, proxy: Proxy | None) -> Answer:
                 whose = f" of {proxy}" if proxy else ""
                 return Answer("busy", f"no address of {name!r}{whose} is found: {cause.strerror}")
         # asyncio gives the numbers texts of its own.
-        why = [os.strerror(cause.errno) for cause in causes if isinstance(cause, OSError) and cause.errno]
+        why = [
+            os.strerror(cause.errno)
+            for cause in causes
+            if isinstance(cause, OSError) and cause.errno
+        ]
         return Answer("busy", f"no connection to {there}: {', '.join(dict.fromkeys(why)) or error}")
     if isinstance(error, httpx.TimeoutException):
         return Answer("failed", f"no answer within {server.timeout:g} seconds")
-    if url.scheme == "http" and r"line: bytearray(b'\x15\x03" in str(error):  # how a TLS alert begins
+    if url.scheme == "http" and r"line: bytearray(b'\x15\x03" in str(
+        error
+    ):  # how a TLS alert begins
         return Answer("stop", f"{there} speaks TLS: write https:// in --url")
     if isinstance(error, httpx.NetworkError) or "disconnected" in str(error):
-        tls = ", as a port of TLS does: if it is one, write https:// in --url" if url.scheme == "http" else ""
+        tls = (
+            ", as a port of TLS does: if it is one, write https:// in --url"
+            if url.scheme == "http"
+            else ""
+        )
         return Answer("failed", f"{there} hung up without an answer{tls}")
     return Answer("failed", f"{type(error).__name__}: {printable(str(error))}")
 
@@ -153,14 +188,18 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _quoted(response: httpx.Response, start: str) -> str:
     """Who says so, and the first words, without the tags of a page."""
-    text = re.sub(r"<(style|script)\b.*?(</\1>|$)|<[^>]*>", " ", start, flags=re.DOTALL | re.IGNORECASE)
+    text = re.sub(
+        r"<(style|script)\b.*?(</\1>|$)|<[^>]*>", " ", start, flags=re.DOTALL | re.IGNORECASE
+    )
     words = printable(" ".join(text.split()))[:_MAX_WORDS]
     who = printable(response.headers.get("Server", ""))[:60]
     return f" ({who or 'it'} says {words!r})" if words else f" (from {who})" if who else ""
 
 
 def _password(proxy: Proxy | None) -> str:
-    what = "the right user and password" if proxy and proxy.url.userinfo else "a user and a password"
+    what = (
+        "the right user and password" if proxy and proxy.url.userinfo else "a user and a password"
+    )
     return f"write {what} into the URL of {proxy or 'the proxy'}, as in http://USER:PASSWORD@proxy.example:3128"
 
 
@@ -170,7 +209,9 @@ def _proxy_says(text: str, proxy: Proxy | None) -> Answer:
     if status == 407:
         return Answer("stop", f"{said}: {_password(proxy)}")
     if 300 <= status < 500 and status not in _BUSY:
-        return Answer("stop", f"{said}: let it connect to the server, or name the server in NO_PROXY")
+        return Answer(
+            "stop", f"{said}: let it connect to the server, or name the server in NO_PROXY"
+        )
     return Answer("busy", said)
 
 
@@ -198,16 +239,33 @@ def _tls(error: ssl.SSLError, url: httpx.URL, proxy: Proxy | None) -> Answer:
             text = f"the certificate of {whose} is refused ({said}): another one is needed there"
         return Answer("stop", text)
     reason = (getattr(error, "reason", None) or str(error)).upper()
-    if any(part in reason for part in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL")):
-        return Answer("stop", f"{whose} speaks no TLS on that port ({reason}): write http:// in --url, or the port that does")
-    if any(part in reason for part in ("CERTIFICATE_REQUIRED", "ALERT_HANDSHAKE_FAILURE", "ALERT_BAD_CERTIFICATE")):
+    if any(
+        part in reason
+        for part in (
+            "WRONG_VERSION_NUMBER",
+            "HTTP_REQUEST",
+            "RECORD_LAYER_FAILURE",
+            "UNKNOWN_PROTOCOL",
+        )
+    ):
+        return Answer(
+            "stop",
+            f"{whose} speaks no TLS on that port ({reason}): write http:// in --url, or the port that does",
+        )
+    if any(
+        part in reason
+        for part in ("CERTIFICATE_REQUIRED", "ALERT_HANDSHAKE_FAILURE", "ALERT_BAD_CERTIFICATE")
+    ):
         return Answer(
             "stop",
             f"{whose} ends TLS ({reason}): it asks for a client's certificate, which edge-send does not have, or for other ciphers; "
             "use an address that asks for a token",
         )
     if any(part in reason for part in ("PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "NO_PROTOCOLS")):
-        return Answer("stop", f"{whose} speaks no version of TLS that this device does ({reason}): allow TLS 1.2 or later on both")
+        return Answer(
+            "stop",
+            f"{whose} speaks no version of TLS that this device does ({reason}): allow TLS 1.2 or later on both",
+        )
     return Answer("busy", f"TLS with {whose} failed: {reason}")
 
 
@@ -220,7 +278,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(found))
         yield found
-        more = [found.__cause__, found.__context__, *(found.exceptions if isinstance(found, BaseExceptionGroup) else ())]
+        more = [
+            found.__cause__,
+            found.__context__,
+            *(found.exceptions if isinstance(found, BaseExceptionGroup) else ()),
+        ]
         waiting += [cause for cause in more if cause is not None]
 
 
@@ -232,10 +294,19 @@ def _classes(value: Any, top_k: int) -> list[dict[str, Any]] | None:
     for entry in value[:top_k]:
         if not isinstance(entry, dict):
             return None
-        label, probability, index = (entry.get(name) for name in ("label", "probability", "class_index"))
-        if not (isinstance(label, str) and isinstance(probability, (int, float)) and 0 <= probability <= 1 and isinstance(index, int)):
+        label, probability, index = (
+            entry.get(name) for name in ("label", "probability", "class_index")
+        )
+        if not (
+            isinstance(label, str)
+            and isinstance(probability, (int, float))
+            and 0 <= probability <= 1
+            and isinstance(index, int)
+        ):
             return None
-        classes.append({"label": printable(label), "probability": probability, "class_index": index})
+        classes.append(
+            {"label": printable(label), "probability": probability, "class_index": index}
+        )
     return classes
 
 

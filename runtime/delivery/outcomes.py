@@ -40,7 +40,9 @@ def recorded(image: str, result: dict[str, Any]) -> Outcome:
     return Outcome(image, result["status"], result["key"], result, error)
 
 
-def accept_all(spool: Spool, images: Iterable[Encoded], why: EdgeCloudError) -> Generator[Outcome, None, None]:
+def accept_all(
+    spool: Spool, images: Iterable[Encoded], why: EdgeCloudError
+) -> Generator[Outcome, None, None]:
     """Accept images into the spool where nothing can be posted; raises `why` after the last."""
     for image in images:
         if image.error is not None:

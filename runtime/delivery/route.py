@@ -21,7 +21,9 @@ from ..errors import CertificateFileError, MissingExtraError, ProxySettingError,
 try:
     import httpx
 except ImportError as error:
-    raise MissingExtraError(f"edge-send needs httpx ({error}): pip install 'edgecloud-features[send]'") from error
+    raise MissingExtraError(
+        f"edge-send needs httpx ({error}): pip install 'edgecloud-features[send]'"
+    ) from error
 
 _LIKE = "name one like https://cloud.example:8000"
 
@@ -98,7 +100,9 @@ class Server:
             try:
                 ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(self.ca_file)
             except OSError as error:
-                raise CertificateFileError(f"{self.ca_file} holds no certificates that can be read: {error}") from error
+                raise CertificateFileError(
+                    f"{self.ca_file} holds no certificates that can be read: {error}"
+                ) from error
         try:
             return ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:
@@ -112,7 +116,9 @@ class Server:
         endpoint, proxy = self.endpoint(), self.proxy()
         speaks_tls = "https" in (endpoint.scheme, proxy and proxy.url.scheme)
         # Without TLS, one that trusts nobody and reads no files.
-        trust = self.trust() if speaks_tls or self.ca_file else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trust = (
+            self.trust() if speaks_tls or self.ca_file else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        )
         headers = {
             "Content-Type": "application/octet-stream",
             "Accept": "application/json",
@@ -125,10 +131,17 @@ class Server:
                 headers=headers,
                 verify=trust,
                 trust_env=False,
-                proxy=proxy and httpx.Proxy(proxy.url, ssl_context=trust if proxy.url.scheme == "https" else None),
+                proxy=proxy
+                and httpx.Proxy(
+                    proxy.url, ssl_context=trust if proxy.url.scheme == "https" else None
+                ),
                 follow_redirects=False,
                 timeout=httpx.Timeout(self.timeout, connect=self.timeout / 2),
-                limits=httpx.Limits(max_connections=self.in_flight, max_keepalive_connections=self.in_flight, keepalive_expiry=60),
+                limits=httpx.Limits(
+                    max_connections=self.in_flight,
+                    max_keepalive_connections=self.in_flight,
+                    keepalive_expiry=60,
+                ),
             )
         except (ValueError, ImportError) as error:  # an httpx that cannot do what another can
             raise ProxySettingError(
@@ -146,7 +159,8 @@ def untrusted_settings() -> str:
     bad = [
         f"{name} is {value!r}, which cannot be read"
         for name in ("SSL_CERT_FILE", "SSL_CERT_DIR")
-        if (value := os.environ.get(name)) and not any(os.access(part, os.R_OK) for part in value.split(os.pathsep))
+        if (value := os.environ.get(name))
+        and not any(os.access(part, os.R_OK) for part in value.split(os.pathsep))
     ]
     return "; ".join(bad)
 
@@ -185,11 +199,17 @@ def _proxy(value: str, variable: str, host: str) -> Proxy:
         why = "" if "@" in value else f" ({error})"  # which may quote a password
         raise ProxySettingError(f"{said}, which is not a proxy's URL{why}: {remedy}") from error
     if url.scheme not in ("http", "https", "socks5", "socks5h") or not url.host:
-        raise ProxySettingError(f"{said}, which is not a proxy's URL of http, https or socks5: {remedy}")
+        raise ProxySettingError(
+            f"{said}, which is not a proxy's URL of http, https or socks5: {remedy}"
+        )
     if "@" in url.path or "@" in url.query.decode() or "@" in (url.fragment or ""):
-        raise ProxySettingError(f"{said}, with a password in which @, /, ? or # is not written as %40, %2F, %3F or %23: {remedy}")
+        raise ProxySettingError(
+            f"{said}, with a password in which @, /, ? or # is not written as %40, %2F, %3F or %23: {remedy}"
+        )
     if url.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
-        raise ProxySettingError(f"{said}, and SOCKS needs a package that is not here: pip install 'httpx[socks]', or {remedy}")
+        raise ProxySettingError(
+            f"{said}, and SOCKS needs a package that is not here: pip install 'httpx[socks]', or {remedy}"
+        )
     return Proxy(url, variable)
 
 
@@ -201,7 +221,9 @@ def _passes_by(url: httpx.URL, exceptions: str) -> bool:
         if match := re.fullmatch(r"(\[[^]]*\]|[^:]*):(\d+)", name):
             name = match[1] if int(match[2]) == port else ""
         name = name.strip("[]").removeprefix("*.").strip(".")
-        if name and (name == "*" or f".{url.host}".endswith(f".{name}") or _in_network(url.host, name)):
+        if name and (
+            name == "*" or f".{url.host}".endswith(f".{name}") or _in_network(url.host, name)
+        ):
             return True
     return False
 

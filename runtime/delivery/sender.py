@@ -44,7 +44,9 @@ _PATIENCE = 120.0  # seconds that a server may ask to wait for, with nothing els
 _STRANGE = 4  # answers in a row that are not cloud-serve's, after which no more are asked for
 
 
-def deliver(spool: Spool, server: Server, images: Iterable[Encoded] = ()) -> Generator[Outcome, None, None]:
+def deliver(
+    spool: Spool, server: Server, images: Iterable[Encoded] = ()
+) -> Generator[Outcome, None, None]:
     """Accept `images` into the spool, and post everything in it until it is empty or nothing more can be done.
 
     `images` is drawn in other threads, ahead of the posts as far as the spool has room. An outcome comes for every one of
@@ -64,7 +66,9 @@ def deliver(spool: Spool, server: Server, images: Iterable[Encoded] = ()) -> Gen
         return
     delivery = _Delivery(spool, server, client, proxy)
     # A thread of its own: signals reach the caller's thread, and there they interrupt no step of asyncio's.
-    thread = threading.Thread(target=delivery.run, args=(iter(images),), name="delivery", daemon=True)
+    thread = threading.Thread(
+        target=delivery.run, args=(iter(images),), name="delivery", daemon=True
+    )
     thread.start()
     try:
         while (outcome := delivery.outcomes.get()) is not None:
@@ -104,7 +108,9 @@ async def _next(images: Iterator[Encoded]) -> Encoded | None:
 class _Delivery:
     """The state of one deliver(). All of it belongs to one event loop; only the spool's work and `images` run in other threads."""
 
-    def __init__(self, spool: Spool, server: Server, client: httpx.AsyncClient, proxy: Proxy | None):
+    def __init__(
+        self, spool: Spool, server: Server, client: httpx.AsyncClient, proxy: Proxy | None
+    ):
         self.spool, self.server, self.client, self.proxy = spool, server, client, proxy
         self.endpoint = server.endpoint()
         self.outcomes: SimpleQueue[Outcome | None] = SimpleQueue()  # None is the last
@@ -113,7 +119,9 @@ class _Delivery:
         self.told_to_end = asyncio.Event()
         self.waiting = deque(spool.pending())
         self.active = {entry.key for entry in self.waiting}  # waiting or being posted
-        self.named: dict[str, list[str]] = {}  # the images given in this run whose key has no result yet
+        self.named: dict[
+            str, list[str]
+        ] = {}  # the images given in this run whose key has no result yet
         self.left: dict[str, str] = {}  # keys that are given up for this run, and why
         self.changed = asyncio.Condition()  # of what is above and below
         self.ended = False  # no more images come
@@ -175,7 +183,9 @@ class _Delivery:
                     await self._accept(image.image, image.data)
                 else:
                     self.outcomes.put(Outcome(image.image, "failed", error=image.error))
-        except Exception as error:  # of the caller's; what is in the spool is delivered all the same
+        except (
+            Exception
+        ) as error:  # of the caller's; what is in the spool is delivered all the same
             self.error = error
         finally:
             async with self.changed:
@@ -185,7 +195,9 @@ class _Delivery:
     async def _accept(self, image: str, data: bytes) -> None:
         async with self.changed:
             # While posts succeed, room comes; else accept() refuses.
-            await self.changed.wait_for(lambda: self.spool.fits(image, data) or self.away or self.stopped or not self.active)
+            await self.changed.wait_for(
+                lambda: self.spool.fits(image, data) or self.away or self.stopped or not self.active
+            )
         try:
             entry = await asyncio.to_thread(self.spool.accept, image, data)
         except SpoolError as error:
@@ -221,7 +233,12 @@ class _Delivery:
         try:
             image, data = await asyncio.to_thread(self.spool.read, entry)
         except DamagedSpoolFileError as error:
-            await self._finish(entry, Answer("refused", str(error), {"code": "damaged_in_spool", "message": str(error)}), "?", 0)
+            await self._finish(
+                entry,
+                Answer("refused", str(error), {"code": "damaged_in_spool", "message": str(error)}),
+                "?",
+                0,
+            )
             return
         except SpoolDiskError as error:
             # Others may be readable.
@@ -268,7 +285,9 @@ class _Delivery:
 
     async def _finish(self, entry: Entry, answer: Answer, image: str, size: int) -> None:
         status = DELIVERED if answer.kind == "delivered" else REFUSED
-        result = await asyncio.to_thread(self.spool.finish, entry, status, image=image, bytes=size, **answer.details)
+        result = await asyncio.to_thread(
+            self.spool.finish, entry, status, image=image, bytes=size, **answer.details
+        )
         async with self.changed:
             self.active.discard(entry.key)
             names = self.named.pop(entry.key, None)
@@ -328,12 +347,17 @@ class _Delivery:
         try:
             async with (
                 asyncio.timeout(self.server.timeout),
-                self.client.stream("POST", self.endpoint, content=data, headers=headers) as response,
+                self.client.stream(
+                    "POST", self.endpoint, content=data, headers=headers
+                ) as response,
             ):
                 async for chunk in response.aiter_raw():
                     body += chunk
                     if len(body) > _MAX_ANSWER:
-                        return Answer("failed", f"the answer has more than {_MAX_ANSWER} bytes, none of cloud-serve's has")
+                        return Answer(
+                            "failed",
+                            f"the answer has more than {_MAX_ANSWER} bytes, none of cloud-serve's has",
+                        )
         except TimeoutError:
             return Answer("failed", f"no answer within {self.server.timeout:g} seconds")
         except (httpx.HTTPError, OSError) as error:  # some of TLS's come as they are

@@ -29,16 +29,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ..errors import DamagedResultsError, DamagedSpoolFileError, SpoolDiskError, SpoolFullError, SpoolInUseError
+from ..errors import (
+    DamagedResultsError,
+    DamagedSpoolFileError,
+    SpoolDiskError,
+    SpoolFullError,
+    SpoolInUseError,
+)
 from ..files import sync_folder, write_atomically
 
 DELIVERED, REFUSED, REQUEUED = "delivered", "refused", "requeued"
 _BLOCK = 4096  # what the smallest file takes of most disks
-_RESERVE, _STEP = 64 * _BLOCK, 4 * _BLOCK  # a result takes less than a block, and those that are delivered give theirs back
+_RESERVE, _STEP = (
+    64 * _BLOCK,
+    4 * _BLOCK,
+)  # a result takes less than a block, and those that are delivered give theirs back
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 T = TypeVar("T")
 _NAME = re.compile(r"(\d{12,})-([0-9a-f]{64})\.spool")
-_LINE = re.compile(rb'\{"key": "([0-9a-f]{64})", "status": "(?:delivered|refused|requeued)", .*\}\n')
+_LINE = re.compile(
+    rb'\{"key": "([0-9a-f]{64})", "status": "(?:delivered|refused|requeued)", .*\}\n'
+)
 
 
 def key_of(data: bytes) -> str:
@@ -80,7 +91,9 @@ class Spool:
             self._reserved = self._reserve_file.stat().st_size if self._reserve_file.exists() else 0
             self._keep_reserve()
             created = not self.results_file.exists()
-            self._results = os.open(self.results_file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            self._results = os.open(
+                self.results_file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
+            )
             if created:
                 sync_folder(self.folder)
                 sync_folder(self.folder.absolute().parent)
@@ -153,7 +166,9 @@ class Spool:
             except OSError as error:
                 with contextlib.suppress(OSError):
                     (self._pending_folder / entry.name).unlink()
-                raise SpoolDiskError(f"the spool {self.folder} cannot be written, {image} is not accepted: {error}") from error
+                raise SpoolDiskError(
+                    f"the spool {self.folder} cannot be written, {image} is not accepted: {error}"
+                ) from error
             self._next += 1
             self._pending[key] = entry
             self._size += entry.size
@@ -170,7 +185,9 @@ class Spool:
         except OSError as error:
             raise SpoolDiskError(f"{path} cannot be read: {error}") from error
         if key_of(data) != entry.key:
-            raise DamagedSpoolFileError(f"{path} does not hold what was written to it: encode and send the image again")
+            raise DamagedSpoolFileError(
+                f"{path} does not hold what was written to it: encode and send the image again"
+            )
         try:
             return str(json.loads(line)["image"]), data
         except (ValueError, KeyError, TypeError):
@@ -186,7 +203,9 @@ class Spool:
             try:
                 result = self._record(entry.key, status, **details)
             except OSError as error:
-                raise SpoolDiskError(f"{self.results_file} cannot be written, {entry.key[:16]} stays in the spool: {error}") from error
+                raise SpoolDiskError(
+                    f"{self.results_file} cannot be written, {entry.key[:16]} stays in the spool: {error}"
+                ) from error
             del self._pending[entry.key]
             if status == REFUSED:
                 self._refused[entry.key] = entry
@@ -205,13 +224,19 @@ class Spool:
         """
         with self._mutex:
             # Its owner may have deleted some.
-            entries = [entry for entry in self._refused.values() if (self._refused_folder / entry.name).exists()]
+            entries = [
+                entry
+                for entry in self._refused.values()
+                if (self._refused_folder / entry.name).exists()
+            ]
             for entry in entries:
                 try:
                     self._record(entry.key, REQUEUED)
                     self._put(entry, REQUEUED, self._refused_folder)
                 except OSError as error:
-                    raise SpoolDiskError(f"the spool {self.folder} cannot be written: {error}") from error
+                    raise SpoolDiskError(
+                        f"the spool {self.folder} cannot be written: {error}"
+                    ) from error
                 self._pending[entry.key] = self._refused.pop(entry.key)
         return len(entries)
 
@@ -239,7 +264,10 @@ class Spool:
         """Make the reserve whole, as far as the disk has room."""
         if self._reserved >= _RESERVE:
             return
-        with contextlib.suppress(OSError), open(self._reserve_file, "r+b" if self._reserved else "wb", buffering=0) as file:
+        with (
+            contextlib.suppress(OSError),
+            open(self._reserve_file, "r+b" if self._reserved else "wb", buffering=0) as file,
+        ):
             file.seek(self._reserved)
             try:
                 while self._reserved < _RESERVE:
@@ -303,7 +331,10 @@ class Spool:
 
     def _reconcile(self) -> None:
         """Put each file where its key's last result says."""
-        for entries, folder in ((self._pending, self._pending_folder), (self._refused, self._refused_folder)):
+        for entries, folder in (
+            (self._pending, self._pending_folder),
+            (self._refused, self._refused_folder),
+        ):
             for entry in list(entries.values()):
                 last = self._last_line(entry.key)
                 status = last["status"] if last else None
@@ -317,7 +348,9 @@ class Spool:
 
         The folders are not synced: what a power cut undoes here is done again when the spool is opened.
         """
-        target = {DELIVERED: None, REFUSED: self._refused_folder, REQUEUED: self._pending_folder}[status]
+        target = {DELIVERED: None, REFUSED: self._refused_folder, REQUEUED: self._pending_folder}[
+            status
+        ]
         if target is None:
             (folder / entry.name).unlink()
         elif target != folder:
@@ -327,7 +360,12 @@ class Spool:
 
     def _record(self, key: str, status: str, **details: Any) -> dict[str, Any]:
         """Append a line and flush it to the disk."""
-        result = {"key": key, "status": status, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **details}
+        result = {
+            "key": key,
+            "status": status,
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **details,
+        }
         line = json.dumps(result, allow_nan=False).encode() + b"\n"
         self._with_room(lambda: self._append(line))
         self._offsets[bytes.fromhex(key)] = self._end

@@ -30,7 +30,9 @@ class Engine(Protocol):
     PRECISIONS: ClassVar[tuple[str, ...]]
 
     choice: Choice
-    fingerprint: str | None  # of the bundle that the graph is of, in hexadecimal; None where the engine cannot tell
+    fingerprint: (
+        str | None
+    )  # of the bundle that the graph is of, in hexadecimal; None where the engine cannot tell
 
     def __init__(self, graph: bytes, choice: Choice, threads: int | None, workers: int):
         """Load an ONNX graph. `threads` for each of `workers` simultaneous calls; None for one a core.

@@ -48,7 +48,9 @@ class OnnxRuntime:
         self._session = ort.InferenceSession(graph, options, providers=list(providers))
         self._source = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
-        self.fingerprint: str | None = self._session.get_modelmeta().custom_metadata_map.get("fingerprint", "none")
+        self.fingerprint: str | None = self._session.get_modelmeta().custom_metadata_map.get(
+            "fingerprint", "none"
+        )
 
     @classmethod
     def version(cls) -> str | None:
@@ -57,7 +59,11 @@ class OnnxRuntime:
     @classmethod
     def lacks(cls, choice: Choice) -> str | None:
         wanted = _PROVIDERS[choice.provider]
-        return None if wanted in ort.get_available_providers() else f"an onnxruntime with {wanted}, which is not installed here"
+        return (
+            None
+            if wanted in ort.get_available_providers()
+            else f"an onnxruntime with {wanted}, which is not installed here"
+        )
 
     @classmethod
     def is_worth_trying(cls, choice: Choice) -> bool:

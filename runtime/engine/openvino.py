@@ -40,7 +40,9 @@ class OpenVino:
         self._outputs = [output.get_any_name() for output in self._compiled.outputs]
         self._requests = threading.local()  # a request runs one thing at a time
 
-    def _compile(self, core: "openvino.Core", graph: bytes, threads: int | None, workers: int) -> None:
+    def _compile(
+        self, core: "openvino.Core", graph: bytes, threads: int | None, workers: int
+    ) -> None:
         import openvino
 
         choice = self.choice
@@ -67,7 +69,10 @@ class OpenVino:
 
     @classmethod
     def version(cls) -> str | None:
-        from importlib.metadata import PackageNotFoundError, version  # and with it the package email
+        from importlib.metadata import (
+            PackageNotFoundError,
+            version,
+        )  # and with it the package email
 
         try:
             return version("openvino")
@@ -99,7 +104,11 @@ class OpenVino:
 class _SignalStack(ctypes.Structure):
     """stack_t of Linux."""
 
-    _fields_: ClassVar = [("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+    _fields_: ClassVar = [
+        ("address", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("size", ctypes.c_size_t),
+    ]
 
 
 @contextmanager
@@ -147,7 +156,10 @@ def _only_inputs_in_eight_bits(model: "openvino.Model") -> None:
             source = node.input_value(0).get_node()
             while source.get_type_name() in ("Multiply", "Subtract", "Convert", "Transpose"):
                 source = maker(source)
-            if source.get_type_name() == "Parameter" and source.get_element_type().to_string() == "u8":
+            if (
+                source.get_type_name() == "Parameter"
+                and source.get_element_type().to_string() == "u8"
+            ):
                 low, high = np.float32(0), np.float32(255)
                 levels = opset13.fake_quantize(node.input_value(0), low, high, low, high, 256)
                 node.input(0).replace_source_output(levels.output(0))

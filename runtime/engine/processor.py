@@ -25,7 +25,11 @@ def has_bf16() -> bool:
 
 def name() -> str:
     """The processor's name."""
-    named = (line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith(("model name", "Hardware")))
+    named = (
+        line.split(":", 1)[1].strip()
+        for line in _cpuinfo()
+        if line.startswith(("model name", "Hardware"))
+    )
     return next(named, "") or platform.processor() or platform.machine()
 
 

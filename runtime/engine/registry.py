@@ -26,7 +26,10 @@ ENGINES: list[type[Engine]] = [
     OnnxRuntime,
     OpenVino,
 ]
-GRAPHS = {"edge": {"fp32": EDGE_GRAPH, "int8": EDGE_GRAPH_INT8}, "cloud": {"fp32": CLOUD_GRAPH, "int8": CLOUD_GRAPH_INT8}}
+GRAPHS = {
+    "edge": {"fp32": EDGE_GRAPH, "int8": EDGE_GRAPH_INT8},
+    "cloud": {"fp32": CLOUD_GRAPH, "int8": CLOUD_GRAPH_INT8},
+}
 SAFE = Choice("cpu", "fp32")
 TUNED = "tuned.json"
 _MAX_TUNED_BYTES = 1 << 20
@@ -52,7 +55,9 @@ def candidates(bundle: Bundle, end: str) -> list[Choice]:
         for engine in ENGINES
         for provider in engine.PROVIDERS
         for choice in (Choice(provider, precision) for precision in engine.PRECISIONS)
-        if not engine.lacks(choice) and engine.is_worth_trying(choice) and graph_file(bundle, end, choice.precision)
+        if not engine.lacks(choice)
+        and engine.is_worth_trying(choice)
+        and graph_file(bundle, end, choice.precision)
     ]
 
 
@@ -98,18 +103,31 @@ def choose(bundle: Bundle, end: str, provider: str = "auto", precision: str = "a
         raise EngineChoiceError(
             f"no engine {provider} {precision}: providers are auto, {', '.join(providers())}; precisions auto, {', '.join(PRECISIONS)}"
         )
-    able = [name for engine in ENGINES if precision in ("auto", *engine.PRECISIONS) for name in engine.PROVIDERS]
+    able = [
+        name
+        for engine in ENGINES
+        if precision in ("auto", *engine.PRECISIONS)
+        for name in engine.PROVIDERS
+    ]
     if provider not in ("auto", *able):
-        raise EngineChoiceError(f"provider {provider} has no {precision}: choose --provider {able[0]}, or another --precision")
+        raise EngineChoiceError(
+            f"provider {provider} has no {precision}: choose --provider {able[0]}, or another --precision"
+        )
     if precision == "int8" and not graph_file(bundle, end, "int8"):
-        raise EngineChoiceError(f"{bundle.folder} has no int8 graph for the {end}: leave out --precision, or export with --calibrate DIR")
+        raise EngineChoiceError(
+            f"{bundle.folder} has no int8 graph for the {end}: leave out --precision, or export with --calibrate DIR"
+        )
     if provider == "auto":
         tuned = tuned_choice(bundle, end)
         if tuned and precision in ("auto", tuned.precision):
             return tuned
         provider = SAFE.provider if SAFE.provider in able else able[0]
     if precision == "auto":
-        precision = "int8" if bundle.manifest.precision == "int8" and graph_file(bundle, end, "int8") else "fp32"
+        precision = (
+            "int8"
+            if bundle.manifest.precision == "int8" and graph_file(bundle, end, "int8")
+            else "fp32"
+        )
     choice = Choice(provider, precision)
     lacking = engine_of(provider).lacks(choice)
     if not lacking:
@@ -120,7 +138,14 @@ def choose(bundle: Bundle, end: str, provider: str = "auto", precision: str = "a
     return lesser
 
 
-def open_engine(bundle: Bundle, end: str, threads: int | None, provider: str = "auto", precision: str = "auto", workers: int = 1) -> Engine:
+def open_engine(
+    bundle: Bundle,
+    end: str,
+    threads: int | None,
+    provider: str = "auto",
+    precision: str = "auto",
+    workers: int = 1,
+) -> Engine:
     """The bundle's graph of an `end`, "edge" or "cloud", ready to run with `threads` threads (None: one a core), called by
     `workers` threads at the same time.
 
@@ -130,7 +155,9 @@ def open_engine(bundle: Bundle, end: str, threads: int | None, provider: str = "
     return open_choice(bundle, end, threads, choose(bundle, end, provider, precision), workers)
 
 
-def open_choice(bundle: Bundle, end: str, threads: int | None, choice: Choice, workers: int = 1) -> Engine:
+def open_choice(
+    bundle: Bundle, end: str, threads: int | None, choice: Choice, workers: int = 1
+) -> Engine:
     """As open_engine, for a choice that was made."""
     name = graph_file(bundle, end, choice.precision)
     assert name
@@ -138,7 +165,9 @@ def open_choice(bundle: Bundle, end: str, threads: int | None, choice: Choice, w
     try:
         engine = engine_of(choice.provider)(data, choice, threads, workers)
     except Exception as error:  # the libraries' own classes share no public base
-        raise InconsistentBundleError(f"{choice.provider} cannot load {bundle.folder / name}: {error}") from error
+        raise InconsistentBundleError(
+            f"{choice.provider} cannot load {bundle.folder / name}: {error}"
+        ) from error
     if engine.fingerprint not in (None, bundle.fingerprint.hex()):
         raise InconsistentBundleError(
             f"{bundle.folder / name} is of bundle {str(engine.fingerprint)[:8]}, the manifest of {bundle.fingerprint.hex()[:8]}: "
@@ -152,4 +181,6 @@ def group_by_shape(shapes: Sequence[tuple[int, ...]], size: int) -> list[list[in
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, shape in enumerate(shapes):
         groups.setdefault(shape, []).append(index)
-    return [members[i : i + size] for members in groups.values() for i in range(0, len(members), size)]
+    return [
+        members[i : i + size] for members in groups.values() for i in range(0, len(members), size)
+    ]

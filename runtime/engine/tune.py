@@ -43,7 +43,9 @@ def changed_symbols(expected: NDArray[Any], found: NDArray[Any]) -> tuple[float,
     return changed, not changed <= MAX_CHANGED
 
 
-def readable_inputs(names: Iterable[str], read: Callable[[str], NDArray[Any]]) -> list[NDArray[Any]]:
+def readable_inputs(
+    names: Iterable[str], read: Callable[[str], NDArray[Any]]
+) -> list[NDArray[Any]]:
     """What the first few files hold that can be read. A pipe can be read once, and is not for this.
 
     Raises TuneError where there is none, with the first one's reason.
@@ -67,7 +69,12 @@ def readable_inputs(names: Iterable[str], read: Callable[[str], NDArray[Any]]) -
 
 
 def tune(
-    bundle: Bundle, end: str, inputs: Sequence[NDArray[Any]], output: str, deviation: Deviation, threads: int | None = None
+    bundle: Bundle,
+    end: str,
+    inputs: Sequence[NDArray[Any]],
+    output: str,
+    deviation: Deviation,
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """Measure and choose the engine of an `end`, "edge" or "cloud", and keep the choice in BUNDLE/tuned.json.
 
@@ -88,13 +95,25 @@ def tune(
         deviation(*[engines[SAFE].run(batch)[output]] * 2)
     rows: dict[Choice, dict[str, Any]] = {}
     for choice in dict.fromkeys((SAFE, *candidates(bundle, end))):
-        rows[choice] = {"provider": choice.provider, "precision": choice.precision, "accepted": False}
+        rows[choice] = {
+            "provider": choice.provider,
+            "precision": choice.precision,
+            "accepted": False,
+        }
         try:
-            engine = engines.setdefault(choice, engines[SAFE] if choice == SAFE else open_choice(bundle, end, threads, choice))
-            results = [deviation(engines[SAFE].run(batch)[output], engine.run(batch)[output]) for batch in inputs]
+            engine = engines.setdefault(
+                choice,
+                engines[SAFE] if choice == SAFE else open_choice(bundle, end, threads, choice),
+            )
+            results = [
+                deviation(engines[SAFE].run(batch)[output], engine.run(batch)[output])
+                for batch in inputs
+            ]
             rows[choice]["strays"] = max(far for far, _ in results)
             rows[choice]["accepted"] = not any(too_far for _, too_far in results)
-        except Exception as error:  # an engine that is installed and does not work here is one not to choose
+        except (
+            Exception
+        ) as error:  # an engine that is installed and does not work here is one not to choose
             engines.pop(choice, None)
             rows[choice]["error"] = str(error).splitlines()[0] if str(error) else repr(error)
     times: dict[Choice, list[float]] = {choice: [] for choice in engines}
@@ -111,10 +130,18 @@ def tune(
         return min(choices, key=lambda choice: rows[choice]["milliseconds"])
 
     accepted = [choice for choice in engines if rows[choice]["accepted"]]
-    best, exact = fastest(accepted), fastest([choice for choice in accepted if choice.precision == "fp32"])
+    best, exact = (
+        fastest(accepted),
+        fastest([choice for choice in accepted if choice.precision == "fp32"]),
+    )
     if rows[best]["milliseconds"] > CLEARLY * rows[exact]["milliseconds"]:
         best = exact
-    result = {"provider": best.provider, "precision": best.precision, "threads": threads, "candidates": list(rows.values())}
+    result = {
+        "provider": best.provider,
+        "precision": best.precision,
+        "threads": threads,
+        "candidates": list(rows.values()),
+    }
     _keep(bundle, end, result)
     return result
 
@@ -128,9 +155,14 @@ def _keep(bundle: Bundle, end: str, result: dict[str, Any]) -> None:
     except (OSError, ValueError, AttributeError):
         kept = head
     try:
-        write_atomically(path, (json.dumps(kept | {end: result}, indent=1, allow_nan=False) + os.linesep).encode())
+        write_atomically(
+            path,
+            (json.dumps(kept | {end: result}, indent=1, allow_nan=False) + os.linesep).encode(),
+        )
     except OSError as error:
-        raise TuneError(f"the choice cannot be kept in {path} ({error}): tune as a user who may write there") from error
+        raise TuneError(
+            f"the choice cannot be kept in {path} ({error}): tune as a user who may write there"
+        ) from error
 
 
 def table(result: dict[str, Any]) -> str:
@@ -139,10 +171,16 @@ def table(result: dict[str, Any]) -> str:
     lines = []
     for row in rows:
         name = f"{row['provider']} {row['precision']}"
-        chosen = "  <- chosen" if (row["provider"], row["precision"]) == (result["provider"], result["precision"]) else ""
+        chosen = (
+            "  <- chosen"
+            if (row["provider"], row["precision"]) == (result["provider"], result["precision"])
+            else ""
+        )
         if "error" in row:
             lines.append(f"{name:<16} {row['error']}")
         else:
             note = "" if row["accepted"] else "  too far from float32"
-            lines.append(f"{name:<16} {row['milliseconds']:8.2f} ms   strays {row['strays']:.4%}{note}{chosen}")
+            lines.append(
+                f"{name:<16} {row['milliseconds']:8.2f} ms   strays {row['strays']:.4%}{note}{chosen}"
+            )
     return "\n".join(lines)

@@ -17,10 +17,18 @@ from pathlib import Path
 
 from ..errors import ImageNotFoundError
 
-Found = tuple[str, str]  # an image, and its name: the path below the folder that was given, with slashes
+Found = tuple[
+    str, str
+]  # an image, and its name: the path below the folder that was given, with slashes
 Job = tuple[str, str]  # an image, and its target or key
 _BY_ANOTHER = {"MPO"}  # which the JPEG decoder opens
-_KINDS = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device", stat.S_IFLNK: "broken link"}
+_KINDS = {
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+    stat.S_IFLNK: "broken link",
+}
 _NAMED = 5  # kinds of files that are named one by one
 _SUFFIX_LETTERS = 10  # of more, it is a part of a name
 
@@ -51,7 +59,11 @@ def describe(passed_over: Counter[str]) -> str:
     kinds = [f"{kind} {count:,}" for kind, count in passed_over.most_common(_NAMED)]
     if len(passed_over) > _NAMED:
         kinds.append(f"others {sum(count for _, count in passed_over.most_common()[_NAMED:]):,}")
-    remedy = "; convert .heic and .heif to JPEG, or install pillow-heif" if {".heic", ".heif"} & set(passed_over) else ""
+    remedy = (
+        "; convert .heic and .heif to JPEG, or install pillow-heif"
+        if {".heic", ".heif"} & set(passed_over)
+        else ""
+    )
     number = passed_over.total()
     return f"passed over {number:,} that {'is no image file' if number == 1 else 'are no image files'} ({', '.join(kinds)}){remedy}"
 
@@ -70,7 +82,9 @@ def image_suffixes() -> frozenset[str]:
         stub = isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
         return opens and not stub and Image.MIME.get(kind, "image/").startswith("image/")
 
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if is_picture(kind))
+    return frozenset(
+        suffix for suffix, kind in Image.registered_extensions().items() if is_picture(kind)
+    )
 
 
 def _expand(argument: str, passed_over: Counter[str]) -> Iterable[Found]:
@@ -89,7 +103,11 @@ def _expand(argument: str, passed_over: Counter[str]) -> Iterable[Found]:
     if parts[-1] == "**":
         parts = (*parts, "*")
     spelt_out = Path(parts[-1]).suffix.lower()
-    suffixes = image_suffixes() | {spelt_out} if spelt_out and not _is_magic(spelt_out) else image_suffixes()
+    suffixes = (
+        image_suffixes() | {spelt_out}
+        if spelt_out and not _is_magic(spelt_out)
+        else image_suffixes()
+    )
     # A file that ** reaches in two ways counts once.
     kinds = {str(Path(entry.path)): _kind(entry, suffixes) for entry in _matches(root, parts)}
     others = Counter(kind for kind in kinds.values() if kind)
@@ -97,7 +115,9 @@ def _expand(argument: str, passed_over: Counter[str]) -> Iterable[Found]:
     images = sorted(file for file, kind in kinds.items() if not kind)
     if not images:
         but = f", {describe(others)}" if others else ""
-        raise ImageNotFoundError(f"no image in {argument}{but}: name a folder or a pattern that has some")
+        raise ImageNotFoundError(
+            f"no image in {argument}{but}: name a folder or a pattern that has some"
+        )
     return [(file, Path(file).relative_to(root).as_posix()) for file in images]
 
 
@@ -159,21 +179,32 @@ def to_files(arguments: list[str], found: list[Found], output: str) -> list[Job]
     alone = [image for image, _ in found] == arguments and len(found) == 1
     if output == "-":
         if not alone:
-            raise TargetError("standard output takes one feature file: name a folder with -o for several images")
+            raise TargetError(
+                "standard output takes one feature file: name a folder with -o for several images"
+            )
         return [(found[0][0], "-")]
     folder = Path(output)
     if alone and not folder.is_dir() and not output.endswith("/"):
         return [(found[0][0], output)]
     if folder.exists() and not folder.is_dir():
         raise TargetError(f"-o {output} is a file: name a folder for several images")
-    jobs = [(image, str(folder / f"{name.removesuffix(Path(name).suffix)}.bin")) for image, name in found]
-    _refuse_repeated((target for _, target in jobs), "be written to", "encode them to different folders")
+    jobs = [
+        (image, str(folder / f"{name.removesuffix(Path(name).suffix)}.bin"))
+        for image, name in found
+    ]
+    _refuse_repeated(
+        (target for _, target in jobs), "be written to", "encode them to different folders"
+    )
     return jobs
 
 
 def to_rows(found: list[Found]) -> list[Job]:
     """Each image and its key in a pack: its name. Raises TargetError."""
-    _refuse_repeated((name for _, name in found), "have the key", "pack them one by one, or from a folder above both")
+    _refuse_repeated(
+        (name for _, name in found),
+        "have the key",
+        "pack them one by one, or from a folder above both",
+    )
     return [(image, printable(name)) for image, name in found]
 
 

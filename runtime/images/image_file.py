@@ -37,17 +37,28 @@ MAX_STREAM_BYTES = 256 << 20  # of what has no length; larger than any image fil
 _PROGRAMS = {"EPS", "WMF"}  # Pillow hands these to an interpreter of the system
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}  # of PNG
 # Of an interlaced PNG: the first column and row of each pass, and how far it is to the next ones.
-_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_PASSES = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
 _TIFF_COMPRESSION, _TIFF_JPEG, _TIFF_JPEG_TABLES = 259, 7, 347
 _TIFF_PARTS = ((273, 279), (324, 325))  # places and sizes of strips, and of tiles
 _LONGEST = 300  # characters of a name or a reason in a message
 # Pillow has no class for what it does not decode.
 _UNSUPPORTED = re.compile(
-    r"unsupported|not supported|unimplemented|unknown|unrecogni[sz]ed|not available|cannot (handle|find|load this)", re.I
+    r"unsupported|not supported|unimplemented|unknown|unrecogni[sz]ed|not available|cannot (handle|find|load this)",
+    re.I,
 )
 
 
-def load_image(source: str | os.PathLike[str] | BinaryIO, fast_jpeg: bool = False, fast_side: int = FAST_SIDE) -> Image.Image:
+def load_image(
+    source: str | os.PathLike[str] | BinaryIO, fast_jpeg: bool = False, fast_side: int = FAST_SIDE
+) -> Image.Image:
     """Decode an image file, by path or open file; with `fast_jpeg`, a large JPEG at a fraction of its size, at least `fast_side`
     pixels a side.
 
@@ -77,16 +88,22 @@ def load_opened(image: Image.Image) -> None:
     """Decode a PIL image if that was not done yet, as load_image does. Raises load_image's errors."""
     with _refusals("the image"):
         if image.width < 1 or image.height < 1:
-            raise ImageTypeError(f"a PIL image of {image.width}x{image.height} has no pixels: give one that has")
+            raise ImageTypeError(
+                f"a PIL image of {image.width}x{image.height} has no pixels: give one that has"
+            )
         file = getattr(image, "fp", None)
         if getattr(image, "tile", None) and (file is None or getattr(file, "closed", False)):
-            raise ImageTypeError("the PIL image's file was closed before its pixels were read: call its load() before")
+            raise ImageTypeError(
+                "the PIL image's file was closed before its pixels were read: call its load() before"
+            )
         _decode(image, file, "the image")
 
 
 def shortened(text: str) -> str:
     """Of a length that fits a message."""
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 50]}... ({len(text):,} characters)"
+    return (
+        text if len(text) <= _LONGEST else f"{text[: _LONGEST - 50]}... ({len(text):,} characters)"
+    )
 
 
 @contextmanager
@@ -104,7 +121,9 @@ def _opened(source: str | os.PathLike[str] | BinaryIO) -> Iterator[tuple[BinaryI
     except IsADirectoryError:
         raise ImageNotFoundError(f"{name} is a folder: name the images in it") from None
     except ValueError:  # a zero among the characters, or half of a surrogate pair
-        raise ImageNotFoundError(f"no file can have the name {name!r}: name an image file") from None
+        raise ImageNotFoundError(
+            f"no file can have the name {name!r}: name an image file"
+        ) from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ImageNotFoundError(f"no such file, for the name is too long: {name}") from None
@@ -116,18 +135,24 @@ def _opened(source: str | os.PathLike[str] | BinaryIO) -> Iterator[tuple[BinaryI
 def _seekable(file: BinaryIO) -> BinaryIO:
     """The file, or what it holds where it is a pipe or a socket."""
     if getattr(file, "closed", False):
-        raise ImageTypeError("the image's file is closed: open it, and keep it open until the image is encoded")
+        raise ImageTypeError(
+            "the image's file is closed: open it, and keep it open until the image is encoded"
+        )
     try:
         is_text = isinstance(file.read(0), str)
     except io.UnsupportedOperation:
-        raise ImageTypeError("the image's file is open for writing alone: open it with mode 'rb'") from None
+        raise ImageTypeError(
+            "the image's file is open for writing alone: open it with mode 'rb'"
+        ) from None
     if is_text:
         raise ImageTypeError("the image's file is open as text: open it with mode 'rb'")
     if file.seekable() if hasattr(file, "seekable") else hasattr(file, "seek"):
         return file
     data = file.read(MAX_STREAM_BYTES + 1)
     if len(data) > MAX_STREAM_BYTES:
-        raise ImageFileTooLargeError(f"the image has more than {MAX_STREAM_BYTES} bytes, no image is so large: make it smaller first")
+        raise ImageFileTooLargeError(
+            f"the image has more than {MAX_STREAM_BYTES} bytes, no image is so large: make it smaller first"
+        )
     return io.BytesIO(data)
 
 
@@ -139,16 +164,22 @@ def _refusals(name: str) -> Iterator[None]:
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise DecompressionBombError(f"{name} has too many pixels to decode safely ({error}): make it smaller first") from error
+        raise DecompressionBombError(
+            f"{name} has too many pixels to decode safely ({error}): make it smaller first"
+        ) from error
     except UnidentifiedImageError:
-        raise NotAnImageError(f"{name} is not an image that Pillow can read: convert it to JPEG or PNG") from None
+        raise NotAnImageError(
+            f"{name} is not an image that Pillow can read: convert it to JPEG or PNG"
+        ) from None
     except Exception as error:  # Pillow's decoders have no common class for damage
         # Pillow's own OSErrors have no number; a place that makes no sense, in a damaged header, has one of these.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL, errno.EOVERFLOW):
             raise OSError(error.errno, error.strerror, name) from error
         why = shortened(str(error) or type(error).__name__)
         if isinstance(error, NotImplementedError) or _UNSUPPORTED.search(why):
-            raise UnsupportedImageError(f"{name} is of a kind that Pillow does not decode ({why}): convert it to JPEG or PNG") from error
+            raise UnsupportedImageError(
+                f"{name} is of a kind that Pillow does not decode ({why}): convert it to JPEG or PNG"
+            ) from error
         raise DamagedImageError(f"{name} is damaged or cut short ({why}): copy it again") from error
 
 
@@ -156,7 +187,9 @@ def _decode(image: Image.Image, file: BinaryIO | None, name: str, fast_side: int
     """Pixels, and whether they are all there."""
     waiting: Any = getattr(image, "tile", None)
     if waiting and image.format in _PROGRAMS:
-        raise NotAnImageError(f"{name} is a program that draws ({image.format}), and is not run: convert it to JPEG or PNG")
+        raise NotAnImageError(
+            f"{name} is a program that draws ({image.format}), and is not run: convert it to JPEG or PNG"
+        )
     if image.format == "MPEG":
         raise UnsupportedImageError(f"{name} is a film: take an image from it")
     if not waiting or file is None:
@@ -291,7 +324,9 @@ def _unlike(key: tuple[int, ...], upper: Image.Image, lower: Image.Image) -> Ima
         for part, shift in ((upper, 8), (lower, 0)):
             for channel, level in zip(part.crop(box).split(), key, strict=True):
                 wanted = level >> shift & 255
-                unlike = ImageChops.lighter(unlike, channel.point([255 * (found != wanted) for found in range(256)]))
+                unlike = ImageChops.lighter(
+                    unlike, channel.point([255 * (found != wanted) for found in range(256)])
+                )
         mask.paste(unlike, box)
     return mask
 
@@ -313,7 +348,9 @@ class _Parts(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence])
+        self._at = max(
+            0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        )
         return self._at
 
     def readinto(self, buffer: Any) -> int:

@@ -23,7 +23,13 @@ from PIL import Image
 
 from ..codec.feature_file import BLOCK
 from ..codec.manifest import STANDARD, Preprocessing
-from ..errors import ImageArrayError, ImageTooSmallError, ImageTypeError, UnknownLevelsError, UnsupportedImageError
+from ..errors import (
+    ImageArrayError,
+    ImageTooSmallError,
+    ImageTypeError,
+    UnknownLevelsError,
+    UnsupportedImageError,
+)
 from .image_file import FAST_SIDE, load_image, load_opened, shortened
 
 __all__ = ["FAST_SIDE", "ImageInput", "load_image", "preprocess"]
@@ -49,7 +55,9 @@ Flatten: TypeAlias = Callable[[Image.Image, str], Image.Image]  # some rows, to 
 ImageInput: TypeAlias = "str | os.PathLike[str] | BinaryIO | Image.Image | NDArray[np.uint8]"
 
 
-def preprocess(source: ImageInput, as_is: bool = False, fast_jpeg: bool = False, rule: Preprocessing = STANDARD) -> NDArray[np.uint8]:
+def preprocess(
+    source: ImageInput, as_is: bool = False, fast_jpeg: bool = False, rule: Preprocessing = STANDARD
+) -> NDArray[np.uint8]:
     """Pixels uint8 [H, W, 3], H and W multiples of 8; [crop, crop, 3] by the rule unless `as_is`.
 
     Args:
@@ -61,7 +69,9 @@ def preprocess(source: ImageInput, as_is: bool = False, fast_jpeg: bool = False,
     """
     if isinstance(source, np.ndarray):
         if source.dtype != _LEVELS or source.ndim != 3 or source.shape[2] != 3 or source.size == 0:
-            raise ImageArrayError(f"an image array is uint8 [height, width, 3] in RGB order, not {source.dtype} {list(source.shape)}")
+            raise ImageArrayError(
+                f"an image array is uint8 [height, width, 3] in RGB order, not {source.dtype} {list(source.shape)}"
+            )
         if as_is:
             top, left, height, width = _blocks(*source.shape[:2])
             return source[top : top + height, left : left + width]
@@ -119,7 +129,9 @@ def _flattened(image: Image.Image, flatten: Flatten) -> Image.Image:
         try:
             flat.paste(flatten(band, mode), (0, top))
         except ValueError as error:
-            raise UnsupportedImageError(f"an image of mode {image.mode} cannot be converted ({error}): convert it to RGB") from error
+            raise UnsupportedImageError(
+                f"an image of mode {image.mode} cannot be converted ({error}): convert it to RGB"
+            ) from error
     return flat
 
 
@@ -154,7 +166,9 @@ def _wide_levels(image: Any, name: str) -> Flatten | None:
             f"{name} has mode {image.mode}, and nothing says which levels are black and white: convert it to 8 bits, or unsigned 16"
         )
     if tags.get(_TIFF_ZERO_IS_BLACK) == 0:
-        raise UnknownLevelsError(f"{name} is a 16-bit TIFF in which zero is white, which is not read as such: convert it to PNG")
+        raise UnknownLevelsError(
+            f"{name} is a 16-bit TIFF in which zero is white, which is not read as such: convert it to PNG"
+        )
     bits = 12 if 12 in tags.get(_TIFF_BITS, ()) else 16
     key = image.info.get("transparency")
 
@@ -202,7 +216,9 @@ def _to_array(image: Image.Image) -> NDArray[np.uint8]:
     first, left, height, width = _blocks(image.height, image.width)
     pixels = np.empty((height, width, 3), np.uint8)
     for top, bottom in _bands(width, height):
-        pixels[top:bottom] = image.crop((left, first + top, left + width, first + bottom)).convert("RGB")
+        pixels[top:bottom] = image.crop((left, first + top, left + width, first + bottom)).convert(
+            "RGB"
+        )
     return pixels
 
 
@@ -210,5 +226,7 @@ def _blocks(rows: int, columns: int) -> tuple[int, int, int, int]:
     """Top, left, height and width of the whole blocks in the middle."""
     height, width = rows // BLOCK * BLOCK, columns // BLOCK * BLOCK
     if height == 0 or width == 0:
-        raise ImageTooSmallError(f"an image of {columns}x{rows} pixels is under {BLOCK} a side: leave out --as-is, or enlarge it")
+        raise ImageTooSmallError(
+            f"an image of {columns}x{rows} pixels is under {BLOCK} a side: leave out --as-is, or enlarge it"
+        )
     return _centre(rows, height), _centre(columns, width), height, width

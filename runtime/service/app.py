@@ -71,9 +71,14 @@ requests_log = logging.getLogger(f"{__name__}.requests")
 
 T = TypeVar("T")
 
-_INLINE_BYTES = 64 << 10  # a body up to here is taken apart on the event loop; a larger one in a coder thread
+_INLINE_BYTES = (
+    64 << 10
+)  # a body up to here is taken apart on the event loop; a larger one in a coder thread
 _BATCH_BYTES = 4 << 20  # of the body of several feature files, if one of them may not have more
-_DISCARD_BYTES, _DISCARD_SECONDS = 1 << 20, 1.0  # of a refused body, so that its sender reads the refusal
+_DISCARD_BYTES, _DISCARD_SECONDS = (
+    1 << 20,
+    1.0,
+)  # of a refused body, so that its sender reads the refusal
 _ROOM = 0.8  # of the deadline: who would have to wait longer is refused at once, rather than at the deadline
 _MIN_TOKEN = 16
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -84,7 +89,9 @@ _OPEN_PATHS = {"/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"}
 class Settings:
     """What a service is made of. Times are in milliseconds where the name says so, else in seconds."""
 
-    bundles: tuple[str | Path, ...] = ()  # bundles, and folders of bundles; none: $EDGECLOUD_BUNDLE, else bundles/ours_n4
+    bundles: tuple[
+        str | Path, ...
+    ] = ()  # bundles, and folders of bundles; none: $EDGECLOUD_BUNDLE, else bundles/ours_n4
     token_file: str | Path | None = None  # a token a line; one of them must come with a request
     threads: int | None = None  # of the cloud graph; None for one a core
     provider: str = "auto"
@@ -132,7 +139,9 @@ class Service:
         self._lock = asyncio.Lock()  # of loading
         self._reading: set[asyncio.Timeout] = set()  # of bodies that are still coming
         self.batcher: Batcher
-        self.metrics = Metrics(lambda: self.batcher.admitted, lambda: self.batcher.seconds_per_image)
+        self.metrics = Metrics(
+            lambda: self.batcher.admitted, lambda: self.batcher.seconds_per_image
+        )
 
     def load(self) -> None:
         """Read the tokens and load all bundles, which takes seconds. Any thread may call this.
@@ -146,7 +155,11 @@ class Service:
             tokens = _read_tokens(settings.token_file) if settings.token_file is not None else None
             folders = [Path(folder) for folder in settings.bundles or (default_bundle(),)]
             models = load_models(
-                folders, self.models, lambda folder: CloudDecoder(folder, settings.threads, settings.provider, settings.precision)
+                folders,
+                self.models,
+                lambda folder: CloudDecoder(
+                    folder, settings.threads, settings.provider, settings.precision
+                ),
             )
             # Tokens first: from the moment that there are models, requests are answered.
             self._tokens = tokens
@@ -172,7 +185,9 @@ class Service:
         async with self._lock:
             if self.models is None:
                 await _in_thread(self.load)
-        self.batcher.seconds_per_image = max(model.seconds_per_image for model in self.served.by_name.values())
+        self.batcher.seconds_per_image = max(
+            model.seconds_per_image for model in self.served.by_name.values()
+        )
 
     async def stop(self) -> None:
         """Refuse what comes, answer what was admitted, and end the threads."""
@@ -197,7 +212,12 @@ class Service:
                 return False
             for model in self.served.by_name.values():
                 if before is None or before.by_name.get(model.name) is not model:
-                    log.info("%s is loaded: fingerprint %s, %s", model.name, model.fingerprint, model.decoder.engine.choice)
+                    log.info(
+                        "%s is loaded: fingerprint %s, %s",
+                        model.name,
+                        model.fingerprint,
+                        model.decoder.engine.choice,
+                    )
             log.info("reloaded: %s", ", ".join(self.served.by_name))
             return True
 
@@ -230,7 +250,11 @@ class Service:
             async with asyncio.timeout(self.settings.drain_seconds):
                 await self.batcher.drained()
         except TimeoutError:
-            log.warning("%d images are not answered after %g s", self.batcher.admitted, self.settings.drain_seconds)
+            log.warning(
+                "%d images are not answered after %g s",
+                self.batcher.admitted,
+                self.settings.drain_seconds,
+            )
             return False
         return True
 
@@ -254,7 +278,9 @@ class Service:
         # All are compared, and in constant time: how long it takes says nothing of any.
         found = [hmac.compare_digest(digest, known) for known in self._tokens]
         if scheme.lower() != "bearer" or not any(found):
-            raise UnauthorizedError("the request has no right token: send `Authorization: Bearer TOKEN`")
+            raise UnauthorizedError(
+                "the request has no right token: send `Authorization: Bearer TOKEN`"
+            )
 
     def require_room(self) -> None:
         """Raises DrainingError, QueueFullError."""
@@ -301,7 +327,9 @@ async def _in_thread(work: Callable[[], None]) -> None:
 Outcome = tuple[Model, Answer] | EdgeCloudError
 
 
-async def _classify(request: Request, files: Sequence[bytes], only: Model | None = None) -> list[Outcome]:
+async def _classify(
+    request: Request, files: Sequence[bytes], only: Model | None = None
+) -> list[Outcome]:
     """Answer each feature file, or say why not; in their order. `only`: the model that they have to be of."""
     service: Service = request.app.state.service
     visit: Visit = request.scope["visit"]
@@ -311,7 +339,11 @@ async def _classify(request: Request, files: Sequence[bytes], only: Model | None
         start = perf_counter()
         decoded = await service.in_coder(lambda: [_decode(models, file, only) for file in files])
         visit.seconds["coder"] = perf_counter() - start
-        futures = [service.batcher.submit(*entry, deadline) for entry in decoded if not isinstance(entry, EdgeCloudError)]
+        futures = [
+            service.batcher.submit(*entry, deadline)
+            for entry in decoded
+            if not isinstance(entry, EdgeCloudError)
+        ]
         answers = iter(await _until_gone(request.receive, futures))
     outcomes: list[Outcome] = []
     for entry in decoded:
@@ -330,7 +362,9 @@ async def _classify(request: Request, files: Sequence[bytes], only: Model | None
     return outcomes
 
 
-def _decode(models: Models, data: bytes, only: Model | None) -> tuple[Model, NDArray[np.int16]] | EdgeCloudError:
+def _decode(
+    models: Models, data: bytes, only: Model | None
+) -> tuple[Model, NDArray[np.int16]] | EdgeCloudError:
     try:
         file = feature_file.parse(data)
         model = only or models.of(file)
@@ -339,7 +373,9 @@ def _decode(models: Models, data: bytes, only: Model | None) -> tuple[Model, NDA
         return error
 
 
-async def _until_gone(receive: Receive, futures: "list[asyncio.Future[Answer]]") -> list[Answer | EdgeCloudError]:
+async def _until_gone(
+    receive: Receive, futures: "list[asyncio.Future[Answer]]"
+) -> list[Answer | EdgeCloudError]:
     """Answers or refusals, in order; a client that goes gives up its places. Raises ClientGoneError."""
 
     async def gone() -> None:
@@ -382,7 +418,9 @@ async def classify_batch(request: Request) -> Response:
     with _telling_forms(request, body):
         files = await _take_apart(service, body, lambda: oip.elements(memoryview(body), most))
     if not files:
-        raise MalformedRequestError("the request holds no feature file: send each after its length, a 32-bit little-endian number")
+        raise MalformedRequestError(
+            "the request holds no feature file: send each after its length, a 32-bit little-endian number"
+        )
     answers = []
     for data, outcome in zip(files, await _classify(request, files), strict=True):
         if isinstance(outcome, EdgeCloudError):
@@ -394,15 +432,21 @@ async def classify_batch(request: Request) -> Response:
     return JSONResponse({"answers": answers})
 
 
-def _result(request: Request, outcome: tuple[Model, Answer], top_k: int, size: int) -> dict[str, Any]:
+def _result(
+    request: Request, outcome: tuple[Model, Answer], top_k: int, size: int
+) -> dict[str, Any]:
     model, answer = outcome
     visit: Visit = request.scope["visit"]
     return {
         "model": model.name,
         "fingerprint": model.fingerprint,
         "bytes": size,
-        "classes": [prediction._asdict() for prediction in model.decoder.predictions(answer.logits, top_k)],
-        "milliseconds": _milliseconds({"coder": visit.seconds["coder"], "queue": answer.queue, "graph": answer.graph}),
+        "classes": [
+            prediction._asdict() for prediction in model.decoder.predictions(answer.logits, top_k)
+        ],
+        "milliseconds": _milliseconds(
+            {"coder": visit.seconds["coder"], "queue": answer.queue, "graph": answer.graph}
+        ),
     }
 
 
@@ -423,7 +467,9 @@ async def infer(request: Request) -> Response:
     content, json_bytes = oip.render(asked, model.name, model.decoder.labels, np.stack(rows))
     if json_bytes is None:
         return Response(content, media_type="application/json")
-    return Response(content, media_type="application/octet-stream", headers={oip.HEADER_LENGTH: str(json_bytes)})
+    return Response(
+        content, media_type="application/octet-stream", headers={oip.HEADER_LENGTH: str(json_bytes)}
+    )
 
 
 async def list_models(request: Request) -> Response:
@@ -434,7 +480,9 @@ async def list_models(request: Request) -> Response:
 async def model_metadata(request: Request) -> Response:
     """GET /v2/models/NAME."""
     model = request.app.state.service.served.named(request.path_params["name"])
-    return JSONResponse(oip.metadata(model.name, len(model.decoder.labels), str(model.decoder.engine.choice)))
+    return JSONResponse(
+        oip.metadata(model.name, len(model.decoder.labels), str(model.decoder.engine.choice))
+    )
 
 
 async def model_ready(request: Request) -> Response:
@@ -446,7 +494,9 @@ async def model_ready(request: Request) -> Response:
 
 async def server_metadata(_: Request) -> Response:
     """GET /v2."""
-    return JSONResponse({"name": "edgecloud-features", "version": __version__, "extensions": oip.EXTENSIONS})
+    return JSONResponse(
+        {"name": "edgecloud-features", "version": __version__, "extensions": oip.EXTENSIONS}
+    )
 
 
 async def live(_: Request) -> Response:
@@ -462,7 +512,9 @@ async def ready(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """GET /metrics, for Prometheus."""
-    return Response(request.app.state.service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+    return Response(
+        request.app.state.service.metrics.render(), headers={"Content-Type": CONTENT_TYPE}
+    )
 
 
 async def openapi(_: Request) -> Response:
@@ -516,10 +568,16 @@ def _telling_forms(request: Request, body: bytes | None = None) -> Iterator[None
         yield
     except (FeatureFileError, MalformedRequestError) as error:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        stripped = kind == "application/x-www-form-urlencoded" and body is not None and not re.search(rb"[\0\r\n]", body)
+        stripped = (
+            kind == "application/x-www-form-urlencoded"
+            and body is not None
+            and not re.search(rb"[\0\r\n]", body)
+        )
         if not stripped and kind != "multipart/form-data":
             raise
-        advice = f"it came as a form ({kind}), send the file as the raw body: curl --data-binary @FILE"
+        advice = (
+            f"it came as a form ({kind}), send the file as the raw body: curl --data-binary @FILE"
+        )
         raise type(error)(f"{error}; {advice}") from None
 
 
@@ -532,15 +590,21 @@ async def _read_body(request: Request, several: bool) -> bytes:
     service: Service = request.app.state.service
     visit: Visit = request.scope["visit"]
     service.require_room()
-    codings = ",".join(request.headers.getlist("content-encoding")).lower().replace(" ", "").split(",")
+    codings = (
+        ",".join(request.headers.getlist("content-encoding")).lower().replace(" ", "").split(",")
+    )
     if not set(codings) <= {"", "identity"}:
-        raise UnsupportedEncodingError("the body is compressed: send it as it is, feature files cannot be made smaller")
+        raise UnsupportedEncodingError(
+            "the body is compressed: send it as it is, feature files cannot be made smaller"
+        )
     limit = service.body_limit(several)
     declared = request.headers.get("content-length", "0")
     if not (declared.isascii() and declared.isdigit()):
         raise MalformedRequestError(f"Content-Length is {declared[:20]!r}, not a number of bytes")
     if len(declared) > 12 or int(declared) > limit:
-        raise BodyTooLargeError(f"the body has {declared[:20]} bytes, {limit} are taken: send fewer feature files")
+        raise BodyTooLargeError(
+            f"the body has {declared[:20]} bytes, {limit} are taken: send fewer feature files"
+        )
     chunks: list[bytes] = []
     start = perf_counter()
     try:
@@ -553,13 +617,19 @@ async def _read_body(request: Request, several: bool) -> bytes:
                 visit.buffered += len(chunk)
                 service.buffered += len(chunk)
                 if visit.received > limit:
-                    raise BodyTooLargeError(f"the body has more than {limit} bytes: send fewer feature files")
+                    raise BodyTooLargeError(
+                        f"the body has more than {limit} bytes: send fewer feature files"
+                    )
                 if service.buffered > service.settings.max_buffer_bytes:
-                    raise QueueFullError(f"requests of {service.buffered} bytes are waiting: ask again in 1 s", 1)
+                    raise QueueFullError(
+                        f"requests of {service.buffered} bytes are waiting: ask again in 1 s", 1
+                    )
                 chunks.append(chunk)
     except TimeoutError:
         if service.draining:
-            raise DrainingError("the service stopped before the request was whole: ask another, or again in a while") from None
+            raise DrainingError(
+                "the service stopped before the request was whole: ask another, or again in a while"
+            ) from None
         raise SlowBodyError(
             f"{visit.received} bytes of the body came in {service.settings.body_seconds:g} s, and not its end: send it again, faster"
         ) from None
@@ -593,7 +663,9 @@ def _read_tokens(path: str | Path) -> list[bytes]:
     except UnicodeDecodeError:
         raise TokenFileError(f"{path} is not ASCII text: write a token a line") from None
     except OSError as error:
-        raise TokenFileError(f"{path} cannot be read ({error.strerror}): name the tokens' file with --token-file") from None
+        raise TokenFileError(
+            f"{path} cannot be read ({error.strerror}): name the tokens' file with --token-file"
+        ) from None
     tokens = []
     for number, line in enumerate(text.splitlines(), 1):
         token = line.strip()
@@ -627,9 +699,15 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        headers = {name: value for name, value in scope["headers"] if name in (b"x-request-id", b"authorization", b"expect")}
+        headers = {
+            name: value
+            for name, value in scope["headers"]
+            if name in (b"x-request-id", b"authorization", b"expect")
+        }
         named = headers.get(b"x-request-id", b"").decode("latin-1")
-        visit = Visit(named if _REQUEST_ID.fullmatch(named) else secrets.token_hex(8), scope["path"])
+        visit = Visit(
+            named if _REQUEST_ID.fullmatch(named) else secrets.token_hex(8), scope["path"]
+        )
         scope["visit"] = visit
 
         async def counted_receive() -> Message:
@@ -643,19 +721,31 @@ class Gate:
         async def counted_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 visit.status, visit.answered = message["status"], True
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", visit.id.encode())]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", visit.id.encode()),
+                ]
             else:
                 visit.sent += len(message.get("body", b""))
             await send(message)
 
         try:
             if scope["path"].removeprefix(scope.get("root_path", "")) not in _OPEN_PATHS:
-                self.service.authorize(headers[b"authorization"].decode("latin-1") if b"authorization" in headers else None)
+                self.service.authorize(
+                    headers[b"authorization"].decode("latin-1")
+                    if b"authorization" in headers
+                    else None
+                )
             await self.app(scope, counted_receive, counted_send)
         except ClientGoneError as error:
-            visit.status, visit.code = status_of(error), code_of(type(error))  # nobody is there to be told
+            visit.status, visit.code = (
+                status_of(error),
+                code_of(type(error)),
+            )  # nobody is there to be told
         except (Exception, asyncio.CancelledError) as error:
-            if visit.answered or (isinstance(error, asyncio.CancelledError) and not self.service.draining):
+            if visit.answered or (
+                isinstance(error, asyncio.CancelledError) and not self.service.draining
+            ):
                 raise
             response = self._refuse(visit, scope, error)
             # Closing with unread data can discard our response; a client awaiting "100 Continue" has sent no body.
@@ -671,17 +761,28 @@ class Gate:
     def _refuse(self, visit: Visit, scope: Scope, error: BaseException) -> JSONResponse:
         """What the client is told of an error."""
         headers: Mapping[str, str] | None = None
-        if isinstance(error, asyncio.CancelledError):  # by a server that has drained for as long as it may
+        if isinstance(
+            error, asyncio.CancelledError
+        ):  # by a server that has drained for as long as it may
             error = DrainingError("the service stopped before its answer was ready: send it again")
         if isinstance(error, EdgeCloudError):
             status, content, headers = _refusal(self.service, error)
         elif isinstance(error, HTTPException):
             status, headers = error.status_code, error.headers
             code = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}.get(status, INTERNAL)
-            content = {"code": code, "error": f"{scope['method']} {scope['path'][:200]}: {error.detail}; see /docs"}
+            content = {
+                "code": code,
+                "error": f"{scope['method']} {scope['path'][:200]}: {error.detail}; see /docs",
+            }
         else:
             log.error("request %s failed", visit.id, exc_info=error)
-            status, content = 500, {"code": INTERNAL, "error": f"the service failed: its log says more of request {visit.id}"}
+            status, content = (
+                500,
+                {
+                    "code": INTERNAL,
+                    "error": f"the service failed: its log says more of request {visit.id}",
+                },
+            )
         visit.code = content["code"]
         return JSONResponse(content, status, headers)
 
@@ -697,15 +798,37 @@ class Gate:
         if visit.images:
             for stage, seconds in visit.seconds.items():
                 metrics.stages.labels(stage).observe(seconds)
-        level = logging.ERROR if visit.status in (0, 500) else logging.WARNING if visit.status >= 400 else logging.INFO
+        level = (
+            logging.ERROR
+            if visit.status in (0, 500)
+            else logging.WARNING
+            if visit.status >= 400
+            else logging.INFO
+        )
         if requests_log.isEnabledFor(level):
-            line: dict[str, Any] = {"id": visit.id, "method": scope["method"], "path": visit.path[:200], "status": visit.status}
+            line: dict[str, Any] = {
+                "id": visit.id,
+                "method": scope["method"],
+                "path": visit.path[:200],
+                "status": visit.status,
+            }
             if visit.code:
                 line["code"] = visit.code
             if visit.model:
                 line |= {"model": visit.model, "images": visit.images}
-            line |= {"received": visit.received, "sent": visit.sent, "milliseconds": _milliseconds(visit.seconds)}
-            requests_log.log(level, "%s %s: %d", line["method"], line["path"], line["status"], extra={"request": line})
+            line |= {
+                "received": visit.received,
+                "sent": visit.sent,
+                "milliseconds": _milliseconds(visit.seconds),
+            }
+            requests_log.log(
+                level,
+                "%s %s: %d",
+                line["method"],
+                line["path"],
+                line["status"],
+                extra={"request": line},
+            )
 
 
 async def _discard(visit: Visit, receive: Receive) -> None:
@@ -716,7 +839,10 @@ async def _discard(visit: Visit, receive: Receive) -> None:
             while not visit.body_ended and visit.received <= most:
                 if (await receive())["type"] == "http.disconnect":
                     return
-    except (TimeoutError, asyncio.CancelledError):  # a server that stops cancels its requests, which are still to be answered
+    except (
+        TimeoutError,
+        asyncio.CancelledError,
+    ):  # a server that stops cancels its requests, which are still to be answered
         pass
 
 

@@ -78,7 +78,12 @@ class Batcher:
         seconds_per_image: float = 0.0,
         on_batch: Callable[[int, float], None] = lambda images, seconds: None,
     ):
-        self.max_batch, self.max_wait, self.max_queue, self.max_delay = max_batch, max_wait, max_queue, max_delay
+        self.max_batch, self.max_wait, self.max_queue, self.max_delay = (
+            max_batch,
+            max_wait,
+            max_queue,
+            max_delay,
+        )
         self.seconds_per_image = seconds_per_image
         self.admitted = 0
         self._on_batch = on_batch
@@ -96,7 +101,10 @@ class Batcher:
         delay = self.admitted * self.seconds_per_image
         if self.admitted + images > self.max_queue or delay > self.max_delay:
             seconds = min(max(1, math.ceil(delay)), _MAX_RETRY_SECONDS)
-            raise QueueFullError(f"{self.admitted} images are waiting, which takes {delay:.1f} s: ask again in {seconds} s", seconds)
+            raise QueueFullError(
+                f"{self.admitted} images are waiting, which takes {delay:.1f} s: ask again in {seconds} s",
+                seconds,
+            )
 
     @contextmanager
     def admit(self, images: int) -> Iterator[None]:
@@ -111,7 +119,9 @@ class Batcher:
             if not self.admitted:
                 self._idle.set()
 
-    def submit(self, graph: Graph, symbols: NDArray[np.int16], deadline: float) -> "asyncio.Future[Answer]":
+    def submit(
+        self, graph: Graph, symbols: NDArray[np.int16], deadline: float
+    ) -> "asyncio.Future[Answer]":
         """Queue one image that was admitted: symbols int16 [C, H', W'], deadline in the loop's time.
 
         The future raises DeadlineError or GraphFailedError. Cancelling it gives up its place.
@@ -127,7 +137,11 @@ class Batcher:
     def _expire(self, key: _Key, item: _Item) -> None:
         if item in self._groups.get(key, ()) and not item.future.done():
             waited = self._loop.time() - item.queued
-            item.future.set_exception(DeadlineError(f"no turn came in {1e3 * waited:.0f} ms: send it again when less is asked"))
+            item.future.set_exception(
+                DeadlineError(
+                    f"no turn came in {1e3 * waited:.0f} ms: send it again when less is asked"
+                )
+            )
 
     def _remove(self, key: _Key, item: _Item, timer: asyncio.TimerHandle) -> None:
         timer.cancel()
@@ -146,7 +160,9 @@ class Batcher:
             self._timer = None
         now, first = self._loop.time(), math.inf
         # The group whose first item has waited longest goes first.
-        for key, group in sorted(self._groups.items(), key=lambda entry: next(iter(entry[1])).queued):
+        for key, group in sorted(
+            self._groups.items(), key=lambda entry: next(iter(entry[1])).queued
+        ):
             due = next(iter(group)).queued + self.max_wait
             if len(group) >= self._size(key) or due <= now:
                 return self._start(key)
@@ -167,10 +183,14 @@ class Batcher:
             return self._dispatch()
         self._running = True
         start = self._loop.time()
-        call = self._loop.run_in_executor(self._thread, lambda: key[0].run(np.stack([item.symbols for item in batch])))
+        call = self._loop.run_in_executor(
+            self._thread, lambda: key[0].run(np.stack([item.symbols for item in batch]))
+        )
         call.add_done_callback(lambda done: self._finish(batch, start, done))
 
-    def _finish(self, batch: list[_Item], start: float, call: "asyncio.Future[NDArray[np.float32]]") -> None:
+    def _finish(
+        self, batch: list[_Item], start: float, call: "asyncio.Future[NDArray[np.float32]]"
+    ) -> None:
         self._running = False
         seconds = self._loop.time() - start
         # First the next call, then what this one's clients are told: the graph is what there is least of.
@@ -184,7 +204,10 @@ class Batcher:
         self._on_batch(len(batch), seconds)
         for item, logits in zip(batch, call.result(), strict=True):
             if not np.isfinite(logits).all():
-                _fail(item, "the cloud graph computed logits that are not numbers: the bundle is broken, export another")
+                _fail(
+                    item,
+                    "the cloud graph computed logits that are not numbers: the bundle is broken, export another",
+                )
             elif not item.future.done():
                 item.future.set_result(Answer(logits, start - item.queued, seconds))
 

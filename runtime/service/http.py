@@ -105,7 +105,11 @@ class Crowd:
     def move(self, connection: "PatientProtocol", stage: Stage) -> None:
         """Note what a connection does now."""
         for members in self._stages.values():
-            if members is not self._stages[stage] and connection in members and members is not self._stages[Stage.CLOSING]:
+            if (
+                members is not self._stages[stage]
+                and connection in members
+                and members is not self._stages[Stage.CLOSING]
+            ):
                 del members[connection]
                 self._stages[stage][connection] = None
                 if stage < Stage.WORKING:
@@ -141,8 +145,13 @@ class Crowd:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError as error:  # the system, or all its processes together, have no file for it
-                log.error("no connection can be taken for now (%s): allow more open files (ulimit -n)", error.strerror)
+            except (
+                OSError
+            ) as error:  # the system, or all its processes together, have no file for it
+                log.error(
+                    "no connection can be taken for now (%s): allow more open files (ulimit -n)",
+                    error.strerror,
+                )
                 self._make_room()
                 self._pause()
                 self._loop.call_later(_RETRY_SECONDS, self._resume)
@@ -191,11 +200,18 @@ class _Connection(h11.Connection):
         if before - len(self.trailing_data[0]) > HEAD_BYTES:
             raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
         names = [name for name, _ in event.headers]
-        if b"content-length" in names and b"transfer-encoding" in names:  # a proxy may see another end of the body
+        if (
+            b"content-length" in names and b"transfer-encoding" in names
+        ):  # a proxy may see another end of the body
             raise h11.RemoteProtocolError("two lengths of one body")
         if host := _HOST.match(event.target):
-            target, headers = b"/" + event.target[host.end() :].removeprefix(b"/"), event.headers.raw_items()
-            event = h11.Request(method=event.method, target=target, headers=headers, http_version=event.http_version)
+            target, headers = (
+                b"/" + event.target[host.end() :].removeprefix(b"/"),
+                event.headers.raw_items(),
+            )
+            event = h11.Request(
+                method=event.method, target=target, headers=headers, http_version=event.http_version
+            )
         return event
 
 
@@ -261,13 +277,23 @@ class PatientProtocol(H11Protocol):
         status = getattr(sys.exception(), "error_status_hint", 400)
         content, kind = msg.encode(), b"text/plain; charset=utf-8"
         if status == 431:
-            error = f"the request line and headers have more than {HEAD_BYTES} bytes: send less of them"
+            error = (
+                f"the request line and headers have more than {HEAD_BYTES} bytes: send less of them"
+            )
             refusal = JSONResponse({"code": code_of(HeadTooLargeError), "error": error})
             content, kind = bytes(refusal.body), b"application/json"
         reason = HTTPStatus(status).phrase.encode()
-        headers = [(b"content-type", kind), (b"content-length", str(len(content)).encode()), (b"connection", b"close")]
+        headers = [
+            (b"content-type", kind),
+            (b"content-length", str(len(content)).encode()),
+            (b"connection", b"close"),
+        ]
         with contextlib.suppress(h11.LocalProtocolError):  # an answer to HEAD has no content
-            for event in (h11.Response(status_code=status, headers=headers, reason=reason), h11.Data(data=content), h11.EndOfMessage()):
+            for event in (
+                h11.Response(status_code=status, headers=headers, reason=reason),
+                h11.Data(data=content),
+                h11.EndOfMessage(),
+            ):
                 self.transport.write(self.conn.send(event) or b"")
         self._deaf = True
         if self.transport.can_write_eof():

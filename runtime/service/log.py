@@ -66,7 +66,9 @@ class Repeats(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last: dict[tuple[str, str], tuple[float, int]] = {}  # when a line was let through, and how many were not since
+        self._last: dict[
+            tuple[str, str], tuple[float, int]
+        ] = {}  # when a line was let through, and how many were not since
 
     def filter(self, record: logging.LogRecord) -> bool:
         if hasattr(record, "request"):
@@ -90,7 +92,11 @@ class _Lines(logging.Formatter):
             "level": record.levelname.lower(),
         }
         request = getattr(record, "request", None)
-        line |= request if request is not None else {"logger": record.name, "message": record.getMessage()}
+        line |= (
+            request
+            if request is not None
+            else {"logger": record.name, "message": record.getMessage()}
+        )
         if repeated := getattr(record, "repeated", 0):
             line["repeated"] = repeated
         return json.dumps(line, allow_nan=False)

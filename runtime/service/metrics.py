@@ -20,18 +20,50 @@ class Metrics:
 
     def __init__(self, waiting: Callable[[], float], seconds_per_image: Callable[[], float]):
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter("edgecloud_requests", "Requests, by path and status", ["path", "status"], registry=registry)
-        self.refusals = Counter("edgecloud_refusals", "Requests and feature files that were refused", ["code"], registry=registry)
-        self.images = Counter("edgecloud_images", "Feature files that were answered", ["model"], registry=registry)
-        self.stages = Histogram("edgecloud_stage_seconds", "Seconds of a request, by stage", ["stage"], buckets=_SECONDS, registry=registry)
-        self.batches = Histogram("edgecloud_batch_images", "Images of a graph call", buckets=_IMAGES, registry=registry)
+        self.requests = Counter(
+            "edgecloud_requests",
+            "Requests, by path and status",
+            ["path", "status"],
+            registry=registry,
+        )
+        self.refusals = Counter(
+            "edgecloud_refusals",
+            "Requests and feature files that were refused",
+            ["code"],
+            registry=registry,
+        )
+        self.images = Counter(
+            "edgecloud_images", "Feature files that were answered", ["model"], registry=registry
+        )
+        self.stages = Histogram(
+            "edgecloud_stage_seconds",
+            "Seconds of a request, by stage",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.batches = Histogram(
+            "edgecloud_batch_images", "Images of a graph call", buckets=_IMAGES, registry=registry
+        )
         self.calls = Counter("edgecloud_graph_seconds", "Seconds in graph calls", registry=registry)
-        self.received = Counter("edgecloud_received_bytes", "Bytes of request bodies", registry=registry)
+        self.received = Counter(
+            "edgecloud_received_bytes", "Bytes of request bodies", registry=registry
+        )
         self.sent = Counter("edgecloud_sent_bytes", "Bytes of response bodies", registry=registry)
-        self.lost_lines = Counter("edgecloud_lost_log_lines", "Log lines that nobody read in time", registry=registry)
-        queue = Gauge("edgecloud_queue_images", "Images that are admitted and not yet answered", registry=registry)
+        self.lost_lines = Counter(
+            "edgecloud_lost_log_lines", "Log lines that nobody read in time", registry=registry
+        )
+        queue = Gauge(
+            "edgecloud_queue_images",
+            "Images that are admitted and not yet answered",
+            registry=registry,
+        )
         queue.set_function(waiting)
-        pace = Gauge("edgecloud_seconds_per_image", "Seconds of the graph an image, of late", registry=registry)
+        pace = Gauge(
+            "edgecloud_seconds_per_image",
+            "Seconds of the graph an image, of late",
+            registry=registry,
+        )
         pace.set_function(seconds_per_image)
         ProcessCollector(registry=registry)
 

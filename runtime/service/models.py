@@ -94,7 +94,10 @@ class Models:
 
     def describe(self) -> list[dict[str, Any]]:
         """All models; `serves` is false for variants, which are asked by name alone."""
-        return [{**model.describe(), "serves": not self.is_variant(model)} for model in self.by_name.values()]
+        return [
+            {**model.describe(), "serves": not self.is_variant(model)}
+            for model in self.by_name.values()
+        ]
 
 
 def find_bundles(folders: Sequence[Path]) -> dict[str, Path]:
@@ -107,17 +110,27 @@ def find_bundles(folders: Sequence[Path]) -> dict[str, Path]:
         if (folder / MANIFEST).is_file() or not folder.is_dir():
             inside = [folder]
         else:
-            inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}") if not path.parent.name.startswith("."))
+            inside = sorted(
+                path.parent
+                for path in folder.glob(f"*/{MANIFEST}")
+                if not path.parent.name.startswith(".")
+            )
         if not inside:
-            raise BundleNotFoundError(f"no bundle in {folder}, nor in the folders in it: make one with `python -m export MODEL`")
+            raise BundleNotFoundError(
+                f"no bundle in {folder}, nor in the folders in it: make one with `python -m export MODEL`"
+            )
         for path in inside:
             name = path.resolve().name if path.name in ("", "..") else path.name
             if found.setdefault(name, path).resolve() != path.resolve():
-                raise ServedBundlesError(f"{found[name]} and {path} are both called {name}: rename one of the folders")
+                raise ServedBundlesError(
+                    f"{found[name]} and {path} are both called {name}: rename one of the folders"
+                )
     return found
 
 
-def load_models(folders: Sequence[Path], old: Models | None, load: Callable[[Path], CloudDecoder]) -> Models:
+def load_models(
+    folders: Sequence[Path], old: Models | None, load: Callable[[Path], CloudDecoder]
+) -> Models:
     """All bundles in `folders`, made by `load`; of `old` those are kept whose manifests are the same.
 
     Raises the BundleErrors, ServedBundlesError, EngineChoiceError, OSError.
@@ -127,7 +140,11 @@ def load_models(folders: Sequence[Path], old: Models | None, load: Callable[[Pat
         kept = old.by_name.get(name) if old else None
         manifest = folder / MANIFEST
         digest = hashlib.sha256(manifest.read_bytes()).digest() if manifest.is_file() else b""
-        if kept is None or kept.digest != digest or kept.decoder.bundle.folder.resolve() != folder.resolve():
+        if (
+            kept is None
+            or kept.digest != digest
+            or kept.decoder.bundle.folder.resolve() != folder.resolve()
+        ):
             kept = _warm(name, load(folder), digest)
         models.append(kept)
     return Models(models)

@@ -32,7 +32,9 @@ INPUT = "feature_file"
 # Name -> datatype. The first three have top_k columns, the last one as many as there are classes.
 OUTPUTS = {"label": "BYTES", "probability": "FP32", "class_index": "INT32", "logits": "FP32"}
 EXTENSIONS = ["binary_tensor_data"]
-NO_SHARED_MEMORY = "shared memory is not served (see `extensions` in /v2): send tensors within the request"
+NO_SHARED_MEMORY = (
+    "shared memory is not served (see `extensions` in /v2): send tensors within the request"
+)
 _DTYPES = {"FP32": "<f4", "INT32": "<i4"}
 _LENGTH = struct.Struct("<I")
 _MAX_ID = 256
@@ -51,12 +53,27 @@ class InferRequest:
 
 def metadata(name: str, classes: int, engine: str) -> dict[str, Any]:
     """What /v2/models/NAME tells."""
-    shapes = {"label": [-1, -1], "probability": [-1, -1], "class_index": [-1, -1], "logits": [-1, classes]}
+    shapes = {
+        "label": [-1, -1],
+        "probability": [-1, -1],
+        "class_index": [-1, -1],
+        "logits": [-1, classes],
+    }
     return {
         "name": name,
         "platform": f"edgecloud_features ({engine})",
-        "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1], "parameters": {"content_type": "base64"}}],
-        "outputs": [{"name": output, "datatype": datatype, "shape": shapes[output]} for output, datatype in OUTPUTS.items()],
+        "inputs": [
+            {
+                "name": INPUT,
+                "datatype": "BYTES",
+                "shape": [-1],
+                "parameters": {"content_type": "base64"},
+            }
+        ],
+        "outputs": [
+            {"name": output, "datatype": datatype, "shape": shapes[output]}
+            for output, datatype in OUTPUTS.items()
+        ],
     }
 
 
@@ -72,7 +89,12 @@ def parse(body: bytes, header_length: str | None, max_files: int) -> InferReques
     """
     length = len(body)
     if header_length is not None:
-        if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 10 and int(header_length) <= len(body)):
+        if not (
+            header_length.isascii()
+            and header_length.isdigit()
+            and len(header_length) < 10
+            and int(header_length) <= len(body)
+        ):
             raise MalformedRequestError(
                 f"{HEADER_LENGTH} is {header_length[:20]!r}, of a body of {len(body)} bytes: send the JSON's length"
             )
@@ -80,17 +102,29 @@ def parse(body: bytes, header_length: str | None, max_files: int) -> InferReques
     try:
         request = strict_json.loads(body[:length])
     except (ValueError, RecursionError) as error:
-        raise MalformedRequestError(f"the request is not JSON ({str(error)[:80]}): see the Open Inference Protocol") from None
+        raise MalformedRequestError(
+            f"the request is not JSON ({str(error)[:80]}): see the Open Inference Protocol"
+        ) from None
     inputs = _get(request, "inputs", list, [])
-    if len(inputs) != 1 or _get(inputs[0], "name", str, "") != INPUT or _get(inputs[0], "datatype", str, "") != "BYTES":
-        raise MalformedRequestError(f"the request's inputs are not one of name {INPUT} and datatype BYTES: send feature files in that")
+    if (
+        len(inputs) != 1
+        or _get(inputs[0], "name", str, "") != INPUT
+        or _get(inputs[0], "datatype", str, "") != "BYTES"
+    ):
+        raise MalformedRequestError(
+            f"the request's inputs are not one of name {INPUT} and datatype BYTES: send feature files in that"
+        )
     count = _count(_get(inputs[0], "shape", list, []))
     if count > max_files:
-        raise TooManyFilesError(f"{count} feature files in one request, {max_files} are taken: send several requests")
+        raise TooManyFilesError(
+            f"{count} feature files in one request, {max_files} are taken: send several requests"
+        )
     size = _get(_parameters(inputs[0]), "binary_data_size", int, None)
     if size is not None:
         if size != len(body) - length:
-            raise MalformedRequestError(f"binary_data_size is {size}, {len(body) - length} bytes follow the JSON: send so many as it says")
+            raise MalformedRequestError(
+                f"binary_data_size is {size}, {len(body) - length} bytes follow the JSON: send so many as it says"
+            )
         files = elements(memoryview(body)[length:], max_files)
     else:
         if length != len(body):
@@ -99,15 +133,24 @@ def parse(body: bytes, header_length: str | None, max_files: int) -> InferReques
             )
         files = [_decode(text) for text in _flat(_get(inputs[0], "data", list, None), max_files)]
     if len(files) != count:
-        raise MalformedRequestError(f"the input's shape is of {count} feature files, {len(files)} came: send as many as it says")
+        raise MalformedRequestError(
+            f"the input's shape is of {count} feature files, {len(files)} came: send as many as it says"
+        )
     parameters = _get(request, "parameters", dict, {})
     top_k = _get(parameters, "top_k", int, 1)
     if not 1 <= top_k < 1 << 31:
         raise MalformedRequestError(f"top_k is {str(top_k)[:20]}, which is not a number from 1 up")
     identity = _get(request, "id", str, None)
     if identity is not None and len(identity) > _MAX_ID:
-        raise MalformedRequestError(f"the request's id has {len(identity)} characters, {_MAX_ID} are taken: choose a shorter one")
-    return InferRequest(files, _outputs(request, _get(parameters, "binary_data_output", bool, False)), identity, top_k)
+        raise MalformedRequestError(
+            f"the request's id has {len(identity)} characters, {_MAX_ID} are taken: choose a shorter one"
+        )
+    return InferRequest(
+        files,
+        _outputs(request, _get(parameters, "binary_data_output", bool, False)),
+        identity,
+        top_k,
+    )
 
 
 def _outputs(request: dict[str, Any], binary: bool) -> dict[str, bool]:
@@ -133,9 +176,13 @@ def elements(data: memoryview, most: int) -> list[bytes]:
         start = at + _LENGTH.size
         end = start + _LENGTH.unpack_from(data, at)[0] if start <= len(data) else start
         if end > len(data):
-            raise MalformedRequestError(f"feature file {len(found)} ends at byte {end} of {len(data)}: send all of it, after its length")
+            raise MalformedRequestError(
+                f"feature file {len(found)} ends at byte {end} of {len(data)}: send all of it, after its length"
+            )
         if len(found) == most:
-            raise TooManyFilesError(f"more than {most} feature files in one request: send several requests")
+            raise TooManyFilesError(
+                f"more than {most} feature files in one request: send several requests"
+            )
         found.append(bytes(data[start:end]))
         at = end
     return found
@@ -146,7 +193,9 @@ def join(files: Sequence[bytes]) -> bytes:
     return b"".join(_LENGTH.pack(len(file)) + file for file in files)
 
 
-def render(request: InferRequest, model: str, labels: list[str], logits: NDArray[np.float32]) -> tuple[bytes, int | None]:
+def render(
+    request: InferRequest, model: str, labels: list[str], logits: NDArray[np.float32]
+) -> tuple[bytes, int | None]:
     """The response to logits float32 [N, classes]: its body, and the JSON's length if tensors follow it."""
     probabilities, best = Classification.most_probable(logits, request.top_k)
     found: dict[str, NDArray[Any]] = {
@@ -161,7 +210,9 @@ def render(request: InferRequest, model: str, labels: list[str], logits: NDArray
         output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(values.shape)}
         if binary:
             raw = (
-                join([str(label).encode() for label in values.flat]) if datatype == "BYTES" else values.astype(_DTYPES[datatype]).tobytes()
+                join([str(label).encode() for label in values.flat])
+                if datatype == "BYTES"
+                else values.astype(_DTYPES[datatype]).tobytes()
             )
             output["parameters"] = {"binary_data_size": len(raw)}
             tail.append(raw)
@@ -180,7 +231,11 @@ def _get(source: Any, key: str, kind: type, default: Any) -> Any:
     value = source.get(key) if isinstance(source, dict) else source
     if value is None and isinstance(source, dict):
         return default
-    if not isinstance(source, dict) or not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+    if (
+        not isinstance(source, dict)
+        or not isinstance(value, kind)
+        or (isinstance(value, bool) and kind is int)
+    ):
         raise MalformedRequestError(
             f"the request has {str(value)[:40]!r} where {key} ({kind.__name__}) belongs: see the Open Inference Protocol"
         )
@@ -190,26 +245,43 @@ def _get(source: Any, key: str, kind: type, default: Any) -> Any:
 def _parameters(tensor: Any) -> dict[str, Any]:
     """Of an input or an output."""
     parameters: dict[str, Any] = _get(tensor, "parameters", dict, {})
-    if any(parameters.get(f"shared_memory_{what}") is not None for what in ("region", "byte_size", "offset")):
+    if any(
+        parameters.get(f"shared_memory_{what}") is not None
+        for what in ("region", "byte_size", "offset")
+    ):
         raise UnsupportedSharedMemoryError(NO_SHARED_MEMORY)
     return parameters
 
 
 def _count(shape: list[Any]) -> int:
-    if not shape or len(shape) > _MAX_DEPTH or not all(type(side) is int and 1 <= side < 1 << 31 for side in shape):
-        raise MalformedRequestError(f"the input's shape is {str(shape)[:40]}, not [N] or [N, 1]: send one feature file or more")
+    if (
+        not shape
+        or len(shape) > _MAX_DEPTH
+        or not all(type(side) is int and 1 <= side < 1 << 31 for side in shape)
+    ):
+        raise MalformedRequestError(
+            f"the input's shape is {str(shape)[:40]}, not [N] or [N, 1]: send one feature file or more"
+        )
     return math.prod(shape)
 
 
 def _flat(data: Any, most: int, depth: int = 1) -> list[str]:
     """The strings of data, which may come in nested lists."""
     if not isinstance(data, list):
-        raise MalformedRequestError("the input has neither data nor a binary_data_size: send feature files in one of both")
+        raise MalformedRequestError(
+            "the input has neither data nor a binary_data_size: send feature files in one of both"
+        )
     if len(data) > most:
-        raise TooManyFilesError(f"more than {most} feature files in one request: send several requests")
+        raise TooManyFilesError(
+            f"more than {most} feature files in one request: send several requests"
+        )
     flat: list[str] = []
     for entry in data:
-        flat += _flat(entry, most, depth + 1) if isinstance(entry, list) and depth < _MAX_DEPTH else [entry]
+        flat += (
+            _flat(entry, most, depth + 1)
+            if isinstance(entry, list) and depth < _MAX_DEPTH
+            else [entry]
+        )
     return flat
 
 

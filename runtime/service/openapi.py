@@ -16,7 +16,11 @@ _OPEN: list[dict[str, list[str]]] = [{}]
 
 
 def _object(required: dict[str, Any], optional: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"type": "object", "required": list(required), "properties": {**required, **(optional or {})}}
+    return {
+        "type": "object",
+        "required": list(required),
+        "properties": {**required, **(optional or {})},
+    }
 
 
 def _ref(name: str) -> dict[str, str]:
@@ -31,16 +35,28 @@ def _array(items: dict[str, Any]) -> dict[str, Any]:
     return {"type": "array", "items": items}
 
 
-_STRING, _INTEGER, _NUMBER, _BOOLEAN = ({"type": kind} for kind in ("string", "integer", "number", "boolean"))
+_STRING, _INTEGER, _NUMBER, _BOOLEAN = (
+    {"type": kind} for kind in ("string", "integer", "number", "boolean")
+)
 _RESULT = {
     "model": {**_STRING, "description": "name of the bundle that answered"},
     "fingerprint": {**_STRING, "description": "of that bundle, as the feature file carries it"},
     "bytes": {**_INTEGER, "description": "of the feature file"},
     "classes": {**_array(_ref("Class")), "description": "best first"},
-    "milliseconds": {"type": "object", "additionalProperties": _NUMBER, "description": "coder, queue, graph"},
+    "milliseconds": {
+        "type": "object",
+        "additionalProperties": _NUMBER,
+        "description": "coder, queue, graph",
+    },
 }
 _SCHEMAS: dict[str, Any] = {
-    "Class": _object({"label": _STRING, "probability": {"type": "number", "minimum": 0, "maximum": 1}, "class_index": _INTEGER}),
+    "Class": _object(
+        {
+            "label": _STRING,
+            "probability": {"type": "number", "minimum": 0, "maximum": 1},
+            "class_index": _INTEGER,
+        }
+    ),
     "Result": _object(_RESULT),
     "Model": _object(
         {
@@ -50,21 +66,31 @@ _SCHEMAS: dict[str, Any] = {
             "weights": _STRING,
             "classes": _INTEGER,
             "engine": _STRING,
-            "serves": {**_BOOLEAN, "description": "false for a variant, which is asked by name alone"},
+            "serves": {
+                **_BOOLEAN,
+                "description": "false for a variant, which is asked by name alone",
+            },
         }
     ),
     "Refusal": _object(
-        {"code": {**_STRING, "description": "does not change; see the codes"}, "error": {**_STRING, "description": "value and remedy"}},
+        {
+            "code": {**_STRING, "description": "does not change; see the codes"},
+            "error": {**_STRING, "description": "value and remedy"},
+        },
         {"known": {**_array(_ref("Model")), "description": "with unknown_model: what is served"}},
     ),
     "Answer": {
         "oneOf": [
             _object({"status": {"const": 200}, **_RESULT}),
-            _object({"status": {"type": "integer", "minimum": 400}, "code": _STRING, "error": _STRING}, {"known": _array(_ref("Model"))}),
+            _object(
+                {"status": {"type": "integer", "minimum": 400}, "code": _STRING, "error": _STRING},
+                {"known": _array(_ref("Model"))},
+            ),
         ]
     },
     "Tensor": _object(
-        {"name": _STRING, "datatype": _STRING, "shape": _array(_INTEGER)}, {"parameters": {"type": "object"}, "data": {"type": "array"}}
+        {"name": _STRING, "datatype": _STRING, "shape": _array(_INTEGER)},
+        {"parameters": {"type": "object"}, "data": {"type": "array"}},
     ),
     "Metadata": _object(
         {
@@ -84,11 +110,23 @@ _SCHEMAS: dict[str, Any] = {
                     {
                         "name": {"const": INPUT},
                         "datatype": {"const": "BYTES"},
-                        "shape": {"type": "array", "minItems": 1, "maxItems": 2, "items": {"type": "integer", "minimum": 1}},
+                        "shape": {
+                            "type": "array",
+                            "minItems": 1,
+                            "maxItems": 2,
+                            "items": {"type": "integer", "minimum": 1},
+                        },
                     },
                     {
-                        "data": _or_null({**_array(_STRING), "description": "feature files in base64"}),
-                        "parameters": _or_null(_object({}, {"binary_data_size": _or_null({"type": "integer", "minimum": 0})})),
+                        "data": _or_null(
+                            {**_array(_STRING), "description": "feature files in base64"}
+                        ),
+                        "parameters": _or_null(
+                            _object(
+                                {},
+                                {"binary_data_size": _or_null({"type": "integer", "minimum": 0})},
+                            )
+                        ),
                     },
                 ),
             }
@@ -96,16 +134,27 @@ _SCHEMAS: dict[str, Any] = {
         {
             "id": _or_null({**_STRING, "maxLength": 256}),
             "parameters": _or_null(
-                _object({}, {"top_k": _or_null({"type": "integer", "minimum": 1}), "binary_data_output": _or_null(_BOOLEAN)})
+                _object(
+                    {},
+                    {
+                        "top_k": _or_null({"type": "integer", "minimum": 1}),
+                        "binary_data_output": _or_null(_BOOLEAN),
+                    },
+                )
             ),
             "outputs": _or_null(
                 _array(
-                    _object({"name": {"enum": list(OUTPUTS)}}, {"parameters": _or_null(_object({}, {"binary_data": _or_null(_BOOLEAN)}))})
+                    _object(
+                        {"name": {"enum": list(OUTPUTS)}},
+                        {"parameters": _or_null(_object({}, {"binary_data": _or_null(_BOOLEAN)}))},
+                    )
                 )
             ),
         },
     ),
-    "InferResponse": _object({"model_name": _STRING, "outputs": _array(_ref("Tensor"))}, {"id": _STRING}),
+    "InferResponse": _object(
+        {"model_name": _STRING, "outputs": _array(_ref("Tensor"))}, {"id": _STRING}
+    ),
 }
 
 
@@ -117,13 +166,23 @@ def _refusals(*statuses: int) -> dict[str, Any]:
     found = {}
     for status in sorted(set(statuses)):
         codes = [code_of(kind) for kind, value in STATUS.items() if value == status]
-        found[str(status)] = _json(_ref("Refusal"), ", ".join([*codes, *(["internal"] if status == 500 else [])]))
+        found[str(status)] = _json(
+            _ref("Refusal"), ", ".join([*codes, *(["internal"] if status == 500 else [])])
+        )
         if status in (429, 503):
-            found[str(status)]["headers"] = {"Retry-After": {"schema": _INTEGER, "description": "seconds"}}
+            found[str(status)]["headers"] = {
+                "Retry-After": {"schema": _INTEGER, "description": "seconds"}
+            }
     return found
 
 
-def _get(summary: str, schema: dict[str, Any], open_to_all: bool = False, named: bool = False, more: dict[str, Any] | None = None) -> Any:
+def _get(
+    summary: str,
+    schema: dict[str, Any],
+    open_to_all: bool = False,
+    named: bool = False,
+    more: dict[str, Any] | None = None,
+) -> Any:
     responses = {
         "200": _json(schema, "the answer"),
         **_refusals(431, *([] if open_to_all else [401, 503]), *([404] if named else [])),
@@ -133,12 +192,19 @@ def _get(summary: str, schema: dict[str, Any], open_to_all: bool = False, named:
     if open_to_all:
         operation["security"] = _OPEN
     if named:
-        operation["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": _STRING}]
+        operation["parameters"] = [
+            {"name": "name", "in": "path", "required": True, "schema": _STRING}
+        ]
     return {"get": operation}
 
 
 def _post(
-    summary: str, description: str, body: dict[str, Any], response: dict[str, Any], parameters: list[dict[str, Any]], *refused: int
+    summary: str,
+    description: str,
+    body: dict[str, Any],
+    response: dict[str, Any],
+    parameters: list[dict[str, Any]],
+    *refused: int,
 ) -> Any:
     return {
         "post": {
@@ -166,7 +232,8 @@ def document() -> dict[str, Any]:
     text = {"description": "the text", "content": {"text/plain": {"schema": _STRING}}}
     html = {"description": "the page", "content": {"text/html": {"schema": _STRING}}}
     infer_answer = _json(
-        _ref("InferResponse"), f"the JSON, and behind it the tensors that were asked in binary ({HEADER_LENGTH} tells them apart)"
+        _ref("InferResponse"),
+        f"the JSON, and behind it the tensors that were asked in binary ({HEADER_LENGTH} tells them apart)",
     )
     infer_answer["content"] |= binary
     paths: dict[str, Any] = {
@@ -189,11 +256,17 @@ def document() -> dict[str, Any]:
         ),
         "/v2": _get(
             "The server, in the Open Inference Protocol.",
-            _object({"name": _STRING, "version": _STRING, "extensions": _array({"enum": EXTENSIONS})}),
+            _object(
+                {"name": _STRING, "version": _STRING, "extensions": _array({"enum": EXTENSIONS})}
+            ),
         ),
         "/v2/health/live": _get("Whether the service runs.", _object({"live": _BOOLEAN}), True),
-        "/v2/health/ready": _get("Whether feature files are taken.", ready, True, more={"503": _json(ready, not_ready)}),
-        "/v2/models": _get("All models that are served.", _object({"models": _array(_ref("Model"))})),
+        "/v2/health/ready": _get(
+            "Whether feature files are taken.", ready, True, more={"503": _json(ready, not_ready)}
+        ),
+        "/v2/models": _get(
+            "All models that are served.", _object({"models": _array(_ref("Model"))})
+        ),
         "/v2/models/{name}": _get("A model's inputs and outputs.", _ref("Metadata"), named=True),
         "/v2/models/{name}/ready": _get(
             "Whether a model takes feature files.",
@@ -220,10 +293,19 @@ def document() -> dict[str, Any]:
             *_FILE_REFUSALS,
         ),
         "/metrics": {
-            "get": {"summary": "Metrics, for Prometheus.", "responses": {"200": text, **_refusals(401, 431, 503)}},
+            "get": {
+                "summary": "Metrics, for Prometheus.",
+                "responses": {"200": text, **_refusals(401, 431, 503)},
+            },
         },
         "/openapi.json": _get("This document.", {"type": "object"}, True),
-        "/docs": {"get": {"summary": "A page for people.", "security": _OPEN, "responses": {"200": html, **_refusals(431)}}},
+        "/docs": {
+            "get": {
+                "summary": "A page for people.",
+                "security": _OPEN,
+                "responses": {"200": html, **_refusals(431)},
+            }
+        },
     }
     return {
         "openapi": "3.1.0",
@@ -234,7 +316,10 @@ def document() -> dict[str, Any]:
         },
         "paths": paths,
         "security": [{}, {"token": []}],
-        "components": {"schemas": _SCHEMAS, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "components": {
+            "schemas": _SCHEMAS,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
@@ -248,13 +333,26 @@ def page() -> str:
     ]
     for path, operations in document()["paths"].items():
         for method, operation in operations.items():
-            parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation['summary'])}")
+            parts.append(
+                f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{escape(operation['summary'])}"
+            )
             parts.append(f" {escape(operation.get('description', ''))}</p>")
             if parameters := operation.get("parameters"):
-                rows = (f"<tr><td><code>{escape(p['name'])}</code><td>{p['in']}<td>{escape(p.get('description', ''))}" for p in parameters)
+                rows = (
+                    f"<tr><td><code>{escape(p['name'])}</code><td>{p['in']}<td>{escape(p.get('description', ''))}"
+                    for p in parameters
+                )
                 parts.append(f"<table>{''.join(rows)}</table>")
-            rows = (f"<tr><td>{status}<td>{escape(response['description'])}" for status, response in operation["responses"].items())
+            rows = (
+                f"<tr><td>{status}<td>{escape(response['description'])}"
+                for status, response in operation["responses"].items()
+            )
             parts.append(f"<table>{''.join(rows)}</table>")
-    parts.append("<h2>Codes</h2><p>A refusal is JSON: <code>code</code>, and <code>error</code>, which says what to do.</p><table>")
-    parts += [f"<tr><td>{status}<td><code>{code_of(kind)}</code><td>{escape(kind.__doc__ or '')}" for kind, status in STATUS.items()]
+    parts.append(
+        "<h2>Codes</h2><p>A refusal is JSON: <code>code</code>, and <code>error</code>, which says what to do.</p><table>"
+    )
+    parts += [
+        f"<tr><td>{status}<td><code>{code_of(kind)}</code><td>{escape(kind.__doc__ or '')}"
+        for kind, status in STATUS.items()
+    ]
     return "".join([*parts, "</table></html>\n"])

@@ -21,8 +21,16 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a bundle, or a folder of bundles; may be given several times (default: $EDGECLOUD_BUNDLE, else bundles/ours_n4)",
     )
-    parser.add_argument("--token-file", metavar="FILE", help="a token a line; requests must carry one of them")
-    parser.add_argument("--max-batch", type=number(int, 1, 4096), default=8, metavar="N", help="images of one graph call (default: 8)")
+    parser.add_argument(
+        "--token-file", metavar="FILE", help="a token a line; requests must carry one of them"
+    )
+    parser.add_argument(
+        "--max-batch",
+        type=number(int, 1, 4096),
+        default=8,
+        metavar="N",
+        help="images of one graph call (default: 8)",
+    )
     parser.add_argument(
         "--max-wait-ms",
         type=number(float, 0, _LONGEST_MS),
@@ -30,7 +38,13 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
         metavar="MS",
         help="when idle, wait so long for more requests (default: 2)",
     )
-    parser.add_argument("--max-queue", type=number(int, 1, _MOST), default=128, metavar="N", help="images that may wait (default: 128)")
+    parser.add_argument(
+        "--max-queue",
+        type=number(int, 1, _MOST),
+        default=128,
+        metavar="N",
+        help="images that may wait (default: 128)",
+    )
     parser.add_argument(
         "--deadline-ms",
         type=number(float, 1, _LONGEST_MS),
@@ -45,7 +59,12 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
         metavar="MS",
         help="for what was admitted, on SIGTERM (default: 10000)",
     )
-    parser.add_argument("--threads", type=thread_count, metavar="N", help="threads of the cloud graph (default: one a core)")
+    parser.add_argument(
+        "--threads",
+        type=thread_count,
+        metavar="N",
+        help="threads of the cloud graph (default: one a core)",
+    )
     add_engine_options(parser)
     parser.add_argument(
         "--log",

@@ -39,10 +39,15 @@ class Classification:
     def answers(self, row: NDArray[np.float32], top_k: int = 5) -> list[Prediction]:
         """The `top_k` most probable classes of one row of logits, best first. Raises NotFiniteLogitsError."""
         probabilities, best = self.most_probable(require_finite(row)[None], top_k)
-        return [Prediction(self.labels[index], float(probabilities[0, index]), int(index)) for index in best[0]]
+        return [
+            Prediction(self.labels[index], float(probabilities[0, index]), int(index))
+            for index in best[0]
+        ]
 
     @staticmethod
-    def most_probable(logits: NDArray[np.float32], top_k: int) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    def most_probable(
+        logits: NDArray[np.float32], top_k: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
         """Of finite logits [N, classes]: all probabilities [N, classes], and the indexes [N, top_k] of the largest, best first."""
         probabilities = softmax(logits)
         return probabilities, np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
@@ -51,7 +56,11 @@ class Classification:
     def deviation(expected: NDArray[Any], found: NDArray[Any]) -> tuple[float, bool]:
         """The largest difference of a probability; another first choice is too far as well. Raises NotFiniteLogitsError."""
         require_finite(expected)
-        if found.shape != expected.shape or found.dtype != expected.dtype or not np.isfinite(found).all():
+        if (
+            found.shape != expected.shape
+            or found.dtype != expected.dtype
+            or not np.isfinite(found).all()
+        ):
             return 1.0, True
         moved = float(np.abs(softmax(found) - softmax(expected)).max())
         return moved, not moved <= MAX_MOVED or bool((found.argmax(1) != expected.argmax(1)).any())

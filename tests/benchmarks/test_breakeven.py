@@ -37,32 +37,50 @@ SPLIT_WAY, JPEG_WAY, ALONE_WAY = WAYS
 def test_time_is_device_network_and_cloud() -> None:
     # 10 x 5 ms, a round trip of 100 ms, 4,000 bits at 40 bits a millisecond, 20 ms
     assert SPLIT_WAY.total_ms(uplink_kbps=40, rtt_ms=100, factor=10) == 50 + 100 + 100 + 20
-    assert ALONE_WAY.total_ms(uplink_kbps=40, rtt_ms=100, factor=10) == 300, "nothing is sent, nothing is waited for"
+    assert ALONE_WAY.total_ms(uplink_kbps=40, rtt_ms=100, factor=10) == 300, (
+        "nothing is sent, nothing is waited for"
+    )
 
 
 def test_at_the_limits_both_ways_take_as_long() -> None:
     for factor in (1, 3, 10):
         uplink = faster_below(SPLIT_WAY, JPEG_WAY, factor)
         for rtt in (0, 500):
-            assert SPLIT_WAY.total_ms(uplink, rtt, factor) == pytest.approx(JPEG_WAY.total_ms(uplink, rtt, factor))
-            assert SPLIT_WAY.total_ms(uplink / 2, rtt, factor) < JPEG_WAY.total_ms(uplink / 2, rtt, factor)
+            assert SPLIT_WAY.total_ms(uplink, rtt, factor) == pytest.approx(
+                JPEG_WAY.total_ms(uplink, rtt, factor)
+            )
+            assert SPLIT_WAY.total_ms(uplink / 2, rtt, factor) < JPEG_WAY.total_ms(
+                uplink / 2, rtt, factor
+            )
         budget = network_budget_ms(SPLIT_WAY, ALONE_WAY, factor)
         if budget > 0:
             uplink = 8 * SPLIT_WAY.bytes / (budget / 2)
-            assert SPLIT_WAY.total_ms(uplink, budget / 2, factor) == pytest.approx(ALONE_WAY.total_ms(uplink, budget / 2, factor))
+            assert SPLIT_WAY.total_ms(uplink, budget / 2, factor) == pytest.approx(
+                ALONE_WAY.total_ms(uplink, budget / 2, factor)
+            )
 
 
 def test_a_way_that_is_always_or_never_faster() -> None:
-    assert faster_below(replace(SPLIT_WAY, device_ms=1), JPEG_WAY, 10) == math.inf, "fewer bytes and less to compute"
-    assert faster_below(replace(SPLIT_WAY, bytes=3000), JPEG_WAY, 10) == 0, "more bytes and more to compute"
+    assert faster_below(replace(SPLIT_WAY, device_ms=1), JPEG_WAY, 10) == math.inf, (
+        "fewer bytes and less to compute"
+    )
+    assert faster_below(replace(SPLIT_WAY, bytes=3000), JPEG_WAY, 10) == 0, (
+        "more bytes and more to compute"
+    )
 
 
 def test_advice_names_the_limits() -> None:
     slow = advice(WAYS, 10)
     # 300 - (50 + 20); and 12,000 bits less in (50 + 20) - (10 + 22) ms more
-    assert (slow["network_budget_ms"], slow["faster_than_codec_below_kbps"]) == (230, {"JPEG": pytest.approx(12000 / 38)})
+    assert (slow["network_budget_ms"], slow["faster_than_codec_below_kbps"]) == (
+        230,
+        {"JPEG": pytest.approx(12000 / 38)},
+    )
     assert "500 bytes take less than 230 ms" in slow["text"]
-    assert "above 316 kbit/s, JPEG is there sooner, with 4.0 times the bytes (its top-1 80.0%, split's 80.0%)." in slow["text"]
+    assert (
+        "above 316 kbit/s, JPEG is there sooner, with 4.0 times the bytes (its top-1 80.0%, split's 80.0%)."
+        in slow["text"]
+    )
     assert "run all on it, in 15 ms" in advice(WAYS, 0.5)["text"]
     always = advice([replace(SPLIT_WAY, device_ms=1), *WAYS[1:]], 10)
     assert always["faster_than_codec_below_kbps"] == {"JPEG": None}
@@ -77,7 +95,9 @@ def test_the_report_follows_from_the_parts() -> None:
         for entry in network["device_factors"]:
             assert entry["ms"][entry["fastest"]] == min(entry["ms"].values())
     slowest = result["networks"][0]
-    assert slowest["device_factors"][0]["ms"][SPLIT] == pytest.approx(5 + 10 + slowest["rtt_ms"] + 4000 / slowest["uplink_kbps"])
+    assert slowest["device_factors"][0]["ms"][SPLIT] == pytest.approx(
+        5 + 10 + slowest["rtt_ms"] + 4000 / slowest["uplink_kbps"]
+    )
     assert f"| {slowest['name']} |" in text(result)
     assert fastest(WAYS, Network("good", 100_000, 1, ""), 10).name == "JPEG"
 
@@ -90,12 +110,17 @@ def test_every_network_says_where_it_comes_from() -> None:
 def test_the_kept_figure_is_of_the_kept_parts() -> None:
     kept = json.loads((RESULTS / "breakeven.json").read_text())
     ways = [Way(**way) for way in kept["ways"]]
-    again = report(ways, NETWORKS, [entry["device_factor"] for entry in kept["advice"]], kept["cloud_factor"])
+    again = report(
+        ways, NETWORKS, [entry["device_factor"] for entry in kept["advice"]], kept["cloud_factor"]
+    )
     assert {key: kept[key] for key in again} == again
     points = breakeven.operating_points()
     assert {way.name: (way.bytes, way.top1) for way in ways} == {
         SPLIT: (points.bytes, points.top1),
-        **{codec: (codec_bytes, points.codecs_top1) for codec, (_, codec_bytes) in points.codecs.items()},
+        **{
+            codec: (codec_bytes, points.codecs_top1)
+            for codec, (_, codec_bytes) in points.codecs.items()
+        },
         ALONE: (0, points.teacher_top1),
     }
     assert points.codecs_top1 <= points.top1, "no codec is asked for more than split gives"
@@ -109,12 +134,19 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_one_network_from_kept_parts(tmp_path: Path) -> None:
     parts = tmp_path / "parts.json"
     parts.write_text(json.dumps({"benchmark": "breakeven", **report(WAYS, NETWORKS, [1])}))
-    done = run("--parts", str(parts), "--uplink", "40", "--rtt", "100", "--device-factor", "10", "--json")
+    done = run(
+        "--parts", str(parts), "--uplink", "40", "--rtt", "100", "--device-factor", "10", "--json"
+    )
     assert done.returncode == 0, done.stderr
-    assert [network["device_factors"][0]["ms"][SPLIT] for network in json.loads(done.stdout)["networks"]] == [270]
+    assert [
+        network["device_factors"][0]["ms"][SPLIT] for network in json.loads(done.stdout)["networks"]
+    ] == [270]
     parts.write_text(json.dumps({"benchmark": "latency"}))
     done = run("--parts", str(parts))
-    assert (done.returncode, done.stderr) == (1, f"breakeven: {parts} is a record of latency, not of breakeven\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"breakeven: {parts} is a record of latency, not of breakeven\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +159,12 @@ def test_one_network_from_kept_parts(tmp_path: Path) -> None:
         (["--keep", "--smoke"], "--keep is for a whole run"),
     ],
 )
-def test_wrong_usage(arguments: list[str], why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage(
+    arguments: list[str],
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(sys, "argv", ["breakeven.py", *arguments])
     with pytest.raises(SystemExit) as stopped:
         breakeven.main()
@@ -141,5 +178,14 @@ def test_all_of_it_in_its_smallest_size() -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["class"] == "golf ball"
-    assert set(result["parts_ms"]) >= {"preprocess", "edge", "cloud", "teacher", "JPEG encode", "JPEG cloud", "WEBP encode", "WEBP cloud"}
+    assert set(result["parts_ms"]) >= {
+        "preprocess",
+        "edge",
+        "cloud",
+        "teacher",
+        "JPEG encode",
+        "JPEG cloud",
+        "WEBP encode",
+        "WEBP cloud",
+    }
     assert result["runs"] == 3

@@ -6,7 +6,9 @@ from benchmarks import pages
 
 
 def test_every_page_has_the_tables_of_its_records(capsys: pytest.CaptureFixture[str]) -> None:
-    assert pages.main(["--check"]) == 0, f"run python benchmarks/pages.py: {capsys.readouterr().out}"
+    assert pages.main(["--check"]) == 0, (
+        f"run python benchmarks/pages.py: {capsys.readouterr().out}"
+    )
 
 
 def test_every_table_stands_on_a_page() -> None:
@@ -21,5 +23,7 @@ def test_an_edited_figure_is_put_right_and_all_else_stays() -> None:
 
 
 def test_a_table_that_there_is_not_is_refused() -> None:
-    with pytest.raises(pages.PageError, match="no record is called 'nothing': choose one of headline"):
+    with pytest.raises(
+        pages.PageError, match="no record is called 'nothing': choose one of headline"
+    ):
         pages.rendered("<!-- record: nothing -->\n<!-- end -->")

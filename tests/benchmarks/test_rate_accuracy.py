@@ -31,7 +31,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def curve(*points: tuple[float, float]) -> list[Point]:
-    return [Point(f"lmb {index}", bpp, bpp * 1000, top1) for index, (bpp, top1) in enumerate(points)]
+    return [
+        Point(f"lmb {index}", bpp, bpp * 1000, top1) for index, (bpp, top1) in enumerate(points)
+    ]
 
 
 def test_a_front_leaves_out_what_a_cheaper_point_equals() -> None:
@@ -43,7 +45,13 @@ def test_readings_lie_on_lines_over_the_logarithm_and_nothing_is_extrapolated() 
     points = curve((0.1, 0.5), (0.4, 0.7))
     assert bytes_at(points, 0.6) == pytest.approx(200)
     assert top1_at(points, 0.2) == pytest.approx(0.6)
-    assert bytes_at(points, 0.49) is bytes_at(points, 0.71) is top1_at(points, 0.09) is top1_at(points, 0.41) is None
+    assert (
+        bytes_at(points, 0.49)
+        is bytes_at(points, 0.71)
+        is top1_at(points, 0.09)
+        is top1_at(points, 0.41)
+        is None
+    )
     assert bytes_at([], 0.5) is None
 
 
@@ -52,7 +60,12 @@ def test_a_curve_above_the_target_needs_at_most_its_cheapest_points_bytes() -> N
     assert bytes_enough(curve((0.2, 0.5)), 0.5) == 200
     assert bytes_enough(curve((0.2, 0.5)), 0.51) is None
     codec = curve((1, 0.6), (4, 0.9))
-    curves = Curves({"ours_n4": curve((0.1, 0.85)), "ours_n0": curve((0.1, 0.4)), "AVIF": codec}, 0.76, "teacher", 10)
+    curves = Curves(
+        {"ours_n4": curve((0.1, 0.85)), "ours_n0": curve((0.1, 0.4)), "AVIF": codec},
+        0.76,
+        "teacher",
+        10,
+    )
     rows = text(compare(curves, "ours_n0")).splitlines()
     assert "| ≤ 100 | ≤ 5% |" in rows[-3]
     assert "| 40.0% at 100 | - | - |" in rows[-2]
@@ -80,12 +93,22 @@ def test_the_kept_figure_is_of_the_kept_records() -> None:
     kept = json.loads((RESULTS / "rate_accuracy.json").read_text())
     assert compare(measured(RESULTS), kept["anchor"]) == kept
     assert set(CODECS) < {one["curve"] for one in kept["curves"]}
-    assert json.loads((RESULTS / "rate_accuracy_imagenet.json").read_text()) == compare(published(), "ours_n0")
+    assert json.loads((RESULTS / "rate_accuracy_imagenet.json").read_text()) == compare(
+        published(), "ours_n0"
+    )
 
 
 def record(folder: Path, name: str, **changes: object) -> None:
     point = {"bpp": {"mean": 0.1}, "bytes": {"mean": 600.0}, "top1": {"share": 0.8}}
-    one = {"benchmark": "accuracy", "model": "ours_n4", "lmb": 1.28, "images": 10, "as_is": True, **point, **changes}
+    one = {
+        "benchmark": "accuracy",
+        "model": "ours_n4",
+        "lmb": 1.28,
+        "images": 10,
+        "as_is": True,
+        **point,
+        **changes,
+    }
     (folder / f"accuracy_{name}.json").write_text(json.dumps(one))
 
 
@@ -111,7 +134,14 @@ def test_from_training_to_the_figure_in_the_smallest_size(tmp_path: Path) -> Non
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
 
     def python(*arguments: str) -> str:
-        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -120,17 +150,52 @@ def test_from_training_to_the_figure_in_the_smallest_size(tmp_path: Path) -> Non
     python("-m", "training.backbone", *trained[:-2], "--run_dir", "teacher")
     # A bottleneck alone finds its backbone one folder up from it.
     (tmp_path / "checkpoints").mkdir()
-    backbone = (tmp_path / "teacher" / "resnet50.safetensors").rename(tmp_path / "checkpoints" / "resnet50.safetensors")
+    backbone = (tmp_path / "teacher" / "resnet50.safetensors").rename(
+        tmp_path / "checkpoints" / "resnet50.safetensors"
+    )
     for model in ("ours_n4_enc", "matsubara2022wacv"):
-        more = ("--model", model, "--frozen_tail", "--bottleneck_only", "--backbone", str(backbone), "--model_args", "bpp_lmb=1.28")
+        more = (
+            "--model",
+            model,
+            "--frozen_tail",
+            "--bottleneck_only",
+            "--backbone",
+            str(backbone),
+            "--model_args",
+            "bpp_lmb=1.28",
+        )
         python("-m", "training.train", *trained, *more, "--run_dir", f"checkpoints/{model}")
     assert (tmp_path / "checkpoints" / "ours_n4_enc" / "lmb1.28.safetensors").stat().st_size < 10e6
-    python("-m", "training.evaluate", "-d", "images", "-m", "ours_n4_enc", "matsubara2022wacv", "--smoke", "--out", "results")
     python(
-        str(benchmarks / "codecs.py"), "--data", "images", "--teacher", str(backbone), "--smoke", "--out", "results/accuracy_codecs.json"
+        "-m",
+        "training.evaluate",
+        "-d",
+        "images",
+        "-m",
+        "ours_n4_enc",
+        "matsubara2022wacv",
+        "--smoke",
+        "--out",
+        "results",
     )
-    result = json.loads(python(str(benchmarks / "rate_accuracy.py"), "--results", "results", "--json"))
-    assert {one["curve"] for one in result["curves"]} == {"ours_n4_enc", "matsubara2022wacv", *CODECS}
+    python(
+        str(benchmarks / "codecs.py"),
+        "--data",
+        "images",
+        "--teacher",
+        str(backbone),
+        "--smoke",
+        "--out",
+        "results/accuracy_codecs.json",
+    )
+    result = json.loads(
+        python(str(benchmarks / "rate_accuracy.py"), "--results", "results", "--json")
+    )
+    assert {one["curve"] for one in result["curves"]} == {
+        "ours_n4_enc",
+        "matsubara2022wacv",
+        *CODECS,
+    }
     assert result["images"] == 10
     assert (tmp_path / "results" / "rate_accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "results" / "rate_accuracy.json").read_text()) == result

@@ -11,7 +11,15 @@ pytest.importorskip("aiohttp")
 from failing_server import FailingServer, Failure, Handler, hang_up, refusal, silence, status
 
 from benchmarks import serving
-from benchmarks.serving import BenchmarkError, Sample, Target, closed_load, describe_shots, open_load, run
+from benchmarks.serving import (
+    BenchmarkError,
+    Sample,
+    Target,
+    closed_load,
+    describe_shots,
+    open_load,
+    run,
+)
 
 RIGHT = Sample(b"data", 574)
 
@@ -62,7 +70,9 @@ def test_the_capacity_of_a_server_that_takes_its_time() -> None:
         (silence, "gave no answer in 0.2 seconds"),
     ],
 )
-def test_what_is_wrong_stops_the_benchmark(failure: Failure | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_stops_the_benchmark(
+    failure: Failure | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(serving, "HANG", 0.2 if failure is silence else 20.0)
     with FailingServer() as server:
         server.always = failure
@@ -88,5 +98,7 @@ def test_smoke(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ours["capacity"] > 0
     assert ours["capacity_of_graph"]["median"] > 0
     soak = ours["soak"]
-    assert soak["answers"].get("400 damaged_feature_file", 0) == soak["sent"] // serving.DAMAGED_EVERY
+    assert (
+        soak["answers"].get("400 damaged_feature_file", 0) == soak["sent"] // serving.DAMAGED_EVERY
+    )
     assert len(soak["memory"]["samples"]) >= 3

@@ -21,7 +21,9 @@ from training.folders import Damage, DamagedImageError
 SHA = "ab" * 32
 
 
-def smooth_symbols(images: int, channels: int = 3, side: int = 28, seed: int = 0) -> NDArray[np.int16]:
+def smooth_symbols(
+    images: int, channels: int = 3, side: int = 28, seed: int = 0
+) -> NDArray[np.int16]:
     """Neighbours resemble each other; the last channel is all zero."""
     rng = np.random.default_rng(seed)
     field = rng.normal(size=(images, channels, side + 4, side + 4))
@@ -33,13 +35,17 @@ def smooth_symbols(images: int, channels: int = 3, side: int = 28, seed: int = 0
 
 def size_of(tables: Tables, images: NDArray[np.int16], profile: Profile = Profile.STATIC) -> float:
     for one in images:
-        assert np.array_equal(tables.decode(tables.encode(one, profile), one.shape[1:], profile), one)
+        assert np.array_equal(
+            tables.decode(tables.encode(one, profile), one.shape[1:], profile), one
+        )
     return float(np.mean([len(tables.encode(one, profile)) for one in images]))
 
 
 def test_fitted_tables_are_smaller_on_other_images_and_smallest_by_context() -> None:
     own = Tables(*skewed_tables(3))
-    fitted = fit_tables(own, count([smooth_symbols(30), smooth_symbols(20, seed=1)], own, SHA, "made up"))
+    fitted = fit_tables(
+        own, count([smooth_symbols(30), smooth_symbols(20, seed=1)], own, SHA, "made up")
+    )
     held = smooth_symbols(20, seed=2)
     assert list(fitted.contexts) == [0, 1]
     assert size_of(fitted, held, Profile.CONTEXT) < 0.9 * size_of(fitted, held) < size_of(own, held)
@@ -71,7 +77,13 @@ def test_few_images_hardly_move_the_tables() -> None:
 
 @pytest.mark.parametrize(
     ("spread", "expected"),
-    [(0.3, (-1, 0, 1, 2)), (1.3, (-1, 0, 1, 2)), (2.6, (-3, -1, 2, 4)), (4.0, (-4, -1, 2, 5)), (13.0, (-15, -5, 6, 16))],
+    [
+        (0.3, (-1, 0, 1, 2)),
+        (1.3, (-1, 0, 1, 2)),
+        (2.6, (-3, -1, 2, 4)),
+        (4.0, (-4, -1, 2, 5)),
+        (13.0, (-15, -5, 6, 16)),
+    ],
 )
 def test_thresholds_follow_the_spread(spread: float, expected: tuple[int, ...]) -> None:
     weights = np.exp(-(np.arange(-60, 61) ** 2) / (2 * spread**2))
@@ -128,10 +140,17 @@ def test_counts_of_another_checkpoint_are_refused(tmp_path: Path) -> None:
 def test_no_images_to_count(tmp_path: Path, random_bundle: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(NoImagesError, match="no image could be read"):
-        count(symbols_of(random_bundle / "edge.onnx", [tmp_path / "empty.png"]), Tables(*skewed_tables(64)), SHA, "none")
+        count(
+            symbols_of(random_bundle / "edge.onnx", [tmp_path / "empty.png"]),
+            Tables(*skewed_tables(64)),
+            SHA,
+            "none",
+        )
 
 
-def test_a_damaged_image_is_refused_by_name_or_left_out_and_counted(tmp_path: Path, random_bundle: Path) -> None:
+def test_a_damaged_image_is_refused_by_name_or_left_out_and_counted(
+    tmp_path: Path, random_bundle: Path
+) -> None:
     paths = [tmp_path / f"{index}.png" for index in range(3)]
     for path, image in zip(paths, synthetic_images(3, 32), strict=True):
         Image.fromarray(image).save(path)
@@ -139,7 +158,12 @@ def test_a_damaged_image_is_refused_by_name_or_left_out_and_counted(tmp_path: Pa
     with pytest.raises(DamagedImageError, match=r"1\.png is damaged .*give --skip-damaged"):
         list(symbols_of(random_bundle / "edge.onnx", paths, True, Damage(False, "--skip-damaged")))
     damage = Damage(True)
-    assert sum(len(symbols) for symbols in symbols_of(random_bundle / "edge.onnx", paths, True, damage)) == 2
+    assert (
+        sum(
+            len(symbols) for symbols in symbols_of(random_bundle / "edge.onnx", paths, True, damage)
+        )
+        == 2
+    )
     assert list(damage.files) == [str(paths[1])]
 
 
@@ -154,7 +178,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_export_refits_keeps_counts_and_uses_them_again(
-    random_checkpoint: Path, random_bundle: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    random_checkpoint: Path,
+    random_bundle: Path,
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """`random_bundle` is of the same checkpoint, with the model's own tables."""
     checkpoint = tmp_path / "model.safetensors"
@@ -162,10 +190,24 @@ def test_export_refits_keeps_counts_and_uses_them_again(
     beside = tmp_path / "model.counts.json"
 
     def export(name: str, *options: str) -> dict:
-        assert export_main.main(["ours_n0", "--checkpoint", str(checkpoint), "--out", str(tmp_path / name), *options]) == 0
+        assert (
+            export_main.main(
+                [
+                    "ours_n0",
+                    "--checkpoint",
+                    str(checkpoint),
+                    "--out",
+                    str(tmp_path / name),
+                    *options,
+                ]
+            )
+            == 0
+        )
         return json.loads((tmp_path / name / "manifest.json").read_text())
 
-    first = export("first", "--refit", str(pictures), "--as-is", "--counts", str(beside), "--skip-damaged")
+    first = export(
+        "first", "--refit", str(pictures), "--as-is", "--counts", str(beside), "--skip-damaged"
+    )
     assert first["tables"]["images"] == 7
     assert first["tables"]["source"] == pictures.name
     captured = capsys.readouterr()
@@ -175,20 +217,40 @@ def test_export_refits_keeps_counts_and_uses_them_again(
     assert again["fingerprint"] == first["fingerprint"] != own["fingerprint"]
     assert own["tables"] is None
     assert "compressai.json" not in own["files"]
-    assert Bundle.load(tmp_path / "again").compressai_tables().digest() == Bundle.load(random_bundle).tables.digest()
+    assert (
+        Bundle.load(tmp_path / "again").compressai_tables().digest()
+        == Bundle.load(random_bundle).tables.digest()
+    )
     # Each profile, both ends.
     picture = pictures / "3.png"
     encoder = EdgeEncoder(tmp_path / "again", 1)
-    assert (encoder.profile is Profile.CONTEXT) == again["small"] == bool(again["tables"]["context_channels"])
+    assert (
+        (encoder.profile is Profile.CONTEXT)
+        == again["small"]
+        == bool(again["tables"]["context_channels"])
+    )
     data = encoder.encode(picture)
     assert parse(data).profile is encoder.profile
     own_data = EdgeEncoder(random_bundle, 1).encode(picture)
-    assert np.array_equal(CloudDecoder(tmp_path / "again", 1).bundle.decode(data), CloudDecoder(random_bundle, 1).bundle.decode(own_data))
+    assert np.array_equal(
+        CloudDecoder(tmp_path / "again", 1).bundle.decode(data),
+        CloudDecoder(random_bundle, 1).bundle.decode(own_data),
+    )
     # Counts that no longer fit are an error, not a fallback, unless they are not wanted.
     options = export_main._parser().parse_args(["ours_n0", "--own-tables"])
-    assert export_main._make_counts(options, checkpoint, "0" * 64, Damage(False))(tmp_path, Tables(*skewed_tables(1))) is None
+    assert (
+        export_main._make_counts(options, checkpoint, "0" * 64, Damage(False))(
+            tmp_path, Tables(*skewed_tables(1))
+        )
+        is None
+    )
     beside.write_text(beside.read_text().replace(first["bottleneck_sha256"], "0" * 64))
-    assert export_main.main(["ours_n0", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "stale")]) == 1
+    assert (
+        export_main.main(
+            ["ours_n0", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "stale")]
+        )
+        == 1
+    )
     assert "--own-tables" in capsys.readouterr().err
     assert not (tmp_path / "stale").exists()
 
@@ -196,7 +258,14 @@ def test_export_refits_keeps_counts_and_uses_them_again(
 def test_small_files_cannot_be_asked_of_a_model_without_counts(
     random_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["ours_n0", "--checkpoint", str(random_checkpoint), "--out", str(tmp_path / "out"), "--small"]
+    arguments = [
+        "ours_n0",
+        "--checkpoint",
+        str(random_checkpoint),
+        "--out",
+        str(tmp_path / "out"),
+        "--small",
+    ]
     assert export_main.main(arguments) == 1
     assert "--refit DIR" in capsys.readouterr().err
     with pytest.raises(SystemExit):

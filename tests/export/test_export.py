@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from export import __main__ as command
 from export import bundle as export_bundle
-from export.graphs import OPSET, CloudGraph, EdgeGraph, ExportError, export_cloud, export_edge, largest_latent
+from export.graphs import (
+    OPSET,
+    CloudGraph,
+    EdgeGraph,
+    ExportError,
+    export_cloud,
+    export_edge,
+    largest_latent,
+)
 from export.images import NoImagesError, folder_images, synthetic_images
 from export.parity import ParityError, check_parity, torch_symbols
 from export.tables import QuantilesError, bottleneck_sha256, make_tables
@@ -38,7 +46,10 @@ def model(random_checkpoint: Path) -> FeatureCompressionModel:
 
 def hold_to_torch(model: FeatureCompressionModel, edge: Path, cloud: Path) -> None:
     """Both graphs on several batches and odd latent sizes: symbols, and logits within 1e-3."""
-    sessions = [ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]) for path in (edge, cloud)]
+    sessions = [
+        ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        for path in (edge, cloud)
+    ]
     for shape in ((1, 224, 224, 3), (2, 72, 40, 3), (5, 24, 136, 3), (3, 16, 16, 3)):
         pixels = np.random.default_rng(sum(shape)).integers(0, 256, shape, dtype=np.uint8)
         with torch.no_grad():
@@ -51,7 +62,9 @@ def hold_to_torch(model: FeatureCompressionModel, edge: Path, cloud: Path) -> No
         assert np.abs(sessions[1].run(None, {"symbols": expected})[0] - logits).max() < 1e-3
 
 
-def test_graphs_are_torchs_at_any_batch_and_size(model: FeatureCompressionModel, random_bundle: Path) -> None:
+def test_graphs_are_torchs_at_any_batch_and_size(
+    model: FeatureCompressionModel, random_bundle: Path
+) -> None:
     hold_to_torch(model, random_bundle / "edge.onnx", random_bundle / "cloud.onnx")
 
 
@@ -66,7 +79,9 @@ def test_every_model_exports(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ours_n0_enc", "ours_n4_enc", "ours_n8_enc", "matsubara2022wacv"])
-def test_the_kept_bottlenecks_export_with_their_counts(name: str, tmp_path: Path, capsys: Capture) -> None:
+def test_the_kept_bottlenecks_export_with_their_counts(
+    name: str, tmp_path: Path, capsys: Capture
+) -> None:
     assert command.main([name, "--out", str(tmp_path / "bundle")]) == 0
     assert "fitted to 9469 images" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
@@ -98,7 +113,9 @@ def test_huge_latents_are_clamped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e31])
-def test_weights_with_which_a_latent_might_be_no_number_are_refused(value: float, tmp_path: Path) -> None:
+def test_weights_with_which_a_latent_might_be_no_number_are_refused(
+    value: float, tmp_path: Path
+) -> None:
     broken = build_random_model("ours_n0", 10)
     with torch.no_grad():
         broken.bottleneck_layer.encoder[-1].bias[0] = value
@@ -111,7 +128,12 @@ def test_weights_with_which_a_latent_might_be_no_number_are_refused(value: float
 def test_no_latent_is_larger_than_its_bound(name: str) -> None:
     encoder = EdgeGraph(build_random_model(name, 10)).encoder
     # The pixels that a channel's weights like best, where nothing but a convolution follows them.
-    pixels = torch.cat([torch.from_numpy(synthetic_images(2, 64)).permute(0, 3, 1, 2).float(), 255 * torch.ones(1, 3, 64, 64)])
+    pixels = torch.cat(
+        [
+            torch.from_numpy(synthetic_images(2, 64)).permute(0, 3, 1, 2).float(),
+            255 * torch.ones(1, 3, 64, 64),
+        ]
+    )
     with torch.no_grad():
         found = float(encoder(pixels).abs().max())
     assert 0 < found <= largest_latent(encoder) < 1e30
@@ -128,14 +150,21 @@ def test_the_cloud_graph_computes_what_the_model_does(name: str, median: float) 
         expected = other.bottleneck_layer.decode(symbols.float())
         graph = CloudGraph(other)
         graph.model.tail = lambda features: features  # type: ignore[method-assign]
-        torch.testing.assert_close(graph(symbols), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        torch.testing.assert_close(
+            graph(symbols), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
+        )
 
 
 def test_the_gate_sees_other_weights(random_bundle: Path) -> None:
     other = build_random_model("ours_n0", 10, seed=1)
     with pytest.raises(ParityError, match="of the symbols equal torch's"):
         check_parity(
-            other, make_tables(other), random_bundle / "edge.onnx", random_bundle / "cloud.onnx", synthetic_images(3), "synthetic images"
+            other,
+            make_tables(other),
+            random_bundle / "edge.onnx",
+            random_bundle / "cloud.onnx",
+            synthetic_images(3),
+            "synthetic images",
         )
 
 
@@ -145,47 +174,98 @@ def test_the_gate_sees_another_tail(random_checkpoint: Path, random_bundle: Path
         other.fc.bias[3] += 0.01
     with pytest.raises(ParityError, match="a logit differs"):
         check_parity(
-            other, make_tables(other), random_bundle / "edge.onnx", random_bundle / "cloud.onnx", synthetic_images(1), "synthetic images"
+            other,
+            make_tables(other),
+            random_bundle / "edge.onnx",
+            random_bundle / "cloud.onnx",
+            synthetic_images(1),
+            "synthetic images",
         )
 
 
-def test_the_gate_wants_symbols_that_are_not_zero(model: FeatureCompressionModel, random_bundle: Path) -> None:
+def test_the_gate_wants_symbols_that_are_not_zero(
+    model: FeatureCompressionModel, random_bundle: Path
+) -> None:
     grey = np.full((1, 224, 224, 3), 124, np.uint8)
     with pytest.raises(ParityError, match="not zero"):
-        check_parity(model, make_tables(model), random_bundle / "edge.onnx", random_bundle / "cloud.onnx", grey, "one grey image")
+        check_parity(
+            model,
+            make_tables(model),
+            random_bundle / "edge.onnx",
+            random_bundle / "cloud.onnx",
+            grey,
+            "one grey image",
+        )
 
 
 @pytest.fixture
 def ready_graphs(random_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares an export the seconds of torch.onnx: the graphs are always those of `model`."""
-    monkeypatch.setattr(export_bundle, "export_edge", lambda _, path: shutil.copy(random_bundle / "edge.onnx", path))
-    monkeypatch.setattr(export_bundle, "export_cloud", lambda _, path: shutil.copy(random_bundle / "cloud.onnx", path))
+    monkeypatch.setattr(
+        export_bundle, "export_edge", lambda _, path: shutil.copy(random_bundle / "edge.onnx", path)
+    )
+    monkeypatch.setattr(
+        export_bundle,
+        "export_cloud",
+        lambda _, path: shutil.copy(random_bundle / "cloud.onnx", path),
+    )
 
 
 @pytest.mark.usefixtures("ready_graphs")
-def test_a_failed_gate_is_status_3_and_leaves_the_old_bundle_alone(random_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_failed_gate_is_status_3_and_leaves_the_old_bundle_alone(
+    random_bundle: Path, tmp_path: Path, capsys: Capture
+) -> None:
     """The checkpoint has other weights than the graphs, as if the exporter had gone wrong."""
     other = tmp_path / "other.safetensors"
     save_model(other, build_random_model("ours_n0", 10, seed=1), {})
     shutil.copytree(random_bundle, tmp_path / "old")
     for folder in ("new", "old"):
-        assert command.main(["ours_n0", "--checkpoint", str(other), "--out", str(tmp_path / folder)]) == 3
+        assert (
+            command.main(["ours_n0", "--checkpoint", str(other), "--out", str(tmp_path / folder)])
+            == 3
+        )
         assert "parity failed, no bundle was written" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "other.safetensors"]
-    assert (tmp_path / "old" / "manifest.json").read_bytes() == (random_bundle / "manifest.json").read_bytes()
+    assert (tmp_path / "old" / "manifest.json").read_bytes() == (
+        random_bundle / "manifest.json"
+    ).read_bytes()
     Bundle.load(tmp_path / "old")
 
 
 @pytest.mark.usefixtures("ready_graphs")
-def test_checkpoint_to_class(random_checkpoint: Path, random_bundle: Path, tmp_path: Path, capsys: Capture, golf_ball: np.ndarray) -> None:
+def test_checkpoint_to_class(
+    random_checkpoint: Path,
+    random_bundle: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    golf_ball: np.ndarray,
+) -> None:
     """The whole command, over an older bundle."""
     out, labels = tmp_path / "out", tmp_path / "labels.txt"
     shutil.copytree(random_bundle, out)
     labels.write_text("".join(f"label {index}\n" for index in range(10)))
-    arguments = ["ours_n0", "--checkpoint", str(random_checkpoint), "--out", str(out), "--labels", str(labels), "--max-pixels", "65536"]
+    arguments = [
+        "ours_n0",
+        "--checkpoint",
+        str(random_checkpoint),
+        "--out",
+        str(out),
+        "--labels",
+        str(labels),
+        "--max-pixels",
+        "65536",
+    ]
     assert command.main(arguments) == 0
     lines = capsys.readouterr().out
-    for stage in ("tables", "edge graph", "cloud graph", "parity", "bundle", "edge-encode IMAGE", "cloud-decode feat.bin"):
+    for stage in (
+        "tables",
+        "edge graph",
+        "cloud graph",
+        "parity",
+        "bundle",
+        "edge-encode IMAGE",
+        "cloud-decode feat.bin",
+    ):
         assert stage in lines
     data = EdgeEncoder(out, 1).encode(golf_ball)
     assert CloudDecoder(out, 1).classify(data, 1)[0].label.startswith("label ")
@@ -196,7 +276,9 @@ def test_checkpoint_to_class(random_checkpoint: Path, random_bundle: Path, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.txt", "out"]
 
 
-def test_no_checkpoint_says_where_to_put_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_no_checkpoint_says_where_to_put_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert command.main(["ours_n8", "--lmb", "5.12"]) == 1
     error = capsys.readouterr().err
@@ -210,7 +292,9 @@ def test_no_checkpoint_says_where_to_put_one(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_is_found_by_model_and_lmb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_is_found_by_model_and_lmb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "checkpoints" / "ours_n8"
     folder.mkdir(parents=True)
@@ -231,20 +315,32 @@ def test_a_checkpoint_is_found_by_model_and_lmb(tmp_path: Path, monkeypatch: pyt
     ],
 )
 def test_what_cannot_be_exported_is_status_1(
-    random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, arguments: list[str], text: str
+    random_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    arguments: list[str],
+    text: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("occupied").mkdir()
     Path("occupied/thesis.txt").write_text("irreplaceable")
     Path("empty").mkdir()
     Path("three.txt").write_text("a\nb\nc\n")
-    assert command.main(["ours_n0", "--checkpoint", str(random_checkpoint), "--out", "out", *arguments]) == 1
+    assert (
+        command.main(
+            ["ours_n0", "--checkpoint", str(random_checkpoint), "--out", "out", *arguments]
+        )
+        == 1
+    )
     assert text in capsys.readouterr().err
     assert not Path("out").exists()
     assert Path("occupied/thesis.txt").read_text() == "irreplaceable"
 
 
-@pytest.mark.parametrize("arguments", [["resnet"], ["ours_n4", "--lmb", "nan"], ["ours_n4", "--max-pixels", "7"], []])
+@pytest.mark.parametrize(
+    "arguments", [["resnet"], ["ours_n4", "--lmb", "nan"], ["ours_n4", "--max-pixels", "7"], []]
+)
 def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         command.main(arguments)
@@ -297,16 +393,30 @@ def test_labels_are_read_as_editors_save_them(tmp_path: Path) -> None:
         command._labels(file, {}, 2)
 
 
-def test_data_is_refused_before_anything_is_exported(random_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_data_is_refused_before_anything_is_exported(
+    random_checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
     for name in ("train", "val"):
         (tmp_path / "root" / name / "cat").mkdir(parents=True)
         for index in range(160):
             (tmp_path / "root" / name / "cat" / f"{index}.png").write_bytes(b"any")
-    arguments = ["ours_n0", "--checkpoint", str(random_checkpoint), "--out", str(tmp_path / "bundle")]
+    arguments = [
+        "ours_n0",
+        "--checkpoint",
+        str(random_checkpoint),
+        "--out",
+        str(tmp_path / "bundle"),
+    ]
     for more, text in (
         (["--refit", str(tmp_path / "root")], "name one of them, such as"),
-        (["--validate", str(tmp_path / "root"), "--calibrate", str(tmp_path / "root" / "train")], "name one of them, such as"),
-        (["--calibrate", str(tmp_path / "root" / "train")], "has 160 images, too few to calibrate with: name a folder of at least 334"),
+        (
+            ["--validate", str(tmp_path / "root"), "--calibrate", str(tmp_path / "root" / "train")],
+            "name one of them, such as",
+        ),
+        (
+            ["--calibrate", str(tmp_path / "root" / "train")],
+            "has 160 images, too few to calibrate with: name a folder of at least 334",
+        ),
         (["--refit", str(tmp_path / "nowhere")], "does not exist"),
     ):
         assert command.main([*arguments, *more]) == 1
@@ -336,10 +446,19 @@ def test_a_bundle_says_what_is_done_to_images_and_the_edge_does_it(
     expected = preprocess(golf_ball, rule=Preprocessing(438, 384))
     assert encoder.encode(golf_ball) == encoder.encode(expected, as_is=True)
     assert len(CloudDecoder(tmp_path / "out", 1).classify(encoder.encode(golf_ball))) == 5
-    assert edge_cli.main([str(GOLF_BALL), "-o", str(tmp_path / "f.bin"), "--bundle", str(tmp_path / "out")]) == 0
+    assert (
+        edge_cli.main(
+            [str(GOLF_BALL), "-o", str(tmp_path / "f.bin"), "--bundle", str(tmp_path / "out")]
+        )
+        == 0
+    )
     assert "at 384x384" in capsys.readouterr().out
     assert encoder.wrote(tmp_path / "f.bin")
-    for wrong, message in ((["--crop", "225"], "not a multiple of 8"), (["--crop", "264"], "up to --resize 256"), (["--resize", "0"], "0")):
+    for wrong, message in (
+        (["--crop", "225"], "not a multiple of 8"),
+        (["--crop", "264"], "up to --resize 256"),
+        (["--resize", "0"], "0"),
+    ):
         with pytest.raises(SystemExit):
             command.main([*arguments, *wrong])
         assert message in capsys.readouterr().err

@@ -18,11 +18,19 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def place(tmp_path: Path, random_checkpoint: Path, random_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(
+    tmp_path: Path, random_checkpoint: Path, random_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A folder with a checkpoint and an older bundle, where exporting graphs takes no time."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(export_bundle, "export_edge", lambda _, path: shutil.copy(random_bundle / "edge.onnx", path))
-    monkeypatch.setattr(export_bundle, "export_cloud", lambda _, path: shutil.copy(random_bundle / "cloud.onnx", path))
+    monkeypatch.setattr(
+        export_bundle, "export_edge", lambda _, path: shutil.copy(random_bundle / "edge.onnx", path)
+    )
+    monkeypatch.setattr(
+        export_bundle,
+        "export_cloud",
+        lambda _, path: shutil.copy(random_bundle / "cloud.onnx", path),
+    )
     shutil.copy(random_checkpoint, "c.safetensors")
     shutil.copytree(random_bundle, "old")
     return tmp_path
@@ -41,12 +49,39 @@ def names(folder: Path) -> list[str]:
     [
         (["--out", "c.safetensors"], "exists and is not a bundle"),
         (["--out", "c.safetensors/new"], "c.safetensors is not a folder"),
-        (["--out", "new", "--refit", "old", "--counts", "old"], "old is a folder: name a file in it"),
-        (["--out", "new", "--refit", "old", "--counts", "link"], "would replace the input c.safetensors, which is link"),
-        (["--out", "new", "--refit", "old", "--counts", "c.ranges.json"], "counts and ranges would both be c.ranges.json"),
-        (["--out", "new", "--calibrate", "old", "--ranges", "labels.txt", "--labels", "labels.txt"], "would replace the input labels.txt"),
-        (["--out", "new", "--validate", "old", "--ranges", "c.safetensors/x"], "c.safetensors is not a folder"),
-        (["--out", "old", "--refit", "old", "--counts", "old/counts.json"], "old/counts.json lies in old"),
+        (
+            ["--out", "new", "--refit", "old", "--counts", "old"],
+            "old is a folder: name a file in it",
+        ),
+        (
+            ["--out", "new", "--refit", "old", "--counts", "link"],
+            "would replace the input c.safetensors, which is link",
+        ),
+        (
+            ["--out", "new", "--refit", "old", "--counts", "c.ranges.json"],
+            "counts and ranges would both be c.ranges.json",
+        ),
+        (
+            [
+                "--out",
+                "new",
+                "--calibrate",
+                "old",
+                "--ranges",
+                "labels.txt",
+                "--labels",
+                "labels.txt",
+            ],
+            "would replace the input labels.txt",
+        ),
+        (
+            ["--out", "new", "--validate", "old", "--ranges", "c.safetensors/x"],
+            "c.safetensors is not a folder",
+        ),
+        (
+            ["--out", "old", "--refit", "old", "--counts", "old/counts.json"],
+            "old/counts.json lies in old",
+        ),
     ],
 )
 def test_outputs_are_refused_before_the_checkpoint_is_loaded(
@@ -62,17 +97,26 @@ def test_outputs_are_refused_before_the_checkpoint_is_loaded(
     assert names(place) == ["c.safetensors", "labels.txt", "link", "old"]
 
 
-def test_a_mount_point_and_a_full_disk_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_a_mount_point_and_a_full_disk_are_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))  # type: ignore[attr-defined]
     assert export("--out", "new") == 1
     assert "new has 0 bytes free" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr(Path, "is_mount", lambda _: True)
-    assert command.main(["ours_n0", "--checkpoint", str(place / "c.safetensors"), "--out", str(place / "old")]) == 1
+    assert (
+        command.main(
+            ["ours_n0", "--checkpoint", str(place / "c.safetensors"), "--out", str(place / "old")]
+        )
+        == 1
+    )
     assert "is a mount point" in capsys.readouterr().err
 
 
-def test_a_link_to_a_bundle_keeps_pointing_at_it_and_has_the_umasks_permissions(place: Path) -> None:
+def test_a_link_to_a_bundle_keeps_pointing_at_it_and_has_the_umasks_permissions(
+    place: Path,
+) -> None:
     Path("link").symlink_to("old")
     before = (place / "old" / "manifest.json").stat().st_ino
     mask = os.umask(0o027)
@@ -100,7 +144,13 @@ def stop(number: int) -> Callable:
 )
 @pytest.mark.parametrize("moment", ["export_cloud", "_sha256"])
 def test_a_signal_is_one_line_and_leaves_the_old_bundle_and_nothing_else(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, number: int, status: int, said: str, moment: str
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    number: int,
+    status: int,
+    said: str,
+    moment: str,
 ) -> None:
     monkeypatch.setattr(export_bundle, moment, stop(number))
     before = (place / "old" / "manifest.json").read_bytes()
@@ -143,11 +193,16 @@ def test_what_a_killed_export_left_is_swept_by_the_next(place: Path) -> None:
     assert names(place) == ["c.safetensors", "new", "old"]
 
 
-def test_a_disk_that_gets_full_names_the_bundle_and_a_remedy(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_a_disk_that_gets_full_names_the_bundle_and_a_remedy(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(export_bundle, "export_cloud", full)
     assert export("--out", "new") == 1
-    assert "export: new cannot be written: free space there, or name another folder with --out: [Errno 28]" in capsys.readouterr().err
+    assert (
+        "export: new cannot be written: free space there, or name another folder with --out: [Errno 28]"
+        in capsys.readouterr().err
+    )
     assert names(place) == ["c.safetensors", "old"]

@@ -51,12 +51,19 @@ def test_the_default_bundle_has_int8_graphs_that_were_judged(bundle: Path) -> No
 
 
 def test_what_is_quantised_and_gelu_is_whole(bundle: Path) -> None:
-    for end, inputs in (("edge", ["DequantizeLinear"] * 9 + ["Add"]), ("cloud", ["DequantizeLinear"] * 46)):
+    for end, inputs in (
+        ("edge", ["DequantizeLinear"] * 9 + ["Add"]),
+        ("cloud", ["DequantizeLinear"] * 46),
+    ):
         nodes = onnx.load(bundle / f"{end}.int8.onnx").graph.node
         outputs = {output: node.op_type for node in nodes for output in node.output}
         assert [outputs.get(node.input[0]) for node in nodes if node.op_type == "Conv"] == inputs
         plain = onnx.load(bundle / f"{end}.onnx").graph.node
-        assert sum(node.op_type == "Gelu" for node in nodes) == sum(node.op_type == "Gelu" for node in plain) > 0
+        assert (
+            sum(node.op_type == "Gelu" for node in nodes)
+            == sum(node.op_type == "Gelu" for node in plain)
+            > 0
+        )
 
 
 def test_pixels_and_symbols_are_taken_as_the_whole_numbers_that_they_are(bundle: Path) -> None:
@@ -70,18 +77,30 @@ def test_pixels_and_symbols_are_taken_as_the_whole_numbers_that_they_are(bundle:
     assert first.op_type == "DequantizeLinear"
 
 
-def test_for_arm_activations_are_signed_and_their_values_the_same(bundle: Path, calibration: Calibration, tmp_path: Path) -> None:
+def test_for_arm_activations_are_signed_and_their_values_the_same(
+    bundle: Path, calibration: Calibration, tmp_path: Path
+) -> None:
     graphs, images = graphs_of(bundle), synthetic_images(2)
     symbols = open_session(graphs["edge"]["int8"]).run(None, {"pixels": images})[0]
-    for end, ranges, inputs in (("edge", calibration.edge, {"pixels": images}), ("cloud", calibration.cloud, {"symbols": symbols})):
+    for end, ranges, inputs in (
+        ("edge", calibration.edge, {"pixels": images}),
+        ("cloud", calibration.cloud, {"symbols": symbols}),
+    ):
         quantise(graphs[end]["fp32"], ranges, ranges.sha256, tmp_path / end, signed=True)
         graph = onnx.load(tmp_path / end).graph
         types = {tensor.name: tensor.data_type for tensor in graph.initializer}
         steps = {types[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"}
         assert steps == {onnx.TensorProto.INT8}
-        found, expected = (open_session(path).run(None, inputs)[0] for path in (tmp_path / end, graphs[end]["int8"]))
+        found, expected = (
+            open_session(path).run(None, inputs)[0]
+            for path in (tmp_path / end, graphs[end]["int8"])
+        )
         # A value on the border of two steps may fall either way: what is added before rounding is another whole number.
-        assert (found != expected).mean() < 2e-4 if end == "edge" else np.allclose(found, expected, atol=0.1)
+        assert (
+            (found != expected).mean() < 2e-4
+            if end == "edge"
+            else np.allclose(found, expected, atol=0.1)
+        )
 
 
 def test_ranges_survive_their_file(calibration: Calibration) -> None:
@@ -107,16 +126,27 @@ def test_ranges_that_make_no_sense(text: str) -> None:
         Calibration.from_json(text, "some.json")
 
 
-def test_ranges_of_another_checkpoint_or_graph(bundle: Path, random_bundle: Path, calibration: Calibration, tmp_path: Path) -> None:
+def test_ranges_of_another_checkpoint_or_graph(
+    bundle: Path, random_bundle: Path, calibration: Calibration, tmp_path: Path
+) -> None:
     with pytest.raises(RangesError, match="another checkpoint or graph"):
         quantise(bundle / "edge.onnx", calibration.edge, "0" * 64, tmp_path / "int8.onnx")
     with pytest.raises(RangesError, match="another checkpoint or graph"):
-        quantise(random_bundle / "edge.onnx", calibration.edge, calibration.edge.sha256, tmp_path / "int8.onnx")
+        quantise(
+            random_bundle / "edge.onnx",
+            calibration.edge,
+            calibration.edge.sha256,
+            tmp_path / "int8.onnx",
+        )
     assert not (tmp_path / "int8.onnx").exists()
 
 
-def test_of_an_encoder_of_two_convolutions_the_first_is_quantised(random_bundle: Path, tmp_path: Path) -> None:
-    ranges, images = take_ranges(random_bundle / "edge.onnx", [synthetic_images(3, 16)] * 100, "a" * 64)
+def test_of_an_encoder_of_two_convolutions_the_first_is_quantised(
+    random_bundle: Path, tmp_path: Path
+) -> None:
+    ranges, images = take_ranges(
+        random_bundle / "edge.onnx", [synthetic_images(3, 16)] * 100, "a" * 64
+    )
     assert images == 300
     quantise(random_bundle / "edge.onnx", ranges, "a" * 64, tmp_path / "edge.int8.onnx")
     operators = [node.op_type for node in onnx.load(tmp_path / "edge.int8.onnx").graph.node]
@@ -152,11 +182,22 @@ def test_ranges_are_what_the_graph_computes(bundle: Path, calibration: Calibrati
 def test_a_range_too_narrow_is_seen(bundle: Path, calibration: Calibration, tmp_path: Path) -> None:
     """The gate by symbols, and by logits: ranges a hundredth as wide spoil a graph."""
     graphs = graphs_of(bundle)
-    for end, ranges, text in (("edge", calibration.edge, "of the symbols are others"), ("cloud", calibration.cloud, "a logit moves by")):
-        narrow = replace(ranges, operators=[(operator, low / 100, high / 100) for operator, low, high in ranges.operators])
+    for end, ranges, text in (
+        ("edge", calibration.edge, "of the symbols are others"),
+        ("cloud", calibration.cloud, "a logit moves by"),
+    ):
+        narrow = replace(
+            ranges,
+            operators=[
+                (operator, low / 100, high / 100) for operator, low, high in ranges.operators
+            ],
+        )
         quantise(graphs[end]["fp32"], narrow, ranges.sha256, tmp_path / end)
         with pytest.raises(GateError, match=text):
-            strays(graphs | {end: {"fp32": graphs[end]["fp32"], "int8": tmp_path / end}}, synthetic_images(2))
+            strays(
+                graphs | {end: {"fp32": graphs[end]["fp32"], "int8": tmp_path / end}},
+                synthetic_images(2),
+            )
     assert 0 < strays(graphs, synthetic_images(2))["edge"] < 0.02
 
 
@@ -174,7 +215,9 @@ def test_the_judge_counts_what_int8_wins_and_loses(bundle: Path, tmp_path: Path)
     twice = {end: {"fp32": files["fp32"], "int8": files["fp32"]} for end, files in graphs.items()}
     same = judge(twice, encode, paths, True, "synthetic")
     assert (same["images"], same["symbols_changed"], same["more_bytes"]) == (10, 0, 0)
-    assert [(same[way]["lost"], same[way]["won"]) for way in ("edge", "cloud", "both")] == [(0, 0)] * 3
+    assert [(same[way]["lost"], same[way]["won"]) for way in ("edge", "cloud", "both")] == [
+        (0, 0)
+    ] * 3
     assert same["labelled"]
     assert 0 <= same["top1"] <= 1
     unlabelled = judge(graphs, encode, labelled_paths(folder, labels[:3]), True, "synthetic")
@@ -182,25 +225,43 @@ def test_the_judge_counts_what_int8_wins_and_loses(bundle: Path, tmp_path: Path)
     assert unlabelled["both"]["won"] == 0
     assert unlabelled["top1"] is None
     assert not unlabelled["labelled"]
-    only_cloud = judge(graphs | {"edge": {"fp32": graphs["edge"]["fp32"]}}, encode, paths[:2], True, "synthetic")
+    only_cloud = judge(
+        graphs | {"edge": {"fp32": graphs["edge"]["fp32"]}}, encode, paths[:2], True, "synthetic"
+    )
     assert {"edge", "both", "more_bytes"}.isdisjoint(only_cloud)
-    assert only_cloud["cloud"]["top1_change"]["mean"] == (only_cloud["cloud"]["won"] - only_cloud["cloud"]["lost"]) / 2
+    assert (
+        only_cloud["cloud"]["top1_change"]["mean"]
+        == (only_cloud["cloud"]["won"] - only_cloud["cloud"]["lost"]) / 2
+    )
     with pytest.raises(GateError, match="no image could be read"):
         judge(graphs, encode, [(folder / "class 3" / "two.png", 3)], True, "synthetic")
 
 
 @pytest.mark.parametrize(
     ("top1", "more", "text"),
-    [(-0.004, 0.0, "top-1 changes by -0.40%"), (0.0, 0.03, "files grow by 3.0%"), (float("nan"), 0.0, "top-1"), (-0.003, 0.02, None)],
+    [
+        (-0.004, 0.0, "top-1 changes by -0.40%"),
+        (0.0, 0.03, "files grow by 3.0%"),
+        (float("nan"), 0.0, "top-1"),
+        (-0.003, 0.02, None),
+    ],
 )
 def test_what_is_not_good_enough(top1: float, more: float, text: str | None) -> None:
-    record = {"edge": {"top1_change": {"mean": top1}}, "cloud": {"top1_change": {"mean": top1}}, "more_bytes": more}
+    record = {
+        "edge": {"top1_change": {"mean": top1}},
+        "cloud": {"top1_change": {"mean": top1}},
+        "more_bytes": more,
+    }
     found = reasons(record, "edge")
     assert (text in found[0]) if text else not found
-    assert bool(reasons(record, "cloud")) == bool(text and "top-1" in text), "the cloud writes no files"
+    assert bool(reasons(record, "cloud")) == bool(text and "top-1" in text), (
+        "the cloud writes no files"
+    )
 
 
-def test_no_ranges_and_int8_asked_for(random_checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_no_ranges_and_int8_asked_for(
+    random_checkpoint: Path, tmp_path: Path, capsys: Capture
+) -> None:
     out = ["--checkpoint", str(random_checkpoint), "--out", str(tmp_path / "out")]
     assert command.main(["ours_n0", "--precision", "int8", *out]) == 1
     assert "give images to take them of with --calibrate DIR" in capsys.readouterr().err
@@ -211,11 +272,17 @@ def test_no_ranges_and_int8_asked_for(random_checkpoint: Path, tmp_path: Path, c
 def test_a_bundle_for_arm(bundle: Path, tmp_path: Path) -> None:
     assert command.main(["ours_n4", "--device", "arm", "--out", str(tmp_path / "out")]) == 0
     arm, x86 = Bundle.load(tmp_path / "out").manifest, Bundle.load(bundle).manifest
-    assert (arm.record["int8"]["activations"], x86.record["int8"]["activations"]) == ("int8", "uint8")
+    assert (arm.record["int8"]["activations"], x86.record["int8"]["activations"]) == (
+        "int8",
+        "uint8",
+    )
     assert arm.fingerprint == x86.fingerprint, "either end may be of either kind"
     pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
     pixels = synthetic_images(2)
-    found, expected = (EdgeEncoder(tmp_path / "out", 2, provider="openvino", precision=one).symbols(pixels) for one in ("int8", "fp32"))
+    found, expected = (
+        EdgeEncoder(tmp_path / "out", 2, provider="openvino", precision=one).symbols(pixels)
+        for one in ("int8", "fp32")
+    )
     assert 0 < (found != expected).mean() < 0.01
 
 
@@ -226,7 +293,15 @@ def test_calibrate_to_bundle(tmp_path: Path, capsys: Capture) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{index}.png")
     kept, out = tmp_path / "ranges.json", tmp_path / "out"
-    calibrate = ["--calibrate", str(tmp_path / "images"), "--validate", str(tmp_path / "images"), "--as-is", "--ranges", str(kept)]
+    calibrate = [
+        "--calibrate",
+        str(tmp_path / "images"),
+        "--validate",
+        str(tmp_path / "images"),
+        "--as-is",
+        "--ranges",
+        str(kept),
+    ]
     status = command.main(["ours_n4", *calibrate, "--out", str(out)])
     record = json.loads(kept.read_text())
     assert status == 0, capsys.readouterr().err
@@ -240,7 +315,20 @@ def test_calibrate_to_bundle(tmp_path: Path, capsys: Capture) -> None:
     assert [end for end in ("edge", "cloud") if (out / f"{end}.int8.onnx").exists()] == good
     record["gate"]["cloud"]["top1_change"]["mean"] = -0.5
     kept.write_text(json.dumps(record))
-    assert command.main(["ours_n4", "--precision", "int8", "--ranges", str(kept), "--out", str(tmp_path / "other")]) == 3
+    assert (
+        command.main(
+            [
+                "ours_n4",
+                "--precision",
+                "int8",
+                "--ranges",
+                str(kept),
+                "--out",
+                str(tmp_path / "other"),
+            ]
+        )
+        == 3
+    )
     assert "int8 is not good enough" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
     assert np.isfinite(record["gate"]["more_bytes"])

@@ -28,25 +28,54 @@ Capture = pytest.CaptureFixture[str]
         ("ours_n4/x.pt", None, {}, "1.28"),
     ],
 )
-def test_what_is_said_is_taken(path: str, lmb: str | None, metadata: dict[str, str], agreed: str) -> None:
+def test_what_is_said_is_taken(
+    path: str, lmb: str | None, metadata: dict[str, str], agreed: str
+) -> None:
     assert agreed_lmb(Path(path), "ours_n0", lmb, metadata) == agreed
 
 
 @pytest.mark.parametrize(
     ("path", "lmb", "metadata", "text"),
     [
-        ("x.pt", None, {"model": "ours_n0_enc"}, "x.pt is of model ours_n0 by the command, ours_n0_enc by its metadata: export it as"),
-        ("x.pt", "1.28", {"lmb": "0.64"}, "x.pt is of lmb 1.28 by the command, 0.64 by its metadata: leave out --lmb"),
-        ("lmb1.28.pt", None, {"lmb": "0.64"}, "of lmb 0.64 by its metadata, 1.28 by its name: .*rename the file"),
+        (
+            "x.pt",
+            None,
+            {"model": "ours_n0_enc"},
+            "x.pt is of model ours_n0 by the command, ours_n0_enc by its metadata: export it as",
+        ),
+        (
+            "x.pt",
+            "1.28",
+            {"lmb": "0.64"},
+            "x.pt is of lmb 1.28 by the command, 0.64 by its metadata: leave out --lmb",
+        ),
+        (
+            "lmb1.28.pt",
+            None,
+            {"lmb": "0.64"},
+            "of lmb 0.64 by its metadata, 1.28 by its name: .*rename the file",
+        ),
         ("lmb0.64.pt", "1.28", {}, "of lmb 1.28 by the command, 0.64 by its name"),
-        ("checkpoints/ours_n0_enc/x.pt", None, {}, "ours_n0 by the command, ours_n0_enc by its folder"),
-        ("checkpoints/ours_n0/x.pt", None, {"model": "ours_n0_enc"}, "ours_n0_enc by its metadata, ours_n0 by its folder"),
+        (
+            "checkpoints/ours_n0_enc/x.pt",
+            None,
+            {},
+            "ours_n0 by the command, ours_n0_enc by its folder",
+        ),
+        (
+            "checkpoints/ours_n0/x.pt",
+            None,
+            {"model": "ours_n0_enc"},
+            "ours_n0_enc by its metadata, ours_n0 by its folder",
+        ),
         ("x.pt", None, {"lmb": "nan"}, "'nan', no number"),
         ("x.pt", None, {"lmb": "-1"}, "'-1', no number"),
         ("x.pt", None, {"lmb": "none"}, "'none', no number"),
     ],
 )
-def test_a_contradiction_is_refused(path: str, lmb: str | None, metadata: dict[str, str], text: str) -> None:
+def test_a_contradiction_is_refused(
+    path: str, lmb: str | None, metadata: dict[str, str], text: str
+) -> None:
     with pytest.raises(ContradictionError, match=text):
         agreed_lmb(Path(path), "ours_n0", lmb, metadata)
 
@@ -85,14 +114,36 @@ def test_a_checkpoint_is_exported_as_what_it_says(
     assert not (tmp_path / "bundles").exists()
 
 
-def test_its_word_is_in_the_bundle(random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_bundle: Path) -> None:
+def test_its_word_is_in_the_bundle(
+    random_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_bundle: Path
+) -> None:
     model, metadata = load_model(random_checkpoint, "ours_n0")
     save_model(
-        tmp_path / "some.safetensors", model, metadata | {"model": "ours_n0_enc", "lmb": "0.64", "labels": json.dumps(list("abcdefghij"))}
+        tmp_path / "some.safetensors",
+        model,
+        metadata
+        | {"model": "ours_n0_enc", "lmb": "0.64", "labels": json.dumps(list("abcdefghij"))},
     )
-    monkeypatch.setattr(export_bundle, "export_edge", lambda _, path: shutil.copy(random_bundle / "edge.onnx", path))
-    monkeypatch.setattr(export_bundle, "export_cloud", lambda _, path: shutil.copy(random_bundle / "cloud.onnx", path))
-    assert command.main(["ours_n0_enc", "--checkpoint", str(tmp_path / "some.safetensors"), "--out", str(tmp_path / "out")]) == 0
+    monkeypatch.setattr(
+        export_bundle, "export_edge", lambda _, path: shutil.copy(random_bundle / "edge.onnx", path)
+    )
+    monkeypatch.setattr(
+        export_bundle,
+        "export_cloud",
+        lambda _, path: shutil.copy(random_bundle / "cloud.onnx", path),
+    )
+    assert (
+        command.main(
+            [
+                "ours_n0_enc",
+                "--checkpoint",
+                str(tmp_path / "some.safetensors"),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
     manifest = Bundle.load(tmp_path / "out").manifest
     assert (manifest.model, manifest.lmb) == ("ours_n0_enc", "0.64")
     assert (tmp_path / "out" / "labels.txt").read_text().split() == list("abcdefghij")

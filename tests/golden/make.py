@@ -24,32 +24,70 @@ import reference_coder
 
 HERE = Path(__file__).resolve().parent
 
-SKEWED = [0, 1, 4, 204, 65004, 65524, 65534, 65535, 65536]  # symbols -3..3 and the escape, nearly all 0
+SKEWED = [
+    0,
+    1,
+    4,
+    204,
+    65004,
+    65524,
+    65534,
+    65535,
+    65536,
+]  # symbols -3..3 and the escape, nearly all 0
 PLAIN = [0, 4000, 30000, 50000, 65000, 65536]  # symbols 0..3 and the escape
-CONTEXTS = ([0, 1, 2, 3], [[0, 4000 + 500 * context, 30000, 50000 + 400 * context, 65000, 65536] for context in range(25)])
+CONTEXTS = (
+    [0, 1, 2, 3],
+    [
+        [0, 4000 + 500 * context, 30000, 50000 + 400 * context, 65000, 65536]
+        for context in range(25)
+    ],
+)
 FINGERPRINT = bytes.fromhex("0badcafe")
 
 
 def cases() -> dict[str, tuple[list[list[int]], list[int], list[list[int]]]]:
     rng = random.Random(0)
-    mixed = [[rng.choice([0] * 20 + [1, -1, 2, -3]) for _ in range(100)], [rng.choice([0, 1, 1, 2, 3]) for _ in range(100)]]
+    mixed = [
+        [rng.choice([0] * 20 + [1, -1, 2, -3]) for _ in range(100)],
+        [rng.choice([0, 1, 1, 2, 3]) for _ in range(100)],
+    ]
     return {
         "no_symbols": ([SKEWED, PLAIN], [-3, 0], [[], []]),
         "one_symbol": ([SKEWED], [-3], [[1]]),
         "two_symbols": ([PLAIN], [0], [[3, 0]]),
         "all_zero": ([SKEWED], [-3], [[0] * 784]),
         "mixed": ([SKEWED, PLAIN], [-3, 0], mixed),
-        "all_escapes": ([SKEWED, PLAIN], [-3, 0], [[4, -4, 67, -68, 32767, -32767], [4, -1, 67, -65, 32767, -32767]]),
-        "wide": ([PLAIN] * 3, [0, -2, -1], [[(i * i + c) % 7 % 5 - 1 for i in range(5470)] for c in range(3)]),
+        "all_escapes": (
+            [SKEWED, PLAIN],
+            [-3, 0],
+            [[4, -4, 67, -68, 32767, -32767], [4, -1, 67, -65, 32767, -32767]],
+        ),
+        "wide": (
+            [PLAIN] * 3,
+            [0, -2, -1],
+            [[(i * i + c) % 7 % 5 - 1 for i in range(5470)] for c in range(3)],
+        ),
     }
 
 
-def small_cases() -> dict[str, tuple[list[list[int]], list[int], reference_coder.Contexts, list[list[int]], int]]:
+def small_cases() -> dict[
+    str, tuple[list[list[int]], list[int], reference_coder.Contexts, list[list[int]], int]
+]:
     """With a number of columns at the end."""
     rng = random.Random(1)
-    smooth = [[min(4, max(-1, (i // 9 + i % 9) // 4 + rng.choice([-1, 0, 0, 0, 1]))) for i in range(99)] for _ in range(18)]
+    smooth = [
+        [min(4, max(-1, (i // 9 + i % 9) // 4 + rng.choice([-1, 0, 0, 0, 1]))) for i in range(99)]
+        for _ in range(18)
+    ]
     return {
-        "small": ([SKEWED, PLAIN, PLAIN, PLAIN], [-3, 0, 0, 0], {c: CONTEXTS for c in (1, 2, 3)}, [[0] * 99, *smooth[:3]], 9),
+        "small": (
+            [SKEWED, PLAIN, PLAIN, PLAIN],
+            [-3, 0, 0, 0],
+            {c: CONTEXTS for c in (1, 2, 3)},
+            [[0] * 99, *smooth[:3]],
+            9,
+        ),
         "small_four_lanes": ([PLAIN] * 18, [0] * 18, {c: CONTEXTS for c in range(18)}, smooth, 9),
     }
 
@@ -58,13 +96,27 @@ def write_cases() -> None:
     for name, (cdfs, offsets, contexts, symbols, columns) in small_cases().items():
         payload = reference_coder.encode_small(cdfs, offsets, contexts, symbols, columns)
         nothing: tuple[list[int], list[list[int]]] = ([], [])
-        own = [[*thresholds, *chain(*tables)] for thresholds, tables in (contexts.get(c, nothing) for c in range(len(cdfs)))]
-        lines = [[len(cdfs), len(symbols[0]) // columns, columns], *([offset, *cdf] for offset, cdf in zip(offsets, cdfs, strict=True))]
-        text = "".join(" ".join(map(str, line)) + "\n" for line in [*lines, *own, *symbols]) + payload.hex() + "\n"
+        own = [
+            [*thresholds, *chain(*tables)]
+            for thresholds, tables in (contexts.get(c, nothing) for c in range(len(cdfs)))
+        ]
+        lines = [
+            [len(cdfs), len(symbols[0]) // columns, columns],
+            *([offset, *cdf] for offset, cdf in zip(offsets, cdfs, strict=True)),
+        ]
+        text = (
+            "".join(" ".join(map(str, line)) + "\n" for line in [*lines, *own, *symbols])
+            + payload.hex()
+            + "\n"
+        )
         (HERE / f"{name}.txt").write_text(text)
     for name, (cdfs, offsets, symbols) in cases().items():
         payload = reference_coder.encode(cdfs, offsets, symbols)
-        lines = [[len(cdfs), len(symbols[0])], *([offset, *cdf] for offset, cdf in zip(offsets, cdfs, strict=True)), *symbols]
+        lines = [
+            [len(cdfs), len(symbols[0])],
+            *([offset, *cdf] for offset, cdf in zip(offsets, cdfs, strict=True)),
+            *symbols,
+        ]
         text = "".join(" ".join(map(str, line)) + "\n" for line in lines) + payload.hex() + "\n"
         (HERE / f"{name}.txt").write_text(text)
 
@@ -74,10 +126,22 @@ def sealed(body: bytes) -> bytes:
 
 
 def feature_file(
-    payload: bytes, rows: bytes = b"\x02", columns: bytes = b"\x03", length: bytes | None = None, version: bytes = b"\x01"
+    payload: bytes,
+    rows: bytes = b"\x02",
+    columns: bytes = b"\x03",
+    length: bytes | None = None,
+    version: bytes = b"\x01",
 ) -> bytes:
     """Of 16x24 pixels, two channels of 2x3 symbols, unless said otherwise."""
-    return sealed(b"\xfc" + version + FINGERPRINT + rows + columns + (bytes([len(payload)]) if length is None else length) + payload)
+    return sealed(
+        b"\xfc"
+        + version
+        + FINGERPRINT
+        + rows
+        + columns
+        + (bytes([len(payload)]) if length is None else length)
+        + payload
+    )
 
 
 def write_bad_files() -> None:
@@ -91,7 +155,9 @@ def write_bad_files() -> None:
     def with_digits(symbol: int, digits: list[int]) -> bytes:
         """The payload of an encoder that writes other digits than it should for `symbol`."""
         right = reference_coder.Channel.digits
-        reference_coder.Channel.digits = lambda channel, value: digits if value == symbol else right(channel, value)
+        reference_coder.Channel.digits = lambda channel, value: (
+            digits if value == symbol else right(channel, value)
+        )
         try:
             return feature_file(reference_coder.encode(*tables, symbols))
         finally:
@@ -125,14 +191,18 @@ def write_bad_files() -> None:
         "field_of_five_bytes": feature_file(payload, rows=b"\x82\x80\x80\x80\x01"),
         "other_bundle": sealed(b"\xfc\x01\xde\xad\xbe\xef" + intact[6:-4]),
         "no_pixels": feature_file(payload, rows=b"\x00"),
-        "too_many_symbols": feature_file(payload, rows=b"\xff\xff\xff\x7f", columns=b"\xff\xff\xff\x7f"),
+        "too_many_symbols": feature_file(
+            payload, rows=b"\xff\xff\xff\x7f", columns=b"\xff\xff\xff\x7f"
+        ),
         "more_symbols_than_payload": feature_file(payload, columns=b"\x7f"),
         "payload_of_no_bytes": feature_file(b""),
         "payload_odd": feature_file(payload + b"\0"),
         "payload_word_left": feature_file(payload + b"\0\0"),
         "payload_first_state_small": feature_file(payload[:2] + b"\0\0" + payload[4:]),
         "payload_last_state": with_last_state(),
-        "escape_longer_than_need_be": with_digits(500, [*reference_coder.Channel(PLAIN, 0).digits(500)[:-1], 128 + 7, 0]),
+        "escape_longer_than_need_be": with_digits(
+            500, [*reference_coder.Channel(PLAIN, 0).digits(500)[:-1], 128 + 7, 0]
+        ),
         "escape_of_four_digits": with_digits(500, [255, 255, 255, 1]),
         "escape_out_of_range": with_digits(500, [255, 255, 7]),
     }

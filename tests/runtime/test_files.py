@@ -16,7 +16,9 @@ import pytest
 from runtime import files
 from runtime.errors import OutputError, SameOutputError
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and devices have names on POSIX systems")
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "mkfifo"), reason="pipes and devices have names on POSIX systems"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +60,9 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path: Path, error: BaseExcepti
     assert names(tmp_path) == ["x.bin"]
 
 
-def test_an_error_names_the_file_and_not_its_temporary_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_the_file_and_not_its_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.bin"
     with pytest.raises(FileNotFoundError) as missing:
         files.write_atomically(tmp_path / "no" / "x.bin", b"")
@@ -101,7 +105,9 @@ def test_a_device_stays_one(tmp_path: Path) -> None:
     assert names(tmp_path) == ["null"]
 
 
-def test_a_pipe_is_written_into_once_all_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_is_written_into_once_all_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     pipe = tmp_path / "pipe"
@@ -135,7 +141,9 @@ def test_a_descriptor_goes_on_where_it_is(tmp_path: Path) -> None:
     assert files.own_descriptor(tmp_path / "x") is None
 
 
-def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_may_not_be_written_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "x.bin"
     path.write_bytes(b"kept")
     path.chmod(0o400)
@@ -165,7 +173,12 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path, ma
     for name in kept:
         (tmp_path / name).touch()
     code = HOLD.format(made=made, name=target)
-    holders = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+    holders = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
     try:
         for holder in holders:
             assert holder.stdout is not None
@@ -184,7 +197,9 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path, ma
         for holder in holders:
             holder.communicate()
     assert set(kept) < set(names(tmp_path))
-    assert set(names(tmp_path)) - set(kept) == {"y.bin"} | ({"x.bin"} if made == "atomic_file" else set())
+    assert set(names(tmp_path)) - set(kept) == {"y.bin"} | (
+        {"x.bin"} if made == "atomic_file" else set()
+    )
 
 
 def test_a_temporary_folder_is_renamed_or_removed(tmp_path: Path) -> None:
@@ -205,7 +220,9 @@ def test_an_output_that_is_an_input_is_refused_by_whatever_name(tmp_path: Path) 
     (tmp_path / "soft").symlink_to("a.jpg")
     (tmp_path / "folder").symlink_to(".")
     for name in ("a.jpg", "hard", "soft", "folder/a.jpg", "folder/./a.jpg"):
-        with pytest.raises(SameOutputError, match=r"would replace the input .*a\.jpg.*: name another output"):
+        with pytest.raises(
+            SameOutputError, match=r"would replace the input .*a\.jpg.*: name another output"
+        ):
             files.refuse_same_file(f"{tmp_path}/{name}", [other, tmp_path / "missing", image])
     with pytest.raises(SameOutputError, match=r"which is .*hard"):
         files.refuse_same_file(tmp_path / "hard", [image])
@@ -227,7 +244,13 @@ def test_what_standard_input_reads_is_an_input(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     code = "import sys\nfrom runtime import files\nfiles.refuse_same_file(sys.argv[1], ['-'])"
     with open(tmp_path / "a.jpg", "rb") as image:
-        done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.jpg"], stdin=image, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "a.jpg"],
+            stdin=image,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert "would replace the input on standard input, which is" in done.stderr
 
 
@@ -242,14 +265,26 @@ def make_socket(path: Path) -> None:
         ("", None, "is empty"),
         ("folder", Path.mkdir, "is a folder: name a file in it"),
         ("new/", None, "is a folder: name a file in it"),
-        ("circle", lambda path: path.symlink_to(path), r"cannot be written \(Too many levels of symbolic links\)"),
+        (
+            "circle",
+            lambda path: path.symlink_to(path),
+            r"cannot be written \(Too many levels of symbolic links\)",
+        ),
         ("s", make_socket, "cannot be written into: name another"),
-        ("file/x", lambda path: path.parent.touch(), r"cannot be written \(Not a directory\)|is not a folder"),
+        (
+            "file/x",
+            lambda path: path.parent.touch(),
+            r"cannot be written \(Not a directory\)|is not a folder",
+        ),
         ("x" * 300, None, r"cannot be written \(File name too long\)"),
     ],
 )
 def test_a_name_that_no_file_can_be_written_under(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, make: Callable[[Path], None] | None, reason: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    make: Callable[[Path], None] | None,
+    reason: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if make:
@@ -258,7 +293,9 @@ def test_a_name_that_no_file_can_be_written_under(
         files.check_output(name)
 
 
-def test_names_that_files_can_be_written_under(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_files_can_be_written_under(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     (tmp_path / "dangling").symlink_to("new")

@@ -20,7 +20,9 @@ from runtime import CloudDecoder, EdgeEncoder
 from runtime.service.app import Settings
 from runtime.service.openapi import document
 
-schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed: pip install '.[dev]'")
+schemathesis = pytest.importorskip(
+    "schemathesis", reason="schemathesis is not installed: pip install '.[dev]'"
+)
 
 from schemathesis.checks import not_a_server_error  # noqa: E402
 from schemathesis.specs.openapi.checks import (  # noqa: E402
@@ -43,10 +45,16 @@ def address(bundle: Path) -> Iterator[tuple[str, int]]:
 @pytest.fixture(scope="module")
 def files(golf_ball: NDArray[np.uint8], encoder: EdgeEncoder) -> list[bytes]:
     """Feature files of parts of the demo's picture."""
-    return [encoder.encode(golf_ball[top : top + 224, left : left + 224]) for top in range(0, 256, 128) for left in range(0, 416, 104)]
+    return [
+        encoder.encode(golf_ball[top : top + 224, left : left + 224])
+        for top in range(0, 256, 128)
+        for left in range(0, 416, 104)
+    ]
 
 
-OPERATIONS = [(path, method.upper()) for path, methods in document()["paths"].items() for method in methods]
+OPERATIONS = [
+    (path, method.upper()) for path, methods in document()["paths"].items() for method in methods
+]
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +65,20 @@ def api(address: tuple[str, int]) -> Any:
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 def test_what_the_openapi_document_allows(api: Any, path: str, method: str) -> None:
     """Answers are those that the document describes, and none is a 500."""
-    checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+    checks = [
+        not_a_server_error,
+        status_code_conformance,
+        content_type_conformance,
+        response_schema_conformance,
+    ]
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+    @settings(
+        max_examples=60,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+        database=None,
+    )
     @given(case=api[path][method].as_strategy())
     def ask(case: Any) -> None:
         case.call_and_validate(checks=checks)
@@ -67,7 +86,12 @@ def test_what_the_openapi_document_allows(api: Any, path: str, method: str) -> N
     ask()
 
 
-def post(connection: http.client.HTTPConnection, path: str, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+def post(
+    connection: http.client.HTTPConnection,
+    path: str,
+    body: bytes,
+    headers: dict[str, str] | None = None,
+) -> tuple[int, Any]:
     connection.request("POST", path, body, headers or {})
     response = connection.getresponse()
     return response.status, json.loads(response.read())
@@ -99,13 +123,19 @@ def framed(files: list[bytes]) -> bytes:
     return b"".join(len(data).to_bytes(4, "little") + data for data in files)
 
 
-def test_random_and_mutated_bodies_bring_about_no_500(address: tuple[str, int], files: list[bytes]) -> None:
+def test_random_and_mutated_bodies_bring_about_no_500(
+    address: tuple[str, int], files: list[bytes]
+) -> None:
     chance = random.Random(0)
     whole = {
         "/v1/classify": lambda: chance.choice(files),
         "/v1/classify/batch": lambda: framed(chance.choices(files, k=2)),
         "/v2/models/ours_n4/infer": lambda: json.dumps(
-            {"inputs": [{"name": "feature_file", "datatype": "BYTES", "shape": [1], "data": ["/AEB"]}]}
+            {
+                "inputs": [
+                    {"name": "feature_file", "datatype": "BYTES", "shape": [1], "data": ["/AEB"]}
+                ]
+            }
         ).encode(),
     }
     found: Counter[int] = Counter()
@@ -119,7 +149,9 @@ def test_random_and_mutated_bodies_bring_about_no_500(address: tuple[str, int], 
     assert found[400] > 300
 
 
-def test_ten_thousand_bad_feature_files_change_no_good_answer(address: tuple[str, int], files: list[bytes], decoder: CloudDecoder) -> None:
+def test_ten_thousand_bad_feature_files_change_no_good_answer(
+    address: tuple[str, int], files: list[bytes], decoder: CloudDecoder
+) -> None:
     best = [decoder.classify(data, 1)[0] for data in files]
 
     def batch(number: int) -> Counter[str]:
@@ -136,7 +168,9 @@ def test_ten_thousand_bad_feature_files_change_no_good_answer(address: tuple[str
         for index, (data, answer) in enumerate(zip(sent, content["answers"], strict=True)):
             if data == files[which]:
                 assert answer["classes"][0]["class_index"] == best[which].class_index
-                assert answer["classes"][0]["probability"] == pytest.approx(best[which].probability, abs=1e-5)
+                assert answer["classes"][0]["probability"] == pytest.approx(
+                    best[which].probability, abs=1e-5
+                )
                 found["good"] += 1
             else:
                 assert index != place
@@ -149,4 +183,10 @@ def test_ten_thousand_bad_feature_files_change_no_good_answer(address: tuple[str
         found = sum(clients.map(batch, range(batches)), Counter[str]())
     assert found["good"] >= batches
     assert found.total() - found["good"] >= BAD_FILES - batches
-    assert {"damaged_feature_file", "truncated_feature_file", "trailing_bytes", "not_a_feature_file", "unknown_model"} <= set(found)
+    assert {
+        "damaged_feature_file",
+        "truncated_feature_file",
+        "trailing_bytes",
+        "not_a_feature_file",
+        "unknown_model",
+    } <= set(found)

@@ -27,13 +27,17 @@ def test_the_demo_gives_the_right_class(decoder: CloudDecoder, feature_bytes: by
     assert sum(prediction.probability for prediction in everything) == pytest.approx(1)
 
 
-def test_one_encoder_and_one_decoder_give_the_same_bytes_every_time(encoder: EdgeEncoder, bundle: Path, feature_bytes: bytes) -> None:
+def test_one_encoder_and_one_decoder_give_the_same_bytes_every_time(
+    encoder: EdgeEncoder, bundle: Path, feature_bytes: bytes
+) -> None:
     assert encoder.encode(GOLF_BALL) == feature_bytes
     assert encoder.encode(Image.open(GOLF_BALL)) == feature_bytes
     assert EdgeEncoder(bundle, threads=2).encode(GOLF_BALL) == feature_bytes
 
 
-def test_what_is_decoded_is_what_was_encoded(encoder: EdgeEncoder, decoder: CloudDecoder, golf_ball: NDArray[np.uint8]) -> None:
+def test_what_is_decoded_is_what_was_encoded(
+    encoder: EdgeEncoder, decoder: CloudDecoder, golf_ball: NDArray[np.uint8]
+) -> None:
     symbols = encoder.symbols(golf_ball[None])[0]
     data = encoder.encode(golf_ball, as_is=True)
     assert symbols.shape == (64, 60, 80)
@@ -52,7 +56,9 @@ def test_odd_sizes(encoder: EdgeEncoder, decoder: CloudDecoder, side: tuple[int,
 def test_a_batch_of_mixed_sizes_gives_what_each_gives_alone(
     encoder: EdgeEncoder, decoder: CloudDecoder, golf_ball: NDArray[np.uint8]
 ) -> None:
-    images = [golf_ball[:side, : side + 16] for side in (64, 200, 64, 128, 200)] + [golf_ball[::-1][:64, :80]]
+    images = [golf_ball[:side, : side + 16] for side in (64, 200, 64, 128, 200)] + [
+        golf_ball[::-1][:64, :80]
+    ]
     files = encoder.encode_batch(images, as_is=True)
     assert files == [encoder.encode(image, as_is=True) for image in images]
     logits = decoder.logits(files)
@@ -68,14 +74,18 @@ def test_groups_keep_every_index_once() -> None:
     assert groups == [[0, 2], [3], [1, 4]]
 
 
-def test_threads_may_share_both(encoder: EdgeEncoder, decoder: CloudDecoder, golf_ball: NDArray[np.uint8]) -> None:
+def test_threads_may_share_both(
+    encoder: EdgeEncoder, decoder: CloudDecoder, golf_ball: NDArray[np.uint8]
+) -> None:
     images = [np.roll(golf_ball[:96, :96], shift, axis=1) for shift in range(6)]
     expected = [encoder.encode(image, as_is=True) for image in images]
     logits = decoder.logits(expected)
 
     def work(index: int) -> bool:
         data = encoder.encode(images[index % 6], as_is=True)
-        return data == expected[index % 6] and np.allclose(decoder.logits([data])[0], logits[index % 6], atol=1e-4)
+        return data == expected[index % 6] and np.allclose(
+            decoder.logits([data])[0], logits[index % 6], atol=1e-4
+        )
 
     with ThreadPoolExecutor(6) as pool:
         assert all(pool.map(work, range(36)))
@@ -105,7 +115,9 @@ def test_a_file_of_no_pixels(decoder: CloudDecoder, height: int, width: int) -> 
         decoder.classify(feature_file.pack(decoder.bundle.fingerprint, height, width, bytes(16)))
 
 
-@pytest.mark.parametrize("change", [lambda p: p[:-2], lambda p: p + b"\0\0", lambda p: bytes(len(p)), lambda p: b""])
+@pytest.mark.parametrize(
+    "change", [lambda p: p[:-2], lambda p: p + b"\0\0", lambda p: bytes(len(p)), lambda p: b""]
+)
 def test_a_payload_that_is_damaged_under_a_right_checksum(
     decoder: CloudDecoder, feature_bytes: bytes, change: Callable[[bytes], bytes]
 ) -> None:
@@ -114,7 +126,9 @@ def test_a_payload_that_is_damaged_under_a_right_checksum(
         decoder.classify(feature_file.pack(decoder.bundle.fingerprint, 224, 224, payload))
 
 
-def test_every_flipped_byte_of_a_real_file_is_refused(decoder: CloudDecoder, feature_bytes: bytes) -> None:
+def test_every_flipped_byte_of_a_real_file_is_refused(
+    decoder: CloudDecoder, feature_bytes: bytes
+) -> None:
     for at in range(len(feature_bytes)):
         data = bytearray(feature_bytes)
         data[at] ^= 0x55

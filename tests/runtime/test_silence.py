@@ -45,7 +45,11 @@ except Exception as error:
 
 def environment(**changes: str | None) -> dict[str, str]:
     """This process's, without what itself and these tests have set."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("ORT_DISABLE_TELEMETRY", "RAY_USAGE_STATS_ENABLED")}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("ORT_DISABLE_TELEMETRY", "RAY_USAGE_STATS_ENABLED")
+    }
     return {key: value for key, value in (kept | changes).items() if value is not None}
 
 
@@ -56,7 +60,9 @@ def test_where_reports_may_begin() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_reports_are_off_before_any_module_imports_what_reports(module: str) -> None:
     command = [sys.executable, "-c", WATCH, module]
-    done = subprocess.run(command, env=environment(), cwd=PROJECT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment(), cwd=PROJECT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -64,13 +70,23 @@ def commands(folder: Path, bundle: Path, provider: str) -> list[list[str]]:
     options = ["--bundle", str(bundle), "--provider", provider, "--precision", "fp32"]
     feature_file = str(folder / "feat.bin")
     return [
-        [sys.executable, "-m", "runtime.cli.edge_encode", str(GOLF_BALL), "-o", feature_file, *options],
+        [
+            sys.executable,
+            "-m",
+            "runtime.cli.edge_encode",
+            str(GOLF_BALL),
+            "-o",
+            feature_file,
+            *options,
+        ],
         [sys.executable, "-m", "runtime.cli.cloud_decode", feature_file, *options],
     ]
 
 
 @pytest.mark.parametrize("provider", ["cpu", "openvino"])
-def test_encode_and_decode_make_no_socket_and_leave_home_empty(provider: str, bundle: Path, tmp_path: Path) -> None:
+def test_encode_and_decode_make_no_socket_and_leave_home_empty(
+    provider: str, bundle: Path, tmp_path: Path
+) -> None:
     if provider == "openvino" and not find_spec("openvino"):
         pytest.skip("openvino is an extra")
     home, out = tmp_path / "home", tmp_path / "out"
@@ -85,30 +101,59 @@ def test_encode_and_decode_make_no_socket_and_leave_home_empty(provider: str, bu
         trace = tmp_path / f"{index}.trace"
         prefix = [*watched, str(trace)] if watched else []
         env = environment(HOME=str(home), PYTHONDONTWRITEBYTECODE="1")
-        done = subprocess.run([*prefix, *command], env=env, cwd=PROJECT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*prefix, *command], env=env, cwd=PROJECT, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         assert list(home.iterdir()) == []
         if watched:
             lines = trace.read_text().splitlines()
-            assert any(GOLF_BALL.name in line or "feat.bin" in line for line in lines), "strace saw what was done"
+            assert any(GOLF_BALL.name in line or "feat.bin" in line for line in lines), (
+                "strace saw what was done"
+            )
             assert [line for line in lines if re.search(r"\b(socket|connect)\(", line)] == []
-            written = [line for line in lines if re.search(r"O_CREAT|O_WRONLY|\b(creat|mkdir|mkdirat)\(", line)]
-            assert [line for line in written if f'"{out}' not in line and f'"{tmp_path}"' not in line and "/dev/null" not in line] == []
+            written = [
+                line
+                for line in lines
+                if re.search(r"O_CREAT|O_WRONLY|\b(creat|mkdir|mkdirat)\(", line)
+            ]
+            assert [
+                line
+                for line in written
+                if f'"{out}' not in line and f'"{tmp_path}"' not in line and "/dev/null" not in line
+            ] == []
     assert (out / "feat.bin").is_file()
 
 
 @pytest.mark.parametrize("home", [None, "/nonexistent", ""])
 def test_without_a_home_nothing_is_said(home: str | None, bundle: Path, tmp_path: Path) -> None:
     for command in commands(tmp_path, bundle, "cpu"):
-        done = subprocess.run(command, env=environment(HOME=home), cwd=PROJECT, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            env=environment(HOME=home),
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_users_own_choice_stays() -> None:
     code = "import os, runtime; print(os.environ['ORT_DISABLE_TELEMETRY'], os.environ['RAY_USAGE_STATS_ENABLED'])"
     env = environment(ORT_DISABLE_TELEMETRY="0", RAY_USAGE_STATS_ENABLED="1")
-    assert subprocess.run([sys.executable, "-c", code], env=env, cwd=PROJECT, capture_output=True, text=True, check=True).stdout == "0 1\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=env,
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        == "0 1\n"
+    )
 
 
 def test_what_onnxruntime_had_begun_to_report_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +163,11 @@ def test_what_onnxruntime_had_begun_to_report_ends(monkeypatch: pytest.MonkeyPat
         "import runtime.engine.onnxruntime\nassert ended == [1]\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(ORT_DISABLE_TELEMETRY="1"), cwd=PROJECT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        env=environment(ORT_DISABLE_TELEMETRY="1"),
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

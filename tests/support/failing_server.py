@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CLASSES = [{"label": "golf ball", "probability": 0.99, "class_index": 574}, {"label": "tench", "probability": 0.01, "class_index": 0}]
+CLASSES = [
+    {"label": "golf ball", "probability": 0.99, "class_index": 574},
+    {"label": "tench", "probability": 0.01, "class_index": 0},
+]
 Failure = Callable[["Handler"], None]
 
 
@@ -24,7 +27,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         with self.server.mutex:
             self.server.posts.append(
-                {"path": self.path, "headers": dict(self.headers), "body": body, "time": time.monotonic(), "peer": self.client_address}
+                {
+                    "path": self.path,
+                    "headers": dict(self.headers),
+                    "body": body,
+                    "time": time.monotonic(),
+                    "peer": self.client_address,
+                }
             )
             failure = self.server.next_failure(body)
         if failure is not None:
@@ -37,7 +46,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_CONNECT(self) -> None:
         """As a proxy that is asked for a tunnel, and makes none."""
         with self.server.mutex:
-            self.server.posts.append({"path": self.path, "headers": dict(self.headers), "body": b"", "time": time.monotonic()})
+            self.server.posts.append(
+                {
+                    "path": self.path,
+                    "headers": dict(self.headers),
+                    "body": b"",
+                    "time": time.monotonic(),
+                }
+            )
             failure = self.server.next_failure(b"")
         assert failure
         failure(self)

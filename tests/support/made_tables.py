@@ -12,13 +12,22 @@ def tables_and_symbols(draw: st.DrawFn) -> tuple[list[list[int]], list[int], lis
     cdfs, offsets, symbols = [], [], []
     row = draw(st.sampled_from([0, 1, 2, 3, 4, 5, 7, 8, 31, 130]))
     for _ in range(draw(st.integers(1, 4))):
-        inner = draw(st.lists(st.integers(1, 65535), min_size=1, max_size=draw(st.sampled_from([1, 2, 20, 300])), unique=True))
+        inner = draw(
+            st.lists(
+                st.integers(1, 65535),
+                min_size=1,
+                max_size=draw(st.sampled_from([1, 2, 20, 300])),
+                unique=True,
+            )
+        )
         cdf = [0, *sorted(inner), 65536]
         offset = draw(st.integers(-LIMIT, LIMIT - len(cdf) + 3))
         inside = st.integers(offset, offset + len(cdf) - 3)
         near = st.integers(max(-LIMIT, offset - 70), min(LIMIT, offset + len(cdf) + 70))
         anywhere = st.integers(-LIMIT, LIMIT)
-        source = draw(st.sampled_from([inside, near, anywhere, st.one_of(inside, anywhere), st.just(offset)]))
+        source = draw(
+            st.sampled_from([inside, near, anywhere, st.one_of(inside, anywhere), st.just(offset)])
+        )
         cdfs.append(cdf)
         offsets.append(offset)
         symbols.append(draw(st.lists(source, min_size=row, max_size=row)))

@@ -35,7 +35,9 @@ class Channel:
         self.values, self.runs = self.cdf, [0]
         if self.in_runs:
             # The table without its mode, scaled to 2^16; entry k of it is symbol entry k, or k + 1 from the mode on.
-            without = self.cdf[: self.mode + 1] + [start - often for start in self.cdf[self.mode + 2 :]]
+            without = self.cdf[: self.mode + 1] + [
+                start - often for start in self.cdf[self.mode + 2 :]
+            ]
             self.values = [start * ONE // (ONE - often) for start in without]
             # runs[k] is the start of "k modes"; what lies from runs[k] on is "k modes or more".
             survival = 1 << 47
@@ -88,7 +90,9 @@ def narrow_steps(channel: Channel, row: list[int]) -> list[Step]:
 
     def value(lane: int, symbol: int) -> None:
         entry = channel.entry(symbol)
-        steps.append((lane, channel.values[entry], channel.values[entry + 1] - channel.values[entry]))
+        steps.append(
+            (lane, channel.values[entry], channel.values[entry + 1] - channel.values[entry])
+        )
         if channel.symbol(entry) is None:
             steps.extend((lane, digit) for digit in channel.digits(symbol))
 
@@ -128,7 +132,9 @@ def groups(contexts: Contexts) -> tuple[int, list[list[int]]]:
     lanes = 2 if len(contexts) < MANY_CONTEXTS else 4
     channels = sorted(contexts)
     whole = len(channels) // lanes * lanes
-    return lanes, [channels[i : i + lanes] for i in range(0, whole, lanes)] + [[c] for c in channels[whole:]]
+    return lanes, [channels[i : i + lanes] for i in range(0, whole, lanes)] + [
+        [c] for c in channels[whole:]
+    ]
 
 
 def wide_steps(channel: Channel, row: list[int]) -> list[Step]:
@@ -138,7 +144,9 @@ def wide_steps(channel: Channel, row: list[int]) -> list[Step]:
         group = row[begin : begin + WIDE_LANES]
         for lane, symbol in enumerate(group):
             entry = channel.entry(symbol)
-            steps.append((lane, channel.values[entry], channel.values[entry + 1] - channel.values[entry]))
+            steps.append(
+                (lane, channel.values[entry], channel.values[entry + 1] - channel.values[entry])
+            )
         for lane, symbol in enumerate(group):
             if channel.symbol(channel.entry(symbol)) is None:
                 steps.extend((lane, digit) for digit in channel.digits(symbol))
@@ -193,11 +201,22 @@ def encode(cdfs: list[list[int]], offsets: list[int], symbols: list[list[int]]) 
     return b"".join(word.to_bytes(2, "little") for word in reversed(words))
 
 
-def encode_small(cdfs: list[list[int]], offsets: list[int], contexts: Contexts, symbols: list[list[int]], columns: int) -> bytes:
+def encode_small(
+    cdfs: list[list[int]],
+    offsets: list[int],
+    contexts: Contexts,
+    symbols: list[list[int]],
+    columns: int,
+) -> bytes:
     """symbols[channel][position] of rows of `columns` -> small payload."""
     channels = [Channel(cdf, offset) for cdf, offset in zip(cdfs, offsets, strict=True)]
     lanes, side_by_side = groups(contexts)
-    steps = [step for c in range(len(channels)) if c not in contexts for step in narrow_steps(channels[c], symbols[c])]
+    steps = [
+        step
+        for c in range(len(channels))
+        if c not in contexts
+        for step in narrow_steps(channels[c], symbols[c])
+    ]
     for group in side_by_side:
         for at in range(len(symbols[0])):
             for lane, c in enumerate(group):
@@ -249,7 +268,9 @@ class Stream:
             digits.append(self.pop_bits(lane, 8))
         distance = sum((digit % 128) << (7 * place) for place, digit in enumerate(digits))
         half = distance // 2
-        symbol = channel.offset - 1 - half if distance % 2 else channel.offset + channel.in_table + half
+        symbol = (
+            channel.offset - 1 - half if distance % 2 else channel.offset + channel.in_table + half
+        )
         assert digits == channel.digits(symbol)
         assert -32767 <= symbol <= 32767
         return symbol
@@ -275,8 +296,14 @@ def pop_narrow(stream: Stream, channel: Channel, row: int) -> list[int]:
 def pop_wide(stream: Stream, channel: Channel, row: int) -> list[int]:
     values: list[int] = []
     for begin in range(0, row, WIDE_LANES):
-        group = [channel.symbol(stream.pop(lane, channel.values)) for lane in range(min(WIDE_LANES, row - begin))]
-        values += [stream.pop_digits(lane, channel) if symbol is None else symbol for lane, symbol in enumerate(group)]
+        group = [
+            channel.symbol(stream.pop(lane, channel.values))
+            for lane in range(min(WIDE_LANES, row - begin))
+        ]
+        values += [
+            stream.pop_digits(lane, channel) if symbol is None else symbol
+            for lane, symbol in enumerate(group)
+        ]
     return values
 
 
@@ -304,7 +331,14 @@ def decode(cdfs: list[list[int]], offsets: list[int], payload: bytes, row: int) 
     return symbols
 
 
-def decode_small(cdfs: list[list[int]], offsets: list[int], contexts: Contexts, payload: bytes, row: int, columns: int) -> list[list[int]]:
+def decode_small(
+    cdfs: list[list[int]],
+    offsets: list[int],
+    contexts: Contexts,
+    payload: bytes,
+    row: int,
+    columns: int,
+) -> list[list[int]]:
     """Inverse of `encode_small`; AssertionError or IndexError on anything else than it writes."""
     assert len(payload) % 2 == 0
     channels = [Channel(cdf, offset) for cdf, offset in zip(cdfs, offsets, strict=True)]
@@ -322,7 +356,9 @@ def decode_small(cdfs: list[list[int]], offsets: list[int], contexts: Contexts, 
                 thresholds, tables = contexts[c]
                 entry = stream.pop(lane, tables[context_of(thresholds, symbols[c], at, columns)])
                 escape = entry == channels[c].in_table
-                symbols[c].append(stream.pop_digits(lane, channels[c]) if escape else offsets[c] + entry)
+                symbols[c].append(
+                    stream.pop_digits(lane, channels[c]) if escape else offsets[c] + entry
+                )
     assert stream.lanes == [LOWER] * lanes
     assert not words
     return symbols

@@ -11,7 +11,9 @@ from runtime.service.app import Settings, create_app
 
 
 @contextmanager
-def served(settings: Settings, most: int = 1000) -> Iterator[tuple[serve_http.Server, tuple[str, int]]]:
+def served(
+    settings: Settings, most: int = 1000
+) -> Iterator[tuple[serve_http.Server, tuple[str, int]]]:
     """The server, of so many connections at most, and the address where it listens; ended at the end."""
     started = threading.Event()
     server = serve_http.make_server(create_app(settings), started.set, most)

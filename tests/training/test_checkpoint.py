@@ -39,20 +39,29 @@ def is_as_built(loaded: torch.nn.Module, state: dict[str, Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     """ours_n0 with ten classes, without the table buffers."""
-    return {key: value for key, value in build_random_model("ours_n0", 10).state_dict().items() if key not in ck.TABLE_BUFFERS}
+    return {
+        key: value
+        for key, value in build_random_model("ours_n0", 10).state_dict().items()
+        if key not in ck.TABLE_BUFFERS
+    }
 
 
 @pytest.mark.parametrize("buffers", [False, True])
 @pytest.mark.parametrize("names", [dict, old_names])
 @pytest.mark.parametrize("form", ["model.pt", "bare.pt", "state_dict.pth", "model.safetensors"])
-def test_every_form_of_file(state: dict[str, Tensor], tmp_path: Path, form: str, names, buffers: bool) -> None:
+def test_every_form_of_file(
+    state: dict[str, Tensor], tmp_path: Path, form: str, names, buffers: bool
+) -> None:
     content = names(state) | (BUFFERS if buffers else {})
     path = tmp_path / form
     if form.endswith("safetensors"):
         save_file(content, path)
     else:
         torch.save(
-            {"model.pt": {"model": content, "epoch": 3}, "bare.pt": content}.get(form, {"state_dict": content, "classes": ["a", "b"]}), path
+            {"model.pt": {"model": content, "epoch": 3}, "bare.pt": content}.get(
+                form, {"state_dict": content, "classes": ["a", "b"]}
+            ),
+            path,
         )
     model, metadata = ck.load_model(path, "ours_n0")
     assert is_as_built(model, state)
@@ -63,12 +72,17 @@ def test_every_form_of_file(state: dict[str, Tensor], tmp_path: Path, form: str,
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("names", "buffers"), [(dict, True), (old_names, False)])
-def test_the_published_files_of_every_model(shared: Path, tmp_path: Path, name: str, names, buffers: bool) -> None:
+def test_the_published_files_of_every_model(
+    shared: Path, tmp_path: Path, name: str, names, buffers: bool
+) -> None:
     """Files built from the published checkpoints' keys and shapes, 1000 classes, random values."""
     facts = json.loads((shared / "reference" / "state_dicts.json").read_text())
     keys = facts["bottleneck"][facts["same_keys"].get(name, name)] | facts["tail_shared_by_all"]
     torch.manual_seed(0)
-    state = {key: torch.rand(shape).mul(8).to(getattr(torch, dtype)) for key, (shape, dtype) in keys.items()}
+    state = {
+        key: torch.rand(shape).mul(8).to(getattr(torch, dtype))
+        for key, (shape, dtype) in keys.items()
+    }
     kept = {key: value for key, value in state.items() if buffers or key not in ck.TABLE_BUFFERS}
     torch.save({"model": names(kept)}, tmp_path / "published.pt")
     model, _ = ck.load_model(tmp_path / "published.pt", name)
@@ -84,15 +98,24 @@ def test_ours_survives_its_file(tmp_path: Path) -> None:
     for key, value in loaded.state_dict().items():
         original = model.state_dict()[key]
         if key not in ck.TABLE_BUFFERS:
-            assert torch.equal(value, original.half().float() if value.ndim in (2, 4) and not key.startswith(ENTROPY) else original)
+            assert torch.equal(
+                value,
+                original.half().float()
+                if value.ndim in (2, 4) and not key.startswith(ENTROPY)
+                else original,
+            )
     # What is read from fp16 is written to the same fp16.
     ck.save_model(tmp_path / "b.safetensors", loaded, {"model": "ours_n0", "labels": '["x"]'})
-    ours, again = (ck.read_state_dict(tmp_path / name)[0] for name in ("a.safetensors", "b.safetensors"))
+    ours, again = (
+        ck.read_state_dict(tmp_path / name)[0] for name in ("a.safetensors", "b.safetensors")
+    )
     assert all(torch.equal(ours[key], again[key]) for key in ours)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.safetensors", "b.safetensors"]
 
 
-@pytest.mark.parametrize("name", ["ours_n4", "ours_n0_enc", "ours_n4_enc", "ours_n8_enc", "matsubara2022wacv"])
+@pytest.mark.parametrize(
+    "name", ["ours_n4", "ours_n0_enc", "ours_n4_enc", "ours_n8_enc", "matsubara2022wacv"]
+)
 def test_the_kept_checkpoints_load(name: str) -> None:
     path = Path(__file__).resolve().parents[2] / "checkpoints" / name / "lmb1.28.safetensors"
     model, metadata = ck.load_model(path, name)
@@ -108,14 +131,25 @@ def test_the_kept_checkpoints_load(name: str) -> None:
     [
         (lambda s: s.pop("layer3.2.bn1.running_var"), "missing: layer3.2.bn1.running_var"),
         (lambda s: s.update({"layer9.weight": torch.zeros(1)}), "extra: layer9.weight"),
-        (lambda s: s.update({"layer2.0.bn1.bias": torch.zeros(7)}), r"misshaped: layer2.0.bn1.bias is \[7\], the model has \[128\]"),
+        (
+            lambda s: s.update({"layer2.0.bn1.bias": torch.zeros(7)}),
+            r"misshaped: layer2.0.bn1.bias is \[7\], the model has \[128\]",
+        ),
         (lambda s: s.pop("fc.weight"), "fc.weight"),
-        (lambda s: s.update({"fc.weight": torch.zeros(10, 100)}), r"fc.weight is \[10, 100\], the tail has 2048"),
+        (
+            lambda s: s.update({"fc.weight": torch.zeros(10, 100)}),
+            r"fc.weight is \[10, 100\], the tail has 2048",
+        ),
         (lambda s: s.update({"fc.weight": torch.zeros(0, 2048)}), "fc.weight"),
-        (lambda s: s.update({"fc.bias": torch.zeros(9)}), r"misshaped: fc.bias is \[9\], the model has \[10\]"),
+        (
+            lambda s: s.update({"fc.bias": torch.zeros(9)}),
+            r"misshaped: fc.bias is \[9\], the model has \[10\]",
+        ),
     ],
 )
-def test_keys_that_do_not_fit_are_refused_by_name(state: dict[str, Tensor], tmp_path: Path, change, text: str) -> None:
+def test_keys_that_do_not_fit_are_refused_by_name(
+    state: dict[str, Tensor], tmp_path: Path, change, text: str
+) -> None:
     content = dict(state)
     change(content)
     save_file(content, tmp_path / "odd.safetensors")
@@ -125,13 +159,20 @@ def test_keys_that_do_not_fit_are_refused_by_name(state: dict[str, Tensor], tmp_
 
 def test_another_models_checkpoint_is_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
     save_file(state, tmp_path / "n0.safetensors")
-    with pytest.raises(ck.CheckpointKeysError, match=r"missing: bottleneck_layer\.encoder\.1\.conv_1(.|\n)*and \d+ more"):
+    with pytest.raises(
+        ck.CheckpointKeysError,
+        match=r"missing: bottleneck_layer\.encoder\.1\.conv_1(.|\n)*and \d+ more",
+    ):
         ck.load_model(tmp_path / "n0.safetensors", "ours_n8")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite(state: dict[str, Tensor], tmp_path: Path, value: float) -> None:
-    save_file(state | {"layer2.0.bn1.bias": torch.full((128,), value)}, tmp_path / "nan.safetensors")
+def test_weights_that_are_not_finite(
+    state: dict[str, Tensor], tmp_path: Path, value: float
+) -> None:
+    save_file(
+        state | {"layer2.0.bn1.bias": torch.full((128,), value)}, tmp_path / "nan.safetensors"
+    )
     with pytest.raises(ck.NonFiniteCheckpointError, match=r"layer2\.0\.bn1\.bias"):
         ck.load_model(tmp_path / "nan.safetensors", "ours_n0")
 
@@ -152,7 +193,10 @@ class Payload:
         return Path.touch, (Path("ran"),)
 
 
-@pytest.mark.parametrize(("name", "content"), [("x.pt", b""), ("x.pt", b"noise"), ("x.safetensors", b""), ("x.safetensors", b"\xff" * 64)])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("x.pt", b""), ("x.pt", b"noise"), ("x.safetensors", b""), ("x.safetensors", b"\xff" * 64)],
+)
 def test_unreadable_files(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UnreadableCheckpointError, match=name):

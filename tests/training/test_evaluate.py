@@ -26,7 +26,18 @@ def place(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> 
 
 
 def run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "training.evaluate", "-d", "images", "-m", "ours_n0", "--out", "results", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "training.evaluate",
+        "-d",
+        "images",
+        "-m",
+        "ours_n0",
+        "--out",
+        "results",
+        *arguments,
+    ]
     return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
 
 
@@ -37,10 +48,16 @@ def test_feature_files_and_torch_give_the_same_predictions(place: Path, more: li
     assert real.returncode == 0, real.stderr
     records = [json.loads(line) for line in real.stdout.splitlines()]
     assert [record["lmb"] for record in records] == ["0.5", "2"]
-    assert json.loads((place / "results" / "accuracy_ours_n0_lmb0.5.json").read_text()) == records[0]
-    by_torch = run(place, "--json", "-b", "4", "-w", "1", "--torch", "--predictions", "torch", *more)
+    assert (
+        json.loads((place / "results" / "accuracy_ours_n0_lmb0.5.json").read_text()) == records[0]
+    )
+    by_torch = run(
+        place, "--json", "-b", "4", "-w", "1", "--torch", "--predictions", "torch", *more
+    )
     assert by_torch.returncode == 0, by_torch.stderr
-    for record, estimate in zip(records, map(json.loads, by_torch.stdout.splitlines()), strict=True):
+    for record, estimate in zip(
+        records, map(json.loads, by_torch.stdout.splitlines()), strict=True
+    ):
         name = f"ours_n0_lmb{record['lmb']}.txt"
         assert (place / "real" / name).read_text() == (place / "torch" / name).read_text()
         assert record["top1"]["share"] == estimate["top1"]["share"] <= record["top5"]["share"]
@@ -51,9 +68,14 @@ def test_feature_files_and_torch_give_the_same_predictions(place: Path, more: li
     assert not list(place.glob("**/bundle")), "what was exported is left"
 
 
-def test_operating_points_are_in_the_order_of_their_rates(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operating_points_are_in_the_order_of_their_rates(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(place)
-    assert [(model, lmb) for model, lmb, _ in evaluate.operating_points(["ours_n0"])] == [("ours_n0", "0.5"), ("ours_n0", "2")]
+    assert [(model, lmb) for model, lmb, _ in evaluate.operating_points(["ours_n0"])] == [
+        ("ours_n0", "0.5"),
+        ("ours_n0", "2"),
+    ]
 
 
 def test_what_cannot_be_evaluated(place: Path) -> None:

@@ -33,16 +33,38 @@ sys.exit(main())
 @pytest.mark.parametrize(
     ("number", "rank", "status", "said"),
     [
-        (signal.SIGINT, "0", 130, "training.x: interrupted; start it again with the same --run_dir"),
-        (signal.SIGTERM, "0", 143, "training.x: stopped by SIGTERM; start it again with the same --run_dir"),
-        (signal.SIGHUP, "0", 129, "training.x: stopped by SIGHUP; start it again with the same --run_dir"),
+        (
+            signal.SIGINT,
+            "0",
+            130,
+            "training.x: interrupted; start it again with the same --run_dir",
+        ),
+        (
+            signal.SIGTERM,
+            "0",
+            143,
+            "training.x: stopped by SIGTERM; start it again with the same --run_dir",
+        ),
+        (
+            signal.SIGHUP,
+            "0",
+            129,
+            "training.x: stopped by SIGHUP; start it again with the same --run_dir",
+        ),
         (signal.SIGTERM, "1", 143, None),
     ],
 )
-def test_a_signal_is_one_line_of_the_first_process(number: int, rank: str, status: int, said: str | None) -> None:
+def test_a_signal_is_one_line_of_the_first_process(
+    number: int, rank: str, status: int, said: str | None
+) -> None:
     environment = {**os.environ, "RANK": rank}
     with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SCRIPT],
+        cwd=PROJECT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
@@ -63,7 +85,9 @@ def test_a_signal_is_one_line_of_the_first_process(number: int, rank: str, statu
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "--workers 0"),
     ],
 )
-def test_what_a_command_refuses_is_one_line(error: Exception, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_command_refuses_is_one_line(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     @command.command("training.x")
     def main(argv: list[str] | None = None) -> int:
         raise error
@@ -88,7 +112,11 @@ def test_a_line_that_cannot_be_printed_stops_nothing() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     for shell in ('"$0" -c "$1" >&-', '"$0" -c "$1" | true', '"$0" -c "$1" > /dev/full'):
         done = subprocess.run(
-            ["bash", "-c", f"set -o pipefail; {shell}", sys.executable, code], cwd=PROJECT, env=environment, capture_output=True, text=True
+            ["bash", "-c", f"set -o pipefail; {shell}", sys.executable, code],
+            cwd=PROJECT,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert (done.returncode, done.stderr) == (0, "done\n"), shell
 
@@ -99,7 +127,12 @@ def test_mixed_precision_is_on_where_there_are_instructions_for_it(
     from training import backbone
 
     cpu = torch.device("cpu")
-    for has, expected in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"bf16": True}, True), ({"avx512_f": True}, False)):
+    for has, expected in (
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"bf16": True}, True),
+        ({"avx512_f": True}, False),
+    ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has, raising=False)
         assert run.computes_in_bfloat16(cpu) == expected
     team = run.Team(0, 1, cpu)
@@ -108,13 +141,18 @@ def test_mixed_precision_is_on_where_there_are_instructions_for_it(
         run.settle_precision(args, team)
         assert args.amp is expected
         assert run.recipe(args, 1)["amp"] == str(expected)
-    assert capsys.readouterr().err == "in float32: this cpu does not compute in bfloat16 (--amp asks for it all the same)\n"
+    assert (
+        capsys.readouterr().err
+        == "in float32: this cpu does not compute in bfloat16 (--amp asks for it all the same)\n"
+    )
 
 
 def test_a_number_says_its_range() -> None:
     import argparse
 
     for text in ("nan", "x", "1001"):
-        with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a number from 0 to 1,000"):
+        with pytest.raises(
+            argparse.ArgumentTypeError, match=f"'{text}' is not a number from 0 to 1,000"
+        ):
             number(float, 0, 1000)(text)
     assert number(int, 1, 5)("5") == 5

@@ -13,7 +13,15 @@ from benchmarks.accuracy import labelled_images
 from export.images import labelled_paths, unlabelled_paths
 from training import backbone, evaluate
 from training.checkpoint import save_model, save_state
-from training.data import Batched, ReadableImages, SeededImages, UnreadableError, evaluation_images, read_image, training_images
+from training.data import (
+    Batched,
+    ReadableImages,
+    SeededImages,
+    UnreadableError,
+    evaluation_images,
+    read_image,
+    training_images,
+)
 from training.folders import (
     Damage,
     DamagedImageError,
@@ -28,7 +36,18 @@ from training.labels import ClassesError, LabelsError, match, read_lines, stored
 from training.models import build_random_model
 from training.run import Data
 
-TEN = ["tench", "English springer", "cassette player", "chain saw", "church", "French horn", "garbage truck", "gas pump", "golf ball", "x"]
+TEN = [
+    "tench",
+    "English springer",
+    "cassette player",
+    "chain saw",
+    "church",
+    "French horn",
+    "garbage truck",
+    "gas pump",
+    "golf ball",
+    "x",
+]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -48,8 +67,17 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def test_what_is_hidden_or_a_systems_own_is_no_class_and_no_image(root: Path, capsys: Capture) -> None:
-    for name in (".ipynb_checkpoints/a.png", ".git/a.png", "__MACOSX/a.png", "@eaDir/a.png", "cat/@eaDir/a.png", "cat/._0.png"):
+def test_what_is_hidden_or_a_systems_own_is_no_class_and_no_image(
+    root: Path, capsys: Capture
+) -> None:
+    for name in (
+        ".ipynb_checkpoints/a.png",
+        ".git/a.png",
+        "__MACOSX/a.png",
+        "@eaDir/a.png",
+        "cat/@eaDir/a.png",
+        "cat/._0.png",
+    ):
         picture(root / name.replace("._0.png", "tmp.png")).rename(root / name)
     for name in ("cat/Thumbs.db", "cat/desktop.ini", "cat/.DS_Store", "dog/Thumbs.db"):
         (root / name).write_bytes(b"none")
@@ -57,12 +85,16 @@ def test_what_is_hidden_or_a_systems_own_is_no_class_and_no_image(root: Path, ca
     found = class_folder(root)
     assert found.names == ["cat", "dog"]
     assert [(path.parent.name, path.name, index) for path, index in found.files] == [
-        (name, f"{number}.png", index) for index, name in enumerate(("cat", "dog")) for number in range(5)
+        (name, f"{number}.png", index)
+        for index, name in enumerate(("cat", "dog"))
+        for number in range(5)
     ]
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_passed_over_is_said_and_nested_and_linked_images_are_taken(root: Path, capsys: Capture) -> None:
+def test_what_is_passed_over_is_said_and_nested_and_linked_images_are_taken(
+    root: Path, capsys: Capture
+) -> None:
     picture(root / "cat" / "2021" / "a.JPG")
     (root / "dog" / "loop").symlink_to(root)
     (root / "dog" / "linked").symlink_to(picture(root.parent / "elsewhere" / "b.jfif").parent)
@@ -94,8 +126,18 @@ def test_folders_that_are_none_of_images(root: Path) -> None:
         images_below(root / "empty")
 
 
-@pytest.mark.parametrize("names", [("train", "val"), ("Training", "Validation", "test"), ("train",), ("train", "test", "annotations")])
-def test_a_root_of_training_and_validation_images_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "val"),
+        ("Training", "Validation", "test"),
+        ("train",),
+        ("train", "test", "annotations"),
+    ],
+)
+def test_a_root_of_training_and_validation_images_is_refused(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
     for name in names:
         picture(tmp_path / name / "cat" / "a.png")
     for use in (class_folder, unlabelled_paths, lambda folder: labelled_paths(folder, list(names))):
@@ -132,7 +174,11 @@ def test_folders_are_matched_with_labels_by_name_else_by_order(
 @pytest.mark.parametrize(
     ("names", "labels", "text"),
     [
-        (["a", "b"], TEN, r"DIR has 2 folders of images and the model 10 classes \(tench, .* and 7 more\); a, b are none of them"),
+        (
+            ["a", "b"],
+            TEN,
+            r"DIR has 2 folders of images and the model 10 classes \(tench, .* and 7 more\); a, b are none of them",
+        ),
         (["tench", "b"], TEN, "b is none of them"),
         (["dog", "x"], ["cat", "dog"], "x is none of them"),
         (["a", "b"], 10, "they must be as many"),
@@ -140,15 +186,23 @@ def test_folders_are_matched_with_labels_by_name_else_by_order(
         (["crane"], ["crane", "Crane", "dog"], "crane is none of them"),
     ],
 )
-def test_folders_of_other_classes_are_refused(names: list[str], labels: list[str] | int, text: str) -> None:
+def test_folders_of_other_classes_are_refused(
+    names: list[str], labels: list[str] | int, text: str
+) -> None:
     with pytest.raises(ClassesError, match=text):
         match(names, labels, "DIR", "the model")
 
 
 def test_accuracy_and_calibration_take_a_subset_by_name(root: Path, capsys: Capture) -> None:
     labels = ["cow", "dog", "cat"]
-    assert {(path.parent.name, index) for path, index in labelled_images(root, labels)} == {("cat", 2), ("dog", 1)}
-    assert {(path.parent.name, index) for path, index in labelled_paths(root, labels)} == {("cat", 2), ("dog", 1)}
+    assert {(path.parent.name, index) for path, index in labelled_images(root, labels)} == {
+        ("cat", 2),
+        ("dog", 1),
+    }
+    assert {(path.parent.name, index) for path, index in labelled_paths(root, labels)} == {
+        ("cat", 2),
+        ("dog", 1),
+    }
     with pytest.raises(ClassesError, match="the bundle 10 classes"):
         labelled_images(root, TEN)
     assert {index for _, index in labelled_paths(root, TEN)} == {None}
@@ -160,7 +214,9 @@ def test_training_takes_the_teachers_order(root: Path) -> None:
     data = Data(root, found.files, found.names, False).for_model(["Dog", "Cat"], 2, "the teacher")
     assert data.labels == ["Dog", "Cat"]
     assert {(path.parent.name, index) for path, index in data.files} == {("cat", 1), ("dog", 0)}
-    named = Data(root, found.files, ["Katze", "Hund"], True).for_model(["Hund", "Katze"], 2, "the teacher")
+    named = Data(root, found.files, ["Katze", "Hund"], True).for_model(
+        ["Hund", "Katze"], 2, "the teacher"
+    )
     assert named.labels == ["Hund", "Katze"]
     assert {(path.parent.name, index) for path, index in named.files} == {("cat", 1), ("dog", 0)}
 
@@ -192,11 +248,26 @@ def spoil(root: Path) -> list[Path]:
     return [root / "dog" / name for name in ("1.png", "2.png", "4.png")]
 
 
-def test_the_next_image_takes_a_damaged_ones_place_and_no_others_crop_changes(root: Path, capsys: Capture) -> None:
-    before = [SeededImages(training_images(class_folder(root).files, 32), 7)[index] for index in range(10)]
+def test_the_next_image_takes_a_damaged_ones_place_and_no_others_crop_changes(
+    root: Path, capsys: Capture
+) -> None:
+    before = [
+        SeededImages(training_images(class_folder(root).files, 32), 7)[index] for index in range(10)
+    ]
     damaged = spoil(root)
     images = SeededImages(training_images(class_folder(root).files, 32), 7)
-    places = [0, 1, 2, 3, 4, 5, 8, 8, 8, 0]  # 6 and 7 are damaged, and 9, after which comes the first
+    places = [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        8,
+        8,
+        8,
+        0,
+    ]  # 6 and 7 are damaged, and 9, after which comes the first
     for index, place in enumerate(places):
         assert torch.equal(images[index][0], before[place][0])
         assert images[index][1] == before[place][1]
@@ -216,7 +287,9 @@ def test_the_next_image_takes_a_damaged_ones_place_and_no_others_crop_changes(ro
 def test_a_damaged_image_is_refused_by_name(root: Path, workers: int) -> None:
     spoil(root)
     images = SeededImages(training_images(class_folder(root).files, 32), 0)
-    with pytest.raises(DamagedImageError, match=r"dog/1\.png is damaged or cut short .*give --skip_damaged") as caught:
+    with pytest.raises(
+        DamagedImageError, match=r"dog/1\.png is damaged or cut short .*give --skip_damaged"
+    ) as caught:
         list(Batched(images, Damage(skip=False), batch_size=10, num_workers=workers))
     assert "Traceback" not in str(caught.value)
 
@@ -236,7 +309,9 @@ def test_a_folder_without_one_good_image_is_given_up(tmp_path: Path) -> None:
         list(Batched(images, Damage(skip=True), batch_size=3))
 
 
-def test_training_sees_images_as_the_edge_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_sees_images_as_the_edge_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from runtime.images.preprocess import preprocess
 
     rng = np.random.default_rng(0)
@@ -256,7 +331,9 @@ def test_training_sees_images_as_the_edge_does(tmp_path: Path, monkeypatch: pyte
         read_image(tmp_path / "deep.png")
 
 
-def test_a_run_names_the_damaged_image_or_counts_it(root: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_run_names_the_damaged_image_or_counts_it(
+    root: Path, tmp_path: Path, capsys: Capture
+) -> None:
     spoil(root)
     command = ["--data", str(root), "--smoke", "--run_dir", str(tmp_path / "run")]
     assert backbone.main(command) == 1
@@ -265,18 +342,25 @@ def test_a_run_names_the_damaged_image_or_counts_it(root: Path, tmp_path: Path, 
     assert "dog" in err
     assert "--skip_damaged" in err
     assert backbone.main([*command, "--skip_damaged"]) == 0
-    (record,) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    (record,) = [
+        json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    ]
     assert record["left_out"] in (2, 3)
     assert "damaged images were left out" in capsys.readouterr().err
 
 
-def test_data_that_cannot_be_trained_on_is_refused_before_a_model_is_made(root: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_data_that_cannot_be_trained_on_is_refused_before_a_model_is_made(
+    root: Path, tmp_path: Path, capsys: Capture
+) -> None:
     (tmp_path / "one" / "images").mkdir(parents=True)
     picture(tmp_path / "one" / "images" / "cat" / "a.png")
     for more, text in (
         (["--data", str(tmp_path / "one")], "two classes or more"),
         (["--data", str(root), "--held_out", "10"], "give --held_out a number under 10"),
-        (["--data", str(root), "--held_out", "2", "--batch_size", "9"], "8 images do not fill one batch of 9: give a smaller --batch_size"),
+        (
+            ["--data", str(root), "--held_out", "2", "--batch_size", "9"],
+            "8 images do not fill one batch of 9: give a smaller --batch_size",
+        ),
         (["--data", str(tmp_path / "nowhere")], "does not exist"),
         (["--data", str(root), "--device", "meta"], "choose cpu or cuda"),
     ):
@@ -285,19 +369,47 @@ def test_data_that_cannot_be_trained_on_is_refused_before_a_model_is_made(root: 
 
 
 def test_nothing_need_be_held_out(root: Path, tmp_path: Path) -> None:
-    run = ["--run_dir", str(tmp_path / "run"), "--batch_size", "4", "--train_size", "32:1", "--held_out", "0", "-w", "0", "--fixseed"]
+    run = [
+        "--run_dir",
+        str(tmp_path / "run"),
+        "--batch_size",
+        "4",
+        "--train_size",
+        "32:1",
+        "--held_out",
+        "0",
+        "-w",
+        "0",
+        "--fixseed",
+    ]
     assert backbone.main(["--data", str(root), *run, "--lr_sched", "cosine"]) == 0
-    (record,) = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    (record,) = [
+        json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    ]
     assert "held_out_top1" not in record
 
 
 def test_a_fine_tuned_backbone_keeps_the_order_of_its_classes(root: Path) -> None:
     found = class_folder(root)
     start = root.parent / "start.safetensors"
-    save_state(start, backbone._start(None, Data(root, found.files, found.names, False))[0].state_dict(), {"labels": '["dog", "cat"]'})
-    assert backbone._start(str(start), Data(root, found.files, found.names, False))[1].labels == ["dog", "cat"]
-    save_state(start, backbone._start(None, Data(root, found.files, found.names, False))[0].state_dict(), {"labels": '["cow", "hen"]'})
-    assert backbone._start(str(start), Data(root, found.files, found.names, False))[1].labels == ["cat", "dog"]
+    save_state(
+        start,
+        backbone._start(None, Data(root, found.files, found.names, False))[0].state_dict(),
+        {"labels": '["dog", "cat"]'},
+    )
+    assert backbone._start(str(start), Data(root, found.files, found.names, False))[1].labels == [
+        "dog",
+        "cat",
+    ]
+    save_state(
+        start,
+        backbone._start(None, Data(root, found.files, found.names, False))[0].state_dict(),
+        {"labels": '["cow", "hen"]'},
+    )
+    assert backbone._start(str(start), Data(root, found.files, found.names, False))[1].labels == [
+        "cat",
+        "dog",
+    ]
 
 
 @pytest.fixture
@@ -305,11 +417,17 @@ def points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """checkpoints/ours_n0 with one checkpoint of cat, cow and dog."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "checkpoints" / "ours_n0"
-    save_model(folder / "lmb1.safetensors", build_random_model("ours_n0", 3), {"labels": '["dog", "cow", "cat"]'})
+    save_model(
+        folder / "lmb1.safetensors",
+        build_random_model("ours_n0", 3),
+        {"labels": '["dog", "cow", "cat"]'},
+    )
     return folder
 
 
-def test_evaluation_matches_folders_with_labels_and_leaves_out_what_is_damaged(root: Path, points: Path, capsys: Capture) -> None:
+def test_evaluation_matches_folders_with_labels_and_leaves_out_what_is_damaged(
+    root: Path, points: Path, capsys: Capture
+) -> None:
     (points / "lmb_old.pt").write_bytes(b"none")
     spoil(root)
     command = ["-d", str(root), "--torch", "--json", "-w", "0", "--predictions", "out"]
@@ -325,7 +443,9 @@ def test_evaluation_matches_folders_with_labels_and_leaves_out_what_is_damaged(r
     assert record["top1"]["share"] == sum(a == b for a, b in zip(classes, truth, strict=True)) / 7
 
 
-def test_data_of_other_classes_is_refused_before_anything_is_exported(root: Path, points: Path, capsys: Capture) -> None:
+def test_data_of_other_classes_is_refused_before_anything_is_exported(
+    root: Path, points: Path, capsys: Capture
+) -> None:
     (root / "cat").rename(root / "hen")
     assert evaluate.main(["-d", str(root)]) == 1
     assert "hen is none of them" in capsys.readouterr().err

@@ -67,11 +67,17 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path) -
 def test_a_full_disk_is_one_line_whatever_the_library_raises(tmp_path: Path) -> None:
     """/dev/full gives ENOSPC. torch makes a RuntimeError of it, as it does on a full disk."""
     (tmp_path / "full").symlink_to("/dev/full")
-    with pytest.raises(files.WriteError, match=r"full cannot be written: No space left on device\. Free space") as caught:
+    with pytest.raises(
+        files.WriteError, match=r"full cannot be written: No space left on device\. Free space"
+    ) as caught:
         files.write_atomically(tmp_path / "full", b"1")
     assert "\n" not in str(caught.value)
     refused = pytest.raises(files.WriteError, match=r"last.pt cannot be written: No space left")
-    with refused, files.atomic_file(tmp_path / "last.pt"), open("/dev/full", "r+b", buffering=0) as full:
+    with (
+        refused,
+        files.atomic_file(tmp_path / "last.pt"),
+        open("/dev/full", "r+b", buffering=0) as full,
+    ):
         torch.save({"a": torch.zeros(9)}, full)
     # What is no fault of the disk stays what it is.
     with pytest.raises(RuntimeError, match="other"), files.atomic_file(tmp_path / "last.pt"):
@@ -88,13 +94,17 @@ def test_a_limit_on_the_size_of_files_is_a_write_error(tmp_path: Path) -> None:
         "    with atomic_file(sys.argv[1]) as file: torch.save({'a': torch.zeros(100_000)}, file)\n"
         "except WriteError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "last.pt")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "last.pt")], capture_output=True, text=True
+    )
     assert "last.pt cannot be written: File too large." in done.stdout, done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("sweeper", [files.write_atomically, runtime_files.write_atomically])
-def test_what_a_killed_process_left_is_swept_by_training_and_by_runtime(tmp_path: Path, sweeper) -> None:
+def test_what_a_killed_process_left_is_swept_by_training_and_by_runtime(
+    tmp_path: Path, sweeper
+) -> None:
     code = (
         "import os, signal, sys\nfrom training.files import atomic_file\n"
         "with atomic_file(sys.argv[1]) as file:\n    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -106,7 +116,9 @@ def test_what_a_killed_process_left_is_swept_by_training_and_by_runtime(tmp_path
         assert [name.split(".")[1] for name in leftovers(tmp_path)] == ["living"]
 
 
-def test_outputs_that_cannot_be_are_refused_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_that_cannot_be_are_refused_before_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_bytes(b"1")
     (tmp_path / "link").symlink_to("file")
     os.link(tmp_path / "file", tmp_path / "hard")
@@ -133,7 +145,9 @@ def test_outputs_that_cannot_be_are_refused_before_work(tmp_path: Path, monkeypa
 
 def test_too_little_space_is_refused(tmp_path: Path) -> None:
     files.check_space(tmp_path / "new" / "run", 1)
-    with pytest.raises(files.OutputError, match=r"bytes free, and at least 1,152,921,504,606,846,976 are needed"):
+    with pytest.raises(
+        files.OutputError, match=r"bytes free, and at least 1,152,921,504,606,846,976 are needed"
+    ):
         files.check_space(tmp_path / "new", 1 << 60)
 
 

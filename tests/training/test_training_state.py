@@ -25,7 +25,11 @@ Capture = pytest.CaptureFixture[str]
 
 
 def state_of(net: nn.Module, steps: torch.optim.Optimizer, **changes: Any) -> dict[str, Any]:
-    state = {"recipe": {"lr": "1", "data": "3 files"}, "epoch": 1, "log": [{"epoch": 1, "loss": 2.0}]}
+    state = {
+        "recipe": {"lr": "1", "data": "3 files"},
+        "epoch": 1,
+        "log": [{"epoch": 1, "loss": 2.0}],
+    }
     return state | {"model": net.state_dict(), "optimizer": steps.state_dict()} | changes
 
 
@@ -40,7 +44,15 @@ def tiny(width: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
 def go_on(file: Path, **args: Any) -> tuple[int, list[dict[str, Any]]]:
     model, optimizer = tiny()
     average = AveragedModel(model) if args.pop("ema", False) else None
-    return run._go_on(file, {"lr": "1", "data": "3 files"}, argparse.Namespace(**args), 3, model, optimizer, average)
+    return run._go_on(
+        file,
+        {"lr": "1", "data": "3 files"},
+        argparse.Namespace(**args),
+        3,
+        model,
+        optimizer,
+        average,
+    )
 
 
 def test_a_state_is_taken_up(tmp_path: Path) -> None:
@@ -48,7 +60,9 @@ def test_a_state_is_taken_up(tmp_path: Path) -> None:
     assert go_on(tmp_path / "last.pt") == (1, [{"epoch": 1, "loss": 2.0}])
 
 
-def test_a_state_of_an_earlier_version_has_paths_and_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_of_an_earlier_version_has_paths_and_is_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for path in (str(tmp_path / "data"), "data"):
         torch.save(state_of(*tiny(), recipe={"lr": "1", "data": path}), "last.pt")
@@ -78,21 +92,32 @@ RECIPE = {"recipe": {"lr": "1", "data": "3 files"}}
         (lambda path: save_file({"a": torch.zeros(1)}, path), "is a safetensors file"),
         (write(nn.Linear(1, 1)), "holds a torch.nn.modules.linear.Linear"),
         (write([1]), "is no state of training.train or training.backbone"),
-        (write({"model": {}, "optimizer": {}, "epoch": 3, "args": argparse.Namespace(lr=1)}), "is no state of"),
+        (
+            write({"model": {}, "optimizer": {}, "epoch": 3, "args": argparse.Namespace(lr=1)}),
+            "is no state of",
+        ),
         (write({"recipe": {"lr": "2", "data": "3 files"}}), r"other options \(lr 2 and not 1\)"),
         (write({"recipe": {"data": "3 files", 7: 7}}), "lr None and not 1"),
         (write(state_of(*tiny(), log=[])), "no log of its epochs"),
         (write(state_of(*tiny(), log=[1])), "no log of its epochs"),
         (write(state_of(*tiny(), epoch=4, log=[{"epoch": 1}] * 4)), "no log of its epochs"),
-        (write(RECIPE | {"epoch": 1, "log": [{"epoch": 1}]}), r"another model or version \('model'\)"),
+        (
+            write(RECIPE | {"epoch": 1, "log": [{"epoch": 1}]}),
+            r"another model or version \('model'\)",
+        ),
         (write(state_of(*WIDE)), r"another model or version \(.*size mismatch for weight"),
         (write(state_of(*tiny(), model=[1])), "another model or version"),
         (write(state_of(tiny()[0], WIDE[1])), "the optimizer's state is of other shapes"),
         (write(state_of(*tiny(), optimizer={})), "another model or version"),
-        (write(state_of(tiny()[0], torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1))), "another model or version"),
+        (
+            write(state_of(tiny()[0], torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1))),
+            "another model or version",
+        ),
     ],
 )
-def test_a_state_that_cannot_be_gone_on_with(tmp_path: Path, put: Callable[[Path], None], text: str) -> None:
+def test_a_state_that_cannot_be_gone_on_with(
+    tmp_path: Path, put: Callable[[Path], None], text: str
+) -> None:
     file = tmp_path / "last.pt"
     put(file)
     before = file.read_bytes()
@@ -126,11 +151,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(place: Path, *more: str) -> int:
-    options = ["--model", "ours_n0", "--data", str(place / "data"), "--backbone", str(place / "teacher.pt"), "--smoke"]
+    options = [
+        "--model",
+        "ours_n0",
+        "--data",
+        str(place / "data"),
+        "--backbone",
+        str(place / "teacher.pt"),
+        "--smoke",
+    ]
     return train.main([*options, "--run_dir", str(place / "run"), *more])
 
 
-def test_a_run_moves_with_its_data_and_its_teacher(place: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_run_moves_with_its_data_and_its_teacher(
+    place: Path, tmp_path: Path, capsys: Capture
+) -> None:
     first = tmp_path / "first"
     shutil.copytree(place, first)
     assert start(first) == 0
@@ -178,7 +213,9 @@ def test_a_disk_that_gets_full_is_one_line_and_the_last_state_stays(
 
 def test_a_finished_checkpoint_on_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "full.safetensors").symlink_to("/dev/full")
-    with pytest.raises(WriteError, match=r"full\.safetensors cannot be written: No space left on device"):
+    with pytest.raises(
+        WriteError, match=r"full\.safetensors cannot be written: No space left on device"
+    ):
         save_model(tmp_path / "full.safetensors", build_random_model("ours_n0", 2), {})
 
 
@@ -191,7 +228,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_work")
-def test_outputs_are_refused_before_work(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_outputs_are_refused_before_work(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder.safetensors").mkdir()
     Path("in.safetensors").write_bytes(b"1")
@@ -199,28 +238,45 @@ def test_outputs_are_refused_before_work(place: Path, tmp_path: Path, monkeypatc
     data = ["--data", str(place / "data")]
     teacher = ["--model", "ours_n0", "--backbone", "in.safetensors", *data]
     common: list[tuple[list[str], str]] = [
-        (["--out", "x.pt"], r"x.pt: checkpoints are written as safetensors: name a file that ends in .safetensors"),
+        (
+            ["--out", "x.pt"],
+            r"x.pt: checkpoints are written as safetensors: name a file that ends in .safetensors",
+        ),
         (["--out", "folder.safetensors"], "is a folder: name a file in it"),
         (["--out", "in.safetensors/x.safetensors"], "in.safetensors is not a folder"),
     ]
-    same = (["--out", "link.safetensors"], "would replace the input in.safetensors, which is link.safetensors")
+    same = (
+        ["--out", "link.safetensors"],
+        "would replace the input in.safetensors, which is link.safetensors",
+    )
     runs = [*common, (["--run_dir", "in.safetensors"], "in.safetensors is not a folder")]
     for main, options, cases in (
         (train.main, teacher, [*runs, same, ([*same[0], "--pretrain", "in.safetensors"], same[1])]),
         (train.main, ["--model", "ours_n0", *data, "--labels", "in.safetensors"], [same]),
         (backbone_command.main, [*data, "--pretrain", "in.safetensors"], [*runs, same]),
         (average.main, ["ours_n0", "other", "in.safetensors", *data], [*common, same]),
-        (average.main, ["ours_n0", "other", "another", "--backbone", "in.safetensors", *data], [same]),
+        (
+            average.main,
+            ["ours_n0", "other", "another", "--backbone", "in.safetensors", *data],
+            [same],
+        ),
         (
             evaluate.main,
             ["-d", "x", "-m", "ours_n0"],
-            [(["--out", "in.safetensors"], "is not a folder"), (["--predictions", "in.safetensors/x"], "is not a folder")],
+            [
+                (["--out", "in.safetensors"], "is not a folder"),
+                (["--predictions", "in.safetensors/x"], "is not a folder"),
+            ],
         ),
     ):
         for more, text in cases:
             assert main([*options, *more]) == 1, (options, more)
             assert text in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.safetensors", "in.safetensors", "link.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "folder.safetensors",
+        "in.safetensors",
+        "link.safetensors",
+    ]
 
 
 def test_too_little_space_for_a_state_is_refused_before_the_first_epoch(

@@ -18,9 +18,15 @@ from runtime.cli import command
 from runtime.errors import ClosedStreamError, ImageError
 from runtime.options import number as number_type
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals and streams of POSIX systems")
+pytestmark = pytest.mark.skipif(
+    not hasattr(signal, "SIGHUP"), reason="signals and streams of POSIX systems"
+)
 Capture = pytest.CaptureFixture[str]
-SIGNALS = [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "stopped by SIGTERM"), (signal.SIGHUP, "stopped by SIGHUP")]
+SIGNALS = [
+    (signal.SIGINT, "interrupted"),
+    (signal.SIGTERM, "stopped by SIGTERM"),
+    (signal.SIGHUP, "stopped by SIGHUP"),
+]
 
 
 def call(work: Any) -> int:
@@ -28,16 +34,22 @@ def call(work: Any) -> int:
     return command.command("c")(lambda argv: work() or 0)()
 
 
-def python(code: str, shell: str = '"$0" -c "$1"', **options: Any) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, shell: str = '"$0" -c "$1"', **options: Any
+) -> subprocess.CompletedProcess[str]:
     """Run `code`, a command's lines, by a shell line that sets its streams."""
     program = f"import os, signal, sys\nfrom runtime.cli import command\n{code}"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     arguments = ["bash", "-c", shell, sys.executable, program]
-    return subprocess.run(arguments, capture_output=True, text=True, check=False, **{"env": environment, **options})
+    return subprocess.run(
+        arguments, capture_output=True, text=True, check=False, **{"env": environment, **options}
+    )
 
 
 @pytest.mark.parametrize(("number", "line"), SIGNALS)
-def test_a_signal_is_one_line_and_its_status(number: signal.Signals, line: str, capsys: Capture) -> None:
+def test_a_signal_is_one_line_and_its_status(
+    number: signal.Signals, line: str, capsys: Capture
+) -> None:
     before = [signal.getsignal(found) for found, _ in SIGNALS]
     cleaned: list[int] = []
 
@@ -65,7 +77,9 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("number", "line"), SIGNALS)
-def test_an_error_that_a_library_makes_of_a_signal(number: signal.Signals, line: str, capsys: Capture) -> None:
+def test_an_error_that_a_library_makes_of_a_signal(
+    number: signal.Signals, line: str, capsys: Capture
+) -> None:
     def work() -> None:
         try:
             os.kill(os.getpid(), number)
@@ -77,7 +91,9 @@ def test_an_error_that_a_library_makes_of_a_signal(number: signal.Signals, line:
 
 
 @pytest.mark.parametrize(("number", "line"), SIGNALS)
-def test_a_signal_goes_through_an_event_loop(number: signal.Signals, line: str, capsys: Capture) -> None:
+def test_a_signal_goes_through_an_event_loop(
+    number: signal.Signals, line: str, capsys: Capture
+) -> None:
     async def wait() -> None:
         asyncio.get_running_loop().call_soon(lambda: os.kill(os.getpid(), number))
         await asyncio.sleep(60)
@@ -108,13 +124,20 @@ def test_a_second_signal_ends_at_once(second: str) -> None:
 def test_signals_that_come_together_are_one() -> None:
     """As those of `timeout` and systemd."""
     done = python(CLEANING.format(seconds=1e9, second="signal.SIGHUP"))
-    assert (done.returncode, done.stdout, done.stderr) == (143, "cleaned\n", "c: stopped by SIGTERM\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        143,
+        "cleaned\n",
+        "c: stopped by SIGTERM\n",
+    )
 
 
 def test_errors_are_one_line_and_status_1(capsys: Capture) -> None:
     for error, line in (
         (ImageError("x.jpg is odd: mend it"), "x.jpg is odd: mend it"),
-        (OSError(errno.ENOSPC, "No space left on device", "x.bin"), "x.bin: No space left on device: free some space"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.bin"),
+            "x.bin: No space left on device: free some space",
+        ),
         (MemoryError(), "there is not enough memory: "),
     ):
 
@@ -131,9 +154,14 @@ def test_errors_of_the_system_are_explained() -> None:
     assert command.explain(OSError(errno.EMFILE, "Too many open files")) == (
         "Too many open files: raise the limit for open files (ulimit -n)"
     )
-    assert command.explain(OSError(errno.EXDEV, "Invalid cross-device link", "a", None, "b")) == "a and b: Invalid cross-device link"
+    assert (
+        command.explain(OSError(errno.EXDEV, "Invalid cross-device link", "a", None, "b"))
+        == "a and b: Invalid cross-device link"
+    )
     assert command.explain(OSError("a library's own words")) == "a library's own words"
-    assert command.explain(PermissionError(errno.EACCES, "Permission denied", b"x")).startswith("x: Permission denied: change its")
+    assert command.explain(PermissionError(errno.EACCES, "Permission denied", b"x")).startswith(
+        "x: Permission denied: change its"
+    )
 
 
 SAYS = """
@@ -156,7 +184,12 @@ ALL = "note 0\nnote 1\nnote 2\n"
         (">&-", 0, "", ALL),
         ("2>&-", 0, "line 0\nline 1\nline 2\n", ""),
         ("<&- >&- 2>&-", 0, "", ""),
-        (">/dev/full", 1, "", ALL + "c: lines for standard output were lost: No space left on device\n"),
+        (
+            ">/dev/full",
+            1,
+            "",
+            ALL + "c: lines for standard output were lost: No space left on device\n",
+        ),
         ("2>/dev/full", 0, "line 0\nline 1\nline 2\n", ""),
         (">/dev/full 2>/dev/full", 1, "", ""),
         ("> >(exec true)", 0, "", ALL),
@@ -164,8 +197,13 @@ ALL = "note 0\nnote 1\nnote 2\n"
     ],
 )
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a device of Linux")
-def test_streams_that_take_nothing_stop_nothing(streams: str, status: int, out: str, err: str) -> None:
-    done = python(SAYS if "exec" not in streams else "import time\ntime.sleep(0.5)\n" + SAYS, f'"$0" -c "$1" {streams}')
+def test_streams_that_take_nothing_stop_nothing(
+    streams: str, status: int, out: str, err: str
+) -> None:
+    done = python(
+        SAYS if "exec" not in streams else "import time\ntime.sleep(0.5)\n" + SAYS,
+        f'"$0" -c "$1" {streams}',
+    )
     assert (done.returncode, done.stdout, done.stderr) == (status, out, err)
 
 
@@ -173,7 +211,10 @@ def test_streams_that_take_nothing_stop_nothing(streams: str, status: int, out: 
 def test_help_that_cannot_be_printed() -> None:
     code = 'command.command("c")(lambda argv: __import__("argparse").ArgumentParser("c").parse_args(sys.argv[1:]))()'
     done = python(code, '"$0" -c "$1" --help >/dev/full')
-    assert (done.returncode, done.stderr) == (1, "c: lines for standard output were lost: No space left on device\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "c: lines for standard output were lost: No space left on device\n",
+    )
     done = python(code, '"$0" -c "$1" --wrong 2>/dev/full')
     assert (done.returncode, done.stderr) == (2, "")
     assert python(code, '"$0" -c "$1" --help >&-').returncode == 0
@@ -181,7 +222,12 @@ def test_help_that_cannot_be_printed() -> None:
 
 def test_descriptors_that_are_closed_become_no_files(tmp_path: Path) -> None:
     code = 'command.command("c")(lambda argv: print(open("x", "w").fileno(), file=open("y", "w")) or 0)()'
-    python(code, '"$0" -c "$1" <&- >&- 2>&-', cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    python(
+        code,
+        '"$0" -c "$1" <&- >&- 2>&-',
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert int((tmp_path / "y").read_text()) > 2
 
 
@@ -190,7 +236,10 @@ def test_a_stream_that_does_not_wait_loses_nothing() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     code = 'command.command("c")(lambda argv: [command.say("x" * 999, sys.stdout) for _ in range(500)] and 0)()'
-    child = subprocess.Popen([sys.executable, "-c", f"import sys\nfrom runtime.cli import command\n{code}"], stdout=writer)
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"import sys\nfrom runtime.cli import command\n{code}"],
+        stdout=writer,
+    )
     os.close(writer)
     with os.fdopen(reader, "rb") as stream:
         assert len(stream.read()) == 500_000
@@ -203,7 +252,11 @@ def test_letters_that_a_stream_lacks_become_escapes(encoding: str) -> None:
     command.say("caf\udce9 \u65e5 \x1b[31m\r", stream)
     assert isinstance(stream.buffer, io.BytesIO)
     text = stream.buffer.getvalue().decode(encoding)
-    assert text == ("caf\\udce9 \u65e5 \\x1b[31m\\x0d\n" if "utf" in encoding else "caf\\udce9 \\u65e5 \\x1b[31m\\x0d\n")
+    assert text == (
+        "caf\\udce9 \u65e5 \\x1b[31m\\x0d\n"
+        if "utf" in encoding
+        else "caf\\udce9 \\u65e5 \\x1b[31m\\x0d\n"
+    )
 
 
 def test_streams_that_are_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -225,7 +278,9 @@ def test_numbers_of_options() -> None:
     whole, part = number_type(int, 1, 4096), number_type(float, 0, 1)
     assert (whole("1"), whole("4096"), part("0.5")) == (1, 4096, 0.5)
     for text in ("0", "4097", "1.5", "nan", "", "9" * 5000):
-        with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number from 1 to 4,096"):
+        with pytest.raises(
+            argparse.ArgumentTypeError, match="is not a whole number from 1 to 4,096"
+        ):
             whole(text)
     for text in (str(math.nan), "inf", "-0.1", "1e9"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not a number from 0 to 1"):

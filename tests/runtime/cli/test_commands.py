@@ -37,7 +37,12 @@ def feat(tmp_path: Path, feature_bytes: bytes) -> Path:
 
 
 def command(name: str, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, "-m", f"runtime.cli.{name}", *arguments], input=stdin, capture_output=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", f"runtime.cli.{name}", *arguments],
+        input=stdin,
+        capture_output=True,
+        check=False,
+    )
 
 
 def test_image_to_class(tmp_path: Path, feature_bytes: bytes, capsys: Capture) -> None:
@@ -64,7 +69,9 @@ def test_through_pipes(feature_bytes: bytes) -> None:
     assert np.load(io.BytesIO(logits.stdout)).shape == (1, 10)
 
 
-def test_standard_input_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_standard_input_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setattr(edge_cli, "_MAX_STDIN_BYTES", 1000)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(5000))))
     assert edge_cli.main(["-", "-o", str(tmp_path / "feat.bin")]) == 1
@@ -72,7 +79,9 @@ def test_standard_input_without_end_is_refused(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_images_into_a_folder(tmp_path: Path, golf_ball: NDArray[np.uint8], capsys: Capture) -> None:
+def test_several_images_into_a_folder(
+    tmp_path: Path, golf_ball: NDArray[np.uint8], capsys: Capture
+) -> None:
     images = [tmp_path / f"{name}.png" for name in "abc"]
     for image in images:
         Image.fromarray(golf_ball).save(image)
@@ -84,7 +93,12 @@ def test_several_images_into_a_folder(tmp_path: Path, golf_ball: NDArray[np.uint
         assert row["bytes"] == Path(row["output"]).stat().st_size
         assert row["bpp"] == pytest.approx(8 * row["bytes"] / (224 * 224))
         assert set(row["milliseconds"]) == {"preprocess", "graph", "coder", "write", "total"}
-    assert cloud_cli.main([*map(str, sorted(out.iterdir())), "--json", "--logits", str(tmp_path / "logits.npy")]) == 0
+    assert (
+        cloud_cli.main(
+            [*map(str, sorted(out.iterdir())), "--json", "--logits", str(tmp_path / "logits.npy")]
+        )
+        == 0
+    )
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["classes"][0]["label"] for row in rows] == ["golf ball"] * 3
     assert set(rows[0]["milliseconds"]) == {"coder", "graph", "total"}
@@ -95,17 +109,26 @@ def test_several_images_into_a_folder(tmp_path: Path, golf_ball: NDArray[np.uint
 
 def test_as_is(tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "feat.bin"
-    assert edge_cli.main([str(GOLF_BALL), "-o", str(out), "--as-is", "--threads", "1", "--json"]) == 0
+    assert (
+        edge_cli.main([str(GOLF_BALL), "-o", str(out), "--as-is", "--threads", "1", "--json"]) == 0
+    )
     row = json.loads(capsys.readouterr().out)
     assert (row["width"], row["height"]) == (640, 480)
     assert feature_file.parse(out.read_bytes()).width == 640
 
 
-def test_info_needs_no_bundle(feat: Path, feature_bytes: bytes, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_info_needs_no_bundle(
+    feat: Path, feature_bytes: bytes, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setenv("EDGECLOUD_BUNDLE", "/nowhere")
     assert cloud_cli.main(["--info", "--json", str(feat)]) == 0
     info = json.loads(capsys.readouterr().out)
-    assert (info["width"], info["height"], info["version"], info["bytes"]) == (224, 224, 1, len(feature_bytes))
+    assert (info["width"], info["height"], info["version"], info["bytes"]) == (
+        224,
+        224,
+        1,
+        len(feature_bytes),
+    )
     assert info["profile"] == "small"
     assert info["bundle"] == feature_bytes[2:6].hex()
     assert info["payload_bytes"] == len(feature_bytes) - 14
@@ -124,10 +147,20 @@ def test_one_bad_image_does_not_stop_the_others(tmp_path: Path, capsys: Capture)
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [(b"", "empty"), (b"PK\x03\x04", "not a feature file"), (b"\xfc\x09" + bytes(40), "version 9"), (None, "send it again")],
+    [
+        (b"", "empty"),
+        (b"PK\x03\x04", "not a feature file"),
+        (b"\xfc\x09" + bytes(40), "version 9"),
+        (None, "send it again"),
+    ],
 )
 def test_a_refused_file_is_status_4_and_the_others_are_decoded(
-    tmp_path: Path, feat: Path, feature_bytes: bytes, content: bytes | None, text: str, capsys: Capture
+    tmp_path: Path,
+    feat: Path,
+    feature_bytes: bytes,
+    content: bytes | None,
+    text: str,
+    capsys: Capture,
 ) -> None:
     bad = tmp_path / "bad.bin"
     bad.write_bytes(feature_bytes[:-1] if content is None else content)
@@ -174,14 +207,24 @@ def test_a_feature_file_is_read_from_a_pipe_and_up_to_its_limit(
     assert cloud_cli.main(["/dev/zero", str(tmp_path / "large.bin"), "-"]) == 4
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
-    assert all(f"more than {len(feature_bytes)} bytes, no feature file is so large" in line for line in lines)
+    assert all(
+        f"more than {len(feature_bytes)} bytes, no feature file is so large" in line
+        for line in lines
+    )
 
 
-def test_logits_that_would_replace_an_input_are_refused(feat: Path, bundle: Path, capsys: Capture) -> None:
+def test_logits_that_would_replace_an_input_are_refused(
+    feat: Path, bundle: Path, capsys: Capture
+) -> None:
     before = feat.read_bytes()
     feat.with_name("hard.npy").hardlink_to(feat)
     feat.with_name("soft.npy").symlink_to(feat.name)
-    for target in (feat, feat.with_name("hard.npy"), feat.with_name("soft.npy"), bundle / "labels.txt"):
+    for target in (
+        feat,
+        feat.with_name("hard.npy"),
+        feat.with_name("soft.npy"),
+        bundle / "labels.txt",
+    ):
         assert cloud_cli.main([str(feat), "--logits", str(target)]) == 1
         assert "the output would replace the input" in capsys.readouterr().err
     with open(feat, "rb") as stdin:
@@ -201,7 +244,9 @@ def test_logits_into_what_is_no_file(feat: Path, tmp_path: Path, capsys: Capture
     assert "cannot write the logits: /dev/full: No space left on device" in capsys.readouterr().err
 
 
-def test_what_goes_to_standard_output_by_its_name_is_alone_there(feat: Path, feature_bytes: bytes) -> None:
+def test_what_goes_to_standard_output_by_its_name_is_alone_there(
+    feat: Path, feature_bytes: bytes
+) -> None:
     encoded = command("edge_encode", str(GOLF_BALL), "-o", "/dev/stdout")
     assert (encoded.returncode, encoded.stdout) == (0, feature_bytes)
     assert b"-> /dev/stdout: " in encoded.stderr
@@ -225,18 +270,27 @@ def test_reports_that_nobody_takes_stop_no_encoding(tmp_path: Path) -> None:
         (
             ("<&- >&- 2>&-", 0, ""),
             ("2>&1 | exec true; exit ${PIPESTATUS[0]}", 0, ""),
-            (">/dev/full", 1, "edge-encode: lines for standard output were lost: No space left on device\n"),
+            (
+                ">/dev/full",
+                1,
+                "edge-encode: lines for standard output were lost: No space left on device\n",
+            ),
         )
     ):
         out = tmp_path / f"out{index}"
-        done = shell(f'"$0" -m runtime.cli.edge_encode "$1" -o "$2" {streams}', tmp_path / "photos", out)
+        done = shell(
+            f'"$0" -m runtime.cli.edge_encode "$1" -o "$2" {streams}', tmp_path / "photos", out
+        )
         assert (done.returncode, done.stdout, done.stderr) == (status, "", err)
         assert sorted(path.name for path in out.iterdir()) == ["a.bin", "b.bin", "c.bin"]
 
 
 def test_a_closed_stream_that_is_needed_is_refused(feat: Path) -> None:
     for line, text in (
-        ('"$0" -m runtime.cli.edge_encode - -o "$1.new" <&-', "standard input is closed: name a file"),
+        (
+            '"$0" -m runtime.cli.edge_encode - -o "$1.new" <&-',
+            "standard input is closed: name a file",
+        ),
         ('"$0" -m runtime.cli.edge_encode "$2" -o - >&-', "standard output is closed: name a file"),
         (
             '"$0" -m runtime.cli.cloud_decode "$1" >&-',
@@ -271,12 +325,18 @@ def test_decoding_stops_where_nobody_takes_what_comes_out(
     assert np.load(tmp_path / "logits.npy").shape == (3, 10)
 
 
-def test_tuning_measures_with_what_can_be_read(feat: Path, feature_bytes: bytes, tmp_path: Path) -> None:
+def test_tuning_measures_with_what_can_be_read(
+    feat: Path, feature_bytes: bytes, tmp_path: Path
+) -> None:
     from runtime.engine.tune import readable_inputs
     from runtime.errors import TuneError
 
     def read(name: str) -> NDArray[np.uint8]:
-        return np.frombuffer(Path(name).read_bytes(), np.uint8) if name.endswith("bin") else cloud_cli._read(f"{name}/no")
+        return (
+            np.frombuffer(Path(name).read_bytes(), np.uint8)
+            if name.endswith("bin")
+            else cloud_cli._read(f"{name}/no")
+        )
 
     os.mkfifo(tmp_path / "pipe.bin")
     (tmp_path / "bad").touch()
@@ -294,15 +354,31 @@ def test_tuning_measures_with_what_can_be_read(feat: Path, feature_bytes: bytes,
         (edge_cli.main, ["a.jpg"], "-o"),
         (edge_cli.main, ["a.jpg", "-o", ""], "the name of the output is empty"),
         (edge_cli.main, ["a.jpg", "-o", "/dev/stdout", "--json"], "standard output carries"),
-        (edge_cli.main, ["a.jpg", "-o", "x", "--workers", "nan"], "--workers: 'nan' is not a whole number from 1 to 4,096"),
+        (
+            edge_cli.main,
+            ["a.jpg", "-o", "x", "--workers", "nan"],
+            "--workers: 'nan' is not a whole number from 1 to 4,096",
+        ),
         (cloud_cli.main, ["a", "--logits", ""], "the name of the output is empty"),
-        (edge_cli.main, ["a.jpg", "-o", "x", "--threads", "0"], "--threads: '0' is not a whole number from 1 to 4,096"),
+        (
+            edge_cli.main,
+            ["a.jpg", "-o", "x", "--threads", "0"],
+            "--threads: '0' is not a whole number from 1 to 4,096",
+        ),
         (edge_cli.main, ["a.jpg", "b.jpg", "-o", "-"], "one feature file"),
-        (edge_cli.main, ["x/a.jpg", "y/a.png", "-o", "new"], "several images would be written to new/a.bin"),
+        (
+            edge_cli.main,
+            ["x/a.jpg", "y/a.png", "-o", "new"],
+            "several images would be written to new/a.bin",
+        ),
         (edge_cli.main, ["a.jpg", "b.jpg", "-o", __file__], "is a file"),
         (edge_cli.main, ["a.jpg", "-o", "-", "--json"], "--json"),
         (cloud_cli.main, [], "FILE"),
-        (cloud_cli.main, ["a", "--top-k", "0"], "--top-k: '0' is not a whole number from 1 to 1,000,000"),
+        (
+            cloud_cli.main,
+            ["a", "--top-k", "0"],
+            "--top-k: '0' is not a whole number from 1 to 1,000,000",
+        ),
         (cloud_cli.main, ["a", "--threads", "-1"], "--threads: '-1' is not"),
         (cloud_cli.main, ["-", "-"], "twice"),
     ],
@@ -314,7 +390,9 @@ def test_wrong_usage_is_status_2(main, arguments: list[str], text: str, capsys: 
     assert text in capsys.readouterr().err
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "feat.bin"
     files.write_atomically(path, b"before")
 
@@ -334,18 +412,34 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 def test_the_installed_commands_exist() -> None:
     """The two names that users type, installed beside this interpreter."""
     for name in ("edge-encode", "cloud-decode"):
-        result = subprocess.run([Path(sys.executable).parent / name, "--version"], capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            [Path(sys.executable).parent / name, "--version"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert result.returncode == 0
         assert result.stdout.startswith(name)
 
 
-def test_small_files_or_plain_ones(bundle: Path, random_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_small_files_or_plain_ones(
+    bundle: Path, random_bundle: Path, tmp_path: Path, capsys: Capture
+) -> None:
     out = tmp_path / "feat.bin"
-    for options, profile in (([], Profile.CONTEXT), (["--small"], Profile.CONTEXT), (["--no-small"], Profile.STATIC)):
-        assert edge_cli.main([str(GOLF_BALL), "-o", str(out), "--bundle", str(bundle), *options]) == 0
+    for options, profile in (
+        ([], Profile.CONTEXT),
+        (["--small"], Profile.CONTEXT),
+        (["--no-small"], Profile.STATIC),
+    ):
+        assert (
+            edge_cli.main([str(GOLF_BALL), "-o", str(out), "--bundle", str(bundle), *options]) == 0
+        )
         assert feature_file.parse(out.read_bytes()).profile is profile
     out.unlink()
     capsys.readouterr()
-    assert edge_cli.main([str(GOLF_BALL), "-o", str(out), "--bundle", str(random_bundle), "--small"]) == 1
+    assert (
+        edge_cli.main([str(GOLF_BALL), "-o", str(out), "--bundle", str(random_bundle), "--small"])
+        == 1
+    )
     assert "no context tables" in capsys.readouterr().err
     assert not out.exists()

@@ -88,7 +88,10 @@ def test_json_says_what_became_of_each(
     good, refused = crops(golf_ball, tmp_path / "images", 2)
     (tmp_path / "bad.png").write_bytes(b"no image")
     server.poison[encoder.encode(refused)] = refusal(400, "damaged_feature_file")
-    assert main([str(good), str(refused), str(tmp_path / "bad.png"), "--url", server.url, "--json"]) == 1
+    assert (
+        main([str(good), str(refused), str(tmp_path / "bad.png"), "--url", server.url, "--json"])
+        == 1
+    )
     *lines, last = map(json.loads, capsys.readouterr().out.splitlines())
     said = {line["image"]: line for line in lines}
     assert said[str(good)]["status"] == "delivered"
@@ -105,7 +108,11 @@ def test_json_says_what_became_of_each(
 
 
 def test_what_is_spooled_is_delivered_without_images(
-    server: FailingServer, spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: FailingServer,
+    spool: Path,
+    golf_ball: NDArray[np.uint8],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (path,) = crops(golf_ball, tmp_path / "images", 1)
     server.always = refusal(503, "draining")
@@ -123,7 +130,9 @@ def test_what_is_spooled_is_delivered_without_images(
     assert capsys.readouterr().out == "0 delivered, 0 refused, 0 failed, 0 spooled\n"
 
 
-def test_a_token_is_sent(server: FailingServer, spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_a_token_is_sent(
+    server: FailingServer, spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path
+) -> None:
     (path,) = crops(golf_ball, tmp_path / "images", 1)
     (tmp_path / "token").write_text("a-secret-token\n")
     assert main([str(path), "--url", server.url, "--token-file", str(tmp_path / "token")]) == 0
@@ -131,7 +140,9 @@ def test_a_token_is_sent(server: FailingServer, spool: Path, golf_ball: NDArray[
 
 
 @pytest.mark.parametrize("content", [b"", b"two words", b"a\nb", b"\xc3\xa9", b"x" * 5000, None])
-def test_a_token_file_that_is_none(content: bytes | None, spool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_token_file_that_is_none(
+    content: bytes | None, spool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if content is not None:
         (tmp_path / "token").write_bytes(content)
     assert main(["--url", "http://localhost:1", "--token-file", str(tmp_path / "token")]) == 1
@@ -139,9 +150,13 @@ def test_a_token_file_that_is_none(content: bytes | None, spool: Path, tmp_path:
     assert not spool.exists()
 
 
-def test_a_token_that_others_could_read_is_warned_of(spool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_token_that_others_could_read_is_warned_of(
+    spool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "token").write_text("a-secret-token")
-    assert main(["--url", "http://192.0.2.1", "--token-file", str(tmp_path / "token")]) == 0  # nothing is there to send
+    assert (
+        main(["--url", "http://192.0.2.1", "--token-file", str(tmp_path / "token")]) == 0
+    )  # nothing is there to send
     assert "http without TLS shows the token" in capsys.readouterr().err
 
 
@@ -149,12 +164,17 @@ def test_a_token_that_others_could_read_is_warned_of(spool: Path, tmp_path: Path
     ("arguments", "message"),
     [
         ([], "--url"),
-        (["--url", "http://host", "--attempts", "0"], "argument --attempts: '0' is not a whole number from 1"),
+        (
+            ["--url", "http://host", "--attempts", "0"],
+            "argument --attempts: '0' is not a whole number from 1",
+        ),
         (["--url", "http://host", "--timeout", "nan"], "argument --timeout: 'nan' is not a number"),
         (["--url", "http://host", "-", "-"], "standard input is named twice"),
     ],
 )
-def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as raised:
         main(arguments)
     assert raised.value.code == 2
@@ -162,10 +182,19 @@ def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--url", "host:80"], ["--url", "http://host", "--bundle", "nowhere", "a.png"], ["--url", "http://host", "."]]
+    "arguments",
+    [
+        ["--url", "host:80"],
+        ["--url", "http://host", "--bundle", "nowhere", "a.png"],
+        ["--url", "http://host", "."],
+    ],
 )
 def test_what_cannot_work_fails_at_once(
-    arguments: list[str], spool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    spool: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 1
@@ -181,7 +210,9 @@ def pending(spool: Path) -> Path:
 
 
 def is_delivered(spool: Path) -> bool:
-    return [(result["image"], result["status"]) for result in results(spool)] == [("earlier", "delivered")]
+    return [(result["image"], result["status"]) for result in results(spool)] == [
+        ("earlier", "delivered")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +226,15 @@ def is_delivered(spool: Path) -> bool:
         (["a.png", "--bundle", "empty"], "edge-send: "),
         (["-"], "edge-send: standard input is closed"),
     ],
-    ids=["empty folder", "pattern", "missing folder", "no image", "no bundle", "bundle without a manifest", "closed input"],
+    ids=[
+        "empty folder",
+        "pattern",
+        "missing folder",
+        "no image",
+        "no bundle",
+        "bundle without a manifest",
+        "closed input",
+    ],
 )
 def test_faults_of_new_images_do_not_strand_the_spool(
     arguments: list[str],
@@ -219,18 +258,35 @@ def test_faults_of_new_images_do_not_strand_the_spool(
 
 
 def test_faults_of_new_images_in_json(
-    server: FailingServer, pending: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: FailingServer,
+    pending: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "runtime.edge", None)
     assert main(["a.png", "b.png", "--url", server.url, "--json"]) == 1
     *lines, last = map(json.loads, capsys.readouterr().out.splitlines())
-    assert {line["image"]: line["status"] for line in lines} == {"earlier": "delivered", "a.png": "failed", "b.png": "failed"}
+    assert {line["image"]: line["status"] for line in lines} == {
+        "earlier": "delivered",
+        "a.png": "failed",
+        "b.png": "failed",
+    }
     assert last["error"].startswith("the encoder is not installed as a whole (")
-    assert {**last, "error": None} == {"delivered": 1, "refused": 0, "failed": 2, "spooled": 0, "error": None}
+    assert {**last, "error": None} == {
+        "delivered": 1,
+        "refused": 0,
+        "failed": 2,
+        "spooled": 0,
+        "error": None,
+    }
 
 
 def test_a_fault_in_one_argument_stops_no_other(
-    server: FailingServer, spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: FailingServer,
+    spool: Path,
+    golf_ball: NDArray[np.uint8],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (path,) = crops(golf_ball, tmp_path / "images", 1)
     (tmp_path / "empty").mkdir()
@@ -242,9 +298,17 @@ def test_a_fault_in_one_argument_stops_no_other(
     ("options", "environment", "message"),
     [
         (["--url", "nonsense"], {}, "'nonsense' is not a URL"),
-        (["--url", "http://host", "--token-file", "missing"], {}, "the token's file cannot be read"),
+        (
+            ["--url", "http://host", "--token-file", "missing"],
+            {},
+            "the token's file cannot be read",
+        ),
         (["--url", "http://host", "--ca-file", "missing"], {}, "missing holds no certificates"),
-        (["--url", "http://host"], {"ALL_PROXY": "socks4://me:secret@host"}, "ALL_PROXY is 'socks4://host'"),
+        (
+            ["--url", "http://host"],
+            {"ALL_PROXY": "socks4://me:secret@host"},
+            "ALL_PROXY is 'socks4://host'",
+        ),
     ],
 )
 def test_images_are_accepted_whatever_is_wrong_with_the_way(
@@ -274,10 +338,17 @@ def test_images_are_accepted_whatever_is_wrong_with_the_way(
     assert capsys.readouterr().err == err, "one line, without --json as well"
 
 
-def test_images_are_accepted_without_httpx(spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_images_are_accepted_without_httpx(
+    spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path
+) -> None:
     (path,) = crops(golf_ball, tmp_path / "images", 1)
     code = "import sys; sys.modules['httpx'] = None; from runtime.cli.edge_send import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", code, path, "--url", "http://host"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, path, "--url", "http://host"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
     assert done.stdout == "0 delivered, 0 refused, 0 failed, 1 spooled\n"
     assert "pip install 'edgecloud-features[send]'" in done.stderr
@@ -285,7 +356,10 @@ def test_images_are_accepted_without_httpx(spool: Path, golf_ball: NDArray[np.ui
 
 
 def test_what_waits_is_never_without_a_reason(
-    server: FailingServer, pending: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: FailingServer,
+    pending: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server.always = refusal(500, "graph_failed")
     assert main(["--url", server.url, "--attempts", "1"]) == EXIT_SPOOLED
@@ -302,7 +376,9 @@ def test_what_waits_is_never_without_a_reason(
     assert last["error"] == f"1 in the spool wait for the next run: {reason}"
 
 
-def test_json_has_a_last_line_where_there_is_no_spool(pending: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_a_last_line_where_there_is_no_spool(
+    pending: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (pending / "results.jsonl").write_bytes(b"no result\n\n")
     assert main(["--url", "http://host", "--json"]) == 1
     last = json.loads(capsys.readouterr().out)
@@ -310,7 +386,9 @@ def test_json_has_a_last_line_where_there_is_no_spool(pending: Path, capsys: pyt
     assert "is no result" in last["error"]
 
 
-def test_a_spool_in_use(server: FailingServer, spool: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_spool_in_use(
+    server: FailingServer, spool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Spool(spool):
         assert main(["--url", server.url]) == 1
     assert "in use by another edge-send" in capsys.readouterr().err
@@ -323,7 +401,9 @@ def edge_send(arguments: list[str], stdin: int | None = None) -> Iterator["subpr
     # What a shell runs in the background ignores Ctrl-C, and so would all that it starts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        running = subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        running = subprocess.Popen(
+            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
     finally:
         signal.signal(signal.SIGINT, before)
     with running:
@@ -333,7 +413,9 @@ def edge_send(arguments: list[str], stdin: int | None = None) -> Iterator["subpr
             running.kill()
 
 
-def test_standard_input_names_and_an_interrupt(server: FailingServer, spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_standard_input_names_and_an_interrupt(
+    server: FailingServer, spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path
+) -> None:
     (path,) = crops(golf_ball, tmp_path / "images", 1)
     odd = path.with_name(os.fsdecode(b"caf\xe9.png"))
     path.rename(odd)
@@ -341,7 +423,12 @@ def test_standard_input_names_and_an_interrupt(server: FailingServer, spool: Pat
     done = subprocess.run([*command, odd], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert b"caf\\udce9.png: " in done.stdout
-    done = subprocess.run([*command, "-"], input=(tmp_path / "images").joinpath(odd).read_bytes(), capture_output=True, check=False)
+    done = subprocess.run(
+        [*command, "-"],
+        input=(tmp_path / "images").joinpath(odd).read_bytes(),
+        capture_output=True,
+        check=False,
+    )
     assert done.returncode == 0
     assert done.stdout.startswith(b"-: ")
     server.always = hang_up
@@ -353,7 +440,10 @@ def test_standard_input_names_and_an_interrupt(server: FailingServer, spool: Pat
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert err == "edge-send: interrupted; what was accepted is in the spool, and the next run delivers it\n"
+    assert (
+        err
+        == "edge-send: interrupted; what was accepted is in the spool, and the next run delivers it\n"
+    )
     server.always = None
     assert main(["--url", server.url]) == 0
     assert len(results(spool)) == 2
@@ -367,7 +457,10 @@ def test_input_that_does_not_end_and_sigterm(server: FailingServer, pending: Pat
         running.send_signal(signal.SIGTERM)
         running.wait(60)  # its input stays open
         assert running.stderr
-        assert running.stderr.read() == "edge-send: stopped by SIGTERM; what was accepted is in the spool, and the next run delivers it\n"
+        assert (
+            running.stderr.read()
+            == "edge-send: stopped by SIGTERM; what was accepted is in the spool, and the next run delivers it\n"
+        )
     assert running.returncode == 143
 
 
@@ -393,23 +486,35 @@ def test_a_reader_that_does_not_read(stuck: str, server: FailingServer, spool: P
     stderr = writer if stuck == "both" else subprocess.PIPE
     try:
         command = [sys.executable, "-c", code, "--url", server.url]
-        done = subprocess.run(command, stdout=writer, stderr=stderr, check=False, timeout=120, text=True)
+        done = subprocess.run(
+            command, stdout=writer, stderr=stderr, check=False, timeout=120, text=True
+        )
     finally:
         os.close(reader)
         os.close(writer)
     assert done.returncode == 1
     assert len(results(spool)) == 50
     if stuck == "stdout":
-        assert done.stderr == "edge-send: 51 lines were lost, since nobody reads them; results.jsonl has what came of the images\n"
+        assert (
+            done.stderr
+            == "edge-send: 51 lines were lost, since nobody reads them; results.jsonl has what came of the images\n"
+        )
 
 
-@pytest.mark.parametrize(("redirection", "code"), [("> /dev/full", 1), (">&-", 0), ("2>&-", 0), (">&- 2>&- <&-", 0), ("| head -1", 0)])
-def test_streams_that_take_nothing_stop_no_delivery(redirection: str, code: int, server: FailingServer, spool: Path) -> None:
+@pytest.mark.parametrize(
+    ("redirection", "code"),
+    [("> /dev/full", 1), (">&-", 0), ("2>&-", 0), (">&- 2>&- <&-", 0), ("| head -1", 0)],
+)
+def test_streams_that_take_nothing_stop_no_delivery(
+    redirection: str, code: int, server: FailingServer, spool: Path
+) -> None:
     with Spool(spool) as opened:
         for number in range(50):
             opened.accept(f"image {number}", b"%d" % number)
     command = f"set -o pipefail; {sys.executable} -m runtime.cli.edge_send --url {server.url} {redirection}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == code, done.stderr
     assert len(results(spool)) == 50
     assert "Traceback" not in done.stderr
@@ -442,7 +547,12 @@ def test_killed_at_any_moment_it_loses_nothing(
     names = {str(path) for path in images}
     keys = {key_of(encoder.encode(path)): path for path in images}
     assert len(keys) == len(images)
-    server.chances = [None] * 6 + [refusal(429, "queue_full"), refusal(500, "graph_failed"), hang_up, answer_and_hang_up]  # type: ignore[list-item]
+    server.chances = [None] * 6 + [
+        refusal(429, "queue_full"),
+        refusal(500, "graph_failed"),
+        hang_up,
+        answer_and_hang_up,
+    ]  # type: ignore[list-item]
     arguments = [str(tmp_path / "images"), "--url", server.url, "--attempts", "50"]
     kills = torn = waiting_at_kill = 0
     for _ in range(30):
@@ -453,7 +563,9 @@ def test_killed_at_any_moment_it_loses_nothing(
                 time.sleep(0.002)
             time.sleep(chance.uniform(0, 0.05))
         kills += running.returncode == -signal.SIGKILL
-        content = (spool / "results.jsonl").read_bytes() if (spool / "results.jsonl").exists() else b""
+        content = (
+            (spool / "results.jsonl").read_bytes() if (spool / "results.jsonl").exists() else b""
+        )
         torn += bool(content) and not content.endswith(b"\n")
         waiting_at_kill += len(list((spool / "pending").glob("*.spool")))
     # What was accepted is delivered with no image named; then the command as it was.
@@ -469,20 +581,32 @@ def test_killed_at_any_moment_it_loses_nothing(
     assert kills >= 25
     assert waiting_at_kill > kills, "there was something to lose"
     twice = sum(count > 1 for count in server.answered.values())
-    counted = {"kills": kills, "torn": torn, "pending at kills": waiting_at_kill, "posts": len(server.posts), "answered twice": twice}
+    counted = {
+        "kills": kills,
+        "torn": torn,
+        "pending at kills": waiting_at_kill,
+        "posts": len(server.posts),
+        "answered twice": twice,
+    }
     record_property("counted", counted)
     with capsys.disabled():
         print(f"\n{counted}, {len(recorded)} results")
 
 
 def result_count(spool: Path) -> int:
-    return (spool / "results.jsonl").read_bytes().count(b"\n") if (spool / "results.jsonl").exists() else 0
+    return (
+        (spool / "results.jsonl").read_bytes().count(b"\n")
+        if (spool / "results.jsonl").exists()
+        else 0
+    )
 
 
 @contextmanager
 def cloud_serve(arguments: list[str]) -> Iterator[None]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "runtime.cli.cloud_serve", *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "runtime.cli.cloud_serve", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     try:
         assert process.stdout
@@ -495,14 +619,26 @@ def cloud_serve(arguments: list[str]) -> Iterator[None]:
 
 @pytest.mark.slow
 def test_a_cloud_serve_that_is_killed_and_comes_back(
-    spool: Path, golf_ball: NDArray[np.uint8], encoder: EdgeEncoder, decoder: CloudDecoder, bundle: Path, tmp_path: Path
+    spool: Path,
+    golf_ball: NDArray[np.uint8],
+    encoder: EdgeEncoder,
+    decoder: CloudDecoder,
+    bundle: Path,
+    tmp_path: Path,
 ) -> None:
     """The real service, with a token; the sender is killed once as well."""
     images = crops(golf_ball, tmp_path / "images", 24)
     (tmp_path / "token").write_text("0123456789abcdef-token\n")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    command = ["--port", str(port), "--bundle", str(bundle), "--token-file", str(tmp_path / "token")]
+    command = [
+        "--port",
+        str(port),
+        "--bundle",
+        str(bundle),
+        "--token-file",
+        str(tmp_path / "token"),
+    ]
     arguments = [str(tmp_path / "images"), "--url", f"http://127.0.0.1:{port}", "--in-flight", "2"]
     token = ["--token-file", str(tmp_path / "token")]
     with edge_send([*arguments, *token, "--attempts", "1000"]) as running:
@@ -519,4 +655,6 @@ def test_a_cloud_serve_that_is_killed_and_comes_back(
     for path in images:
         expected = decoder.classify(encoder.encode(path))
         assert [entry["label"] for entry in found[str(path)]][:1] == [expected[0].label]
-        assert found[str(path)][0]["probability"] == pytest.approx(expected[0].probability, abs=1e-4)
+        assert found[str(path)][0]["probability"] == pytest.approx(
+            expected[0].probability, abs=1e-4
+        )

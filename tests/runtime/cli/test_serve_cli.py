@@ -30,7 +30,18 @@ class Serving:
         self.log_path = tmp_path / "log"
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "runtime.cli.cloud_serve", "--port", "0", "--threads", "1", "--deadline-ms", "60000", *arguments],
+                [
+                    sys.executable,
+                    "-m",
+                    "runtime.cli.cloud_serve",
+                    "--port",
+                    "0",
+                    "--threads",
+                    "1",
+                    "--deadline-ms",
+                    "60000",
+                    *arguments,
+                ],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE if unread else log,
             )
@@ -39,7 +50,9 @@ class Serving:
         assert self.line.startswith("listening on http://"), self.log_path.read_text()
         self.address = self.line.split("//")[1].strip()
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, dict[str, Any]]:
+    def request(
+        self, method: str, path: str, body: bytes | None = None
+    ) -> tuple[int, dict[str, Any]]:
         connection = http.client.HTTPConnection(self.address, timeout=LIMIT)
         try:
             connection.request(method, path, body)
@@ -80,7 +93,9 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_service_from_its_start_to_its_end(serve: Callable[..., Serving], bundle: Path, feature_bytes: bytes) -> None:
+def test_a_service_from_its_start_to_its_end(
+    serve: Callable[..., Serving], bundle: Path, feature_bytes: bytes
+) -> None:
     serving = serve("--bundle", str(bundle))
     status, answer = serving.request("POST", "/v1/classify?top_k=1", feature_bytes)
     assert (status, answer["classes"][0]["label"]) == (200, "golf ball")
@@ -107,7 +122,12 @@ def test_tritons_client(serve: Callable[..., Serving], bundle: Path, feature_byt
     assert not client.is_model_ready("nobody")
     assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
     metadata = client.get_model_metadata("ours_n4")
-    assert [tensor["name"] for tensor in metadata["outputs"]] == ["label", "probability", "class_index", "logits"]
+    assert [tensor["name"] for tensor in metadata["outputs"]] == [
+        "label",
+        "probability",
+        "class_index",
+        "logits",
+    ]
     tensor = triton.InferInput(metadata["inputs"][0]["name"], [2], "BYTES")
     tensor.set_data_from_numpy(np.array([feature_bytes, feature_bytes], object))
     everything = client.infer("ours_n4", [tensor], request_id="q1", parameters={"top_k": 3})
@@ -116,14 +136,18 @@ def test_tritons_client(serve: Callable[..., Serving], bundle: Path, feature_byt
     assert everything.as_numpy("label").shape == (2, 3)
     assert everything.as_numpy("logits").shape == (2, 10)
     assert everything.as_numpy("logits").dtype == np.float32
-    assert everything.as_numpy("class_index").tolist()[1][0] == int(everything.as_numpy("logits")[1].argmax())
+    assert everything.as_numpy("class_index").tolist()[1][0] == int(
+        everything.as_numpy("logits")[1].argmax()
+    )
     outputs = [
         triton.InferRequestedOutput("probability", binary_data=False),
         triton.InferRequestedOutput("label", binary_data=False),
         triton.InferRequestedOutput("class_index", binary_data=True),
     ]
     some = client.infer("ours_n4", [tensor], outputs=outputs)
-    assert np.allclose(some.as_numpy("probability"), everything.as_numpy("probability")[:, :1], atol=1e-5)
+    assert np.allclose(
+        some.as_numpy("probability"), everything.as_numpy("probability")[:, :1], atol=1e-5
+    )
     assert some.as_numpy("label").tolist() == [["golf ball"], ["golf ball"]]
     assert some.as_numpy("class_index").shape == (2, 1)
     tensor.set_data_from_numpy(np.array([feature_bytes, feature_bytes[:-1]], object))
@@ -137,10 +161,19 @@ def test_tritons_client(serve: Callable[..., Serving], bundle: Path, feature_byt
     shared.set_shared_memory("region", len(feature_bytes))
     for ask, text in (
         (lambda: client.infer("ours_n4", [shared]), "send tensors within the request"),
-        (lambda: client.infer("ours_n4", [tensor], outputs=[output]), "send tensors within the request"),
+        (
+            lambda: client.infer("ours_n4", [tensor], outputs=[output]),
+            "send tensors within the request",
+        ),
         (lambda: client.get_system_shared_memory_status(), "send tensors within the request"),
-        (lambda: client.register_system_shared_memory("region", "/key", 64), "send tensors within the request"),
-        (lambda: client.infer("ours_n4", [tensor], request_compression_algorithm="gzip"), "compressed"),
+        (
+            lambda: client.register_system_shared_memory("region", "/key", 64),
+            "send tensors within the request",
+        ),
+        (
+            lambda: client.infer("ours_n4", [tensor], request_compression_algorithm="gzip"),
+            "compressed",
+        ),
         (lambda: client.get_model_metadata("ours_n4", "1"), "Not Found"),
     ):
         with pytest.raises(InferenceServerException, match=text):
@@ -193,7 +226,9 @@ def test_bundles_come_and_go_under_load_and_no_request_is_dropped(
     done.set()
     for thread in threads:
         thread.join(LIMIT)
-    assert {(status, answer["classes"][0]["label"]) for status, answer in answers} == {(200, "golf ball")}
+    assert {(status, answer["classes"][0]["label"]) for status, answer in answers} == {
+        (200, "golf ball")
+    }
     assert {answer["model"] for _, answer in answers} == {"first", "second"}
     # A list that cannot be served changes nothing, and is told.
     shutil.rmtree(folder / "second")
@@ -203,7 +238,9 @@ def test_bundles_come_and_go_under_load_and_no_request_is_dropped(
     assert serving.stop() == 0
 
 
-def test_sigterm_answers_what_was_admitted(serve: Callable[..., Serving], bundle: Path, feature_bytes: bytes) -> None:
+def test_sigterm_answers_what_was_admitted(
+    serve: Callable[..., Serving], bundle: Path, feature_bytes: bytes
+) -> None:
     serving = serve("--bundle", str(bundle), "--drain-ms", "100000")
     kept = http.client.HTTPConnection(serving.address, timeout=LIMIT)
 
@@ -214,7 +251,11 @@ def test_sigterm_answers_what_was_admitted(serve: Callable[..., Serving], bundle
 
     assert ready()
     found: list[tuple[int, dict[str, Any]]] = []
-    thread = threading.Thread(target=lambda: found.append(serving.request("POST", "/v1/classify/batch", join([feature_bytes] * 5))))
+    thread = threading.Thread(
+        target=lambda: found.append(
+            serving.request("POST", "/v1/classify/batch", join([feature_bytes] * 5))
+        )
+    )
     thread.start()
     until(lambda: "edgecloud_queue_images 5.0" in _metrics(serving))
     serving.process.send_signal(signal.SIGTERM)
@@ -237,16 +278,25 @@ def _metrics(serving: Serving) -> str:
     return text
 
 
-def test_draining_ends_in_time_and_says_so_to_whom_it_leaves(serve: Callable[..., Serving], bundle: Path, feature_bytes: bytes) -> None:
+def test_draining_ends_in_time_and_says_so_to_whom_it_leaves(
+    serve: Callable[..., Serving], bundle: Path, feature_bytes: bytes
+) -> None:
     serving = serve("--bundle", str(bundle), "--drain-ms", "50", "--max-batch", "2")
     found: list[tuple[int, dict[str, Any]]] = []
     # Far more than can be done in two seconds, which uvicorn leaves a connection.
     body = join([feature_bytes] * 64)
-    threads = [threading.Thread(target=lambda: found.append(serving.request("POST", "/v1/classify/batch", body))) for _ in range(2)]
+    threads = [
+        threading.Thread(
+            target=lambda: found.append(serving.request("POST", "/v1/classify/batch", body))
+        )
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     until(lambda: "edgecloud_queue_images 128.0" in _metrics(serving))
-    silent = socket.create_connection((serving.address.split(":")[0], int(serving.address.split(":")[1])))
+    silent = socket.create_connection(
+        (serving.address.split(":")[0], int(serving.address.split(":")[1]))
+    )
     start = time.monotonic()
     assert serving.stop() == 0
     assert time.monotonic() - start < LIMIT / 2
@@ -256,7 +306,9 @@ def test_draining_ends_in_time_and_says_so_to_whom_it_leaves(serve: Callable[...
     assert [(status, answer["code"]) for status, answer in found] == [(503, "draining")] * 2
 
 
-def test_a_log_that_nobody_reads_holds_up_neither_requests_nor_the_end(serve: Callable[..., Serving], bundle: Path) -> None:
+def test_a_log_that_nobody_reads_holds_up_neither_requests_nor_the_end(
+    serve: Callable[..., Serving], bundle: Path
+) -> None:
     serving = serve("--bundle", str(bundle), unread=True)
     connection = http.client.HTTPConnection(serving.address, timeout=LIMIT)
     for _ in range(800):  # several times what a pipe holds
@@ -266,7 +318,9 @@ def test_a_log_that_nobody_reads_holds_up_neither_requests_nor_the_end(serve: Ca
     assert serving.stop() == 0
 
 
-def test_sigterm_refuses_bodies_that_have_not_wholly_come(serve: Callable[..., Serving], bundle: Path) -> None:
+def test_sigterm_refuses_bodies_that_have_not_wholly_come(
+    serve: Callable[..., Serving], bundle: Path
+) -> None:
     serving = serve("--bundle", str(bundle))
     host, port = serving.address.split(":")
 
@@ -282,13 +336,17 @@ def test_sigterm_refuses_bodies_that_have_not_wholly_come(serve: Callable[..., S
         "Expect: 100-continue\nContent-Length: 9\n\n",
     ]
     paths = ["/v1/classify", "/v1/classify/batch", "/v2/models/ours_n4/infer"]
-    unfinished = [send(f"POST {path} HTTP/1.1\nHost: test\n{body}") for path in paths for body in bodies]
+    unfinished = [
+        send(f"POST {path} HTTP/1.1\nHost: test\n{body}") for path in paths for body in bodies
+    ]
     without_head = [send(""), send("POST /v1/classify HTTP/1.1\nHo")]
     path = "/v2/health/live"  # answered behind all of these
     assert serving.request("GET", path)[0] == 200
     assert serving.stop() == 0
     for connection in unfinished:
-        answer = b"".join(iter(lambda connection=connection: connection.recv(1 << 16), b"")).removeprefix(b"HTTP/1.1 100 \r\n\r\n")
+        answer = b"".join(
+            iter(lambda connection=connection: connection.recv(1 << 16), b"")
+        ).removeprefix(b"HTTP/1.1 100 \r\n\r\n")
         answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
         head, _, body = answer.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503 ")
@@ -301,11 +359,27 @@ def test_sigterm_refuses_bodies_that_have_not_wholly_come(serve: Callable[..., S
     assert codes == ["draining"] * len(unfinished), "and neither a traceback nor anything else"
 
 
-def test_a_second_sigterm_ends_it_at_once(serve: Callable[..., Serving], bundle: Path, feature_bytes: bytes) -> None:
-    serving = serve("--bundle", str(bundle), "--drain-ms", "600000", "--deadline-ms", "600000", "--max-batch", "1")
+def test_a_second_sigterm_ends_it_at_once(
+    serve: Callable[..., Serving], bundle: Path, feature_bytes: bytes
+) -> None:
+    serving = serve(
+        "--bundle",
+        str(bundle),
+        "--drain-ms",
+        "600000",
+        "--deadline-ms",
+        "600000",
+        "--max-batch",
+        "1",
+    )
     found: list[tuple[int, dict[str, Any]]] = []
     body = join([feature_bytes] * 64)
-    threads = [threading.Thread(target=lambda: found.append(serving.request("POST", "/v1/classify/batch", body))) for _ in range(2)]
+    threads = [
+        threading.Thread(
+            target=lambda: found.append(serving.request("POST", "/v1/classify/batch", body))
+        )
+        for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     until(lambda: "edgecloud_queue_images 128.0" in _metrics(serving))
@@ -339,7 +413,9 @@ class Loading:
             "1",
         ]
         self.process = subprocess.Popen(
-            [*prefix, *self.command, "--token-file", str(self.tokens), "--log", "failures"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [*prefix, *self.command, "--token-file", str(self.tokens), "--log", "failures"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
 
     def health(self, what: str) -> int:
@@ -386,7 +462,9 @@ def _unshare() -> list[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("first", [False, True], ids=["process", "first process"])
-def test_a_signal_while_it_loads_ends_it_at_once(loading: Callable[..., Loading], number: signal.Signals, first: bool) -> None:
+def test_a_signal_while_it_loads_ends_it_at_once(
+    loading: Callable[..., Loading], number: signal.Signals, first: bool
+) -> None:
     """Also as the first process of a container, which no signal without a handler reaches."""
     service = loading(*(_unshare() if first else []))
     until(lambda: service.health("live") == 200)
@@ -396,10 +474,15 @@ def test_a_signal_while_it_loads_ends_it_at_once(loading: Callable[..., Loading]
     os.kill(service.own_id(first), number)
     out, error = service.process.communicate(timeout=LIMIT)
     assert service.process.returncode == 0
-    assert (out, error.decode()) == (b"", f"cloud-serve: stopped by {number.name} before it served\n")
+    assert (out, error.decode()) == (
+        b"",
+        f"cloud-serve: stopped by {number.name} before it served\n",
+    )
 
 
-def test_sighup_while_it_loads_reads_again_once_it_has_loaded(loading: Callable[..., Loading]) -> None:
+def test_sighup_while_it_loads_reads_again_once_it_has_loaded(
+    loading: Callable[..., Loading],
+) -> None:
     service = loading()
     until(lambda: service.health("live") == 200)
     service.process.send_signal(signal.SIGHUP)
@@ -418,11 +501,18 @@ def test_sighup_while_it_loads_reads_again_once_it_has_loaded(loading: Callable[
     assert answers("a-token-of-the-start") == 401
     service.process.send_signal(signal.SIGTERM)
     out, _ = service.process.communicate(timeout=LIMIT)
-    assert (service.process.returncode, out.decode()) == (0, f"listening on http://127.0.0.1:{service.port}\n")
+    assert (service.process.returncode, out.decode()) == (
+        0,
+        f"listening on http://127.0.0.1:{service.port}\n",
+    )
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="handled signals are read in /proc")
-def test_signals_are_handled_before_anything_is_imported_that_takes_time(loading: Callable[..., Loading]) -> None:
+@pytest.mark.skipif(
+    not Path("/proc/self/status").is_file(), reason="handled signals are read in /proc"
+)
+def test_signals_are_handled_before_anything_is_imported_that_takes_time(
+    loading: Callable[..., Loading],
+) -> None:
     service = loading()
 
     def handles(number: signal.Signals) -> bool:
@@ -434,7 +524,9 @@ def test_signals_are_handled_before_anything_is_imported_that_takes_time(loading
     while not handles(signal.SIGHUP):
         assert time.monotonic() < end
     assert service.health("live") == 0
-    until(lambda: service.process.send_signal(signal.SIGHUP) is None and service.health("live") == 200)
+    until(
+        lambda: service.process.send_signal(signal.SIGHUP) is None and service.health("live") == 200
+    )
     service.process.send_signal(signal.SIGTERM)
     service.process.communicate(timeout=LIMIT)
     assert service.process.returncode == 0
@@ -444,9 +536,17 @@ def test_a_second_start_on_one_port_fails_at_once(loading: Callable[..., Loading
     """Though the first has not loaded yet."""
     service = loading()
     until(lambda: service.health("live") == 200)
-    second = subprocess.run([*service.command, "--bundle", "/nowhere"], capture_output=True, text=True, timeout=LIMIT, check=False)
+    second = subprocess.run(
+        [*service.command, "--bundle", "/nowhere"],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
     assert (second.returncode, second.stdout) == (1, "")
-    assert second.stderr.startswith(f"cloud-serve: cannot listen on 127.0.0.1 port {service.port}, Address already in use: choose")
+    assert second.stderr.startswith(
+        f"cloud-serve: cannot listen on 127.0.0.1 port {service.port}, Address already in use: choose"
+    )
     assert second.stderr.count("\n") == 1
 
 
@@ -455,11 +555,27 @@ def test_a_second_start_on_one_port_fails_at_once(loading: Callable[..., Loading
     ("streams", "status"),
     [("<&- >&- 2>&-", 0), (">/dev/full 2>/dev/full", 1), (">&-", 0), ("2>/dev/full", 0)],
 )
-def test_streams_that_are_closed_or_full_do_not_stop_it(bundle: Path, feature_bytes: bytes, streams: str, status: int) -> None:
+def test_streams_that_are_closed_or_full_do_not_stop_it(
+    bundle: Path, feature_bytes: bytes, streams: str, status: int
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "runtime.cli.cloud_serve", "--bundle", str(bundle), "--port", str(port), "--deadline-ms", "60000"]
-    process = subprocess.Popen(["sh", "-c", f'exec "$@" {streams}', "sh", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        sys.executable,
+        "-m",
+        "runtime.cli.cloud_serve",
+        "--bundle",
+        str(bundle),
+        "--port",
+        str(port),
+        "--deadline-ms",
+        "60000",
+    ]
+    process = subprocess.Popen(
+        ["sh", "-c", f'exec "$@" {streams}', "sh", *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
 
         def ask(method: str, path: str, body: bytes | None = None) -> int:
@@ -482,18 +598,37 @@ def test_streams_that_are_closed_or_full_do_not_stop_it(bundle: Path, feature_by
         process.wait()
 
 
-def test_many_idle_connections_under_a_low_limit_of_open_files(tmp_path: Path, bundle: Path, feature_bytes: bytes) -> None:
+def test_many_idle_connections_under_a_low_limit_of_open_files(
+    tmp_path: Path, bundle: Path, feature_bytes: bytes
+) -> None:
     log_path = tmp_path / "log"
-    command = [sys.executable, "-m", "runtime.cli.cloud_serve", "--bundle", str(bundle), "--port", "0", "--deadline-ms", "60000"]
+    command = [
+        sys.executable,
+        "-m",
+        "runtime.cli.cloud_serve",
+        "--bundle",
+        str(bundle),
+        "--port",
+        "0",
+        "--deadline-ms",
+        "60000",
+    ]
     with log_path.open("wb") as log:
-        process = subprocess.Popen(["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *command], stdout=subprocess.PIPE, stderr=log)
+        process = subprocess.Popen(
+            ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *command],
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
     idle: list[socket.socket] = []
     try:
         assert process.stdout
         host, port = process.stdout.readline().decode().split("//")[1].split(":")
         start = time.monotonic()
         idle += [socket.create_connection((host, int(port)), LIMIT) for _ in range(100)]
-        for method, path, body in (("GET", "/v2/health/live", None), ("POST", "/v1/classify", feature_bytes)) * 5:
+        for method, path, body in (
+            ("GET", "/v2/health/live", None),
+            ("POST", "/v1/classify", feature_bytes),
+        ) * 5:
             connection = http.client.HTTPConnection(host, int(port), timeout=LIMIT)
             connection.request(method, path, body)
             assert connection.getresponse().status == 200
@@ -514,27 +649,44 @@ def test_many_idle_connections_under_a_low_limit_of_open_files(tmp_path: Path, b
     assert {line["logger"] for line in told} == {"runtime.service.http"}
 
 
-def test_it_warns_where_others_can_reach_it_without_a_token(serve: Callable[..., Serving], bundle: Path, tmp_path: Path) -> None:
+def test_it_warns_where_others_can_reach_it_without_a_token(
+    serve: Callable[..., Serving], bundle: Path, tmp_path: Path
+) -> None:
     serving = serve("--bundle", str(bundle), "--host", "0.0.0.0")
-    assert "listening on 0.0.0.0 without a token, anybody who reaches it may use it" in serving.log_path.read_text()
+    assert (
+        "listening on 0.0.0.0 without a token, anybody who reaches it may use it"
+        in serving.log_path.read_text()
+    )
     assert serving.stop() == 0
     (tmp_path / "tokens").write_text("0123456789abcdef\n")
-    serving = serve("--bundle", str(bundle), "--host", "0.0.0.0", "--token-file", str(tmp_path / "tokens"))
+    serving = serve(
+        "--bundle", str(bundle), "--host", "0.0.0.0", "--token-file", str(tmp_path / "tokens")
+    )
     assert serving.log_path.read_text() == ""
     serving.address = serving.address.replace("0.0.0.0", "127.0.0.1")
     assert serving.request("GET", "/v2")[0] == 401
     assert serving.stop() == 0
 
 
-def test_what_cannot_be_started(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_started(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert serve_cli.main(["--bundle", str(bundle), "--port", str(taken.getsockname()[1])]) == 1
     assert "choose another --host or --port" in capsys.readouterr().err
     assert serve_cli.main(["--bundle", str(tmp_path / "nowhere"), "--port", "0"]) == 1
     assert "no bundle in" in capsys.readouterr().err
-    assert serve_cli.main(["--bundle", str(bundle), "--token-file", str(tmp_path / "none"), "--port", "0"]) == 1
+    assert (
+        serve_cli.main(
+            ["--bundle", str(bundle), "--token-file", str(tmp_path / "none"), "--port", "0"]
+        )
+        == 1
+    )
     assert "none" in capsys.readouterr().err
-    assert serve_cli.main(["--bundle", str(bundle), "--host", "no.such.host.invalid", "--port", "0"]) == 1
+    assert (
+        serve_cli.main(["--bundle", str(bundle), "--host", "no.such.host.invalid", "--port", "0"])
+        == 1
+    )
     assert "no.such.host.invalid" in capsys.readouterr().err
 
 
@@ -558,4 +710,6 @@ def test_wrong_usage(arguments: list[str]) -> None:
 
 def test_local_addresses() -> None:
     assert all(serve_cli._is_local(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"))
-    assert not any(serve_cli._is_local(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org"))
+    assert not any(
+        serve_cli._is_local(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org")
+    )

@@ -74,7 +74,9 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(initialize_head=True, head_node_args={**NODE, "node_ip_address": HEAD})
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={**NODE, "node_ip_address": HEAD}
+        )
         self.worker: Any = None
         self.add_worker()
         ray.init(address=self.cluster.address, _node_ip_address=HEAD, log_to_driver=False)
@@ -127,7 +129,10 @@ def nodes() -> Iterator[Nodes]:
         patch.setenv("RAY_worker_register_timeout_seconds", "300")
         # Ray gives a node 30 seconds to start, in which a busy machine asks it in vain; here it may take longer.
         patch.setattr("ray._private.services.get_node", patient(ray._private.services.get_node))
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])))
+        patch.setenv(
+            "PYTHONPATH",
+            os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
+        )
         started = Nodes()
         try:
             yield started
@@ -142,12 +147,21 @@ class Sample(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def samples(golf_ball: NDArray[np.uint8], encoder: EdgeEncoder, decoder: CloudDecoder) -> list[Sample]:
+def samples(
+    golf_ball: NDArray[np.uint8], encoder: EdgeEncoder, decoder: CloudDecoder
+) -> list[Sample]:
     """Feature files of parts of the demo's picture, and what they are classified as in this process: no two alike."""
-    parts = [golf_ball[top : top + 224, left : left + 224] for top in range(0, 256, 64) for left in range(0, 416, 104)]
+    parts = [
+        golf_ball[top : top + 224, left : left + 224]
+        for top in range(0, 256, 64)
+        for left in range(0, 416, 104)
+    ]
     files = [encoder.encode(part) for part in parts]
     best = [decoder.classify(data, 1)[0] for data in files]
-    found = [Sample(data, one.class_index, one.probability) for data, one in zip(files, best, strict=True)]
+    found = [
+        Sample(data, one.class_index, one.probability)
+        for data, one in zip(files, best, strict=True)
+    ]
     unlike = {(one.class_index, round(one.probability, 3)): one for one in found}
     assert len(unlike) >= 12
     return list(unlike.values())
@@ -165,13 +179,25 @@ def write_packs(folder: Path, samples: list[Sample]) -> list[Path]:
     folder.mkdir()
     paths = []
     for number in range(3):
-        rows = [{"key": f"{number}/{row}", "feature_file": samples[(number + row) % len(samples)].data} for row in range(24)]
+        rows = [
+            {"key": f"{number}/{row}", "feature_file": samples[(number + row) % len(samples)].data}
+            for row in range(24)
+        ]
         if number == 1:
             rows[5]["feature_file"], rows[9]["feature_file"] = rows[5]["feature_file"][:-2], None
         paths.append(folder / f"pack{number}.parquet")
-        columns = [pa.array([row.get(name) for row in rows], PACK.field(name).type) for name in ("key", "feature_file")]
+        columns = [
+            pa.array([row.get(name) for row in rows], PACK.field(name).type)
+            for name in ("key", "feature_file")
+        ]
         sizes = [pa.array([224] * 24, pa.int32())] * 2
-        pq.write_table(pa.table(columns + sizes, PACK), paths[-1], row_group_size=4, compression="none", write_page_checksum=True)
+        pq.write_table(
+            pa.table(columns + sizes, PACK),
+            paths[-1],
+            row_group_size=4,
+            compression="none",
+            write_page_checksum=True,
+        )
     return paths
 
 
@@ -182,7 +208,9 @@ def check_predictions(source: Path, target: Path, decoder: CloudDecoder) -> None
     assert found.schema.equals(PREDICTIONS)
     for name in ("key", "label", "class_index", "error"):
         assert found[name].to_pylist() == wanted[name].to_pylist()
-    for one, other in zip(found["probability"].to_pylist(), wanted["probability"].to_pylist(), strict=True):
+    for one, other in zip(
+        found["probability"].to_pylist(), wanted["probability"].to_pylist(), strict=True
+    ):
         assert one is other or abs(one - other) < 1e-4
 
 
@@ -193,7 +221,9 @@ def test_packs_are_classified_though_an_actor_is_killed(
     sources = write_packs(tmp_path / "packs", samples)
     damaged = tmp_path / "packs" / "damaged.parquet"
     content = bytearray(sources[0].read_bytes())
-    content[content.index(samples[0].data) + 20] ^= 1  # within a feature file, which a page's checksum covers
+    content[content.index(samples[0].data) + 20] ^= (
+        1  # within a feature file, which a page's checksum covers
+    )
     damaged.write_bytes(content)
     out = tmp_path / "out"
     out.mkdir()
@@ -213,20 +243,31 @@ def test_packs_are_classified_though_an_actor_is_killed(
         (24, 0, True),
     ]
     assert "damaged.parquet" in str(results[1].failure)
-    assert sorted(path.name for path in out.iterdir()) == ["pack0.parquet", "pack1.parquet", "pack2.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "pack0.parquet",
+        "pack1.parquet",
+        "pack2.parquet",
+    ]
     for source in sources:
         check_predictions(source, out / source.name, decoder)
 
 
 @cluster
 def test_a_run_that_is_killed_goes_on_where_it_was(
-    nodes: Nodes, samples: list[Sample], bundle: Path, decoder: CloudDecoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    nodes: Nodes,
+    samples: list[Sample],
+    bundle: Path,
+    decoder: CloudDecoder,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     sources = write_packs(tmp_path / "packs", samples)
     out = tmp_path / "out"
     command = ["--ray", *map(str, sources), "-o", str(out), "--bundle", str(bundle), "--json"]
     driver = subprocess.Popen(
-        [sys.executable, "-c", IN_CLUSTER, nodes.cluster.address, HEAD, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", IN_CLUSTER, nodes.cluster.address, HEAD, *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     wait_until(lambda: (out / "pack0.parquet").exists() or driver.poll() is not None)
     driver.kill()
@@ -248,7 +289,9 @@ def test_a_run_that_is_killed_goes_on_where_it_was(
     assert all(json.loads(line)["skipped"] for line in capsys.readouterr().out.splitlines())
 
 
-def test_an_actor_that_cannot_load_its_bundle_says_so(samples: list[Sample], bundle: Path, tmp_path: Path) -> None:
+def test_an_actor_that_cannot_load_its_bundle_says_so(
+    samples: list[Sample], bundle: Path, tmp_path: Path
+) -> None:
     (source, *_) = write_packs(tmp_path / "packs", samples)
     unit = pa.table({"unit": [7], "source": [str(source)], "row_group": [0]})
     for arguments, reason in (
@@ -299,12 +342,19 @@ def test_sigterm_stays_with_the_command() -> None:
 
 
 def test_a_cluster_that_is_not_there(
-    samples: list[Sample], bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    samples: list[Sample],
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert not ray.is_initialized()
     sources = write_packs(tmp_path / "packs", samples)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    assert main(["--ray", *map(str, sources), "-o", str(tmp_path / "out"), "--bundle", str(bundle)]) == EXIT_FAILURE
+    assert (
+        main(["--ray", *map(str, sources), "-o", str(tmp_path / "out"), "--bundle", str(bundle)])
+        == EXIT_FAILURE
+    )
     assert "no Ray cluster at RAY_ADDRESS=127.0.0.1:1" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -330,7 +380,13 @@ def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any], rea
 # What a RayService may have, by the API reference of KubeRay (ray.io/v1); fields of pods are those of Kubernetes.
 KUBERAY = {
     "RayService": {"apiVersion", "kind", "metadata", "spec"},
-    "RayServiceSpec": {"serveConfigV2", "rayClusterConfig", "upgradeStrategy", "serveService", "excludeHeadPodFromServeSvc"},
+    "RayServiceSpec": {
+        "serveConfigV2",
+        "rayClusterConfig",
+        "upgradeStrategy",
+        "serveService",
+        "excludeHeadPodFromServeSvc",
+    },
     "RayClusterSpec": {
         "rayVersion",
         "authOptions",
@@ -343,10 +399,32 @@ KUBERAY = {
         "suspend",
         "managedBy",
     },
-    "AutoscalerOptions": {"resources", "image", "idleTimeoutSeconds", "upscalingMode", "version", "env", "envFrom", "volumeMounts"},
-    "GcsFaultToleranceOptions": {"redisUsername", "redisPassword", "externalStorageNamespace", "redisAddress"},
+    "AutoscalerOptions": {
+        "resources",
+        "image",
+        "idleTimeoutSeconds",
+        "upscalingMode",
+        "version",
+        "env",
+        "envFrom",
+        "volumeMounts",
+    },
+    "GcsFaultToleranceOptions": {
+        "redisUsername",
+        "redisPassword",
+        "externalStorageNamespace",
+        "redisAddress",
+    },
     "HeadGroupSpec": {"template", "headService", "enableIngress", "rayStartParams", "serviceType"},
-    "WorkerGroupSpec": {"groupName", "replicas", "minReplicas", "maxReplicas", "idleTimeoutSeconds", "rayStartParams", "template"},
+    "WorkerGroupSpec": {
+        "groupName",
+        "replicas",
+        "minReplicas",
+        "maxReplicas",
+        "idleTimeoutSeconds",
+        "rayStartParams",
+        "template",
+    },
 }
 
 
@@ -360,7 +438,9 @@ def test_the_config_files_are_understood() -> None:
     manifest = yaml.safe_load((PROJECT / "docs" / "ray" / "rayservice.yaml").read_text())
     cluster = manifest["spec"]["rayClusterConfig"]
     embedded = yaml.safe_load(manifest["spec"]["serveConfigV2"])
-    embedded["applications"][0]["args"]["token-file"] = config["applications"][0]["args"]["token-file"]
+    embedded["applications"][0]["args"]["token-file"] = config["applications"][0]["args"][
+        "token-file"
+    ]
     assert embedded == config
     (application,) = ServeDeploySchema.model_validate(config).applications
     assert application.import_path == f"{app.__module__}:{app.__name__}"
@@ -391,7 +471,9 @@ class Load:
         self.wrong: list[str] = []
         self.slowest = 0.0
         self._lock, self._end = threading.Lock(), threading.Event()
-        self._threads = [threading.Thread(target=self._client, args=(number,)) for number in range(clients)]
+        self._threads = [
+            threading.Thread(target=self._client, args=(number,)) for number in range(clients)
+        ]
 
     def __enter__(self) -> "Load":
         for thread in self._threads:
@@ -405,7 +487,11 @@ class Load:
         assert not any(thread.is_alive() for thread in self._threads)
 
     def count(self, outcome: str, phase: str | None = None) -> int:
-        return sum(number for (when, what), number in self.outcomes.items() if what == outcome and phase in (None, when))
+        return sum(
+            number
+            for (when, what), number in self.outcomes.items()
+            if what == outcome and phase in (None, when)
+        )
 
     def _client(self, number: int) -> None:
         with httpx.Client(timeout=HANG_SECONDS) as client:
@@ -428,7 +514,10 @@ class Load:
         if response.status_code != 200:
             return str(response.status_code)
         best = response.json()["classes"][0]
-        if best["class_index"] != sample.class_index or not abs(best["probability"] - sample.probability) <= 1e-4:
+        if (
+            best["class_index"] != sample.class_index
+            or not abs(best["probability"] - sample.probability) <= 1e-4
+        ):
             self.wrong.append(response.text)
             return "wrong"
         return "right"
@@ -445,7 +534,18 @@ def url(nodes: Nodes, bundle: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": port})
-    serve.run(app({"bundle": [str(bundle)], "replicas": "3", "max-queue": 8, "deadline-ms": 20_000, "log": "refusals"}), route_prefix="/")
+    serve.run(
+        app(
+            {
+                "bundle": [str(bundle)],
+                "replicas": "3",
+                "max-queue": 8,
+                "deadline-ms": 20_000,
+                "log": "refusals",
+            }
+        ),
+        route_prefix="/",
+    )
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 
@@ -460,7 +560,9 @@ def replicas() -> int:
 
 
 @cluster
-def test_the_same_answers_and_refusals_as_without_ray(url: str, bundle: Path, samples: list[Sample]) -> None:
+def test_the_same_answers_and_refusals_as_without_ray(
+    url: str, bundle: Path, samples: list[Sample]
+) -> None:
     from runtime.service.app import Settings, create_app
 
     good = samples[0].data
@@ -472,7 +574,11 @@ def test_the_same_answers_and_refusals_as_without_ray(url: str, bundle: Path, sa
         ("POST", "/v1/classify", b"no feature file"),
         ("POST", "/v1/classify", good[:-1]),
         ("POST", "/v1/classify", bytes(1 << 20)),
-        ("POST", "/v1/classify/batch", b"".join(len(one.data).to_bytes(4, "little") + one.data for one in samples[:3])),
+        (
+            "POST",
+            "/v1/classify/batch",
+            b"".join(len(one.data).to_bytes(4, "little") + one.data for one in samples[:3]),
+        ),
         ("GET", "/v1/classify", None),
         ("GET", "/nothing", None),
         ("GET", "/v2/health/ready", None),
@@ -486,7 +592,11 @@ def test_the_same_answers_and_refusals_as_without_ray(url: str, bundle: Path, sa
 
         def plain(value: Any) -> Any:
             if isinstance(value, dict):
-                return {key: plain(entry) for key, entry in value.items() if key not in ("milliseconds", "probability")}
+                return {
+                    key: plain(entry)
+                    for key, entry in value.items()
+                    if key not in ("milliseconds", "probability")
+                }
             return [plain(entry) for entry in value] if isinstance(value, list) else value
 
         return response.status_code, plain(response.json())
@@ -495,12 +605,20 @@ def test_the_same_answers_and_refusals_as_without_ray(url: str, bundle: Path, sa
         application = create_app(Settings(bundles=(bundle,), threads=1, max_queue=8))
         async with (
             application.router.lifespan_context(application),
-            httpx.AsyncClient(transport=httpx.ASGITransport(application), base_url="http://127.0.0.1") as client,
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(application), base_url="http://127.0.0.1"
+            ) as client,
         ):
-            return [seen(await client.request(method, path, content=content)) for method, path, content in requests]
+            return [
+                seen(await client.request(method, path, content=content))
+                for method, path, content in requests
+            ]
 
     with httpx.Client(base_url=url, timeout=HANG_SECONDS) as client:
-        answers = [seen(client.request(method, path, content=content)) for method, path, content in requests]
+        answers = [
+            seen(client.request(method, path, content=content))
+            for method, path, content in requests
+        ]
     assert answers == asyncio.run(without_ray())
 
 
@@ -510,7 +628,9 @@ def test_a_full_queue_is_refused_by_the_application(url: str, samples: list[Samp
     answers: list[httpx.Response] = []
 
     def send() -> None:
-        answers.append(httpx.post(f"{url}/v1/classify", content=samples[0].data, timeout=HANG_SECONDS))
+        answers.append(
+            httpx.post(f"{url}/v1/classify", content=samples[0].data, timeout=HANG_SECONDS)
+        )
 
     threads = [threading.Thread(target=send) for _ in range(96)]
     for thread in threads:
@@ -575,7 +695,9 @@ def test_a_replica_and_a_node_are_killed_under_load(
         load.phase = "replica killed"
         (first, *_) = nodes.processes("ServeReplica")
         os.kill(first, signal.SIGKILL)
-        wait_until(lambda: len(set(nodes.processes("ServeReplica")) - {first}) == 3 and replicas() == 3)
+        wait_until(
+            lambda: len(set(nodes.processes("ServeReplica")) - {first}) == 3 and replicas() == 3
+        )
         wait_until(lambda: load.count("right", "replica killed") >= 50)
 
         load.phase = "node killed"
@@ -597,12 +719,22 @@ def test_a_replica_and_a_node_are_killed_under_load(
         assert result["status"] == "delivered"
         assert result["classes"][0]["class_index"] == best.class_index
         assert abs(result["classes"][0]["probability"] - best.probability) < 1e-4
-    print(f"requests {dict(load.outcomes)}, slowest {load.slowest:.2f} s; images through edge-send: {len(results)} of {len(device.sent)}")
+    print(
+        f"requests {dict(load.outcomes)}, slowest {load.slowest:.2f} s; images through edge-send: {len(results)} of {len(device.sent)}"
+    )
     assert not load.wrong
     assert load.count("hung") == 0
     errors = {what for _, what in load.outcomes} - {"right", "429"}
     # 500 and 503 are Ray's, of requests that died with their replica or came before it was known; the others are connections that ended.
-    assert errors <= {"500", "503", "504", "ReadError", "RemoteProtocolError", "ConnectError", "WriteError"}, load.outcomes
+    assert errors <= {
+        "500",
+        "503",
+        "504",
+        "ReadError",
+        "RemoteProtocolError",
+        "ConnectError",
+        "WriteError",
+    }, load.outcomes
     lost = sum(number for (_, what), number in load.outcomes.items() if what in errors)
     assert lost <= 4 * 6, load.outcomes  # about what was under way: one request a client each time
     assert load.count("right", "node killed") > 0

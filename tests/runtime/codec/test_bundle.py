@@ -30,17 +30,27 @@ def edit_manifest(folder: Path, change: Callable[[dict], object]) -> None:
 def put(folder: Path, name: str, data: bytes) -> None:
     """Replace a file and its hash in the manifest: what an attacker or a careless script would do."""
     replace(folder / name, data)
-    edit_manifest(folder, lambda manifest: manifest["files"][name].update(sha256=hashlib.sha256(data).hexdigest()))
+    edit_manifest(
+        folder,
+        lambda manifest: manifest["files"][name].update(sha256=hashlib.sha256(data).hexdigest()),
+    )
 
 
 def test_a_bundle_says_what_it_is(bundle: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
-    assert (manifest["schema"], manifest["model"], manifest["lmb"], manifest["weights"]) == (SCHEMA, "ours_n4", "1.28", "trained")
+    assert (manifest["schema"], manifest["model"], manifest["lmb"], manifest["weights"]) == (
+        SCHEMA,
+        "ours_n4",
+        "1.28",
+        "trained",
+    )
     assert manifest["shape"] == {"channels": 64, "stride": 8, "shrink": 0}
     assert manifest["max_symbols"] == 64 * 128 * 128
     assert manifest["parity"]["equal_share"] >= 0.9999
     assert manifest["parity"]["nonzero_share"] >= 0.01
-    assert {"torch", "onnx", "onnxruntime", "compressai", "edgecloud-features"} <= set(manifest["versions"])
+    assert {"torch", "onnx", "onnxruntime", "compressai", "edgecloud-features"} <= set(
+        manifest["versions"]
+    )
     for graph in ("edge.onnx", "cloud.onnx"):
         properties = {entry.key: entry.value for entry in onnx.load(bundle / graph).metadata_props}
         assert properties["model"] == "ours_n4"
@@ -56,7 +66,9 @@ def test_the_default_bundle_is_of_the_environment_or_here(monkeypatch: pytest.Mo
     assert default_bundle() == Path("/elsewhere")
 
 
-def test_each_end_needs_its_half_alone(bundle: Path, copy_of: Copy, golf_ball, feature_bytes: bytes) -> None:
+def test_each_end_needs_its_half_alone(
+    bundle: Path, copy_of: Copy, golf_ball, feature_bytes: bytes
+) -> None:
     folder = copy_of(bundle)
     cloud = [folder / "cloud.onnx", folder / "labels.txt"]
     kept = [path.read_bytes() for path in cloud]
@@ -99,8 +111,12 @@ def test_tables_of_another_bundle(bundle: Path, random_bundle: Path, copy_of: Co
         Bundle.load(folder)
 
 
-@pytest.mark.parametrize(("name", "end"), [("edge.onnx", EdgeEncoder), ("cloud.onnx", CloudDecoder)])
-def test_a_graph_of_another_bundle(bundle: Path, random_bundle: Path, copy_of: Copy, name: str, end: type) -> None:
+@pytest.mark.parametrize(
+    ("name", "end"), [("edge.onnx", EdgeEncoder), ("cloud.onnx", CloudDecoder)]
+)
+def test_a_graph_of_another_bundle(
+    bundle: Path, random_bundle: Path, copy_of: Copy, name: str, end: type
+) -> None:
     folder = copy_of(random_bundle)
     put(folder, name, (bundle / name).read_bytes())
     with pytest.raises(errors.InconsistentBundleError, match="is of bundle"):
@@ -129,7 +145,9 @@ def test_labels_that_are_no_text(random_bundle: Path, copy_of: Copy) -> None:
         CloudDecoder(folder)
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"{}", b"{", b'{"schema": 2}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"null", b"{}", b"{", b'{"schema": 2}', b"\xff", b"[" * 100_000]
+)
 def test_a_manifest_that_is_none(random_bundle: Path, copy_of: Copy, text: bytes) -> None:
     folder = copy_of(random_bundle)
     replace(folder / "manifest.json", text)
@@ -147,27 +165,69 @@ def test_a_manifest_that_is_none(random_bundle: Path, copy_of: Copy, text: bytes
         (lambda m: m.update(format_version=2), errors.UnsupportedBundleError, "version 2"),
         (lambda m: m.update(fingerprint="00" * 32), errors.InconsistentBundleError, "00000000"),
         (lambda m: m.update(fingerprint=7), errors.InconsistentBundleError, "not understood"),
-        (lambda m: m.update(bottleneck_sha256="xy"), errors.InconsistentBundleError, "not understood"),
+        (
+            lambda m: m.update(bottleneck_sha256="xy"),
+            errors.InconsistentBundleError,
+            "not understood",
+        ),
         (lambda m: m["shape"].update(stride=0), errors.InconsistentBundleError, "impossible shape"),
         (lambda m: m["shape"].update(stride=3), errors.InconsistentBundleError, "impossible shape"),
-        (lambda m: m["shape"].update(channels=63), errors.InconsistentBundleError, "64 tables for 63 channels"),
+        (
+            lambda m: m["shape"].update(channels=63),
+            errors.InconsistentBundleError,
+            "64 tables for 63 channels",
+        ),
         (lambda m: m["shape"].update(more=1), errors.InconsistentBundleError, "not understood"),
-        (lambda m: m["shape"].update(channels=None), errors.InconsistentBundleError, "not understood"),
+        (
+            lambda m: m["shape"].update(channels=None),
+            errors.InconsistentBundleError,
+            "not understood",
+        ),
         (lambda m: m.update(max_symbols=0), errors.InconsistentBundleError, "impossible"),
-        (lambda m: m.update(max_symbols=float("inf")), errors.InconsistentBundleError, "not understood"),
+        (
+            lambda m: m.update(max_symbols=float("inf")),
+            errors.InconsistentBundleError,
+            "not understood",
+        ),
         (lambda m: m.pop("preprocessing"), errors.InconsistentBundleError, "not understood"),
-        (lambda m: m["preprocessing"].update(crop=225), errors.InconsistentBundleError, "crops 225 pixels: a crop is a multiple of 8"),
-        (lambda m: m["preprocessing"].update(crop=264), errors.InconsistentBundleError, "resizes to 256 and crops 264"),
-        (lambda m: m["preprocessing"].update(resize=1 << 20), errors.InconsistentBundleError, "at most 4096"),
-        (lambda m: m["preprocessing"].update(interpolation="lanczos"), errors.UnsupportedBundleError, "resizes by 'lanczos'"),
+        (
+            lambda m: m["preprocessing"].update(crop=225),
+            errors.InconsistentBundleError,
+            "crops 225 pixels: a crop is a multiple of 8",
+        ),
+        (
+            lambda m: m["preprocessing"].update(crop=264),
+            errors.InconsistentBundleError,
+            "resizes to 256 and crops 264",
+        ),
+        (
+            lambda m: m["preprocessing"].update(resize=1 << 20),
+            errors.InconsistentBundleError,
+            "at most 4096",
+        ),
+        (
+            lambda m: m["preprocessing"].update(interpolation="lanczos"),
+            errors.UnsupportedBundleError,
+            "resizes by 'lanczos'",
+        ),
         (lambda m: m.update(precision="fp8"), errors.InconsistentBundleError, "precision 'fp8'"),
         (lambda m: m.update(classes=0), errors.InconsistentBundleError, "0 classes"),
-        (lambda m: m.update(fingerprint="00"), errors.InconsistentBundleError, "fingerprint of 1 bytes"),
+        (
+            lambda m: m.update(fingerprint="00"),
+            errors.InconsistentBundleError,
+            "fingerprint of 1 bytes",
+        ),
         (lambda m: m.update(files=[]), errors.InconsistentBundleError, "not understood"),
-        (lambda m: m["files"].pop("tables.json"), errors.InconsistentBundleError, "does not name tables.json"),
+        (
+            lambda m: m["files"].pop("tables.json"),
+            errors.InconsistentBundleError,
+            "does not name tables.json",
+        ),
     ],
 )
-def test_a_manifest_that_makes_no_sense(random_bundle: Path, copy_of: Copy, change: Callable, error: type, text: str) -> None:
+def test_a_manifest_that_makes_no_sense(
+    random_bundle: Path, copy_of: Copy, change: Callable, error: type, text: str
+) -> None:
     folder = copy_of(random_bundle)
     edit_manifest(folder, change)
     with pytest.raises(error, match=text):

@@ -38,7 +38,9 @@ def test_rows_of_every_length(row: int, kind: str) -> None:
     symbols = {
         "all zero": np.zeros((3, row), np.int16),
         "all escape": rng.choice(np.array([-LIMIT, -4, 4, 67, 68, LIMIT], np.int16), (3, row)),
-        "mixed": np.where(rng.random((3, row)) < 0.1, rng.integers(-9, 9, (3, row)), 0).astype(np.int16),
+        "mixed": np.where(rng.random((3, row)) < 0.1, rng.integers(-9, 9, (3, row)), 0).astype(
+            np.int16
+        ),
     }[kind]
     tables = Tables(cdfs, offsets)
     payload = tables.encode(symbols)
@@ -59,7 +61,9 @@ GOLDEN = [
 
 
 @pytest.mark.parametrize(("cdfs", "offsets", "symbols", "golden"), GOLDEN)
-def test_golden_bytes(cdfs: list[list[int]], offsets: list[int], symbols: list[list[int]], golden: str) -> None:
+def test_golden_bytes(
+    cdfs: list[list[int]], offsets: list[int], symbols: list[list[int]], golden: str
+) -> None:
     """These bytes are the format: a change of them needs another version."""
     assert Tables(cdfs, offsets).encode(as_array(symbols)).hex() == golden
     assert reference_coder.encode(cdfs, offsets, symbols).hex() == golden
@@ -68,7 +72,9 @@ def test_golden_bytes(cdfs: list[list[int]], offsets: list[int], symbols: list[l
 
 
 def test_no_symbols_are_6_bytes() -> None:
-    assert Tables([[0, 1, 65536]], [0]).encode(np.zeros((1, 0), np.int16)) == bytes.fromhex("000010000000")
+    assert Tables([[0, 1, 65536]], [0]).encode(np.zeros((1, 0), np.int16)) == bytes.fromhex(
+        "000010000000"
+    )
 
 
 def plain_tables(channels: int, entries: int) -> tuple[list[list[int]], list[int]]:
@@ -81,19 +87,25 @@ def plain_tables(channels: int, entries: int) -> tuple[list[list[int]], list[int
 
 def native(cdfs: list[list[int]], offsets: list[int], path: str) -> _coder.Tables:
     lengths = np.array([len(cdf) for cdf in cdfs], np.uint32)
-    return _coder.Tables(np.concatenate(cdfs).astype(np.uint32), lengths, np.array(offsets, np.int32), path)
+    return _coder.Tables(
+        np.concatenate(cdfs).astype(np.uint32), lengths, np.array(offsets, np.int32), path
+    )
 
 
 @pytest.mark.parametrize("path", _coder.PATHS)
 @pytest.mark.parametrize("entries", [2, 3, 5, 16, 17, 32, 70])
-@pytest.mark.parametrize(("row", "kind"), [(4096, "likely"), (5600, "likely"), (5461, "any"), (4099, "escapes")])
+@pytest.mark.parametrize(
+    ("row", "kind"), [(4096, "likely"), (5600, "likely"), (5461, "any"), (4099, "escapes")]
+)
 def test_the_wide_part_on_every_path(path: str, entries: int, row: int, kind: str) -> None:
     """Four plain channels and one in runs: the first three are wide, with sixteen lanes."""
     cdfs, offsets = plain_tables(4, entries)
     cdfs, offsets = [*cdfs[:2], skewed_tables(1)[0][0], *cdfs[2:]], [*offsets[:2], -3, *offsets[2:]]
     rng = np.random.default_rng(entries * row)
     probabilities = np.diff(cdfs[0])[:-1] / 65535
-    symbols = rng.choice(np.arange(entries) + offsets[0], (5, row), p=probabilities / probabilities.sum()).astype(np.int16)
+    symbols = rng.choice(
+        np.arange(entries) + offsets[0], (5, row), p=probabilities / probabilities.sum()
+    ).astype(np.int16)
     symbols[2] = rng.random(row) < 0.02
     if kind == "any":
         symbols[:, ::7] = rng.integers(offsets[0], offsets[0] + entries, symbols[:, ::7].shape)
@@ -132,9 +144,27 @@ def test_a_narrow_part_too_short_for_the_wide_lanes_is_padded(path: str) -> None
 def test_paths() -> None:
     """Those that the processor has, the fastest first, and the portable one always."""
     cpuinfo = Path("/proc/cpuinfo")
-    flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() and platform.machine() == "x86_64" else set()
+    flags = (
+        set(cpuinfo.read_text().split())
+        if cpuinfo.is_file() and platform.machine() == "x86_64"
+        else set()
+    )
     expected = [
-        *(["avx512"] if flags >= {"popcnt", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512_vbmi2", "avx512ifma"} else []),
+        *(
+            ["avx512"]
+            if flags
+            >= {
+                "popcnt",
+                "avx2",
+                "avx512f",
+                "avx512bw",
+                "avx512vl",
+                "avx512vbmi",
+                "avx512_vbmi2",
+                "avx512ifma",
+            }
+            else []
+        ),
         *(["avx2"] if flags >= {"popcnt", "avx2"} else []),
         *(["neon"] if platform.machine() in ("aarch64", "arm64") else []),
         "portable",
@@ -153,10 +183,15 @@ def test_a_payload_is_within_8_bytes_and_a_third_of_a_percent_of_the_ideal(bits:
         excess = []
         for _ in range(20):
             symbols = rng.choice(
-                np.arange(len(probabilities) - 1) + offsets[0], (rows, 784), p=probabilities[:-1] / probabilities[:-1].sum()
+                np.arange(len(probabilities) - 1) + offsets[0],
+                (rows, 784),
+                p=probabilities[:-1] / probabilities[:-1].sum(),
             )
             ideal = -np.log2(probabilities[symbols - offsets[0]]).sum() / 8
-            excess.append(len(Tables(cdfs * rows, offsets * rows).encode(symbols.astype(np.int16))) - 1.003 * ideal)
+            excess.append(
+                len(Tables(cdfs * rows, offsets * rows).encode(symbols.astype(np.int16)))
+                - 1.003 * ideal
+            )
         assert np.mean(excess) <= 8
 
 
@@ -172,7 +207,9 @@ def laplacian_tables(bits: float) -> tuple[list[list[int]], list[int]]:
     for _ in range(60):
         scale = (low + high) / 2
         p = distribution(scale)
-        low, high = (scale, high) if -(p * np.log2(np.maximum(p, 1e-300))).sum() < bits else (low, scale)
+        low, high = (
+            (scale, high) if -(p * np.log2(np.maximum(p, 1e-300))).sum() < bits else (low, scale)
+        )
     frequencies = np.maximum(1, (distribution(low) * 65000).astype(int))
     frequencies[20] += 65535 - frequencies.sum()
     return [[0, *np.cumsum([*frequencies, 1]).tolist()]], [-20]
@@ -255,7 +292,14 @@ def test_bad_tables_are_refused(cdfs: list, offsets: list, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"[]", b"{}", b'{"precision": 15, "cdfs": [], "offsets": []}', b'{"precision": 16, "cdfs": 1, "offsets": []}']
+    "text",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"precision": 15, "cdfs": [], "offsets": []}',
+        b'{"precision": 16, "cdfs": 1, "offsets": []}',
+    ],
 )
 def test_a_bad_tables_file_is_refused(text: bytes) -> None:
     with pytest.raises(TablesError):
@@ -267,15 +311,27 @@ def test_tables_survive_their_file() -> None:
     again = Tables.from_json(tables.to_json())
     assert again.digest() == tables.digest()
     assert again.to_json() == tables.to_json()
-    assert Tables([[0, 1, 65536]] * 2, [0, 1]).digest() != Tables([[0, 1, 65536]] * 2, [0, 0]).digest()
+    assert (
+        Tables([[0, 1, 65536]] * 2, [0, 1]).digest() != Tables([[0, 1, 65536]] * 2, [0, 0]).digest()
+    )
 
 
 @pytest.mark.parametrize(
-    "bad", [np.zeros((2, 4), np.int32), np.zeros((2, 8), np.int16)[:, ::2], np.zeros((3, 4), np.int16), np.zeros(8, np.int16)]
+    "bad",
+    [
+        np.zeros((2, 4), np.int32),
+        np.zeros((2, 8), np.int16)[:, ::2],
+        np.zeros((3, 4), np.int16),
+        np.zeros(8, np.int16),
+    ],
 )
 def test_arrays_of_another_kind_are_refused_not_converted(bad: np.ndarray) -> None:
     cdfs, offsets = skewed_tables(2)
-    native = _coder.Tables(np.array(cdfs, np.uint32).reshape(-1), np.array([9, 9], np.uint32), np.array(offsets, np.int32))
+    native = _coder.Tables(
+        np.array(cdfs, np.uint32).reshape(-1),
+        np.array([9, 9], np.uint32),
+        np.array(offsets, np.int32),
+    )
     with pytest.raises((TypeError, ValueError)):
         native.encode(bad)
     with pytest.raises((TypeError, ValueError)):
@@ -290,12 +346,20 @@ def test_one_table_set_may_be_used_by_many_threads() -> None:
     def work(index: int) -> bool:
         row = rows[index % 8]
         payload = tables.encode(row)
-        return payload == expected[index % 8] and np.array_equal(tables.decode(payload, (784,)), row)
+        return payload == expected[index % 8] and np.array_equal(
+            tables.decode(payload, (784,)), row
+        )
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(200)))
 
 
 def test_lane_count_is_the_formats() -> None:
-    assert (_coder.NARROW_LANES, _coder.WIDE_LANES) == (reference_coder.NARROW_LANES, reference_coder.WIDE_LANES) == (2, 16)
-    assert sys.byteorder == "little", "the coder is endian-neutral, but no big-endian machine has run these tests"
+    assert (
+        (_coder.NARROW_LANES, _coder.WIDE_LANES)
+        == (reference_coder.NARROW_LANES, reference_coder.WIDE_LANES)
+        == (2, 16)
+    )
+    assert sys.byteorder == "little", (
+        "the coder is endian-neutral, but no big-endian machine has run these tests"
+    )

@@ -22,7 +22,9 @@ def theirs(cdfs: list[list[int]], offsets: list[int], symbols: list[list[int]]) 
     padded = [cdf + [0] * (width - len(cdf)) for cdf in cdfs]
     indexes = [channel for channel, row in enumerate(symbols) for _ in row]
     flat = [symbol for row in symbols for symbol in row]
-    return RansEncoder().encode_with_indexes(flat, indexes, padded, [len(cdf) for cdf in cdfs], offsets)
+    return RansEncoder().encode_with_indexes(
+        flat, indexes, padded, [len(cdf) for cdf in cdfs], offsets
+    )
 
 
 @settings(max_examples=300)
@@ -42,7 +44,10 @@ def test_compressai_reads_ours() -> None:
     symbols = np.random.default_rng(0).integers(-9, 10, (3, 100)).astype(np.int16)
     string = CompressAiCoder(Tables(cdfs, offsets)).encode(symbols)
     indexes = np.repeat(np.arange(3), 100).tolist()
-    assert RansDecoder().decode_with_indexes(string, indexes, cdfs, [9] * 3, offsets) == symbols.reshape(-1).tolist()
+    assert (
+        RansDecoder().decode_with_indexes(string, indexes, cdfs, [9] * 3, offsets)
+        == symbols.reshape(-1).tolist()
+    )
 
 
 @settings(max_examples=200)
@@ -96,7 +101,12 @@ def test_recordings_of_the_models_own_entropy_bottleneck_convert_both_ways(
     assert from_feature_file(data, random_bundle) == (string, (16, 24))
     with torch.no_grad():
         latent = entropy.decompress(
-            [from_feature_file(EdgeEncoder(random_bundle, 1).encode(pixels, as_is=True), random_bundle)[0]], (16, 24)
+            [
+                from_feature_file(
+                    EdgeEncoder(random_bundle, 1).encode(pixels, as_is=True), random_bundle
+                )[0]
+            ],
+            (16, 24),
         )
     assert (latent.round() - symbols != 0).float().mean() < 1e-3
 

@@ -30,10 +30,22 @@ def test_overhead_is_14_bytes_at_224() -> None:
     assert len(pack(FINGERPRINT, 224, 224, bytes(1000))) == 1014
 
 
-@given(st.binary(min_size=4, max_size=4), st.integers(0, 2**28 - 1), st.integers(0, 2**28 - 1), st.binary(max_size=300))
-def test_what_is_packed_is_parsed(fingerprint: bytes, rows: int, columns: int, payload: bytes) -> None:
+@given(
+    st.binary(min_size=4, max_size=4),
+    st.integers(0, 2**28 - 1),
+    st.integers(0, 2**28 - 1),
+    st.binary(max_size=300),
+)
+def test_what_is_packed_is_parsed(
+    fingerprint: bytes, rows: int, columns: int, payload: bytes
+) -> None:
     file = parse(pack(fingerprint, 8 * rows, 8 * columns, payload))
-    assert (file.fingerprint, file.height, file.width, bytes(file.payload)) == (fingerprint, 8 * rows, 8 * columns, payload)
+    assert (file.fingerprint, file.height, file.width, bytes(file.payload)) == (
+        fingerprint,
+        8 * rows,
+        8 * columns,
+        payload,
+    )
     assert file.pixels == 64 * rows * columns
 
 
@@ -70,7 +82,9 @@ def test_the_profile_is_the_high_half_of_the_second_byte() -> None:
     data = pack(FINGERPRINT, 224, 640, b"hello", profile=Profile.CONTEXT)
     assert data[:2] == b"\xfc\x11"
     assert data[2:-4] == GOLDEN[2:-4]
-    assert parse(data) == FeatureFile(FINGERPRINT, 224, 640, memoryview(b"hello"), profile=Profile.CONTEXT)
+    assert parse(data) == FeatureFile(
+        FINGERPRINT, 224, 640, memoryview(b"hello"), profile=Profile.CONTEXT
+    )
 
 
 @pytest.mark.parametrize("length", range(1, len(GOLDEN)))

@@ -19,8 +19,18 @@ from runtime.codec.manifest import Manifest, Preprocessing, ShapeRule
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 CODER_TEST = GOLDEN.parent.parent / "csrc" / "coder" / "coder_test.cpp"
 CASES = sorted(GOLDEN.glob("*.txt"))
-CONTEXTS = Contexts([0, 1, 2, 3], [[0, 4000 + 500 * context, 30000, 50000 + 400 * context, 65000, 65536] for context in range(25)])
-TABLES = Tables([[0, 1, 4, 204, 65004, 65524, 65534, 65535, 65536], [0, 4000, 30000, 50000, 65000, 65536]], [-3, 0], {1: CONTEXTS})
+CONTEXTS = Contexts(
+    [0, 1, 2, 3],
+    [
+        [0, 4000 + 500 * context, 30000, 50000 + 400 * context, 65000, 65536]
+        for context in range(25)
+    ],
+)
+TABLES = Tables(
+    [[0, 1, 4, 204, 65004, 65524, 65534, 65535, 65536], [0, 4000, 30000, 50000, 65000, 65536]],
+    [-3, 0],
+    {1: CONTEXTS},
+)
 MANIFEST = Manifest(
     model="golden",
     lmb="1",
@@ -70,7 +80,9 @@ ERRORS = {
 }
 
 
-def read(path: Path) -> tuple[list[list[int]], list[int], reference_coder.Contexts, list[list[int]], list[int], bytes]:
+def read(
+    path: Path,
+) -> tuple[list[list[int]], list[int], reference_coder.Contexts, list[list[int]], list[int], bytes]:
     """Tables, context tables, symbols, the shape of a plane and the payload."""
     lines = [line.split() for line in path.read_text().split("\n")]
     (channels, *shape), rest = map(int, lines[0]), iter(lines[1:])
@@ -80,10 +92,20 @@ def read(path: Path) -> tuple[list[list[int]], list[int], reference_coder.Contex
     for c, values in enumerate(own):
         width = len(tables[c]) - 1
         if values:
-            contexts[c] = (values[:4], [values[at : at + width] for at in range(4, len(values), width)])
+            contexts[c] = (
+                values[:4],
+                [values[at : at + width] for at in range(4, len(values), width)],
+            )
     symbols = [list(map(int, next(rest))) for _ in range(channels)]
     payload = bytes.fromhex("".join(next(rest)))
-    return [table[1:] for table in tables], [table[0] for table in tables], contexts, symbols, shape, payload
+    return (
+        [table[1:] for table in tables],
+        [table[0] for table in tables],
+        contexts,
+        symbols,
+        shape,
+        payload,
+    )
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
@@ -91,11 +113,20 @@ def test_cases(path: Path) -> None:
     cdfs, offsets, contexts, symbols, shape, payload = read(path)
     array = np.array(symbols, np.int16).reshape(len(symbols), *shape)
     if len(shape) == 2:
-        tables = Tables(cdfs, offsets, {channel: Contexts(*pair) for channel, pair in contexts.items()})
+        tables = Tables(
+            cdfs, offsets, {channel: Contexts(*pair) for channel, pair in contexts.items()}
+        )
         assert tables.encode(array, profile=Profile.CONTEXT) == payload
-        assert np.array_equal(tables.decode(payload, array.shape[1:], profile=Profile.CONTEXT), array)
+        assert np.array_equal(
+            tables.decode(payload, array.shape[1:], profile=Profile.CONTEXT), array
+        )
         assert reference_coder.encode_small(cdfs, offsets, contexts, symbols, shape[1]) == payload
-        assert reference_coder.decode_small(cdfs, offsets, contexts, payload, shape[0] * shape[1], shape[1]) == symbols
+        assert (
+            reference_coder.decode_small(
+                cdfs, offsets, contexts, payload, shape[0] * shape[1], shape[1]
+            )
+            == symbols
+        )
         return
     assert Tables(cdfs, offsets).encode(array) == payload
     assert np.array_equal(Tables(cdfs, offsets).decode(payload, array.shape[1:]), array)
@@ -117,21 +148,37 @@ def tool(name: str, package: str) -> str:
 
 def test_cases_on_arm(tmp_path: Path) -> None:
     """The portable path and NEON's, on a machine that is emulated."""
-    compiler, emulator = tool("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu"), tool("qemu-aarch64", "qemu-user")
+    compiler, emulator = (
+        tool("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu"),
+        tool("qemu-aarch64", "qemu-user"),
+    )
     program = tmp_path / "coder_test"
     subprocess.run([compiler, *FLAGS, "-static", CODER_TEST, "-o", program], check=True)
-    result = subprocess.run([emulator, program, *CASES], capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout.split()) == (0, ["neon", "portable"]), result.stdout + result.stderr
+    result = subprocess.run(
+        [emulator, program, *CASES], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout.split()) == (0, ["neon", "portable"]), (
+        result.stdout + result.stderr
+    )
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="builds for x86-64, with this machine's compiler")
+@pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="builds for x86-64, with this machine's compiler"
+)
 def test_cases_on_a_processor_without_avx(tmp_path: Path) -> None:
     """Where an instruction that it lacks ends the program."""
-    compiler, emulator = os.environ.get("CXX") or tool("g++", "g++"), tool("qemu-x86_64", "qemu-user")
+    compiler, emulator = (
+        os.environ.get("CXX") or tool("g++", "g++"),
+        tool("qemu-x86_64", "qemu-user"),
+    )
     program = tmp_path / "coder_test"
     subprocess.run([compiler, *FLAGS, CODER_TEST, "-o", program], check=True)
-    result = subprocess.run([emulator, "-cpu", "Nehalem", program, *CASES], capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout.split()) == (0, ["portable"]), result.stdout + result.stderr
+    result = subprocess.run(
+        [emulator, "-cpu", "Nehalem", program, *CASES], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout.split()) == (0, ["portable"]), (
+        result.stdout + result.stderr
+    )
 
 
 def test_cases_from_cpp_under_sanitizers(tmp_path: Path) -> None:
@@ -140,17 +187,35 @@ def test_cases_from_cpp_under_sanitizers(tmp_path: Path) -> None:
         pytest.skip("no C++ compiler to build csrc/coder/coder_test.cpp with")
     program = tmp_path / "coder_test"
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    built = subprocess.run([compiler, *FLAGS, *sanitizers, CODER_TEST, "-o", program], capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        [compiler, *FLAGS, *sanitizers, CODER_TEST, "-o", program],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if built.returncode and "sanitize" in built.stderr + built.stdout:
-        built = subprocess.run([compiler, *FLAGS, CODER_TEST, "-o", program], capture_output=True, text=True, check=False)
+        built = subprocess.run(
+            [compiler, *FLAGS, CODER_TEST, "-o", program],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert built.returncode == 0, built.stderr
     result = subprocess.run([program, *CASES], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_the_intact_file_is_decoded() -> None:
-    assert np.array_equal(*(BUNDLE.decode((GOLDEN / name).read_bytes()) for name in ("intact.bin", "intact_small.bin")))
-    assert BUNDLE.decode((GOLDEN / "intact.bin").read_bytes()).tolist() == [[[0, 0, 2], [0, -90, 0]], [[1, 0, 3], [2, 1, 500]]]
+    assert np.array_equal(
+        *(
+            BUNDLE.decode((GOLDEN / name).read_bytes())
+            for name in ("intact.bin", "intact_small.bin")
+        )
+    )
+    assert BUNDLE.decode((GOLDEN / "intact.bin").read_bytes()).tolist() == [
+        [[0, 0, 2], [0, -90, 0]],
+        [[1, 0, 3], [2, 1, 500]],
+    ]
 
 
 @pytest.mark.parametrize("name", ["intact.bin", "intact_small.bin"])
@@ -164,7 +229,9 @@ def test_every_changed_byte_and_every_truncation_is_refused(name: str) -> None:
                 BUNDLE.decode(data[:at] + bytes([data[at] ^ change]) + data[at + 1 :])
 
 
-@pytest.mark.parametrize("path", sorted((GOLDEN / "errors").glob("*.bin")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((GOLDEN / "errors").glob("*.bin")), ids=lambda path: path.stem
+)
 def test_each_bad_file_has_its_error(path: Path) -> None:
     with pytest.raises(errors.FeatureFileError) as refused:
         BUNDLE.decode(path.read_bytes())

@@ -23,7 +23,9 @@ FORMAT = Path(__file__).resolve().parents[3] / "docs" / "FORMAT.md"
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[list[list[int]], list[int], reference_coder.Contexts, NDArray[np.int16]]:
+def cases(
+    draw: st.DrawFn,
+) -> tuple[list[list[int]], list[int], reference_coder.Contexts, NDArray[np.int16]]:
     """Any tables, some channels with context tables, planes of symbols in and out of them."""
     channels = draw(st.sampled_from([1, 2, 3, 4, 5, 18]))
     rows, columns = draw(st.sampled_from([0, 1, 2, 5])), draw(st.sampled_from([1, 2, 3, 7]))
@@ -42,16 +44,29 @@ def cases(draw: st.DrawFn) -> tuple[list[list[int]], list[int], reference_coder.
         offsets.append(offset)
         if draw(st.booleans()):
             thresholds = sorted(
-                draw(st.lists(st.integers(max(-LIMIT, offset - 3), min(LIMIT, offset + size + 3)), min_size=4, max_size=4, unique=True))
+                draw(
+                    st.lists(
+                        st.integers(max(-LIMIT, offset - 3), min(LIMIT, offset + size + 3)),
+                        min_size=4,
+                        max_size=4,
+                        unique=True,
+                    )
+                )
             )
             contexts[channel] = (thresholds, [cdf() for _ in range(CONTEXTS)])
         kind = draw(st.sampled_from(["inside", "near", "anywhere"]))
-        low, high = {"inside": (offset, offset + size), "near": (offset - 3, offset + size + 3), "anywhere": (-LIMIT, LIMIT + 1)}[kind]
+        low, high = {
+            "inside": (offset, offset + size),
+            "near": (offset - 3, offset + size + 3),
+            "anywhere": (-LIMIT, LIMIT + 1),
+        }[kind]
         planes.append(rng.integers(max(low, -LIMIT), min(high, LIMIT + 1), (rows, columns)))
     return cdfs, offsets, contexts, np.array(planes, np.int16).reshape(channels, rows, columns)
 
 
-def tables_of(cdfs: list[list[int]], offsets: list[int], contexts: reference_coder.Contexts) -> Tables:
+def tables_of(
+    cdfs: list[list[int]], offsets: list[int], contexts: reference_coder.Contexts
+) -> Tables:
     return Tables(cdfs, offsets, {channel: Contexts(*pair) for channel, pair in contexts.items()})
 
 
@@ -64,7 +79,10 @@ def test_both_coders_write_the_same_bytes_and_read_them_back(case) -> None:
     payload = tables.encode(planes, profile=Profile.CONTEXT)
     assert payload == reference_coder.encode_small(cdfs, offsets, contexts, symbols, columns)
     assert np.array_equal(tables.decode(payload, (rows, columns), profile=Profile.CONTEXT), planes)
-    assert reference_coder.decode_small(cdfs, offsets, contexts, payload, rows * columns, columns) == symbols
+    assert (
+        reference_coder.decode_small(cdfs, offsets, contexts, payload, rows * columns, columns)
+        == symbols
+    )
 
 
 @settings(max_examples=300)
@@ -93,7 +111,11 @@ def context_tables(channels: int, with_contexts: int) -> Tables:
         frequencies = (weights / weights.sum() * 65000).astype(int)
         frequencies[3] += 65536 - frequencies.sum()
         leaning.append([0, *np.cumsum(frequencies).tolist()])
-    return Tables(cdfs, offsets, {channel: Contexts([-1, 0, 1, 2], leaning) for channel in range(with_contexts)})
+    return Tables(
+        cdfs,
+        offsets,
+        {channel: Contexts([-1, 0, 1, 2], leaning) for channel in range(with_contexts)},
+    )
 
 
 @pytest.mark.parametrize("with_contexts", [0, 1, 2, 3, 15, 16, 17, 19])
@@ -102,11 +124,18 @@ def test_any_number_of_channels_with_context_tables(with_contexts: int, side: in
     """Two lanes or four, and channels that are left over."""
     tables = context_tables(20, with_contexts)
     rng = np.random.default_rng(side)
-    planes = np.where(rng.random((20, side, side)) < 0.3, rng.integers(-5, 6, (20, side, side)), 0).astype(np.int16)
+    planes = np.where(
+        rng.random((20, side, side)) < 0.3, rng.integers(-5, 6, (20, side, side)), 0
+    ).astype(np.int16)
     payload = tables.encode(planes, profile=Profile.CONTEXT)
-    contexts = {channel: (pair[0].tolist(), [row.tolist() for row in pair[1]]) for channel, pair in tables.contexts.items()}
+    contexts = {
+        channel: (pair[0].tolist(), [row.tolist() for row in pair[1]])
+        for channel, pair in tables.contexts.items()
+    }
     cdfs, offsets = [cdf.tolist() for cdf in tables.cdfs], tables.offsets.tolist()
-    assert payload == reference_coder.encode_small(cdfs, offsets, contexts, planes.reshape(20, -1).tolist(), side)
+    assert payload == reference_coder.encode_small(
+        cdfs, offsets, contexts, planes.reshape(20, -1).tolist(), side
+    )
     assert np.array_equal(tables.decode(payload, (side, side), profile=Profile.CONTEXT), planes)
     for length in [*range(0, 60, 2), len(payload) - 2]:
         with pytest.raises(errors.DamagedFeatureFileError, match="damaged"):
@@ -117,7 +146,10 @@ def test_any_number_of_channels_with_context_tables(with_contexts: int, side: in
 
 def test_contexts_are_what_the_python_coder_says() -> None:
     plane = np.random.default_rng(0).integers(-4, 5, (6, 5))
-    expected = [reference_coder.context_of([-2, 0, 1, 3], plane.reshape(-1).tolist(), at, 5) for at in range(30)]
+    expected = [
+        reference_coder.context_of([-2, 0, 1, 3], plane.reshape(-1).tolist(), at, 5)
+        for at in range(30)
+    ]
     assert contexts_of(plane, [-2, 0, 1, 3]).reshape(-1).tolist() == expected
 
 
@@ -125,12 +157,24 @@ def test_golden_bytes() -> None:
     """These bytes are the format: a change of them needs another version."""
     golden = "05300300b6f9e002168a"
     cdfs, offsets = [[0, 30000, 60000, 65536], [0, 10, 65000, 65500, 65536]], [0, -1]
-    contexts = {0: ([-1, 0, 1, 2], [[0, 20000 + 1000 * context, 60000, 65536] for context in range(CONTEXTS)])}
+    contexts = {
+        0: (
+            [-1, 0, 1, 2],
+            [[0, 20000 + 1000 * context, 60000, 65536] for context in range(CONTEXTS)],
+        )
+    }
     symbols = [[0, 1, 1, 0, 1, 5], [0, 0, 0, -1, 0, 0]]
     planes = np.array(symbols, np.int16).reshape(2, 2, 3)
-    assert tables_of(cdfs, offsets, contexts).encode(planes, profile=Profile.CONTEXT).hex() == golden
+    assert (
+        tables_of(cdfs, offsets, contexts).encode(planes, profile=Profile.CONTEXT).hex() == golden
+    )
     assert reference_coder.encode_small(cdfs, offsets, contexts, symbols, 3).hex() == golden
-    assert np.array_equal(tables_of(cdfs, offsets, contexts).decode(bytes.fromhex(golden), (2, 3), profile=Profile.CONTEXT), planes)
+    assert np.array_equal(
+        tables_of(cdfs, offsets, contexts).decode(
+            bytes.fromhex(golden), (2, 3), profile=Profile.CONTEXT
+        ),
+        planes,
+    )
     assert golden in FORMAT.read_text()
 
 
@@ -161,9 +205,13 @@ GOOD = ([-1, 0, 1, 2], [[0, 1, 2, 65536]] * CONTEXTS)
         (0, GOOD[0], [[*range(257), 65536]] * CONTEXTS, "more than 256 entries"),
     ],
 )
-def test_bad_context_tables_are_refused(channel: int, thresholds: list, cdfs: list, text: str) -> None:
+def test_bad_context_tables_are_refused(
+    channel: int, thresholds: list, cdfs: list, text: str
+) -> None:
     with pytest.raises(errors.TablesError, match=text):
-        Tables([[*range(257), 65536], [0, 1, 2, 65536]], [0, 0], {channel: Contexts(thresholds, cdfs)})
+        Tables(
+            [[*range(257), 65536], [0, 1, 2, 65536]], [0, 0], {channel: Contexts(thresholds, cdfs)}
+        )
 
 
 def test_context_tables_survive_their_file_and_count_for_the_fingerprint() -> None:
@@ -175,14 +223,27 @@ def test_context_tables_survive_their_file_and_count_for_the_fingerprint() -> No
 
 
 @pytest.mark.parametrize(
-    "contexts", [b"[]", b'{"a": 1}', b'{"0": {"thresholds": [0, 1, 2, 3]}}', b'{"0": {"thresholds": 5, "cdfs": 7}}', b'{"0": []}']
+    "contexts",
+    [
+        b"[]",
+        b'{"a": 1}',
+        b'{"0": {"thresholds": [0, 1, 2, 3]}}',
+        b'{"0": {"thresholds": 5, "cdfs": 7}}',
+        b'{"0": []}',
+    ],
 )
 def test_a_bad_file_of_context_tables_is_refused(contexts: bytes) -> None:
     with pytest.raises(errors.TablesError):
-        Tables.from_json(b'{"precision": 16, "cdfs": [[0, 1, 65536]], "offsets": [0], "contexts": ' + contexts + b"}")
+        Tables.from_json(
+            b'{"precision": 16, "cdfs": [[0, 1, 65536]], "offsets": [0], "contexts": '
+            + contexts
+            + b"}"
+        )
 
 
-def test_the_default_bundle_writes_small_files_that_hold_the_same(bundle: Path, golf_ball: NDArray[np.uint8]) -> None:
+def test_the_default_bundle_writes_small_files_that_hold_the_same(
+    bundle: Path, golf_ball: NDArray[np.uint8]
+) -> None:
     small, plain = EdgeEncoder(bundle, 1), EdgeEncoder(bundle, 1, profile=Profile.STATIC)
     files = small.encode(golf_ball), plain.encode(golf_ball)
     assert [parse(file).profile for file in files] == [Profile.CONTEXT, Profile.STATIC]
@@ -204,7 +265,9 @@ def test_small_files_need_context_tables(random_bundle: Path, golf_ball: NDArray
         EdgeEncoder(random_bundle, 1, profile=Profile.CONTEXT)
     encoder = EdgeEncoder(random_bundle, 1)
     with pytest.raises(errors.NoContextTablesError, match="--refit"):
-        encoder.bundle.encode(encoder.symbols(golf_ball[None])[0], 480, 640, profile=Profile.CONTEXT)
+        encoder.bundle.encode(
+            encoder.symbols(golf_ball[None])[0], 480, 640, profile=Profile.CONTEXT
+        )
     file = bytearray(encoder.encode(golf_ball))
     file[1] |= 0x10
     file[-4:] = zlib.crc32(file[:-4]).to_bytes(4, "little")
@@ -212,7 +275,9 @@ def test_small_files_need_context_tables(random_bundle: Path, golf_ball: NDArray
         encoder.bundle.decode(bytes(file))
 
 
-def test_compressai_strings_keep_the_checkpoints_own_tables(bundle: Path, feature_bytes: bytes) -> None:
+def test_compressai_strings_keep_the_checkpoints_own_tables(
+    bundle: Path, feature_bytes: bytes
+) -> None:
     """Receivers of CompressAI know those, not the fitted ones."""
     loaded = Bundle.load(bundle)
     own = loaded.compressai_tables()

@@ -39,7 +39,10 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Environment:
 
 @pytest.fixture(autouse=True)
 def hurry() -> Iterator[None]:
-    with mock.patch.object(sender, "_FIRST_WAIT", 0.01), mock.patch.object(sender, "_LONGEST_WAIT", 0.05):
+    with (
+        mock.patch.object(sender, "_FIRST_WAIT", 0.01),
+        mock.patch.object(sender, "_LONGEST_WAIT", 0.05),
+    ):
         yield
 
 
@@ -114,7 +117,9 @@ def test_a_url_that_is_none_says_why(url: str, why: str, tmp_path: Path) -> None
         ("https://a.example", "[, ]:, :80", False),
     ],
 )
-def test_what_passes_by_the_proxy(url: str, exceptions: str, passed_by: bool, environment: Environment) -> None:
+def test_what_passes_by_the_proxy(
+    url: str, exceptions: str, passed_by: bool, environment: Environment
+) -> None:
     environment(ALL_PROXY="http://proxy:3128", NO_PROXY=exceptions)
     assert (Server(url).proxy() is None) == passed_by
 
@@ -122,14 +127,42 @@ def test_what_passes_by_the_proxy(url: str, exceptions: str, passed_by: bool, en
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("ALL_PROXY", "socks4://me:secret@host", "ALL_PROXY is 'socks4://host', which is not a proxy's URL of http, https or socks5"),
-        ("http_proxy", "htp://host", "http_proxy is 'htp://host', which is not a proxy's URL of http, https or socks5"),
-        ("HTTP_PROXY", "http://", "HTTP_PROXY is 'http://', which is not a proxy's URL of http, https or socks5"),
+        (
+            "ALL_PROXY",
+            "socks4://me:secret@host",
+            "ALL_PROXY is 'socks4://host', which is not a proxy's URL of http, https or socks5",
+        ),
+        (
+            "http_proxy",
+            "htp://host",
+            "http_proxy is 'htp://host', which is not a proxy's URL of http, https or socks5",
+        ),
+        (
+            "HTTP_PROXY",
+            "http://",
+            "HTTP_PROXY is 'http://', which is not a proxy's URL of http, https or socks5",
+        ),
         ("HTTP_PROXY", "http://:3128", "HTTP_PROXY is 'http://:3128', which is not"),
-        ("HTTP_PROXY", "http://host:99999", "HTTP_PROXY is 'http://host:99999', which is not a proxy's URL (port 99999 is not from"),
-        ("HTTP_PROXY", "http://me:secret@host:99999", "HTTP_PROXY is 'http://host:99999', which is not a proxy's URL: "),
-        ("HTTP_PROXY", "me:se@c/secret@host:80", "HTTP_PROXY is 'host:80', with a password in which @, /, ? or # is not written as %40"),
-        ("HTTP_PROXY", "http://ho st", "HTTP_PROXY is 'http://ho st', which is not a proxy's URL (its host has a space"),
+        (
+            "HTTP_PROXY",
+            "http://host:99999",
+            "HTTP_PROXY is 'http://host:99999', which is not a proxy's URL (port 99999 is not from",
+        ),
+        (
+            "HTTP_PROXY",
+            "http://me:secret@host:99999",
+            "HTTP_PROXY is 'http://host:99999', which is not a proxy's URL: ",
+        ),
+        (
+            "HTTP_PROXY",
+            "me:se@c/secret@host:80",
+            "HTTP_PROXY is 'host:80', with a password in which @, /, ? or # is not written as %40",
+        ),
+        (
+            "HTTP_PROXY",
+            "http://ho st",
+            "HTTP_PROXY is 'http://ho st', which is not a proxy's URL (its host has a space",
+        ),
     ],
 )
 def test_a_proxy_that_is_none_is_named_and_images_are_accepted(
@@ -138,18 +171,26 @@ def test_a_proxy_that_is_none_is_named_and_images_are_accepted(
     environment(**{name: value})
     said = fault(Server("http://cloud.example"), tmp_path)
     assert said.startswith(f"ProxySettingError: {message}")
-    assert "set it to one like http://proxy.example:3128, unset it, or name cloud.example in NO_PROXY" in said
+    assert (
+        "set it to one like http://proxy.example:3128, unset it, or name cloud.example in NO_PROXY"
+        in said
+    )
 
 
 def test_socks_without_its_package(environment: Environment, tmp_path: Path) -> None:
     environment(ALL_PROXY="socks5://me:secret@host:1080")
     with mock.patch("importlib.util.find_spec", return_value=None):
         said = fault(Server("http://cloud.example"), tmp_path)
-    assert said.startswith("ProxySettingError: ALL_PROXY is 'socks5://host:1080', and SOCKS needs a package")
+    assert said.startswith(
+        "ProxySettingError: ALL_PROXY is 'socks5://host:1080', and SOCKS needs a package"
+    )
     with (
         mock.patch("importlib.util.find_spec"),
         mock.patch("httpx.AsyncClient", side_effect=ImportError("socksio")),
-        pytest.raises(ProxySettingError, match=r"cannot use the proxy socks5://host:1080 \(ALL_PROXY\): pip install --upgrade"),
+        pytest.raises(
+            ProxySettingError,
+            match=r"cannot use the proxy socks5://host:1080 \(ALL_PROXY\): pip install --upgrade",
+        ),
     ):
         Server("http://cloud.example").client()
 
@@ -170,21 +211,31 @@ def test_a_token_by_way_of_a_proxy_is_not_hidden(environment: Environment) -> No
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_proxy_that_asks_for_a_password(scheme: str, environment: Environment, tmp_path: Path) -> None:
+def test_a_proxy_that_asks_for_a_password(
+    scheme: str, environment: Environment, tmp_path: Path
+) -> None:
     with FailingServer() as proxy:
         proxy.always = status(407, b"who are you?", Server="squid/6")
         environment(ALL_PROXY=proxy.url)
         said = fault(Server(f"{scheme}://cloud.invalid"), tmp_path)
         assert said.startswith("ServerSetupError")
         assert "407" in said
-        assert f"write a user and a password into the URL of the proxy {proxy.url} (ALL_PROXY), as in http://USER" in said
+        assert (
+            f"write a user and a password into the URL of the proxy {proxy.url} (ALL_PROXY), as in http://USER"
+            in said
+        )
         environment(ALL_PROXY=proxy.url.replace("//", "//me:secret@"))
         said = fault(Server(f"{scheme}://cloud.invalid"), tmp_path)
-        assert f"write the right user and password into the URL of the proxy {proxy.url} (ALL_PROXY)" in said
+        assert (
+            f"write the right user and password into the URL of the proxy {proxy.url} (ALL_PROXY)"
+            in said
+        )
 
 
 @pytest.mark.parametrize(("code", "kind"), [(403, "ServerSetupError"), (502, "ServerAwayError")])
-def test_a_proxy_that_makes_no_tunnel(code: int, kind: str, environment: Environment, tmp_path: Path) -> None:
+def test_a_proxy_that_makes_no_tunnel(
+    code: int, kind: str, environment: Environment, tmp_path: Path
+) -> None:
     with FailingServer() as proxy:
         proxy.always = status(code)
         environment(HTTPS_PROXY=proxy.url)
@@ -198,11 +249,20 @@ def test_a_proxy_that_is_not_there(environment: Environment, tmp_path: Path) -> 
         port = listener.getsockname()[1]
     environment(HTTPS_PROXY=f"http://me:secret@127.0.0.1:{port}")
     said = fault(Server("https://cloud.invalid", attempts=1), tmp_path)
-    assert f"no connection to the proxy http://127.0.0.1:{port} (HTTPS_PROXY): Connection refused" in said
+    assert (
+        f"no connection to the proxy http://127.0.0.1:{port} (HTTPS_PROXY): Connection refused"
+        in said
+    )
     environment(HTTPS_PROXY="http://nowhere.invalid:3128")
-    with mock.patch("socket.getaddrinfo", side_effect=socket.gaierror(socket.EAI_NONAME, "Name or service not known")):
+    with mock.patch(
+        "socket.getaddrinfo",
+        side_effect=socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+    ):
         said = fault(Server("https://cloud.example", attempts=1), tmp_path)
-    assert "no address of 'nowhere.invalid' of the proxy http://nowhere.invalid:3128 (HTTPS_PROXY) is found: Name or service" in said
+    assert (
+        "no address of 'nowhere.invalid' of the proxy http://nowhere.invalid:3128 (HTTPS_PROXY) is found: Name or service"
+        in said
+    )
 
 
 def test_a_server_behind_a_proxy_names_both(environment: Environment, tmp_path: Path) -> None:
@@ -210,7 +270,10 @@ def test_a_server_behind_a_proxy_names_both(environment: Environment, tmp_path: 
         proxy.always = status(503, b"<h1>no route</h1>", Server="squid/6")
         environment(HTTP_PROXY=proxy.url)
         said = fault(Server("http://cloud.invalid", attempts=1), tmp_path)
-    assert "no result from http://cloud.invalid/v1/classify?top_k=5: HTTP 503 (squid/6 says 'no route') (by way of the proxy " in said
+    assert (
+        "no result from http://cloud.invalid/v1/classify?top_k=5: HTTP 503 (squid/6 says 'no route') (by way of the proxy "
+        in said
+    )
     assert f"{proxy.url} (HTTP_PROXY)" in said
 
 
@@ -218,8 +281,13 @@ def test_a_name_that_the_dns_does_not_know(environment: Environment, tmp_path: P
     error = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
     with mock.patch("socket.getaddrinfo", side_effect=error):
         said = fault(Server("http://cloud.example", attempts=1), tmp_path)
-    assert said.startswith("ServerAwayError: no result from http://cloud.example/v1/classify?top_k=5: ")
-    assert "no address of 'cloud.example' is found: Temporary failure in name resolution; what is in the spool waits" in said
+    assert said.startswith(
+        "ServerAwayError: no result from http://cloud.example/v1/classify?top_k=5: "
+    )
+    assert (
+        "no address of 'cloud.example' is found: Temporary failure in name resolution; what is in the spool waits"
+        in said
+    )
 
 
 @pytest.mark.parametrize(
@@ -227,9 +295,18 @@ def test_a_name_that_the_dns_does_not_know(environment: Environment, tmp_path: P
     [
         (httpx.ConnectTimeout(""), "no connection to cloud.example:80 within 2 seconds"),
         (httpx.ReadTimeout(""), "no answer within 4 seconds"),
-        (httpx.RemoteProtocolError("illegal status line: bytearray(b'\\x15\\x03\\x01')"), "speaks TLS: write https:// in --url"),
-        (httpx.RemoteProtocolError("Server disconnected without"), "cloud.example:80 hung up without an answer, as a port of TLS does"),
-        (httpx.RemoteProtocolError("illegal header line"), "RemoteProtocolError: illegal header line"),
+        (
+            httpx.RemoteProtocolError("illegal status line: bytearray(b'\\x15\\x03\\x01')"),
+            "speaks TLS: write https:// in --url",
+        ),
+        (
+            httpx.RemoteProtocolError("Server disconnected without"),
+            "cloud.example:80 hung up without an answer, as a port of TLS does",
+        ),
+        (
+            httpx.RemoteProtocolError("illegal header line"),
+            "RemoteProtocolError: illegal header line",
+        ),
     ],
 )
 def test_what_no_answer_means(error: Exception, message: str, environment: Environment) -> None:
@@ -239,8 +316,13 @@ def test_what_no_answer_means(error: Exception, message: str, environment: Envir
 def test_networks_that_are_not_there() -> None:
     for number, text in ((101, "Network is unreachable"), (113, "No route to host")):
         error = httpx.ConnectError("All connection attempts failed")
-        error.__cause__ = ExceptionGroup("", [OSError(number, "Connect call failed"), OSError(number, "Connect call failed")])
-        assert explain(error, Server("https://host"), None).message == f"no connection to host:443: {text}"
+        error.__cause__ = ExceptionGroup(
+            "", [OSError(number, "Connect call failed"), OSError(number, "Connect call failed")]
+        )
+        assert (
+            explain(error, Server("https://host"), None).message
+            == f"no connection to host:443: {text}"
+        )
 
 
 @pytest.mark.parametrize(
@@ -248,7 +330,11 @@ def test_networks_that_are_not_there() -> None:
     [
         ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "stop", "asks for a client's certificate"),
         ("TLSV1_ALERT_PROTOCOL_VERSION", "stop", "allow TLS 1.2 or later"),
-        ("TLSV1_ALERT_INTERNAL_ERROR", "busy", "TLS with host failed: [SSL: TLSV1_ALERT_INTERNAL_ERROR]"),
+        (
+            "TLSV1_ALERT_INTERNAL_ERROR",
+            "busy",
+            "TLS with host failed: [SSL: TLSV1_ALERT_INTERNAL_ERROR]",
+        ),
     ],
 )
 def test_what_tls_says(reason: str, kind: str, message: str) -> None:
@@ -262,7 +348,9 @@ def test_what_tls_says(reason: str, kind: str, message: str) -> None:
 def certify(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a key and a certificate of it, signed by itself, in one file."""
 
-    def make(name: str = "localhost", begin: str = "20200101000000Z", end: str = "21200101000000Z") -> Path:
+    def make(
+        name: str = "localhost", begin: str = "20200101000000Z", end: str = "21200101000000Z"
+    ) -> Path:
         folder = tmp_path_factory.mktemp("tls")
         (folder / "ca.cnf").write_text(
             "[ca]\ndefault_ca=c\n[c]\nnew_certs_dir=.\ndatabase=index.txt\nserial=serial\ndefault_md=sha256\npolicy=p\n"
@@ -271,11 +359,15 @@ def certify(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         )
         (folder / "index.txt").touch()
         (folder / "serial").write_text("01")
-        request = f"openssl req -newkey rsa:2048 -nodes -subj /CN={name} -keyout key.pem -out request"
+        request = (
+            f"openssl req -newkey rsa:2048 -nodes -subj /CN={name} -keyout key.pem -out request"
+        )
         sign = "openssl ca -batch -selfsign -notext -config ca.cnf -keyfile key.pem -in request -out crt.pem"
         for command in (request, f"{sign} -startdate {begin} -enddate {end}"):
             subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
-        (folder / "both.pem").write_bytes((folder / "key.pem").read_bytes() + (folder / "crt.pem").read_bytes())
+        (folder / "both.pem").write_bytes(
+            (folder / "key.pem").read_bytes() + (folder / "crt.pem").read_bytes()
+        )
         return folder / "both.pem"
 
     return make
@@ -289,7 +381,9 @@ def certificate(certify: Callable[..., Path]) -> Path:
 def test_tls_is_verified(certificate: Path, environment: Environment, tmp_path: Path) -> None:
     with FailingServer(certificate=certificate) as server:
         said = fault(Server(server.url), tmp_path)
-        assert said.startswith("ServerSetupError: the certificate of localhost is not trusted (self")
+        assert said.startswith(
+            "ServerSetupError: the certificate of localhost is not trusted (self"
+        )
         assert "name its issuer's with --ca-file" in said
         assert server.posts == []
         with Spool(tmp_path / "spool") as spool:
@@ -310,7 +404,9 @@ def test_certificates_of_the_environment_that_are_not_there(
     assert "--ca-file; SSL_CERT_FILE is '/missing/certificates.pem', which cannot be read" in said
 
 
-def test_a_file_for_tls_keys_that_cannot_be_written(environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_for_tls_keys_that_cannot_be_written(
+    environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "missing" / "keys"))
     said = fault(Server("https://cloud.example"), tmp_path)
     assert said.startswith("CertificateFileError: TLS cannot be set up")
@@ -323,14 +419,27 @@ def test_a_file_for_tls_keys_that_cannot_be_written(environment: Environment, tm
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        ({"end": "20200102000000Z"}, "the certificate of localhost has expired: renew it there, or set this device's clock, which says 20"),
-        ({"begin": "21190101000000Z"}, "the certificate of localhost is not valid yet: set this device's clock, which says 20"),
-        ({"name": "other.example"}, "the certificate of localhost is another host's (Hostname mismatch"),
+        (
+            {"end": "20200102000000Z"},
+            "the certificate of localhost has expired: renew it there, or set this device's clock, which says 20",
+        ),
+        (
+            {"begin": "21190101000000Z"},
+            "the certificate of localhost is not valid yet: set this device's clock, which says 20",
+        ),
+        (
+            {"name": "other.example"},
+            "the certificate of localhost is another host's (Hostname mismatch",
+        ),
     ],
     ids=["expired", "not yet valid", "another name"],
 )
 def test_a_certificate_that_no_ca_file_mends(
-    made: dict[str, str], message: str, certify: Callable[..., Path], environment: Environment, tmp_path: Path
+    made: dict[str, str],
+    message: str,
+    certify: Callable[..., Path],
+    environment: Environment,
+    tmp_path: Path,
 ) -> None:
     certificate = certify(**made)
     with FailingServer(certificate=certificate) as server:
@@ -339,16 +448,22 @@ def test_a_certificate_that_no_ca_file_mends(
     assert "--ca-file" not in said
 
 
-def test_a_server_that_wants_a_clients_certificate(certificate: Path, environment: Environment, tmp_path: Path) -> None:
+def test_a_server_that_wants_a_clients_certificate(
+    certificate: Path, environment: Environment, tmp_path: Path
+) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     context.load_verify_locations(certificate)
     context.verify_mode = ssl.CERT_REQUIRED
-    context.maximum_version = ssl.TLSVersion.TLSv1_2  # in which a client is told before it sends anything
+    context.maximum_version = (
+        ssl.TLSVersion.TLSv1_2
+    )  # in which a client is told before it sends anything
     server = FailingServer()
     server.socket = context.wrap_socket(server.socket, server_side=True)
     with server:
-        said = fault(Server(server.url.replace("http:", "https:"), ca_file=str(certificate)), tmp_path)
+        said = fault(
+            Server(server.url.replace("http:", "https:"), ca_file=str(certificate)), tmp_path
+        )
     assert said.startswith("ServerSetupError")
     assert "it asks for a client's certificate" in said
 

@@ -31,7 +31,14 @@ from runtime.delivery import sender
 from runtime.delivery.answers import retry_after
 from runtime.delivery.sender import Encoded, Outcome, Server, deliver
 from runtime.delivery.spool import Spool, key_of
-from runtime.errors import CertificateFileError, SendError, ServerAwayError, ServerSetupError, ServerUrlError, SpoolDiskError
+from runtime.errors import (
+    CertificateFileError,
+    SendError,
+    ServerAwayError,
+    ServerSetupError,
+    ServerUrlError,
+    SpoolDiskError,
+)
 
 
 @pytest.fixture
@@ -49,12 +56,18 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 @pytest.fixture(autouse=True)
 def hurry() -> Iterator[None]:
     """Backoff in hundredths of a second."""
-    with mock.patch.object(sender, "_FIRST_WAIT", 0.01), mock.patch.object(sender, "_LONGEST_WAIT", 0.05):
+    with (
+        mock.patch.object(sender, "_FIRST_WAIT", 0.01),
+        mock.patch.object(sender, "_LONGEST_WAIT", 0.05),
+    ):
         yield
 
 
 def images(count: int, start: int = 0) -> list[Encoded]:
-    return [Encoded(f"image {number}", b"feature file %d" % number) for number in range(start, start + count)]
+    return [
+        Encoded(f"image {number}", b"feature file %d" % number)
+        for number in range(start, start + count)
+    ]
 
 
 def statuses(outcomes: list[Outcome]) -> Counter[str]:
@@ -78,7 +91,9 @@ def results(spool: Spool) -> list[dict[str, object]]:
 def test_each_image_is_posted_once_under_its_key(server: FailingServer, spool: Spool) -> None:
     outcomes = list(deliver(spool, Server(server.url, token="a-token", top_k=1), images(20)))
     assert statuses(outcomes) == {"delivered": 20}
-    assert {post["headers"]["Idempotency-Key"] for post in server.posts} == {key_of(image.data) for image in images(20)}
+    assert {post["headers"]["Idempotency-Key"] for post in server.posts} == {
+        key_of(image.data) for image in images(20)
+    }
     assert {post["body"] for post in server.posts} == {image.data for image in images(20)}
     first = server.posts[0]
     assert first["path"] == "/v1/classify?top_k=1"
@@ -86,7 +101,9 @@ def test_each_image_is_posted_once_under_its_key(server: FailingServer, spool: S
     assert first["headers"]["Content-Type"] == "application/octet-stream"
     assert len({post["peer"] for post in server.posts}) <= 4, "connections are kept"
     assert (outcomes[0].result or {})["classes"] == CLASSES[:1]
-    assert Counter(str(result["image"]) for result in results(spool)) == Counter(image.image for image in images(20))
+    assert Counter(str(result["image"]) for result in results(spool)) == Counter(
+        image.image for image in images(20)
+    )
     assert spool.pending() == []
 
 
@@ -103,8 +120,12 @@ TRANSIENT: dict[str, Failure] = {
     "no JSON object": status(200, [1, 2]),
     "no classes": status(200, {"classes": []}),
     "no class": status(200, {"classes": [7]}),
-    "a class without a probability": status(200, {"classes": [{"label": "x", "probability": "high", "class_index": 1}]}),
-    "not a probability": status(200, {"classes": [{"label": "x", "probability": float("nan"), "class_index": 1}]}),
+    "a class without a probability": status(
+        200, {"classes": [{"label": "x", "probability": "high", "class_index": 1}]}
+    ),
+    "not a probability": status(
+        200, {"classes": [{"label": "x", "probability": float("nan"), "class_index": 1}]}
+    ),
     "nested too deep": status(200, b"[" * 100_000),
     "half an answer": status(200, b'{"classes"'),
     "too much": flood,
@@ -112,7 +133,9 @@ TRANSIENT: dict[str, Failure] = {
 
 
 @pytest.mark.parametrize("failure", TRANSIENT.values(), ids=TRANSIENT.keys())
-def test_what_may_pass_is_tried_again(server: FailingServer, spool: Spool, failure: Failure) -> None:
+def test_what_may_pass_is_tried_again(
+    server: FailingServer, spool: Spool, failure: Failure
+) -> None:
     server.script = [failure, failure]
     outcomes = list(deliver(spool, Server(server.url, in_flight=1), images(3)))
     assert statuses(outcomes) == {"delivered": 3}
@@ -121,7 +144,9 @@ def test_what_may_pass_is_tried_again(server: FailingServer, spool: Spool, failu
 
 
 @pytest.mark.parametrize("failure", [silence, drip])
-def test_an_answer_that_does_not_end_is_left(server: FailingServer, spool: Spool, failure: Failure) -> None:
+def test_an_answer_that_does_not_end_is_left(
+    server: FailingServer, spool: Spool, failure: Failure
+) -> None:
     server.script = [failure]
     start = time.monotonic()
     outcomes = list(deliver(spool, Server(server.url, timeout=0.3), images(1)))
@@ -129,8 +154,13 @@ def test_an_answer_that_does_not_end_is_left(server: FailingServer, spool: Spool
     assert time.monotonic() - start < 2.5
 
 
-@pytest.mark.parametrize(("code", "name"), [(400, "damaged_feature_file"), (404, "unknown_model"), (413, "too_many_symbols")])
-def test_a_refusal_is_recorded_and_never_posted_again(server: FailingServer, spool: Spool, code: int, name: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [(400, "damaged_feature_file"), (404, "unknown_model"), (413, "too_many_symbols")],
+)
+def test_a_refusal_is_recorded_and_never_posted_again(
+    server: FailingServer, spool: Spool, code: int, name: str
+) -> None:
     bad = images(1)[0]
     server.poison[bad.data] = refusal(code, name)
     outcomes = list(deliver(spool, Server(server.url), images(3)))
@@ -140,9 +170,14 @@ def test_a_refusal_is_recorded_and_never_posted_again(server: FailingServer, spo
     assert refused.error == f"it is {name}"
     result = spool.result(key_of(bad.data)) or {}
     assert (result["status"], result["http"], result["code"]) == ("refused", code, name)
-    assert [path.read_bytes().partition(b"\n")[2] for path in (spool.folder / "refused").iterdir()] == [bad.data]
+    assert [
+        path.read_bytes().partition(b"\n")[2] for path in (spool.folder / "refused").iterdir()
+    ] == [bad.data]
     count = len(server.posts)
-    assert statuses(list(deliver(spool, Server(server.url), images(3)))) == {"delivered": 2, "refused": 1}
+    assert statuses(list(deliver(spool, Server(server.url), images(3)))) == {
+        "delivered": 2,
+        "refused": 1,
+    }
     assert len(server.posts) == count, "results are recorded, nothing is posted"
     server.poison.clear()
     spool.requeue_refused()
@@ -151,19 +186,32 @@ def test_a_refusal_is_recorded_and_never_posted_again(server: FailingServer, spo
 
 
 SETUP: dict[str, tuple[Failure, str]] = {
-    "wrong token": (refusal(401, "unauthorized"), "HTTP 401, unauthorized: it is unauthorized: name the right token's file"),
+    "wrong token": (
+        refusal(401, "unauthorized"),
+        "HTTP 401, unauthorized: it is unauthorized: name the right token's file",
+    ),
     "forbidden": (status(403), "HTTP 403: name the right token's file with --token-file"),
-    "redirect": (status(307, Location="http://elsewhere/"), "HTTP 307 to 'http://elsewhere/', which is not followed"),
-    "another service": (status(404, b"<html>"), "HTTP 404: name a cloud-serve's address with --url"),
+    "redirect": (
+        status(307, Location="http://elsewhere/"),
+        "HTTP 307 to 'http://elsewhere/', which is not followed",
+    ),
+    "another service": (
+        status(404, b"<html>"),
+        "HTTP 404: name a cloud-serve's address with --url",
+    ),
     "another path": (refusal(404, "not_found"), "HTTP 404, not_found"),
     "another method": (status(405), "HTTP 405"),
 }
 
 
 @pytest.mark.parametrize(("failure", "message"), SETUP.values(), ids=SETUP.keys())
-def test_a_wrong_set_up_stops_and_keeps_everything(server: FailingServer, spool: Spool, failure: Failure, message: str) -> None:
+def test_a_wrong_set_up_stops_and_keeps_everything(
+    server: FailingServer, spool: Spool, failure: Failure, message: str
+) -> None:
     server.always = failure
-    outcomes, error = outcomes_and_error(deliver(spool, Server(server.url, token="secret"), images(30)))
+    outcomes, error = outcomes_and_error(
+        deliver(spool, Server(server.url, token="secret"), images(30))
+    )
     assert isinstance(error, ServerSetupError)
     assert message in str(error)
     assert statuses(outcomes) == {"spooled": 30}
@@ -174,11 +222,17 @@ def test_a_wrong_set_up_stops_and_keeps_everything(server: FailingServer, spool:
 
 FOREIGN: dict[str, tuple[Failure, str]] = {
     "plain HTTP on a port of TLS": (
-        status(400, b"<title>400 Bad Request</title>\n<h1>The plain HTTP request was sent to HTTPS port</h1>nginx", Server="nginx/1.24.0"),
+        status(
+            400,
+            b"<title>400 Bad Request</title>\n<h1>The plain HTTP request was sent to HTTPS port</h1>nginx",
+            Server="nginx/1.24.0",
+        ),
         "HTTP 400: that port speaks TLS: write https:// in --url (nginx/1.24.0 says '400 Bad Request The plain HTTP request was sent to",
     ),
     "no client's certificate": (
-        status(400, b"<h1>400 Bad Request</h1>No required SSL certificate was sent", Server="nginx"),
+        status(
+            400, b"<h1>400 Bad Request</h1>No required SSL certificate was sent", Server="nginx"
+        ),
         "HTTP 400: the server asks for a client's certificate, and edge-send has none",
     ),
     "a limit of a proxy": (
@@ -187,17 +241,34 @@ FOREIGN: dict[str, tuple[Failure, str]] = {
         "(nginx/1.24.0 says '413 Request Entity Too Large')",
     ),
     "a firewall": (status(403, b"Blocked\x1b[2J by policy 7"), "says 'Blocked?[2J by policy 7')"),
-    "a gateway's JSON": (status(400, {"code": 400, "message": "bad"}), "that is not cloud-serve's word"),
+    "a gateway's JSON": (
+        status(400, {"code": 400, "message": "bad"}),
+        "that is not cloud-serve's word",
+    ),
     "a code of another service": (refusal(422, "unprocessable"), "that is not cloud-serve's word"),
-    "one of ours with another status": (refusal(422, "damaged_feature_file"), "that is not cloud-serve's word"),
-    "a body that was lost on its way": (refusal(400, "empty_feature_file"), "the request was changed on its way"),
-    "a body that was compressed on its way": (refusal(415, "unsupported_encoding"), "the request was changed on its way"),
-    "a query that was changed on its way": (refusal(400, "malformed_request"), "the request was changed on its way"),
+    "one of ours with another status": (
+        refusal(422, "damaged_feature_file"),
+        "that is not cloud-serve's word",
+    ),
+    "a body that was lost on its way": (
+        refusal(400, "empty_feature_file"),
+        "the request was changed on its way",
+    ),
+    "a body that was compressed on its way": (
+        refusal(415, "unsupported_encoding"),
+        "the request was changed on its way",
+    ),
+    "a query that was changed on its way": (
+        refusal(400, "malformed_request"),
+        "the request was changed on its way",
+    ),
 }
 
 
 @pytest.mark.parametrize(("failure", "message"), FOREIGN.values(), ids=FOREIGN.keys())
-def test_what_others_answer_condemns_no_file(server: FailingServer, spool: Spool, failure: Failure, message: str) -> None:
+def test_what_others_answer_condemns_no_file(
+    server: FailingServer, spool: Spool, failure: Failure, message: str
+) -> None:
     server.always = failure
     outcomes, error = outcomes_and_error(deliver(spool, Server(server.url), images(30)))
     assert isinstance(error, ServerSetupError)
@@ -208,7 +279,9 @@ def test_what_others_answer_condemns_no_file(server: FailingServer, spool: Spool
     assert results(spool) == []
 
 
-def test_a_file_that_a_firewall_dislikes_does_not_hold_up_others(server: FailingServer, spool: Spool) -> None:
+def test_a_file_that_a_firewall_dislikes_does_not_hold_up_others(
+    server: FailingServer, spool: Spool
+) -> None:
     for bad in images(3):
         server.poison[bad.data] = status(403, b"blocked")
     outcomes, error = outcomes_and_error(deliver(spool, Server(server.url), images(30)))
@@ -217,7 +290,9 @@ def test_a_file_that_a_firewall_dislikes_does_not_hold_up_others(server: Failing
     assert statuses(outcomes) == {"delivered": 27, "spooled": 3}
     # The next run says so again, of files that it did not accept.
     outcomes, error = outcomes_and_error(deliver(spool, Server(server.url)))
-    assert sorted((outcome.image, outcome.status) for outcome in outcomes) == [(bad.image, "spooled") for bad in images(3)]
+    assert sorted((outcome.image, outcome.status) for outcome in outcomes) == [
+        (bad.image, "spooled") for bad in images(3)
+    ]
     server.poison.clear()
     assert statuses(list(deliver(spool, Server(server.url)))) == {"delivered": 3}
 
@@ -270,7 +345,9 @@ def test_a_server_that_comes_back_while_images_come(spool: Spool) -> None:
     assert statuses(outcomes) == {"delivered": 6}
 
 
-def test_a_file_that_the_server_cannot_bear_does_not_hold_up_others(server: FailingServer, spool: Spool) -> None:
+def test_a_file_that_the_server_cannot_bear_does_not_hold_up_others(
+    server: FailingServer, spool: Spool
+) -> None:
     bad = images(1)[0]
     server.poison[bad.data] = hang_up
     outcomes = list(deliver(spool, Server(server.url, attempts=3), images(40)))
@@ -280,7 +357,9 @@ def test_a_file_that_the_server_cannot_bear_does_not_hold_up_others(server: Fail
     assert [spool.read(entry)[1] for entry in spool.pending()] == [bad.data]
 
 
-def test_a_file_of_an_earlier_run_that_is_left_says_why(server: FailingServer, spool: Spool) -> None:
+def test_a_file_of_an_earlier_run_that_is_left_says_why(
+    server: FailingServer, spool: Spool
+) -> None:
     spool.accept("old", b"old")
     server.always = refusal(500, "graph_failed")
     outcomes = list(deliver(spool, Server(server.url, attempts=3)))
@@ -289,16 +368,30 @@ def test_a_file_of_an_earlier_run_that_is_left_says_why(server: FailingServer, s
     ]
 
 
-@pytest.mark.parametrize("server", [Server("nonsense"), Server("http://host", ca_file="/missing")], ids=["url", "ca_file"])
-def test_what_is_wrong_with_the_way_is_raised_after_the_images_are_accepted(server: Server, spool: Spool) -> None:
-    outcomes, error = outcomes_and_error(deliver(spool, server, [Encoded("bad", error="no image"), *images(2)]))
+@pytest.mark.parametrize(
+    "server",
+    [Server("nonsense"), Server("http://host", ca_file="/missing")],
+    ids=["url", "ca_file"],
+)
+def test_what_is_wrong_with_the_way_is_raised_after_the_images_are_accepted(
+    server: Server, spool: Spool
+) -> None:
+    outcomes, error = outcomes_and_error(
+        deliver(spool, server, [Encoded("bad", error="no image"), *images(2)])
+    )
     assert isinstance(error, ServerUrlError | CertificateFileError)
-    assert [(outcome.image, outcome.status) for outcome in outcomes] == [("bad", "failed"), ("image 0", "spooled"), ("image 1", "spooled")]
+    assert [(outcome.image, outcome.status) for outcome in outcomes] == [
+        ("bad", "failed"),
+        ("image 0", "spooled"),
+        ("image 1", "spooled"),
+    ]
     assert outcomes[-1].error == str(error)
     assert len(spool.pending()) == 2
 
 
-def test_images_that_fail_to_come_leave_the_spool_delivered(server: FailingServer, spool: Spool) -> None:
+def test_images_that_fail_to_come_leave_the_spool_delivered(
+    server: FailingServer, spool: Spool
+) -> None:
     def broken() -> Iterator[Encoded]:
         yield from images(1)
         raise KeyError("the camera is gone")
@@ -306,10 +399,15 @@ def test_images_that_fail_to_come_leave_the_spool_delivered(server: FailingServe
     spool.accept("old", b"old")
     with pytest.raises(KeyError, match="the camera is gone"):
         list(deliver(spool, Server(server.url), broken()))
-    assert {result["image"]: result["status"] for result in results(spool)} == {"old": "delivered", "image 0": "delivered"}
+    assert {result["image"]: result["status"] for result in results(spool)} == {
+        "old": "delivered",
+        "image 0": "delivered",
+    }
 
 
-def test_images_that_do_not_come_hold_up_neither_the_spool_nor_the_end(server: FailingServer, spool: Spool) -> None:
+def test_images_that_do_not_come_hold_up_neither_the_spool_nor_the_end(
+    server: FailingServer, spool: Spool
+) -> None:
     never = threading.Event()
 
     def camera() -> Iterator[Encoded]:
@@ -341,10 +439,16 @@ def date_in(seconds: float) -> str:
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_is_honoured_by_all(server: FailingServer, spool: Spool, form: str) -> None:
     # A date has whole seconds: it may be up to one nearer than it was made.
-    server.script = [refusal(429, "queue_full", Retry_After="1" if form == "seconds" else date_in(2.5))]
-    assert statuses(list(deliver(spool, Server(server.url, in_flight=2), images(10)))) == {"delivered": 10}
+    server.script = [
+        refusal(429, "queue_full", Retry_After="1" if form == "seconds" else date_in(2.5))
+    ]
+    assert statuses(list(deliver(spool, Server(server.url, in_flight=2), images(10)))) == {
+        "delivered": 10
+    }
     first, *others = sorted(post["time"] for post in server.posts)
-    began_later = [moment for moment in others if moment - first > 0.3]  # one more may have been under way
+    began_later = [
+        moment for moment in others if moment - first > 0.3
+    ]  # one more may have been under way
     assert len(began_later) >= 9
     assert min(began_later) - first >= 0.99
 
@@ -365,7 +469,10 @@ def test_a_retry_after_that_is_none(text: str) -> None:
 
 def test_backoff_grows_and_is_jittered(server: FailingServer, spool: Spool) -> None:
     server.script = [hang_up] * 5
-    with mock.patch.object(sender, "_FIRST_WAIT", 0.1), mock.patch.object(sender, "_LONGEST_WAIT", 0.4):
+    with (
+        mock.patch.object(sender, "_FIRST_WAIT", 0.1),
+        mock.patch.object(sender, "_LONGEST_WAIT", 0.4),
+    ):
         list(deliver(spool, Server(server.url), images(1)))
     gaps = [after["time"] - before["time"] for before, after in itertools.pairwise(server.posts)]
     for gap, most in zip(gaps, (0.1, 0.2, 0.4, 0.4, 0.4), strict=True):
@@ -373,7 +480,9 @@ def test_backoff_grows_and_is_jittered(server: FailingServer, spool: Spool) -> N
     assert len({round(gap, 3) for gap in gaps[2:]}) > 1
 
 
-def test_a_full_spool_waits_for_a_server_that_answers(server: FailingServer, tmp_path: Path) -> None:
+def test_a_full_spool_waits_for_a_server_that_answers(
+    server: FailingServer, tmp_path: Path
+) -> None:
     with Spool(tmp_path, limit=4 * 4096) as spool:
         assert statuses(list(deliver(spool, Server(server.url), images(50)))) == {"delivered": 50}
 
@@ -382,25 +491,33 @@ def test_a_full_spool_refuses_new_images_where_the_server_is_away(tmp_path: Path
     with FailingServer() as server:
         pass
     with Spool(tmp_path, limit=4 * 4096) as spool:
-        outcomes, error = outcomes_and_error(deliver(spool, Server(server.url, attempts=2), images(6)))
+        outcomes, error = outcomes_and_error(
+            deliver(spool, Server(server.url, attempts=2), images(6))
+        )
         assert isinstance(error, ServerAwayError)
         assert {outcome.image: outcome.status for outcome in outcomes} == {
             **{f"image {number}": "spooled" for number in range(4)},
             **{f"image {number}": "failed" for number in (4, 5)},
         }
         assert "the spool" in str(outcomes[0].error)
-        assert [spool.read(entry)[0] for entry in spool.pending()] == [f"image {number}" for number in range(4)]
+        assert [spool.read(entry)[0] for entry in spool.pending()] == [
+            f"image {number}" for number in range(4)
+        ]
 
 
 def test_an_image_given_twice_has_one_result(server: FailingServer, spool: Spool) -> None:
     same = [Encoded("one", b"same"), Encoded("two", b"same"), Encoded("three", b"same")]
     outcomes = list(deliver(spool, Server(server.url), same))
-    assert sorted((outcome.image, outcome.status) for outcome in outcomes) == [(name, "delivered") for name in ("one", "three", "two")]
+    assert sorted((outcome.image, outcome.status) for outcome in outcomes) == [
+        (name, "delivered") for name in ("one", "three", "two")
+    ]
     assert len(results(spool)) == len(server.posts) == 1
 
 
 def test_an_image_that_fails_stops_no_other(server: FailingServer, spool: Spool) -> None:
-    outcomes = list(deliver(spool, Server(server.url), [Encoded("bad", error="no image"), *images(2)]))
+    outcomes = list(
+        deliver(spool, Server(server.url), [Encoded("bad", error="no image"), *images(2)])
+    )
     assert statuses(outcomes) == {"failed": 1, "delivered": 2}
 
 
@@ -410,47 +527,78 @@ def test_a_damaged_file_of_the_spool_is_set_aside(server: FailingServer, spool: 
     (spool.folder / "pending" / entry.name).write_bytes(b'{"image": "a"}\n' + b"b" * 50)
     outcomes = list(deliver(spool, Server(server.url), images(2)))
     assert statuses(outcomes) == {"refused": 1, "delivered": 2}
-    assert [result["code"] for result in results(spool) if result["status"] == "refused"] == ["damaged_in_spool"]
+    assert [result["code"] for result in results(spool) if result["status"] == "refused"] == [
+        "damaged_in_spool"
+    ]
     assert b"b" * 50 not in [post["body"] for post in server.posts]
 
 
-def test_a_file_of_the_spool_that_cannot_be_read_is_left(server: FailingServer, spool: Spool) -> None:
+def test_a_file_of_the_spool_that_cannot_be_read_is_left(
+    server: FailingServer, spool: Spool
+) -> None:
     entry = spool.accept("a", b"a")
     assert not isinstance(entry, dict)
     (spool.folder / "pending" / entry.name).unlink()
     outcomes = list(deliver(spool, Server(server.url), images(2)))
     assert statuses(outcomes) == {"delivered": 2, "spooled": 1}
-    assert [outcome.key for outcome in outcomes if "cannot be read" in (outcome.error or "")] == [entry.key]
+    assert [outcome.key for outcome in outcomes if "cannot be read" in (outcome.error or "")] == [
+        entry.key
+    ]
 
 
 def test_results_that_cannot_be_recorded_stop_the_run(server: FailingServer, spool: Spool) -> None:
     with (
         mock.patch.object(Spool, "_record", side_effect=OSError(28, "No space left on device")),
-        pytest.raises(SpoolDiskError, match=r"results.jsonl cannot be written, .* stays in the spool: .*No space left"),
+        pytest.raises(
+            SpoolDiskError,
+            match=r"results.jsonl cannot be written, .* stays in the spool: .*No space left",
+        ),
     ):
         list(deliver(spool, Server(server.url), images(10)))
     assert len(spool.pending()) == 10
     # Those that are delivered from the spool before they are named again are told twice.
     outcomes = list(deliver(spool, Server(server.url), images(10)))
-    assert {(outcome.image, outcome.status) for outcome in outcomes} == {(image.image, "delivered") for image in images(10)}
+    assert {(outcome.image, outcome.status) for outcome in outcomes} == {
+        (image.image, "delivered") for image in images(10)
+    }
     assert len(results(spool)) == 10
     assert max(Counter(post["body"] for post in server.posts).values()) <= 2
 
 
 @pytest.mark.parametrize(
-    "url", ["", "cloud.example", "ftp://cloud.example", "http://", "http://host:99999", "https://me:secret@host", "http://host/?a=b"]
+    "url",
+    [
+        "",
+        "cloud.example",
+        "ftp://cloud.example",
+        "http://",
+        "http://host:99999",
+        "https://me:secret@host",
+        "http://host/?a=b",
+    ],
 )
 def test_a_url_that_is_none(url: str) -> None:
-    with pytest.raises(ServerUrlError, match=r"(name one like https://cloud.example:8000|leave it out)"):
+    with pytest.raises(
+        ServerUrlError, match=r"(name one like https://cloud.example:8000|leave it out)"
+    ):
         Server(url).endpoint()
 
 
 def test_a_path_before_the_service_is_kept() -> None:
-    assert str(Server("https://host:1234/prefix/").endpoint()) == "https://host:1234/prefix/v1/classify?top_k=5"
+    assert (
+        str(Server("https://host:1234/prefix/").endpoint())
+        == "https://host:1234/prefix/v1/classify?top_k=5"
+    )
 
 
 @pytest.mark.parametrize(
-    ("url", "hidden"), [("https://far", True), ("http://far", False), ("http://localhost:80", True), ("http://127.0.0.1", True)]
+    ("url", "hidden"),
+    [
+        ("https://far", True),
+        ("http://far", False),
+        ("http://localhost:80", True),
+        ("http://127.0.0.1", True),
+    ],
 )
 def test_who_can_read_the_token(url: str, hidden: bool) -> None:
     assert Server(url).hides_token() == hidden
@@ -462,7 +610,11 @@ def test_a_server_of_another_protocol(spool: Spool) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             kept = []
 
-            def greet(listener: socket.socket = listener, greeting: bytes = greeting, kept: list[socket.socket] = kept) -> None:
+            def greet(
+                listener: socket.socket = listener,
+                greeting: bytes = greeting,
+                kept: list[socket.socket] = kept,
+            ) -> None:
                 while True:
                     try:
                         connection, _ = listener.accept()
@@ -473,7 +625,9 @@ def test_a_server_of_another_protocol(spool: Spool) -> None:
 
             threading.Thread(target=greet, daemon=True).start()
             # Whether the file or the server is at fault cannot be told: it is left for another run.
-            server = Server(f"http://127.0.0.1:{listener.getsockname()[1]}", attempts=2, timeout=0.3)
+            server = Server(
+                f"http://127.0.0.1:{listener.getsockname()[1]}", attempts=2, timeout=0.3
+            )
             assert statuses(list(deliver(spool, server, images(1)))) == {"spooled": 1}
             listener.shutdown(socket.SHUT_RDWR)
             for connection in kept:
@@ -481,14 +635,20 @@ def test_a_server_of_another_protocol(spool: Spool) -> None:
     assert len(spool.pending()) == 1
 
 
-def test_random_failures_lose_nothing_and_record_once(server: FailingServer, tmp_path: Path) -> None:
+def test_random_failures_lose_nothing_and_record_once(
+    server: FailingServer, tmp_path: Path
+) -> None:
     server.chances = [*TRANSIENT.values(), refusal(429, "queue_full")]
     everything = images(60)
     random.Random(2).shuffle(everything)
     for turn in range(20):
         with Spool(tmp_path) as spool:
             try:
-                for _ in deliver(spool, Server(server.url, attempts=3, in_flight=3), everything if turn == 0 else ()):
+                for _ in deliver(
+                    spool,
+                    Server(server.url, attempts=3, in_flight=3),
+                    everything if turn == 0 else (),
+                ):
                     pass
             except ServerAwayError:
                 continue
@@ -496,7 +656,9 @@ def test_random_failures_lose_nothing_and_record_once(server: FailingServer, tmp
                 break
     with Spool(tmp_path) as spool:
         assert spool.pending() == []
-        assert Counter(result["key"] for result in results(spool)) == Counter(key_of(image.data) for image in everything)
+        assert Counter(result["key"] for result in results(spool)) == Counter(
+            key_of(image.data) for image in everything
+        )
     assert set(server.answered) == {key_of(image.data) for image in everything}
 
 

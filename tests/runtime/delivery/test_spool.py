@@ -17,7 +17,13 @@ from unittest import mock
 import pytest
 
 from runtime.delivery.spool import DELIVERED, REFUSED, Entry, Spool, key_of
-from runtime.errors import DamagedResultsError, DamagedSpoolFileError, SpoolDiskError, SpoolFullError, SpoolInUseError
+from runtime.errors import (
+    DamagedResultsError,
+    DamagedSpoolFileError,
+    SpoolDiskError,
+    SpoolFullError,
+    SpoolInUseError,
+)
 
 
 def accept(spool: Spool, image: str, data: bytes) -> Entry:
@@ -32,7 +38,9 @@ def test_what_is_accepted_outlasts_the_process_oldest_first(tmp_path: Path) -> N
             accept(spool, f"image {number}", bytes([number, 10, 13]))
     with Spool(tmp_path / "spool") as spool:
         entries = spool.pending()
-        assert [spool.read(entry) for entry in entries] == [(f"image {number}", bytes([number, 10, 13])) for number in range(12)]
+        assert [spool.read(entry) for entry in entries] == [
+            (f"image {number}", bytes([number, 10, 13])) for number in range(12)
+        ]
         spool.finish(entries[0], DELIVERED, image="image 0")
         assert accept(spool, "later", b"later").number == 13
     with Spool(tmp_path / "spool") as spool:
@@ -76,7 +84,10 @@ def test_the_bound_refuses_new_files_and_drops_none(tmp_path: Path) -> None:
     with Spool(tmp_path, limit=3 * 4096) as spool:
         entries = [accept(spool, str(number), bytes([number]) * 1000) for number in range(3)]
         assert not spool.fits("d", b"d")
-        with pytest.raises(SpoolFullError, match=r"3 feature files in 12288 of 12288 bytes: d is not accepted.*--spool-mb"):
+        with pytest.raises(
+            SpoolFullError,
+            match=r"3 feature files in 12288 of 12288 bytes: d is not accepted.*--spool-mb",
+        ):
             spool.accept("d", b"d")
         assert spool.pending() == entries
         spool.finish(entries[0], DELIVERED)
@@ -92,13 +103,21 @@ def test_two_processes_do_not_share_a_spool(tmp_path: Path) -> None:
     with Spool(tmp_path):
         with pytest.raises(SpoolInUseError, match="in use by another edge-send"):
             Spool(tmp_path)
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
         assert "SpoolInUseError" in result.stderr
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
-    "torn", [b'{"key": "12', b"\0" * 100, b'{"key": "' + b"0" * 64 + b'", "status": "delivered", "ti\0\0"}\n', b"\0\0\0}\n"]
+    "torn",
+    [
+        b'{"key": "12',
+        b"\0" * 100,
+        b'{"key": "' + b"0" * 64 + b'", "status": "delivered", "ti\0\0"}\n',
+        b"\0\0\0}\n",
+    ],
 )
 def test_a_torn_last_result_is_cut_off(tmp_path: Path, torn: bytes) -> None:
     with Spool(tmp_path) as spool:
@@ -121,7 +140,9 @@ def test_a_damaged_result_among_others_is_refused(tmp_path: Path) -> None:
             spool.finish(accept(spool, "a", data), DELIVERED)
     lines = (tmp_path / "results.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "results.jsonl").write_bytes(b"no result\n" + lines[1])
-    with pytest.raises(DamagedResultsError, match=r"line 1 of .*results.jsonl is no result: move the file away"):
+    with pytest.raises(
+        DamagedResultsError, match=r"line 1 of .*results.jsonl is no result: move the file away"
+    ):
         Spool(tmp_path)
 
 
@@ -158,17 +179,25 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
         kept = accept(spool, "kept", b"kept")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60, limits[1]))  # a write beyond 60 bytes fails, as on a full disk
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (60, limits[1])
+        )  # a write beyond 60 bytes fails, as on a full disk
         try:
-            with pytest.raises(SpoolDiskError, match=r"cannot be written, new is not accepted: .*File too large"):
+            with pytest.raises(
+                SpoolDiskError, match=r"cannot be written, new is not accepted: .*File too large"
+            ):
                 spool.accept("new", b"n" * 100)
-            with pytest.raises(SpoolDiskError, match=r"results.jsonl cannot be written, .* stays in the spool"):
+            with pytest.raises(
+                SpoolDiskError, match=r"results.jsonl cannot be written, .* stays in the spool"
+            ):
                 spool.finish(kept, DELIVERED)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert spool.pending() == [kept]
         assert [file.name for file in (tmp_path / "pending").iterdir()] == [kept.name]
-        assert (tmp_path / "results.jsonl").stat().st_size == 60  # the beginning of a line, which the next one replaces
+        assert (
+            tmp_path / "results.jsonl"
+        ).stat().st_size == 60  # the beginning of a line, which the next one replaces
         spool.finish(kept, DELIVERED)
     with Spool(tmp_path) as spool:
         assert spool.pending() == []
@@ -256,8 +285,19 @@ with Spool(folder / "spool") as spool:
     assert spool.requeue_refused() == 50
 print(count)
 """
-    command = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), sys.executable, "-c", code]
-    probe = subprocess.run([*command[:-3], "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True, check=False)
+    command = [
+        "unshare",
+        "--mount",
+        *([] if os.geteuid() == 0 else ["--map-root-user"]),
+        sys.executable,
+        "-c",
+        code,
+    ]
+    probe = subprocess.run(
+        [*command[:-3], "mount", "-t", "tmpfs", "none", str(tmp_path)],
+        capture_output=True,
+        check=False,
+    )
     if probe.returncode:
         pytest.skip(f"no file system can be mounted here: {probe.stderr!r}")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -342,7 +382,9 @@ def test_dying_at_every_step(tmp_path: Path) -> None:
                 for data in sent:
                     accept(spool, data.decode(), data)
                     accepted.append(data)
-                for entry, status in zip(spool.pending(), (DELIVERED, REFUSED, REFUSED), strict=True):
+                for entry, status in zip(
+                    spool.pending(), (DELIVERED, REFUSED, REFUSED), strict=True
+                ):
                     spool.finish(entry, status)
                     recorded.append(entry.key)
                 spool.requeue_refused()
@@ -366,7 +408,9 @@ def test_dying_at_every_step(tmp_path: Path) -> None:
             assert all(history[key] for key in recorded), last
             assert set(waiting) <= set(sent)
             assert waiting == sorted(waiting, key=sent.index)
-            assert not [file for file in (folder / "pending").iterdir() if file.name.startswith(".")]
+            assert not [
+                file for file in (folder / "pending").iterdir() if file.name.startswith(".")
+            ]
             # And it works on.
             for data in sent:
                 spool.accept("again", data)
@@ -374,7 +418,9 @@ def test_dying_at_every_step(tmp_path: Path) -> None:
             for entry in spool.pending():
                 spool.finish(entry, DELIVERED)
         lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-        assert sorted(line["key"] for line in lines if line["status"] == "delivered") == sorted(map(key_of, sent)), last
+        assert sorted(line["key"] for line in lines if line["status"] == "delivered") == sorted(
+            map(key_of, sent)
+        ), last
         if len(disk.calls) < last:
             break
     assert last > 30

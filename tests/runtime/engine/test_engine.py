@@ -51,10 +51,16 @@ def test_what_is_not_asked_for_is_the_cpu_in_float32(bundle: Path) -> None:
         ("tpu", "auto", "no engine tpu auto: providers are auto, cpu"),
         ("cpu", "fp8", "precisions auto, fp32, bf16, int8"),
         ("cpu", "bf16", "cpu has no bf16: choose --provider openvino"),
-        ("cpu", "int8", "has no int8 graph for the edge: leave out --precision, or export with --calibrate"),
+        (
+            "cpu",
+            "int8",
+            "has no int8 graph for the edge: leave out --precision, or export with --calibrate",
+        ),
     ],
 )
-def test_what_cannot_be_asked_for(random_bundle: Path, provider: str, precision: str, text: str) -> None:
+def test_what_cannot_be_asked_for(
+    random_bundle: Path, provider: str, precision: str, text: str
+) -> None:
     with pytest.raises(EngineChoiceError, match=text):
         EdgeEncoder(random_bundle, 1, provider=provider, precision=precision)
 
@@ -64,8 +70,13 @@ def test_int8_is_refused_where_the_bundle_has_none(random_bundle: Path) -> None:
         CloudDecoder(random_bundle, 1, precision="int8")
 
 
-def test_the_cloud_in_int8_gives_the_same_class(bundle: Path, decoder: CloudDecoder, feature_bytes: bytes) -> None:
-    (first,), (second,) = (one.classify(feature_bytes, 1) for one in (decoder, CloudDecoder(bundle, 1, precision="int8")))
+def test_the_cloud_in_int8_gives_the_same_class(
+    bundle: Path, decoder: CloudDecoder, feature_bytes: bytes
+) -> None:
+    (first,), (second,) = (
+        one.classify(feature_bytes, 1)
+        for one in (decoder, CloudDecoder(bundle, 1, precision="int8"))
+    )
     assert first.label == second.label
     assert first.probability == pytest.approx(second.probability, abs=0.1)
 
@@ -99,16 +110,28 @@ def test_a_device_that_lacks_something_says_so_in_one_line(
 
 @pytest.mark.parametrize(
     ("provider", "precision", "share"),
-    [("openvino", "fp32", 1e-4), ("openvino", "bf16", 2e-3), ("openvino", "int8", 0.01), ("cpu", "int8", 0.01)],
+    [
+        ("openvino", "fp32", 1e-4),
+        ("openvino", "bf16", 2e-3),
+        ("openvino", "int8", 0.01),
+        ("cpu", "int8", 0.01),
+    ],
 )
 def test_every_engine_computes_nearly_the_same_symbols(
     bundle: Path, pixels: NDArray[np.uint8], provider: str, precision: str, share: float
 ) -> None:
     if provider == "openvino":
-        pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
+        pytest.importorskip(
+            "openvino", reason="OpenVINO is not installed: pip install '.[openvino]'"
+        )
     asked = Choice(provider, precision)
-    ours, safe = EdgeEncoder(bundle, 2, provider=provider, precision=precision), EdgeEncoder(bundle, 2)
-    assert ours.engine.choice == (Choice("cpu", "int8") if OpenVino.lacks(asked) and provider == "openvino" else asked)
+    ours, safe = (
+        EdgeEncoder(bundle, 2, provider=provider, precision=precision),
+        EdgeEncoder(bundle, 2),
+    )
+    assert ours.engine.choice == (
+        Choice("cpu", "int8") if OpenVino.lacks(asked) and provider == "openvino" else asked
+    )
     expected, found = safe.symbols(pixels), ours.symbols(pixels)
     assert found.dtype == expected.dtype
     assert found.shape == expected.shape
@@ -116,7 +139,9 @@ def test_every_engine_computes_nearly_the_same_symbols(
     assert ours.symbols(np.repeat(pixels[:, :64, :80], 3, 0)).shape == (3, 64, 8, 10)
     data = ours.encode(pixels[0], as_is=True)
     decoder = CloudDecoder(bundle, 2)
-    assert np.array_equal(decoder.symbols(data), found[0]), "whatever was computed is what is decoded"
+    assert np.array_equal(decoder.symbols(data), found[0]), (
+        "whatever was computed is what is decoded"
+    )
     assert decoder.classify(data)[0].label == "golf ball"
 
 
@@ -129,21 +154,36 @@ def test_openvino_in_the_cloud_and_from_several_threads(bundle: Path, feature_by
             assert np.allclose(logits, expected, atol=1e-3)
 
 
-def test_openvino_rounds_less_in_int8_than_onnxruntime(bundle: Path, pixels: NDArray[np.uint8], feature_bytes: bytes) -> None:
+def test_openvino_rounds_less_in_int8_than_onnxruntime(
+    bundle: Path, pixels: NDArray[np.uint8], feature_bytes: bytes
+) -> None:
     """Eight bits only where a convolution reads them: nearer to float32, at both ends."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
     if OpenVino.lacks(OPENVINO_INT8):
-        pytest.skip("this processor has no VNNI: onnxruntime runs in OpenVINO's place, whose sums would overflow")
-    float32, *int8 = (EdgeEncoder(bundle, 2, provider=provider, precision=precision).symbols(pixels) for provider, precision in INT8_LAST)
+        pytest.skip(
+            "this processor has no VNNI: onnxruntime runs in OpenVINO's place, whose sums would overflow"
+        )
+    float32, *int8 = (
+        EdgeEncoder(bundle, 2, provider=provider, precision=precision).symbols(pixels)
+        for provider, precision in INT8_LAST
+    )
     openvino, onnxruntime = ((found != float32).sum() for found in int8)
     assert 0 < openvino < onnxruntime
-    float32, *int8 = (CloudDecoder(bundle, 2, provider, precision).logits([feature_bytes]) for provider, precision in INT8_LAST)
+    float32, *int8 = (
+        CloudDecoder(bundle, 2, provider, precision).logits([feature_bytes])
+        for provider, precision in INT8_LAST
+    )
     openvino, onnxruntime = (np.abs(found - float32).max() for found in int8)
     assert 0 < openvino < onnxruntime
 
 
-@pytest.mark.parametrize(("flags", "there"), [(set(), False), ({"avx512_vnni"}, False), ({"amx_bf16"}, True), ({"bf16"}, True)])
-def test_bf16_is_tried_only_where_the_processor_has_it(bundle: Path, monkeypatch: pytest.MonkeyPatch, flags: set[str], there: bool) -> None:
+@pytest.mark.parametrize(
+    ("flags", "there"),
+    [(set(), False), ({"avx512_vnni"}, False), ({"amx_bf16"}, True), ({"bf16"}, True)],
+)
+def test_bf16_is_tried_only_where_the_processor_has_it(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, flags: set[str], there: bool
+) -> None:
     monkeypatch.setattr("runtime.engine.openvino.find_spec", lambda name: True)
     monkeypatch.setattr(processor, "flags", lambda: flags)
     found = registry.candidates(Bundle.load(bundle), "edge")
@@ -163,14 +203,23 @@ def test_bf16_is_tried_only_where_the_processor_has_it(bundle: Path, monkeypatch
     ],
 )
 def test_openvino_is_for_int8_only_where_its_sums_do_not_overflow(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, x86: bool, flags: set[str], runs: Choice
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    x86: bool,
+    flags: set[str],
+    runs: Choice,
 ) -> None:
     monkeypatch.setattr("runtime.engine.openvino.find_spec", lambda name: True)
     monkeypatch.setattr(processor, "flags", lambda: flags)
     monkeypatch.setattr(processor, "X86", x86)
     loaded = Bundle.load(bundle)
     with caplog.at_level(logging.WARNING):
-        assert registry.choose(loaded, "edge", "openvino", "int8") == registry.choose(loaded, "cloud", "openvino", "int8") == runs
+        assert (
+            registry.choose(loaded, "edge", "openvino", "int8")
+            == registry.choose(loaded, "cloud", "openvino", "int8")
+            == runs
+        )
     fits = runs == OPENVINO_INT8
     assert caplog.messages == ([] if fits else [caplog.messages[0]] * 2)
     assert fits or "openvino int8 needs a processor with VNNI" in caplog.text
@@ -185,11 +234,21 @@ def test_a_graph_that_openvino_cannot_load(bundle: Path, monkeypatch: pytest.Mon
         EdgeEncoder(bundle, 1, provider="openvino")
 
 
-def test_tune_keeps_a_choice_that_auto_follows(bundle: Path, copy_of: Copy, capsys: Capture, tmp_path: Path) -> None:
+def test_tune_keeps_a_choice_that_auto_follows(
+    bundle: Path, copy_of: Copy, capsys: Capture, tmp_path: Path
+) -> None:
     folder = str(copy_of(bundle))
-    assert edge_cli.main(["--tune", "--json", "--bundle", folder, str(GOLF_BALL), "-o", str(tmp_path / "f.bin")]) == 0
+    assert (
+        edge_cli.main(
+            ["--tune", "--json", "--bundle", folder, str(GOLF_BALL), "-o", str(tmp_path / "f.bin")]
+        )
+        == 0
+    )
     result = json.loads(capsys.readouterr().out.splitlines()[0])
-    assert {(row["provider"], row["precision"]) for row in result["candidates"]} >= {("cpu", "fp32"), ("cpu", "int8")}
+    assert {(row["provider"], row["precision"]) for row in result["candidates"]} >= {
+        ("cpu", "fp32"),
+        ("cpu", "int8"),
+    }
     chosen = Choice(result["provider"], result["precision"])
     assert EdgeEncoder(folder, 1).engine.choice == chosen
     assert EdgeEncoder(folder, 1, provider="cpu", precision="fp32").engine.choice == SAFE
@@ -200,13 +259,22 @@ def test_tune_keeps_a_choice_that_auto_follows(bundle: Path, copy_of: Copy, caps
     assert "golf ball" in out
     tuned = json.loads((Path(folder) / TUNED).read_text())
     assert tuned["edge"] == result, "tuning the cloud leaves the edge's choice alone"
-    assert CloudDecoder(folder, 1).engine.choice == Choice(tuned["cloud"]["provider"], tuned["cloud"]["precision"])
+    assert CloudDecoder(folder, 1).engine.choice == Choice(
+        tuned["cloud"]["provider"], tuned["cloud"]["precision"]
+    )
 
 
-def test_a_choice_of_another_device_is_not_used(bundle: Path, copy_of: Copy, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_choice_of_another_device_is_not_used(
+    bundle: Path, copy_of: Copy, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = copy_of(bundle)
-    head = {"device": registry.describe_device(), "fingerprint": Bundle.load(folder).fingerprint.hex()}
-    (folder / TUNED).write_text(json.dumps(head | {"edge": {"provider": "cpu", "precision": "int8"}}))
+    head = {
+        "device": registry.describe_device(),
+        "fingerprint": Bundle.load(folder).fingerprint.hex(),
+    }
+    (folder / TUNED).write_text(
+        json.dumps(head | {"edge": {"provider": "cpu", "precision": "int8"}})
+    )
     assert EdgeEncoder(folder, 1).engine.choice == Choice("cpu", "int8")
     for content in (
         json.dumps(head | {"device": {}, "edge": {"provider": "cpu", "precision": "int8"}}),
@@ -219,7 +287,9 @@ def test_a_choice_of_another_device_is_not_used(bundle: Path, copy_of: Copy, cap
         caplog.clear()
         assert EdgeEncoder(folder, 1).engine.choice == SAFE
         assert "tune again" in caplog.text
-    (folder / TUNED).write_text(json.dumps(head | {"edge": {"provider": "sun", "precision": "fp32"}}))
+    (folder / TUNED).write_text(
+        json.dumps(head | {"edge": {"provider": "sun", "precision": "fp32"}})
+    )
     assert EdgeEncoder(folder, 1).engine.choice == SAFE
 
 
@@ -239,14 +309,23 @@ class _Altered:
 
 @pytest.mark.parametrize(("share", "accepted"), [(0.5, False), (0.0, True)])
 def test_an_engine_that_strays_is_never_chosen(
-    bundle: Path, copy_of: Copy, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, share: float, accepted: bool
+    bundle: Path,
+    copy_of: Copy,
+    pixels: NDArray[np.uint8],
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    accepted: bool,
 ) -> None:
     loaded = Bundle.load(copy_of(bundle))
     real = tuning.open_choice
     other = Choice("cpu", "int8")
     monkeypatch.setattr(tuning, "candidates", lambda bundle, end: [SAFE, other])
     monkeypatch.setattr(
-        tuning, "open_choice", lambda b, e, t, choice: _Altered(real(b, e, t, SAFE), share) if choice == other else real(b, e, t, choice)
+        tuning,
+        "open_choice",
+        lambda b, e, t, choice: (
+            _Altered(real(b, e, t, SAFE), share) if choice == other else real(b, e, t, choice)
+        ),
     )
     result = tuning.tune(loaded, "edge", [pixels], *EDGE, 1)
     assert result["candidates"][1]["accepted"] is accepted
@@ -279,7 +358,11 @@ def test_strays_of_logits() -> None:
 
 
 def test_what_tune_cannot_do(
-    bundle: Path, copy_of: Copy, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    bundle: Path,
+    copy_of: Copy,
+    pixels: NDArray[np.uint8],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
 ) -> None:
     loaded = Bundle.load(copy_of(bundle))
     with pytest.raises(TuneError, match="nothing to measure with"):
@@ -343,5 +426,7 @@ def test_a_signal_after_openvino_is_handled(bundle: Path) -> None:
         "try: os.kill(os.getpid(), signal.SIGINT)\n"
         "except KeyboardInterrupt: kept.encode(sys.argv[2]); print('handled')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, bundle, GOLF_BALL], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, bundle, GOLF_BALL], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

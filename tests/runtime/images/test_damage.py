@@ -24,8 +24,12 @@ def picture(width: int = 200, height: int = 150) -> Image.Image:
     """Smooth shapes and noise."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[0:height, 0:width]
-    waves = np.stack([128 + 90 * np.sin(columns / 9 + rows / (7 + 3 * band)) for band in range(3)], 2)
-    return Image.fromarray(np.clip(waves + rng.normal(scale=12, size=waves.shape), 0, 255).astype(np.uint8))
+    waves = np.stack(
+        [128 + 90 * np.sin(columns / 9 + rows / (7 + 3 * band)) for band in range(3)], 2
+    )
+    return Image.fromarray(
+        np.clip(waves + rng.normal(scale=12, size=waves.shape), 0, 255).astype(np.uint8)
+    )
 
 
 def saved(image: Image.Image, form: str, **options: object) -> bytes:
@@ -103,7 +107,9 @@ def test_a_hole_of_garbage_in_a_jpegs_scan(name: str) -> None:
     found = 0
     for _ in range(20):
         at = chance.randrange(begin, end - size)
-        found += refused(data[:at] + bytes(chance.randrange(255) for _ in range(size)) + data[at + size :])
+        found += refused(
+            data[:at] + bytes(chance.randrange(255) for _ in range(size)) + data[at + size :]
+        )
     assert found >= 16
 
 
@@ -171,10 +177,14 @@ def test_any_bytes_are_walked(junk: bytes) -> None:
 
 def test_a_huge_header_takes_no_memory() -> None:
     """65535 x 65535 in four components is 2 GB of what a progressive JPEG needs; only what the data reaches is touched."""
-    frame = struct.pack(">BHHB", 8, 65535, 65535, 4) + b"".join(bytes([c, 0x11, 0]) for c in range(4))
+    frame = struct.pack(">BHHB", 8, 65535, 65535, 4) + b"".join(
+        bytes([c, 0x11, 0]) for c in range(4)
+    )
     scan = bytes([4, 0, 0, 1, 0, 2, 0, 3, 0, 0, 0, 0])
     segments = ((b"\xff\xc2", frame), (b"\xff\xda", scan))
-    data = b"\xff\xd8" + b"".join(marker + struct.pack(">H", 2 + len(body)) + body for marker, body in segments)
+    data = b"\xff\xd8" + b"".join(
+        marker + struct.pack(">H", 2 + len(body)) + body for marker, body in segments
+    )
     assert jpeg_damage(data + b"\x12\x34" + END) == "its data ends before its picture does"
 
 
@@ -235,7 +245,12 @@ def test_a_png_of_too_few_rows(interlaced: bool) -> None:
         sides = ((19, 7), (19, 7), (38, 6), (38, 13), (75, 12), (75, 25), (150, 25))
         black = bytes(sum((columns + 1) * rows for columns, rows in sides))
     for data, is_whole in ((black, True), (black[: -151 * 3], False)):
-        file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+        file = (
+            b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", head)
+            + chunk(b"IDAT", zlib.compress(data))
+            + chunk(b"IEND", b"")
+        )
         assert refused(file) != is_whole
 
 
@@ -249,7 +264,13 @@ def reended(form: str) -> bytes:
     if form == "WEBP":
         data = saved(image, "WEBP")
         half = len(data) // 4 * 2
-        return data[:4] + struct.pack("<I", half - 8) + data[8:16] + struct.pack("<I", half - 20) + data[20:half]
+        return (
+            data[:4]
+            + struct.pack("<I", half - 8)
+            + data[8:16]
+            + struct.pack("<I", half - 20)
+            + data[20:half]
+        )
     if form == "JPEG2000":
         data = saved(image, "JPEG2000")
         return data[: len(data) // 2] + END
@@ -291,8 +312,16 @@ def test_the_verdict_is_libjpegs(tmp_path: Path) -> None:
             data[chance.randrange(begin, end)] = chance.randrange(255)
         if number % 3 == 0:
             del data[chance.randrange(begin, end) : end]
-        result = subprocess.run(["djpeg", "-verbose", "-scale", "1/8"], input=bytes(data), capture_output=True, check=False)
-        if any(text in result.stderr for text in (b"premature end of data", b"bad Huffman code", b"instead of RST")):
+        result = subprocess.run(
+            ["djpeg", "-verbose", "-scale", "1/8"],
+            input=bytes(data),
+            capture_output=True,
+            check=False,
+        )
+        if any(
+            text in result.stderr
+            for text in (b"premature end of data", b"bad Huffman code", b"instead of RST")
+        ):
             warned += 1
             assert jpeg_damage(bytes(data)) is not None
     assert warned > 20

@@ -50,18 +50,25 @@ def saved(image: Image.Image, form: str, **options: object) -> io.BytesIO:
 
 def near(found: Pixels, expected: Pixels, levels: int = 6) -> bool:
     """Equal but for what JPEG does; 1 % of the pixels may be at an edge."""
-    return found.shape == expected.shape and (np.abs(found.astype(int) - expected) > levels).any(2).mean() < 0.01
+    return (
+        found.shape == expected.shape
+        and (np.abs(found.astype(int) - expected) > levels).any(2).mean() < 0.01
+    )
 
 
 def png16(colour: int, samples: NDArray[np.uint16]) -> io.BytesIO:
     """A PNG of 16-bit samples [height, width, channels], which Pillow does not write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], 16, colour, 0, 0, 0)
     body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in samples.astype(">u2")))
-    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+    return io.BytesIO(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("orientation", [*STORED, 0, 9])
@@ -72,7 +79,9 @@ def test_exif_orientation(orientation: int) -> None:
     stored = STORED.get(orientation, STORED[1])
     file = saved(Image.fromarray(np.ascontiguousarray(stored(small))), "PNG", exif=exif)
     assert np.array_equal(preprocess(file, as_is=True), small)
-    file = saved(Image.fromarray(np.ascontiguousarray(stored(large))), "JPEG", exif=exif, quality=95)
+    file = saved(
+        Image.fromarray(np.ascontiguousarray(stored(large))), "JPEG", exif=exif, quality=95
+    )
     for fast in (False, True):
         assert near(preprocess(file, fast_jpeg=fast), preprocess(large))
 
@@ -86,7 +95,9 @@ def test_cmyk() -> None:
     cyan, magenta, yellow, black = image.split()
     colours = Image.merge("RGB", (cyan, magenta, yellow)).convert("YCbCr").split()
     planes = [plane.point(lambda level: 255 - level) for plane in colours]
-    ycck = bytearray(saved(Image.merge("CMYK", (*planes, black)), "JPEG", quality=95, subsampling=0).getvalue())
+    ycck = bytearray(
+        saved(Image.merge("CMYK", (*planes, black)), "JPEG", quality=95, subsampling=0).getvalue()
+    )
     ycck[marker + 15] = 2
     for content in (data, data[:marker] + data[marker + 16 :], bytes(ycck)):
         assert Image.open(io.BytesIO(content)).mode == "CMYK"
@@ -102,7 +113,10 @@ def test_grey() -> None:
     for fast in (False, True):
         assert near(preprocess(saved(grey, "JPEG", quality=95), fast_jpeg=fast), expected)
     assert np.array_equal(preprocess(saved(grey, "PNG")), expected)
-    assert np.array_equal(preprocess(saved(grey.convert("1", dither=Image.Dither.NONE), "PNG"), as_is=True)[0, 0], [0, 0, 0])
+    assert np.array_equal(
+        preprocess(saved(grey.convert("1", dither=Image.Dither.NONE), "PNG"), as_is=True)[0, 0],
+        [0, 0, 0],
+    )
 
 
 def test_sixteen_bits() -> None:
@@ -111,11 +125,17 @@ def test_sixteen_bits() -> None:
     wide = pixels.astype(np.uint16) * 256 + 77
     opaque = np.full((*pixels.shape[:2], 1), 65535, np.uint16)
     assert np.array_equal(preprocess(png16(2, wide), as_is=True), pixels)
-    assert np.array_equal(preprocess(png16(6, np.concatenate([wide, opaque], 2)), as_is=True), pixels)
+    assert np.array_equal(
+        preprocess(png16(6, np.concatenate([wide, opaque], 2)), as_is=True), pixels
+    )
     grey = np.repeat(pixels[..., :1], 3, 2)
     assert np.array_equal(preprocess(png16(0, wide[..., :1]), as_is=True), grey)
-    assert np.array_equal(preprocess(png16(4, np.concatenate([wide[..., :1], opaque], 2)), as_is=True), grey)
-    assert np.array_equal(preprocess(saved(Image.fromarray(wide[..., 0].astype(np.uint16)), "TIFF"), as_is=True), grey)
+    assert np.array_equal(
+        preprocess(png16(4, np.concatenate([wide[..., :1], opaque], 2)), as_is=True), grey
+    )
+    assert np.array_equal(
+        preprocess(saved(Image.fromarray(wide[..., 0].astype(np.uint16)), "TIFF"), as_is=True), grey
+    )
 
 
 def test_a_palette() -> None:
@@ -136,7 +156,12 @@ def test_transparency_lies_on_white() -> None:
     expected[32:, :48] = 247  # 240, half on white
     rgba = Image.fromarray(np.dstack([pixels, alpha]))
     for form, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})):
-        assert np.abs(preprocess(saved(rgba, form, **options), as_is=True).astype(int) - expected).max() <= 1
+        assert (
+            np.abs(
+                preprocess(saved(rgba, form, **options), as_is=True).astype(int) - expected
+            ).max()
+            <= 1
+        )
     assert np.abs(preprocess(rgba, as_is=True).astype(int) - expected).max() <= 1
     grey = preprocess(saved(rgba.convert("LA"), "PNG"), as_is=True)
     assert grey[40, 60].tolist() == [255, 255, 255]
@@ -145,14 +170,20 @@ def test_transparency_lies_on_white() -> None:
     palette = Image.fromarray(pixels).quantize(8)
     black = palette.getpixel((95, 63))
     for form in ("PNG", "GIF"):
-        assert np.array_equal(preprocess(saved(palette, form, transparency=black), as_is=True), expected)
+        assert np.array_equal(
+            preprocess(saved(palette, form, transparency=black), as_is=True), expected
+        )
     keyed = saved(Image.fromarray(pixels), "PNG", transparency=(0, 0, 0))
     assert np.array_equal(preprocess(keyed, as_is=True), expected)
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_the_first_frame_of_an_animation(form: str) -> None:
-    frames = [Image.fromarray(quarters()), Image.new("RGB", (96, 64), "blue"), Image.new("RGB", (96, 64), "white")]
+    frames = [
+        Image.fromarray(quarters()),
+        Image.new("RGB", (96, 64), "blue"),
+        Image.new("RGB", (96, 64), "white"),
+    ]
     options = {"lossless": True} if form == "WEBP" else {}
     file = saved(frames[0], form, save_all=True, append_images=frames[1:], **options)
     assert Image.open(file).n_frames == 3
@@ -163,14 +194,19 @@ def test_progressive_jpeg() -> None:
     """The same coefficients in another order: the same pixels."""
     image = Image.fromarray(quarters(1600, 1200))
     for fast in (False, True):
-        baseline, progressive = (preprocess(saved(image, "JPEG", progressive=flag), fast_jpeg=fast) for flag in (False, True))
+        baseline, progressive = (
+            preprocess(saved(image, "JPEG", progressive=flag), fast_jpeg=fast)
+            for flag in (False, True)
+        )
         assert np.array_equal(baseline, progressive)
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("fast", [False, True])
 def test_a_truncated_jpeg_is_refused(progressive: bool, fast: bool, golf_ball: Pixels) -> None:
-    data = saved(Image.fromarray(golf_ball).resize((1280, 960)), "JPEG", progressive=progressive).getvalue()
+    data = saved(
+        Image.fromarray(golf_ball).resize((1280, 960)), "JPEG", progressive=progressive
+    ).getvalue()
     for part in (0.02, 0.5, 0.99):
         with pytest.raises(errors.DamagedImageError, match="damaged or cut short"):
             preprocess(io.BytesIO(data[: int(part * len(data))]), fast_jpeg=fast)
@@ -186,15 +222,26 @@ def test_one_pixel(form: str) -> None:
 def test_a_phones_photograph_with_a_second_picture() -> None:
     """MPO: a JPEG with another behind it, as phones write them. The first is taken."""
     pixels = quarters(1600, 1200)
-    file = saved(Image.fromarray(pixels), "MPO", save_all=True, append_images=[Image.new("RGB", (1600, 1200))], quality=95)
+    file = saved(
+        Image.fromarray(pixels),
+        "MPO",
+        save_all=True,
+        append_images=[Image.new("RGB", (1600, 1200))],
+        quality=95,
+    )
     assert Image.open(file).format == "MPO"
     for fast in (False, True):
         assert load_image(file, fast).size == ((800, 600) if fast else (1600, 1200))
         assert near(preprocess(file, fast_jpeg=fast), preprocess(pixels))
 
 
-@pytest.mark.parametrize(("size", "decoded"), [((1023, 5000), (1023, 5000)), ((1024, 5000), (512, 2500)), ((4096, 4100), (512, 513))])
-def test_a_fast_jpeg_is_decoded_at_a_fraction(size: tuple[int, int], decoded: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("size", "decoded"),
+    [((1023, 5000), (1023, 5000)), ((1024, 5000), (512, 2500)), ((4096, 4100), (512, 513))],
+)
+def test_a_fast_jpeg_is_decoded_at_a_fraction(
+    size: tuple[int, int], decoded: tuple[int, int]
+) -> None:
     file = saved(Image.new("RGB", size, RED), "JPEG")
     assert load_image(file).size == size
     assert load_image(file, fast_jpeg=True).size == decoded
@@ -203,10 +250,16 @@ def test_a_fast_jpeg_is_decoded_at_a_fraction(size: tuple[int, int], decoded: tu
 
 def test_fast_jpeg_leaves_alone_what_is_not_a_large_jpeg(golf_ball: Pixels) -> None:
     image = Image.fromarray(golf_ball).resize((1280, 1024))
-    for file in (saved(image.resize((900, 800)), "JPEG"), saved(image, "PNG"), saved(image, "WEBP")):
+    for file in (
+        saved(image.resize((900, 800)), "JPEG"),
+        saved(image, "PNG"),
+        saved(image, "WEBP"),
+    ):
         assert np.array_equal(preprocess(file, fast_jpeg=True), preprocess(file))
     file = saved(image, "JPEG")
-    assert np.array_equal(preprocess(file, as_is=True, fast_jpeg=True), preprocess(file, as_is=True))
+    assert np.array_equal(
+        preprocess(file, as_is=True, fast_jpeg=True), preprocess(file, as_is=True)
+    )
     assert not np.array_equal(preprocess(file, fast_jpeg=True), preprocess(file))
 
 
@@ -221,11 +274,18 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc"
+)
 def test_108_megapixels_are_held_once(tmp_path: Path) -> None:
     """12000x9000 pixels are 412 MB as Pillow holds them; a fast JPEG is decoded at an eighth a side."""
     path = tmp_path / "large.jpg"
     Image.fromarray(quarters(120, 90)).resize((12000, 9000), Image.Resampling.NEAREST).save(path)
     for mode, limit in (("full", 412 + 60), ("fast", 60)):
-        result = subprocess.run([sys.executable, "-c", PEAK, str(path), mode], capture_output=True, text=True, check=True)
+        result = subprocess.run(
+            [sys.executable, "-c", PEAK, str(path), mode],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert int(result.stdout) < limit

@@ -20,17 +20,36 @@ def picture(width: int, height: int, seed: int = 0) -> np.ndarray:
     """Smooth shapes and noise, so that a resize has something to get wrong."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:height, 0:width]
-    waves = [128 + 90 * np.sin(columns / rng.uniform(3, 40) + rows / rng.uniform(3, 40)) for _ in range(3)]
-    return np.clip(np.stack(waves, 2) + rng.normal(scale=20, size=(height, width, 3)), 0, 255).astype(np.uint8)
+    waves = [
+        128 + 90 * np.sin(columns / rng.uniform(3, 40) + rows / rng.uniform(3, 40))
+        for _ in range(3)
+    ]
+    return np.clip(
+        np.stack(waves, 2) + rng.normal(scale=20, size=(height, width, 3)), 0, 255
+    ).astype(np.uint8)
 
 
-SIZES = [(640, 480), (480, 640), (224, 224), (256, 256), (257, 300), (1001, 333), (100, 60), (33, 1000), (8, 8), (1, 1), (3, 900)]
+SIZES = [
+    (640, 480),
+    (480, 640),
+    (224, 224),
+    (256, 256),
+    (257, 300),
+    (1001, 333),
+    (100, 60),
+    (33, 1000),
+    (8, 8),
+    (1, 1),
+    (3, 900),
+]
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_it_is_the_references_transform(width: int, height: int) -> None:
     """torchvision's Resize(256) and CenterCrop(224) on the same PIL image: at most one level apart."""
-    transforms = pytest.importorskip("torchvision.transforms", reason="torchvision comes with the export and train extras")
+    transforms = pytest.importorskip(
+        "torchvision.transforms", reason="torchvision comes with the export and train extras"
+    )
     image = Image.fromarray(picture(width, height))
     expected = np.asarray(transforms.CenterCrop(224)(transforms.Resize(256)(image))).astype(int)
     assert np.abs(preprocess(image).astype(int) - expected).max() <= 1
@@ -47,7 +66,9 @@ def test_a_path_an_open_file_an_image_and_an_array_give_the_same(tmp_path: Path)
         assert np.array_equal(preprocess(source), expected)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I;16"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I;16"]
+)
 def test_any_mode_becomes_rgb(mode: str) -> None:
     pixels = picture(240, 240)
     grey = Image.fromarray(pixels).convert("L")
@@ -98,13 +119,18 @@ def test_truncated_image(tmp_path: Path, suffix: str, part: float) -> None:
     whole, path = tmp_path / f"whole.{suffix}", tmp_path / f"part.{suffix}"
     Image.fromarray(picture(200, 200)).save(whole)
     path.write_bytes(whole.read_bytes()[: int(part * whole.stat().st_size)])
-    with pytest.raises((errors.DamagedImageError, errors.NotAnImageError), match=r"damaged or cut short|not an image"):
+    with pytest.raises(
+        (errors.DamagedImageError, errors.NotAnImageError),
+        match=r"damaged or cut short|not an image",
+    ):
         preprocess(path)
 
 
 def test_a_program_that_draws_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "drawing.jpg"
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
+    )
     with pytest.raises(errors.NotAnImageError, match="not run"):
         preprocess(path)
 
@@ -116,12 +142,16 @@ def test_damage_is_refused_or_harmless(form: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
-    Image.fromarray(picture(40, 32)).save(buffer, form, **({"exif": exif} if form in ("JPEG", "PNG", "WEBP") else {}))
+    Image.fromarray(picture(40, 32)).save(
+        buffer, form, **({"exif": exif} if form in ("JPEG", "PNG", "WEBP") else {})
+    )
     rng = np.random.default_rng(0)
     for _ in range(200):
         data = bytearray(buffer.getvalue())
         for _ in range(rng.integers(1, 6)):
-            data[rng.integers(min(len(data), rng.choice([64, 400, 10**6])))] = rng.choice([0, 255, rng.integers(256)])
+            data[rng.integers(min(len(data), rng.choice([64, 400, 10**6])))] = rng.choice(
+                [0, 255, rng.integers(256)]
+            )
         with contextlib.suppress(errors.ImageError):
             assert preprocess(io.BytesIO(bytes(data))).shape == (224, 224, 3)
 
@@ -138,10 +168,17 @@ def png_header(width: int, height: int) -> bytes:
     """A PNG that promises width x height pixels and holds next to none."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_decompression_bomb() -> None:
@@ -150,13 +187,20 @@ def test_decompression_bomb() -> None:
 
 
 def test_under_8_pixels_as_is() -> None:
-    with pytest.raises(errors.ImageTooSmallError, match="7x100 pixels is under 8 a side: leave out --as-is"):
+    with pytest.raises(
+        errors.ImageTooSmallError, match="7x100 pixels is under 8 a side: leave out --as-is"
+    ):
         preprocess(np.zeros((100, 7, 3), np.uint8), as_is=True)
 
 
 @pytest.mark.parametrize(
     "array",
-    [np.zeros((9, 9, 3), np.float32), np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8), np.zeros((0, 9, 3), np.uint8)],
+    [
+        np.zeros((9, 9, 3), np.float32),
+        np.zeros((9, 9), np.uint8),
+        np.zeros((9, 9, 4), np.uint8),
+        np.zeros((0, 9, 3), np.uint8),
+    ],
 )
 def test_arrays_of_another_kind(array: np.ndarray) -> None:
     with pytest.raises(errors.ImageArrayError, match="uint8"):
@@ -166,6 +210,8 @@ def test_arrays_of_another_kind(array: np.ndarray) -> None:
 def test_a_panorama_is_bounded_whatever_the_bundle_resizes_to() -> None:
     """A bundle that resizes to 4096 pixels would else make 4096 x 204,800 of this."""
     thin = np.zeros((8, 400, 3), np.uint8)
-    with patch.object(Image.Image, "resize", autospec=True, side_effect=Image.Image.resize) as resize:
+    with patch.object(
+        Image.Image, "resize", autospec=True, side_effect=Image.Image.resize
+    ) as resize:
         assert preprocess(thin, rule=Preprocessing(4096, 64)).shape == (64, 64, 3)
     assert resize.call_args.args[1] == (16384, 4096)

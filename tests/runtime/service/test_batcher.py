@@ -41,7 +41,13 @@ def image(value: int, side: int = 4) -> NDArray[np.int16]:
     return np.full((2, side, side), value, np.int16)
 
 
-def batcher(max_batch: int = 4, max_wait: float = 0.0, max_queue: int = 100, max_delay: float = 100.0, pace: float = 0.0) -> Batcher:
+def batcher(
+    max_batch: int = 4,
+    max_wait: float = 0.0,
+    max_queue: int = 100,
+    max_delay: float = 100.0,
+    pace: float = 0.0,
+) -> Batcher:
     return Batcher(max_batch, max_wait, max_queue, max_delay, pace)
 
 
@@ -66,7 +72,9 @@ def test_those_that_wait_while_a_call_runs_share_the_next_ones() -> None:
         futures += [queue.submit(graph, image(value), later()) for value in range(1, 7)]
         graph.gate.set()
         answers = await asyncio.gather(*futures)
-        assert [answer.logits.tolist() for answer in answers] == [[32.0 * value, value] for value in range(7)]
+        assert [answer.logits.tolist() for answer in answers] == [
+            [32.0 * value, value] for value in range(7)
+        ]
         assert [shape[0] for shape in graph.calls] == [1, 4, 2]
         assert all(answer.graph > 0 for answer in answers)
         assert answers[6].queue >= answers[1].queue > 0
@@ -172,7 +180,13 @@ def test_a_failing_call_fails_its_own_batch_alone() -> None:
         futures = [queue.submit(graph, image(value), later()) for value in (1, -1, 2, 3)]
         graph.gate.set()
         results = await asyncio.gather(first, *futures, return_exceptions=True)
-        assert [type(result) for result in results] == [Answer, GraphFailedError, GraphFailedError, Answer, Answer]
+        assert [type(result) for result in results] == [
+            Answer,
+            GraphFailedError,
+            GraphFailedError,
+            Answer,
+            Answer,
+        ]
         assert "ArithmeticError" in str(results[1])
         queue.close()
 
@@ -211,7 +225,10 @@ def test_who_would_wait_too_long_is_refused_at_once_and_told_when_to_come_again(
     async def work() -> None:
         queue = batcher(max_delay=10.0, pace=2.0)
         queue.require_room(50)  # an idle graph takes all that the queue holds
-        with queue.admit(6), pytest.raises(QueueFullError, match=r"takes 12\.0 s: ask again in 12 s") as refused:
+        with (
+            queue.admit(6),
+            pytest.raises(QueueFullError, match=r"takes 12\.0 s: ask again in 12 s") as refused,
+        ):
             queue.require_room()
         assert refused.value.seconds == 12
         queue.close()
@@ -222,7 +239,9 @@ def test_who_would_wait_too_long_is_refused_at_once_and_told_when_to_come_again(
 def test_the_pace_is_measured() -> None:
     async def work() -> None:
         told: list[tuple[int, float]] = []
-        queue = Batcher(4, 0.0, 100, 100.0, 50.0, lambda images, seconds: told.append((images, seconds)))
+        queue = Batcher(
+            4, 0.0, 100, 100.0, 50.0, lambda images, seconds: told.append((images, seconds))
+        )
         graph = Graph()
         for _ in range(60):
             await queue.submit(graph, image(1), later())

@@ -26,11 +26,23 @@ def tensor(**changes: Any) -> dict[str, Any]:
 
 
 def body(request: Any = None, **changes: Any) -> bytes:
-    return json.dumps(request if request is not None else {"inputs": [tensor()], **changes}).encode()
+    return json.dumps(
+        request if request is not None else {"inputs": [tensor()], **changes}
+    ).encode()
 
 
 def binary(data: bytes, size: Any = None, shape: list[int] | None = None) -> tuple[bytes, str]:
-    head = body({"inputs": [tensor(data=None, shape=shape or [3], parameters={"binary_data_size": len(data) if size is None else size})]})
+    head = body(
+        {
+            "inputs": [
+                tensor(
+                    data=None,
+                    shape=shape or [3],
+                    parameters={"binary_data_size": len(data) if size is None else size},
+                )
+            ]
+        }
+    )
     return head + data, str(len(head))
 
 
@@ -49,20 +61,39 @@ def test_feature_files_as_they_are() -> None:
 def test_outputs_that_are_asked_for() -> None:
     outputs = [{"name": "logits", "parameters": {"binary_data": True}}, {"name": "label"}]
     assert oip.parse(body(outputs=outputs), None, 3).outputs == {"logits": True, "label": False}
-    assert oip.parse(body(parameters={"binary_data_output": True}), None, 3).outputs == dict.fromkeys(oip.OUTPUTS, True)
+    assert oip.parse(
+        body(parameters={"binary_data_output": True}), None, 3
+    ).outputs == dict.fromkeys(oip.OUTPUTS, True)
 
 
 def test_an_optional_member_that_is_null_is_as_if_it_were_absent() -> None:
     whole = oip.parse(body(), None, 3)
     assert oip.parse(body(id=None, parameters=None, outputs=None), None, 3) == whole
-    assert oip.parse(body(parameters={"top_k": None, "binary_data_output": None, "timeout": None}), None, 3) == whole
+    assert (
+        oip.parse(
+            body(parameters={"top_k": None, "binary_data_output": None, "timeout": None}), None, 3
+        )
+        == whole
+    )
     nulls = {"binary_data_size": None, "shared_memory_region": None}
     for parameters in (None, nulls):
-        assert oip.parse(json.dumps({"inputs": [tensor() | {"parameters": parameters}]}).encode(), None, 3) == whole
+        assert (
+            oip.parse(
+                json.dumps({"inputs": [tensor() | {"parameters": parameters}]}).encode(), None, 3
+            )
+            == whole
+        )
     for parameters in (None, {"binary_data": None, "classification": None}):
-        assert oip.parse(body(outputs=[{"name": "label", "parameters": parameters}]), None, 3).outputs == {"label": False}
+        assert oip.parse(
+            body(outputs=[{"name": "label", "parameters": parameters}]), None, 3
+        ).outputs == {"label": False}
     data = oip.join(FILES)
-    head = body({"inputs": [tensor() | {"data": None, "parameters": {"binary_data_size": len(data)}}], "id": None})
+    head = body(
+        {
+            "inputs": [tensor() | {"data": None, "parameters": {"binary_data_size": len(data)}}],
+            "id": None,
+        }
+    )
     assert oip.parse(head + data, str(len(head)), 3) == whole
 
 
@@ -86,7 +117,12 @@ def test_memory_that_is_shared_is_refused_and_not_passed_over() -> None:
 
 
 def test_metadata_names_no_version_which_no_path_takes() -> None:
-    assert set(oip.metadata("ours_n4", 10, "onnxruntime")) == {"name", "platform", "inputs", "outputs"}
+    assert set(oip.metadata("ours_n4", 10, "onnxruntime")) == {
+        "name",
+        "platform",
+        "inputs",
+        "outputs",
+    }
 
 
 @pytest.mark.parametrize(
@@ -112,7 +148,10 @@ def test_metadata_names_no_version_which_no_path_takes() -> None:
         (body({"inputs": [tensor(data=["ä", "", ""])]}), "not base64"),
         (body({"inputs": [tensor(data=[1, 2, 3])]}), "not base64"),
         (body({"inputs": [tensor(parameters={"binary_data_size": 4})]}), "binary_data_size is 4"),
-        (body({"inputs": [tensor(parameters={"binary_data_size": True})]}), "where binary_data_size"),
+        (
+            body({"inputs": [tensor(parameters={"binary_data_size": True})]}),
+            "where binary_data_size",
+        ),
         (body(parameters={"top_k": 0}), "top_k"),
         (body(parameters={"top_k": "5"}), "where top_k"),
         (body(id=5), "where id"),
@@ -170,19 +209,33 @@ def test_elements_are_those_that_were_joined(files: list[bytes]) -> None:
 
 @given(st.binary(max_size=200), st.one_of(st.none(), st.integers(-1, 250).map(str)))
 def test_any_bytes_are_understood_or_refused(data: bytes, length: str | None) -> None:
-    with contextlib.suppress(MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError):
+    with contextlib.suppress(
+        MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError
+    ):
         oip.parse(data, length, 8)
 
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "data", "shape", "parameters", "top_k"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["name", "data", "shape", "parameters", "top_k"]), inner)
+    ),
 )
 
 
-@given(st.sampled_from(["name", "datatype", "shape", "data", "parameters"]), JSON, st.sampled_from(["id", "parameters", "outputs"]), JSON)
-def test_any_json_is_understood_or_refused(of_tensor: str, value: Any, of_request: str, other: Any) -> None:
-    with contextlib.suppress(MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError):
+@given(
+    st.sampled_from(["name", "datatype", "shape", "data", "parameters"]),
+    JSON,
+    st.sampled_from(["id", "parameters", "outputs"]),
+    JSON,
+)
+def test_any_json_is_understood_or_refused(
+    of_tensor: str, value: Any, of_request: str, other: Any
+) -> None:
+    with contextlib.suppress(
+        MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError
+    ):
         oip.parse(body({"inputs": [tensor(**{of_tensor: value})], of_request: other}), None, 8)
 
 
@@ -193,18 +246,41 @@ def test_an_answer_in_json() -> None:
     answer = json.loads(content)
     assert (answer["model_name"], answer["id"]) == ("m", "7")
     outputs = {output["name"]: output for output in answer["outputs"]}
-    assert outputs["label"] == {"name": "label", "datatype": "BYTES", "shape": [2, 2], "data": ["Käse", "dog", "cat", "dog"]}
+    assert outputs["label"] == {
+        "name": "label",
+        "datatype": "BYTES",
+        "shape": [2, 2],
+        "data": ["Käse", "dog", "cat", "dog"],
+    }
     assert outputs["class_index"]["data"] == [2, 1, 0, 1]
-    assert outputs["probability"]["data"] == pytest.approx([0.6652, 0.2447, 0.9867, 0.0066], abs=1e-4)
-    assert outputs["logits"] == {"name": "logits", "datatype": "FP32", "shape": [2, 3], "data": [0, 1, 2, 5, 0, 0]}
+    assert outputs["probability"]["data"] == pytest.approx(
+        [0.6652, 0.2447, 0.9867, 0.0066], abs=1e-4
+    )
+    assert outputs["logits"] == {
+        "name": "logits",
+        "datatype": "FP32",
+        "shape": [2, 3],
+        "data": [0, 1, 2, 5, 0, 0],
+    }
 
 
 def test_an_answer_in_binary() -> None:
-    request = oip.InferRequest(FILES[:2], {"logits": True, "class_index": False, "label": True}, top_k=99)
+    request = oip.InferRequest(
+        FILES[:2], {"logits": True, "class_index": False, "label": True}, top_k=99
+    )
     content, length = oip.render(request, "m", LABELS, LOGITS)
     assert length is not None
     answer, tail = json.loads(content[:length]), content[length:]
-    assert [output.get("parameters", {}).get("binary_data_size") for output in answer["outputs"]] == [24, None, 46]
+    assert [
+        output.get("parameters", {}).get("binary_data_size") for output in answer["outputs"]
+    ] == [24, None, 46]
     assert np.array_equal(np.frombuffer(tail[:24], "<f4").reshape(2, 3), LOGITS)
-    assert [label.decode() for label in oip.elements(memoryview(tail)[24:], 6)] == ["Käse", "dog", "cat", "cat", "dog", "Käse"]
+    assert [label.decode() for label in oip.elements(memoryview(tail)[24:], 6)] == [
+        "Käse",
+        "dog",
+        "cat",
+        "cat",
+        "dog",
+        "Käse",
+    ]
     assert answer["outputs"][1]["shape"] == [2, 3]

@@ -31,7 +31,9 @@ def server(bundle: Path) -> Iterator[serve_http.Server]:
     for name in ("HEAD_SECONDS", "WRITE_SECONDS"):
         patch.setattr(serve_http, name, PATIENCE)
     patch.setattr(serve_http, "IDLE_SECONDS", 1)
-    with served(Settings(bundles=(bundle,), threads=1, deadline_ms=60_000, body_seconds=PATIENCE)) as (server, address):
+    with served(
+        Settings(bundles=(bundle,), threads=1, deadline_ms=60_000, body_seconds=PATIENCE)
+    ) as (server, address):
         server.address = address  # type: ignore[attr-defined]
         yield server
     patch.undo()
@@ -102,14 +104,19 @@ def test_a_connection_serves_several_requests(client: socket.socket, feature_byt
         assert json.loads(body)["classes"][0]["label"] == "golf ball"
 
 
-def test_requests_that_are_sent_one_behind_the_other(client: socket.socket, feature_bytes: bytes) -> None:
+def test_requests_that_are_sent_one_behind_the_other(
+    client: socket.socket, feature_bytes: bytes
+) -> None:
     client.sendall(3 * post(feature_bytes, "X-Request-ID: one"))
     assert [read_answer(client)[0] for _ in range(3)] == [200] * 3
 
 
 def test_a_body_in_chunks(client: socket.socket, feature_bytes: bytes) -> None:
     half = len(feature_bytes) // 2
-    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (feature_bytes[:half], feature_bytes[half:], b""))
+    chunks = b"".join(
+        b"%x\r\n%s\r\n" % (len(part), part)
+        for part in (feature_bytes[:half], feature_bytes[half:], b"")
+    )
     client.sendall(post(chunks, "Transfer-Encoding: chunked"))
     assert read_answer(client)[0] == 200
 
@@ -133,7 +140,11 @@ def test_a_silent_connection_is_closed(client: socket.socket) -> None:
 
 
 def test_a_head_that_comes_byte_by_byte(client: socket.socket) -> None:
-    assert PATIENCE * 0.9 < trickle(client, post(b"", *(f"X-{index}: y" for index in range(100)))) < LIMIT / 2
+    assert (
+        PATIENCE * 0.9
+        < trickle(client, post(b"", *(f"X-{index}: y" for index in range(100))))
+        < LIMIT / 2
+    )
 
 
 def test_a_second_head_that_comes_byte_by_byte(client: socket.socket, feature_bytes: bytes) -> None:
@@ -181,11 +192,17 @@ def test_a_body_that_never_ends(client: socket.socket) -> None:
 def test_a_body_that_is_said_to_be_too_large_is_refused_unread(client: socket.socket) -> None:
     client.sendall(post(b"", "Expect: 100-continue", length=1 << 40))
     status, headers, body = read_answer(client)
-    assert (status, json.loads(body)["code"], headers["connection"]) == (413, "body_too_large", "close")
+    assert (status, json.loads(body)["code"], headers["connection"]) == (
+        413,
+        "body_too_large",
+        "close",
+    )
     assert seconds_until_closed(client) < LIMIT / 2
 
 
-def test_a_client_that_waits_to_be_told_to_go_on(client: socket.socket, feature_bytes: bytes) -> None:
+def test_a_client_that_waits_to_be_told_to_go_on(
+    client: socket.socket, feature_bytes: bytes
+) -> None:
     client.sendall(post(b"", "Expect: 100-continue", length=len(feature_bytes)))
     assert client.recv(1000).startswith(b"HTTP/1.1 100 ")
     client.sendall(feature_bytes)
@@ -224,7 +241,9 @@ def test_a_client_that_does_not_read(server: serve_http.Server, feature_bytes: b
     assert len(server.server_state.connections) <= before
 
 
-def test_clients_that_vanish(server: serve_http.Server, client: socket.socket, feature_bytes: bytes) -> None:
+def test_clients_that_vanish(
+    server: serve_http.Server, client: socket.socket, feature_bytes: bytes
+) -> None:
     for request in (b"", b"POST /v1", post(feature_bytes, length=2000), post(feature_bytes)):
         for _ in range(5):
             with socket.create_connection(server.address, LIMIT) as other:  # type: ignore[attr-defined]
@@ -240,8 +259,14 @@ def head(size: int) -> bytes:
     return start + b"a" * (size - len(start) - 4) + b"\r\n\r\n"
 
 
-@pytest.mark.parametrize("cuts", [(), (10_000,), (-1,), tuple(range(0, 16_000, 4000))], ids=["whole", "halves", "last", "parts"])
-def test_a_head_has_one_limit_however_it_is_split(client: socket.socket, cuts: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    "cuts",
+    [(), (10_000,), (-1,), tuple(range(0, 16_000, 4000))],
+    ids=["whole", "halves", "last", "parts"],
+)
+def test_a_head_has_one_limit_however_it_is_split(
+    client: socket.socket, cuts: tuple[int, ...]
+) -> None:
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for size, expected in ((serve_http.HEAD_BYTES, 200), (serve_http.HEAD_BYTES + 1, 431)):
         data = head(size)
@@ -255,7 +280,9 @@ def test_a_head_has_one_limit_however_it_is_split(client: socket.socket, cuts: t
 
 
 @pytest.mark.parametrize("size", [20_000, 1_000_000])
-def test_a_head_that_is_far_too_large_is_answered_before_the_connection_ends(client: socket.socket, size: int) -> None:
+def test_a_head_that_is_far_too_large_is_answered_before_the_connection_ends(
+    client: socket.socket, size: int
+) -> None:
     client.sendall(b"GET /" + b"a" * size + b" HTTP/1.1\r\nHost: test\r\n\r\n")
     assert read_answer(client)[0] == 431
     assert client.recv(1) == b""
@@ -279,7 +306,9 @@ def test_a_large_head_behind_another_request(client: socket.socket) -> None:
         (["Content-Length: -1", "", ""], 400),
     ],
 )
-def test_a_body_without_one_clear_end(client: socket.socket, lines: list[str], status: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_body_without_one_clear_end(
+    client: socket.socket, lines: list[str], status: int, caplog: pytest.LogCaptureFixture
+) -> None:
     client.sendall("\r\n".join(["POST /v1/classify HTTP/1.1", "Host: test", *lines, ""]).encode())
     assert read_answer(client)[0] == status
     assert seconds_until_closed(client) < LIMIT / 2
@@ -307,13 +336,19 @@ def test_targets_and_methods(client: socket.socket, line: str, status: int) -> N
     assert status != 405 or headers["allow"] == "post"
 
 
-def test_a_request_for_another_protocol_is_answered_in_this_one(client: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
-    client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+def test_a_request_for_another_protocol_is_answered_in_this_one(
+    client: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.sendall(
+        b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+    )
     assert read_answer(client)[0] == 200
     assert "uvicorn" not in caplog.text
 
 
-def test_a_body_that_was_asked_for_and_is_refused_is_read_on(client: socket.socket, feature_bytes: bytes) -> None:
+def test_a_body_that_was_asked_for_and_is_refused_is_read_on(
+    client: socket.socket, feature_bytes: bytes
+) -> None:
     """Its sender is told, though it still sends."""
     client.sendall(post(b"", "Expect: 100-continue", "Transfer-Encoding: chunked"))
     assert client.recv(1000).startswith(b"HTTP/1.1 100 ")
@@ -352,15 +387,22 @@ def test_silent_connections_make_way_oldest_first(small: tuple[str, int]) -> Non
         connection.close()
 
 
-def test_many_more_connections_than_there_is_room_for(small: tuple[str, int], feature_bytes: bytes) -> None:
-    crowd = [connect(small, b"" if number % 2 else post(b"\xfc", length=400)) for number in range(50 * MOST)]
+def test_many_more_connections_than_there_is_room_for(
+    small: tuple[str, int], feature_bytes: bytes
+) -> None:
+    crowd = [
+        connect(small, b"" if number % 2 else post(b"\xfc", length=400))
+        for number in range(50 * MOST)
+    ]
     client = connect(small, post(feature_bytes))
     assert read_answer(client)[0] == 200
     for connection in (client, *crowd):
         connection.close()
 
 
-def test_a_request_at_work_makes_way_for_none(small: tuple[str, int], feature_bytes: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_at_work_makes_way_for_none(
+    small: tuple[str, int], feature_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where all are at work, a new connection waits until one is done."""
     run, entered, gate = CloudDecoder.logits_of_symbols, threading.Event(), threading.Event()
 
@@ -383,7 +425,9 @@ def test_a_request_at_work_makes_way_for_none(small: tuple[str, int], feature_by
         connection.close()
 
 
-def test_a_system_without_a_file_for_a_connection(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_system_without_a_file_for_a_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """It is told, and tried again."""
 
     class Listener(socket.socket):
@@ -418,9 +462,16 @@ def test_a_system_without_a_file_for_a_connection(monkeypatch: pytest.MonkeyPatc
     assert "Traceback" not in caplog.text
 
 
-def test_connections_are_fewer_than_the_files_that_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_are_fewer_than_the_files_that_the_system_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[tuple[int, int]] = []
-    for soft, hard, least, most in ((64, 64, 4, 40), (1024, 1 << 20, 60_000, 1 << 16), (8, 8, 4, 4), (1024, -1, 60_000, 1 << 16)):
+    for soft, hard, least, most in (
+        (64, 64, 4, 40),
+        (1024, 1 << 20, 60_000, 1 << 16),
+        (8, 8, 4, 4),
+        (1024, -1, 60_000, 1 << 16),
+    ):
         monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft, hard=hard: (soft, hard))
         monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
         assert least <= serve_http.allowed_connections() <= most

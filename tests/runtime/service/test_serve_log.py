@@ -44,7 +44,9 @@ def written(lost: list[None], monkeypatch: pytest.MonkeyPatch, stream: io.String
     return stream.getvalue() if stream else ""
 
 
-def test_lines_are_json_and_one_that_repeats_itself_is_written_once(lost: list[None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_json_and_one_that_repeats_itself_is_written_once(
+    lost: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines = [json.loads(line) for line in written(lost, monkeypatch, io.StringIO()).splitlines()]
     assert [line["message"] for line in lines] == ["one", "two"]
     assert (lines[0]["level"], lines[0]["logger"]) == ("warning", "runtime.test")
@@ -52,7 +54,9 @@ def test_lines_are_json_and_one_that_repeats_itself_is_written_once(lost: list[N
 
 
 @pytest.mark.parametrize("stream", [Full(), None], ids=["full", "closed"])
-def test_lines_that_cannot_be_written_are_counted(lost: list[None], monkeypatch: pytest.MonkeyPatch, stream: io.StringIO | None) -> None:
+def test_lines_that_cannot_be_written_are_counted(
+    lost: list[None], monkeypatch: pytest.MonkeyPatch, stream: io.StringIO | None
+) -> None:
     assert written(lost, monkeypatch, stream) == ""
     assert len(lost) == 2
 
