@@ -188,11 +188,11 @@ def _teacher(path: Path, threads: int, labels: Sequence[str]) -> Any:
     import torch
 
     from training.data import MEAN, STD
-    from training.loss import load_teacher
+    from training.teachers import load_teacher
 
     torch.set_num_threads(threads)
     teacher = load_teacher(path)
-    classes = teacher.backbone.fc.out_features
+    classes = teacher.classes
     ours = match(
         teacher.labels or [f"class {index}" for index in range(classes)],
         labels,

@@ -253,7 +253,7 @@ def export_teacher(file: Path, threads: int, pixels: NDArray[np.uint8], folder: 
     import torch
 
     from training.data import MEAN, STD
-    from training.loss import load_teacher
+    from training.teachers import load_teacher
 
     class Whole(torch.nn.Module):
         scale: torch.Tensor

@@ -37,7 +37,7 @@ from runtime.images.preprocess import preprocess
 from runtime.options import number
 from runtime.tasks.classification import require_finite
 from training.data import MEAN, STD
-from training.loss import Teacher, load_teacher
+from training.teachers import Teacher, load_teacher
 
 RECORD = Path(__file__).resolve().parent / "results" / "accuracy_codecs.json"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -78,7 +78,7 @@ def classes(teacher: Teacher, images: list[NDArray[np.uint8]], amp: bool) -> lis
 
 def labels_of(teacher: Teacher) -> list[str]:
     """The teacher's labels, or numbers in their place."""
-    return teacher.labels or [f"class {index}" for index in range(teacher.backbone.fc.out_features)]
+    return teacher.labels or [f"class {index}" for index in range(teacher.classes)]
 
 
 def measure(

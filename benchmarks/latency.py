@@ -122,7 +122,7 @@ def make_bundle(model: str) -> Path:
             from export.images import synthetic_images
 
             torch_model = load_torch_model(model)
-            labels = [f"class {index}" for index in range(torch_model.fc.out_features)]
+            labels = [f"class {index}" for index in range(torch_model.classes)]
             write_bundle(
                 folder,
                 torch_model,

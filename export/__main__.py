@@ -463,7 +463,7 @@ def main(argv: list[str] | None = None) -> int:
         # Before the weights: a file of another model is refused by what it says, not by a list of keys.
         lmb = agreed_lmb(path, args.model, args.lmb, read_metadata(path))
         model, metadata = load_model(path, args.model, args.backbone)
-        labels = _labels(args.labels, metadata, model.fc.out_features)
+        labels = _labels(args.labels, metadata, model.classes)
         images, source = synthetic_images(), "synthetic images"
         if args.images:
             images, source = (

@@ -105,9 +105,9 @@ def write_bundle(
     OutputInTheWayError, and what `make_counts` and `make_int8` raise.
     """
     check_output(out)
-    if len(labels) != model.fc.out_features:
+    if len(labels) != model.classes:
         raise ValueError(
-            f"{len(labels)} labels for {model.fc.out_features} classes: give one a line with --labels"
+            f"{len(labels)} labels for {model.classes} classes: give one a line with --labels"
         )
     place = out.resolve()  # a symbolic link keeps pointing there
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from training.data import MEAN, STD
-from training.models import FeatureCompressionModel, ResidualBlock
+from training.models import FeatureCompressionModel, FeatureScale, ResidualBlock
 
 OPSET = 20  # the first with Gelu
 MAX_SYMBOL = 32767
@@ -168,24 +168,46 @@ def as_symbols(latent: Tensor) -> Tensor:
     return torch.round(latent.clamp(-MAX_SYMBOL, MAX_SYMBOL)).to(torch.int16)
 
 
+def _scaled(last: nn.Conv2d, scale: FeatureScale) -> nn.Conv2d:
+    """A convolution and the scale behind it, as one convolution."""
+    merged = copy.deepcopy(last)
+    assert merged.bias is not None
+    with torch.no_grad():
+        merged.weight *= scale.scale[:, None, None, None]
+        merged.bias.copy_(merged.bias * scale.scale + scale.shift)
+    return merged
+
+
 class CloudGraph(nn.Module):
-    """Symbols plus median, decoder, and the tail of the ResNet."""
+    """Symbols plus median, decoder, and the tail of the backbone."""
+
+    medians: Tensor
 
     def __init__(self, model: FeatureCompressionModel):
         super().__init__()
-        self.model = copy.deepcopy(model)
         layers = list(with_fixed_gdn(model.bottleneck_layer.decoder))
         if isinstance(layers[0], nn.ConvTranspose2d):
             assert isinstance(layers[1], nn.GELU)
             layers[:2] = [SubpixelUpsampling(layers[0])]
-        self.model.bottleneck_layer.decoder = nn.Sequential(*layers)
-        self.adds_medians = bool(model.bottleneck_layer.medians.any())
+        if isinstance(layers[-1], FeatureScale):
+            assert isinstance(layers[-2], nn.Conv2d)
+            layers[-2:] = [_scaled(layers[-2], layers[-1])]
+        self.decoder = nn.Sequential(*layers)
+        self.tail = copy.deepcopy(model.tail)
+        self.register_buffer("medians", model.bottleneck_layer.medians)
+        self.adds_medians = bool(self.medians.any())
 
     def forward(self, symbols: Tensor) -> Tensor:
         values = symbols.to(torch.float32)
         if self.adds_medians:
-            values = values + self.model.bottleneck_layer.medians
-        return self.model.tail(self.model.bottleneck_layer.decoder(values))
+            values = values + self.medians
+        return self.tail(self.decoder(values)).logits
+
+
+def _count_gelus(module: nn.Module) -> int:
+    """How many GELUs the module computes: a residual block has two that are no modules."""
+    blocks = sum(isinstance(one, ResidualBlock) for one in module.modules())
+    return sum(isinstance(one, nn.GELU) for one in module.modules()) + 2 * blocks
 
 
 def export_edge(model: FeatureCompressionModel, path: Path) -> None:
@@ -198,7 +220,7 @@ def export_edge(model: FeatureCompressionModel, path: Path) -> None:
         )
     pixels = torch.zeros(2, 64, 80, 3, dtype=torch.uint8)
     shapes = {0: Dim("batch"), 1: 8 * Dim("rows", min=2), 2: 8 * Dim("columns", min=2)}
-    gelus = sum(isinstance(m, nn.GELU) for m in graph.modules()) + 2 * (model.spec.blocks or 0)
+    gelus = _count_gelus(graph)
     _export(graph, pixels, "pixels", shapes, "symbols", path, gelus)
 
 
@@ -206,7 +228,7 @@ def export_cloud(model: FeatureCompressionModel, path: Path) -> None:
     """Write cloud.onnx; raises ExportError."""
     symbols = torch.zeros(2, model.spec.latent_channels, 9, 11, dtype=torch.int16)
     shapes = {0: Dim("batch"), 2: Dim("latent_rows", min=2), 3: Dim("latent_columns", min=2)}
-    gelus = sum(isinstance(m, nn.GELU) for m in model.bottleneck_layer.decoder.modules())
+    gelus = _count_gelus(model.bottleneck_layer.decoder)
     _export(CloudGraph(model), symbols, "symbols", shapes, "logits", path, gelus)
 
 

@@ -62,7 +62,7 @@ def test_a_variance_below_zero_is_status_3(
 ) -> None:
     """The whole command: max(0.0, nan) is 0.0, and the first NaN is the largest logit of torch and graph alike."""
     model = load_model(random_checkpoint, "ours_n0")[0]
-    model.layer4[2].bn3.running_var[0] = -1.0
+    model.tail.layer4[2].bn3.running_var[0] = -1.0
     save_model(tmp_path / "broken.safetensors", model, {})
     # The edge graph, which is not what is broken, is spared the seconds of torch.onnx.
     monkeypatch.setattr(
@@ -88,15 +88,15 @@ def test_a_variance_below_zero_is_status_3(
     ("change", "reason"),
     [
         (
-            lambda model: model.layer4[2].bn3.running_var[:1].fill_(-1e-5),
+            lambda model: model.tail.layer4[2].bn3.running_var[:1].fill_(-1e-5),
             r"running_var has -1e-05,",
         ),  # with epsilon: 0
         (
-            lambda model: model.layer2[0].bn1.running_var[:1].fill_(-5e-6),
+            lambda model: model.tail.layer2[0].bn1.running_var[:1].fill_(-5e-6),
             r"layer2\.0\.bn1\.running_var has",
         ),  # finite logits
-        (lambda model: model.layer2[0].bn1.running_var[:1].fill_(NAN), r"running_var has nan"),
-        (lambda model: model.fc.weight.fill_(3e38), r"logits are not finite"),
+        (lambda model: model.tail.layer2[0].bn1.running_var[:1].fill_(NAN), r"running_var has nan"),
+        (lambda model: model.tail.fc.weight.fill_(3e38), r"logits are not finite"),
     ],
 )
 def test_weights_with_which_logits_are_not_finite(

@@ -48,9 +48,9 @@ def average(models: list[FeatureCompressionModel], names: list[str]) -> FeatureC
             raise AverageError(
                 f"{name} has another bottleneck than {names[0]}: average what --frozen_bottleneck made of one checkpoint"
             )
-        if model.fc.out_features != first.fc.out_features:
+        if model.classes != first.classes:
             raise AverageError(
-                f"{name} has {model.fc.out_features} classes, {names[0]} has {first.fc.out_features}"
+                f"{name} has {model.classes} classes, {names[0]} has {first.classes}"
             )
     for key, value in states[0].items():
         if not key.startswith("bottleneck_layer.") and value.is_floating_point():

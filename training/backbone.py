@@ -26,7 +26,7 @@ from .checkpoint import save_state
 from .command import command, leads, number, say
 from .folders import Damage
 from .labels import ClassesError
-from .loss import load_imagenet_teacher, load_teacher
+from .teachers import load_imagenet_teacher, load_teacher
 from .run import (
     MOST_LR,
     Data,

@@ -23,8 +23,18 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from .backbones import RESNET50, Backbone
 from .files import OutputError, check_output, write_atomically
-from .models import FeatureCompressionModel, build_model, model_spec
+from .models import (
+    MODELS,
+    DescriptionError,
+    FeatureCompressionModel,
+    ModelSpec,
+    build,
+    describe,
+    model_spec,
+    spec_of_description,
+)
 from .weights import CheckpointError, read_state_dict
 
 _ENTROPY = "bottleneck_layer.entropy_bottleneck."
@@ -108,24 +118,31 @@ def load_state(
     model.load_state_dict(fitted, strict=not ignore)
 
 
-def classes_of(state: dict[str, Tensor], source: str) -> int:
-    """The number of classes, which decides an allocation. Raises CheckpointKeysError for no `fc.weight` of a ResNet-50."""
-    classifier = state.get("fc.weight")
-    if classifier is None or classifier.ndim != 2 or classifier.shape[0] < 1:
+def classes_of(state: dict[str, Tensor], source: str, backbone: Backbone = RESNET50) -> int:
+    """The number of classes, which decides an allocation.
+
+    Raises CheckpointKeysError where the classifier's weights are not there.
+    """
+    key = f"{backbone.classifier}.weight"
+    weight = state.get(key)
+    if weight is None or weight.ndim != 2 or weight.shape[0] < 1:
         raise CheckpointKeysError(
-            f"{source} does not fit the model:\n  missing or misshaped: fc.weight{_begin_with(state)}"
+            f"{source} does not fit the model:\n  missing or misshaped: {key}{_begin_with(state)}"
         )
-    if classifier.shape[1] != 2048:
+    if backbone == RESNET50 and weight.shape[1] != 2048:
         raise CheckpointKeysError(
-            f"{source}: fc.weight is {list(classifier.shape)}, the tail has 2048 inputs"
+            f"{source}: {key} is {list(weight.shape)}, the tail has 2048 inputs"
         )
-    return classifier.shape[0]
+    return weight.shape[0]
 
 
 def _begin_with(state: dict[str, Tensor]) -> str:
     """What keys begin with, for a file whose keys are strange altogether."""
     firsts = list(dict.fromkeys(key.partition(".")[0] for key in state))
     return f"; its keys begin with {', '.join(firsts[:6])}" if firsts else ""
+
+
+_BOTTLENECK = "bottleneck_layer."
 
 
 def _tail(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -135,6 +152,11 @@ def _tail(state: dict[str, Tensor]) -> dict[str, Tensor]:
         for key, value in state.items()
         if key.startswith(("layer2.", "layer3.", "layer4.", "fc."))
     }
+
+
+def _behind_bottleneck(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tail of a model's state, of any backbone."""
+    return {key: value for key, value in state.items() if not key.startswith(_BOTTLENECK)}
 
 
 def tail_sha256(state: dict[str, Tensor]) -> str:
@@ -182,42 +204,33 @@ def load_model(
 ) -> tuple[FeatureCompressionModel, dict[str, str]]:
     """Build the model `name` with the weights in `path`, in eval mode, and give the file's metadata.
 
+    A name that is none of MODELS is taken from a checkpoint of that name which describes itself.
     `backbone` is for a file that holds the bottleneck alone, where the one that it names does not lie
-    beside it or one folder up. The number of classes is that of `fc.weight`. Raises UnknownModelError,
-    FileNotFoundError, and the CheckpointErrors above.
+    beside it or one folder up. The number of classes is that of the classifier's weights. Raises
+    UnknownModelError, FileNotFoundError, and the CheckpointErrors above.
     """
-    model_spec(name)
-    raw, metadata = read_state_dict(path)
+    if name in MODELS or not os.path.exists(path):
+        spec = model_spec(name)
+        raw, metadata = read_state_dict(path)
+    else:
+        raw, metadata = read_state_dict(path)
+        spec = _described(name, metadata, str(path))
     state = _current_names(raw)
-    if "backbone_sha256" in metadata and not _tail(state):
+    if "backbone_sha256" in metadata and not _behind_bottleneck(state):
         state |= _backbone_tail(Path(path), metadata, backbone)
-    model = build_model(name, num_classes=classes_of(state, str(path)))
+    model = build(spec, classes_of(state, str(path), spec.backbone))
     load_state(model, state, str(path), ignore=frozenset(TABLE_BUFFERS))
     return model.eval(), metadata
 
 
-_BLOCK = re.compile(r"bottleneck_layer\.encoder\.(\d+)\.(conv_\d)?")
-
-
-def _with_blocks(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of an `ours_*` model as one of another depth wants it: blocks left out at the end, or new ones that change nothing."""
-    last = max((int(match[1]) for key in own if (match := _BLOCK.match(key))), default=0)
-    their_last = max((int(match[1]) for key in state if (match := _BLOCK.match(key))), default=0)
-    fitted = {}
-    for key, value in state.items():
-        match = _BLOCK.match(key)
-        index = int(match[1]) if match else 0
-        if match and match[2] and key not in own:
-            continue
-        fitted[
-            _BLOCK.sub(f"bottleneck_layer.encoder.{last}.", key)
-            if match and index == their_last
-            else key
-        ] = value
-    for key, value in own.items():
-        if (match := _BLOCK.match(key)) and match[2] and key not in fitted:
-            fitted[key] = torch.zeros_like(value) if match[2] == "conv_2" else value
-    return fitted
+def _described(name: str, metadata: dict[str, str], source: str) -> ModelSpec:
+    """What a checkpoint of an unregistered model says that it is. Raises UnknownModelError, CheckpointError."""
+    if metadata.get("model") != name or "architecture" not in metadata:
+        return model_spec(name)
+    try:
+        return spec_of_description(metadata["architecture"])
+    except DescriptionError as error:
+        raise CheckpointError(f"{source} {error}: use a checkpoint of this release") from error
 
 
 def start_from_checkpoint(model: FeatureCompressionModel, path: str | os.PathLike[str]) -> None:
@@ -229,11 +242,11 @@ def start_from_checkpoint(model: FeatureCompressionModel, path: str | os.PathLik
     """
     state = _current_names(read_state_dict(path)[0])
     own = {key: value for key, value in model.state_dict().items() if key not in TABLE_BUFFERS}
-    tail = _tail(state)
-    if model.spec.blocks is not None:
-        state = _with_blocks(state, own)
+    tail = _behind_bottleneck(state)
+    state = model.spec.architecture.fitted(state, own)
     if model.frozen_tail or not tail:
-        state = {key: value for key, value in state.items() if key not in tail} | _tail(own)
+        state = {key: value for key, value in state.items() if key not in tail}
+        state |= _behind_bottleneck(own)
     load_state(model, state, str(path), ignore=frozenset(TABLE_BUFFERS))
     model.bottleneck_layer.entropy_bottleneck.quantiles.data[:, :, 1] = 0
 
@@ -262,9 +275,11 @@ def save_model(
     weight does not survive float16.
     """
     state = {key: value for key, value in model.state_dict().items() if key not in TABLE_BUFFERS}
+    if model.spec not in MODELS.values():
+        metadata = metadata | {"architecture": describe(model.spec)}
     if backbone:
         metadata = metadata | {"backbone": backbone, "backbone_sha256": tail_sha256(state)}
-        state = {key: value for key, value in state.items() if key.startswith("bottleneck_layer.")}
+        state = {key: value for key, value in state.items() if key.startswith(_BOTTLENECK)}
     save_state(path, state, metadata)
 
 

@@ -177,9 +177,9 @@ def classes_of(
     found, notes = [], set()
     for model, _, checkpoint in points:
         net, metadata = load_model(checkpoint, model, backbone)
-        labels = stored_labels(metadata, net.fc.out_features)
+        labels = stored_labels(metadata, net.classes)
         classes, note = match(
-            folder.names, labels or net.fc.out_features, str(folder.root), str(checkpoint)
+            folder.names, labels or net.classes, str(folder.root), str(checkpoint)
         )
         found.append(classes)
         notes |= {note} if note and labels else set()

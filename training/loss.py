@@ -1,86 +1,27 @@
-"""The teacher and the loss, as in the paper.
+"""The losses: the paper's, and that of a bottleneck in front of any backbone.
+
+The paper's, for images with labels:
 
 loss = 0.5 CE(logits, labels) + 0.5 KL(teacher || student)
        + sum of MSE(student, teacher) over the outputs of (bottleneck, layer2, layer3, layer4)
        + lmb * estimated bpp
 
-Always holds: the teacher is in eval mode and has no gradient, whatever mode the student is in.
+The other needs no labels, and makes errors of all layers comparable:
+
+loss = normalised MSE at the cut + w (mean of normalised MSEs behind it + KL(teacher || student))
+       + lmb * estimated bpp
+
+An MSE is normalised by the variance of what the teacher gives. `w` begins at 0: with logits from
+the start a bottleneck in front of a narrow network does not begin to learn.
 """
 
-import os
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss
-from torchvision.models import resnet50
 
-from .checkpoint import classes_of, load_state
-from .labels import stored_labels
-from .models import FeatureCompressionModel, Outputs, classify_features
-from .weights import read_state_dict
-
-
-class Teacher(nn.Module):
-    """A whole torchvision ResNet-50 whose layer1..layer4 and logits the student learns to give."""
-
-    def __init__(self, num_classes: int):
-        super().__init__()
-        self.backbone = resnet50(weights=None, num_classes=num_classes).requires_grad_(False)
-        self.labels: list[str] | None = None  # of its classes, where they are known
-        self.train(False)
-
-    def train(self, mode: bool = True) -> "Teacher":
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, image: Tensor) -> Outputs:
-        """Normalised image float [N, 3, H, W] -> features after layer1..4, logits; bits are 0."""
-        net = self.backbone
-        first = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(image)))))
-        stages, logits = classify_features(net, first)
-        return Outputs([first, *stages], logits, torch.zeros(()))
-
-
-def load_teacher(path: str | os.PathLike[str]) -> Teacher:
-    """A teacher from a ResNet-50 checkpoint with torchvision's keys; classes read from `fc.weight`.
-
-    Raises FileNotFoundError, UnreadableCheckpointError, CheckpointKeysError.
-    """
-    state, metadata = read_state_dict(path)
-    teacher = Teacher(classes_of(state, str(path)))
-    load_state(teacher.backbone, state, str(path))
-    teacher.labels = stored_labels(metadata, teacher.backbone.fc.out_features)
-    return teacher
-
-
-def load_imagenet_teacher(option: str = "--backbone") -> Teacher:
-    """torchvision's ResNet-50 of ImageNet (IMAGENET1K_V1, the paper's); fetched once by torchvision.
-
-    `option` names a file of one's own instead, for the message. Raises OSError, CheckpointErrors.
-    """
-    from torchvision.models import ResNet50_Weights
-
-    weights = ResNet50_Weights.IMAGENET1K_V1
-    kept = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-    try:
-        if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(
-                weights.url, str(kept), hash_prefix=kept.stem.rpartition("-")[2]
-            )
-    except (OSError, RuntimeError) as error:  # RuntimeError: the hash is another one
-        raise OSError(
-            f"torchvision's ResNet-50 of ImageNet cannot be fetched ({error}): name a file with {option}"
-        ) from error
-    return load_teacher(kept)
-
-
-def start_from_teacher(model: FeatureCompressionModel, teacher: Teacher) -> None:
-    """Give the model's tail the teacher's weights."""
-    for name in ("layer2", "layer3", "layer4", "fc"):
-        getattr(model, name).load_state_dict(getattr(teacher.backbone, name).state_dict())
+from .models import Outputs
 
 
 class LossTerms(NamedTuple):
@@ -99,12 +40,7 @@ def distillation_loss(
     """The loss above for a batch; labels int64 [N], pixels = N * H * W of the input."""
     logits = student.logits.float()
     ce = cross_entropy(logits, labels)
-    kl = kl_div(
-        log_softmax(logits, 1),
-        log_softmax(teacher.logits.float(), 1),
-        reduction="batchmean",
-        log_target=True,
-    )
+    kl = _divergence(logits, teacher.logits.float())
     features = torch.stack(
         [
             mse_loss(ours.float(), theirs.float())
@@ -113,3 +49,45 @@ def distillation_loss(
     ).sum()
     bpp = student.bits / pixels
     return LossTerms(0.5 * ce + 0.5 * kl + features + lmb * bpp, ce, kl, features, bpp)
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of logits float32 [N, classes], mean over the batch."""
+    return kl_div(
+        log_softmax(student, 1), log_softmax(teacher, 1), reduction="batchmean", log_target=True
+    )
+
+
+class FeatureTerms(NamedTuple):
+    """The second loss and its parts, scalars; `later` and `distillation` are 0 where w is."""
+
+    loss: Tensor
+    features: Tensor
+    later: Tensor
+    distillation: Tensor
+    bpp: Tensor
+
+
+def feature_loss(
+    student: Outputs, teacher: Outputs, deviation: Tensor, pixels: int, lmb: float, weight: float
+) -> FeatureTerms:
+    """The second loss for a batch.
+
+    Args:
+        deviation: float [C], of the teacher's features at the cut, channel by channel.
+        pixels: N * H * W of the input.
+        weight: w, from 0; at 0 the outputs may be without later stages and logits.
+    """
+    difference = student.features[0].float() - teacher.features[0].float()
+    features = (difference / deviation[:, None, None]).square().mean()
+    bpp = student.bits / pixels
+    later = divergence = torch.zeros_like(features)
+    if weight:
+        errors = [
+            mse_loss(ours.float(), theirs.float()) / theirs.float().var()
+            for ours, theirs in zip(student.features[1:], teacher.features[1:], strict=True)
+        ]
+        later = torch.stack(errors).mean() if errors else later
+        divergence = _divergence(student.logits.float(), teacher.logits.float())
+    loss = features + weight * (later + divergence) + lmb * bpp
+    return FeatureTerms(loss, features, later, divergence, bpp)

@@ -1,26 +1,130 @@
-"""The seven models, described once as data.
+"""The models, described once as data: an encoder, a decoder and the tail of a backbone.
 
-A model is a bottleneck (encoder, factorized entropy model, decoder) in front of the tail of a
-torchvision ResNet-50 (layer2, layer3, layer4, average pool, fc). The bottleneck replaces the
-stem and layer1: its decoder gives what layer1 gives, 256 channels at a quarter of the resolution.
+A model is a bottleneck (encoder, factorized entropy model, decoder) in front of a classifier's tail.
+The bottleneck replaces the classifier's first layers: its decoder gives what the layer at the cut
+gives. The paper's seven have a torchvision ResNet-50, cut behind layer1; any other backbone that
+backbones.py can cut goes with the encoders n0, n4 and n8.
 
 Architecture after Duan and Zhu, "Efficient Feature Compression for Edge-Cloud Systems" (PCS 2022,
 arXiv 2211.09897); `matsubara2022wacv` after Matsubara et al., "Supervised Compression for
 Resource-Constrained Edge Computing Systems" (WACV 2022, arXiv 2108.11898).
 
-Always holds: module names are those of the published checkpoints, so a state_dict of theirs fits
-a model of ours key by key.
+Always holds: a model's state_dict has the names of the published checkpoints, `bottleneck_layer.*` and
+the backbone's own for the tail, so theirs fits a model of ours key by key.
 """
 
+import json
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from compressai.entropy_models import EntropyBottleneck
 from compressai.layers import GDN1
 from torch import Tensor, nn
-from torchvision.models import ResNet, resnet50
+
+from .backbones import LITE2, RESNET50, Backbone, BackboneNameError, CutError, cut_backbone
+
+
+class Architecture(Protocol):
+    """An encoder and the decoder that goes with it, and what the runtime must know of the latent.
+
+    Attributes:
+        latent_channels: channels of the latent, each with a table of its own.
+        stride: input pixels per latent row and column.
+        latent_shrink: rows and columns lost at the border: latent side = side / stride - shrink.
+    """
+
+    @property
+    def latent_channels(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def latent_shrink(self) -> int: ...
+
+    def encoder(self) -> nn.Sequential:
+        """Normalised image float [N, 3, H, W] -> latent [N, latent_channels, H', W']."""
+
+    def decoder(self, backbone: Backbone) -> nn.Sequential:
+        """Latent -> features [N, C, H/S, W/S], C and S the backbone's channels and stride."""
+
+    def fitted(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state of a model of the same family as one with the tensors `own` can begin with it."""
+
+
+@dataclass(frozen=True)
+class Ours:
+    """The paper's own encoder: patches of 8x8 pixels, then `blocks` residual blocks."""
+
+    blocks: int
+    latent_channels: int = 64
+    stride: int = 8
+    latent_shrink: int = 0
+
+    def encoder(self) -> nn.Sequential:
+        middle: list[nn.Module] = [ResidualBlock(128, 64) for _ in range(self.blocks)]
+        middle = middle or [nn.GELU()]
+        patches, last = nn.Conv2d(3, 128, 8, stride=8), nn.Conv2d(128, self.latent_channels, 1)
+        return nn.Sequential(patches, *middle, last)
+
+    def decoder(self, backbone: Backbone) -> nn.Sequential:
+        if backbone == RESNET50:
+            return _paper_decoder(self.latent_channels)
+        return _residual_decoder(self.latent_channels, self.stride, backbone)
+
+    def fitted(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of another depth: blocks are left out at the end, or further ones begin as identities."""
+        last, their_last = (
+            max((int(match[1]) for key in keys if (match := _LAYER.match(key))), default=0)
+            for keys in (own, state)
+        )
+        fitted = {}
+        for key, value in state.items():
+            match = _LAYER.match(key)
+            if match and match[2] and key not in own:
+                continue
+            if match and int(match[1]) == their_last:
+                key = _LAYER.sub(f"bottleneck_layer.encoder.{last}.", key)
+            fitted[key] = value
+        for key, value in own.items():
+            if (match := _LAYER.match(key)) and match[2] and key not in fitted:
+                fitted[key] = torch.zeros_like(value) if match[2] == "conv_2" else value
+        return fitted
+
+
+_LAYER = re.compile(r"bottleneck_layer\.encoder\.(\d+)\.(conv_\d)?")
+
+
+@dataclass(frozen=True)
+class Matsubara:
+    """The encoder and decoder of Matsubara et al. 2022, for the paper's ResNet-50 alone."""
+
+    latent_channels: int = 24
+    stride: int = 4
+    latent_shrink: int = 1
+
+    def encoder(self) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(3, 96, 5, stride=2, padding=2, bias=False),
+            GDN1(96),
+            nn.Conv2d(96, 48, 5, stride=2, padding=2, bias=False),
+            GDN1(48),
+            nn.Conv2d(48, self.latent_channels, 2, bias=False),
+        )
+
+    def decoder(self, backbone: Backbone) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(self.latent_channels, 512, 2, padding=1, bias=False),
+            GDN1(512, inverse=True),
+            nn.Conv2d(512, 256, 2, bias=False),
+            GDN1(256, inverse=True),
+            nn.Conv2d(256, backbone.channels, 2, padding=1, bias=False),
+        )
+
+    def fitted(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(state)
 
 
 @dataclass(frozen=True)
@@ -28,36 +132,52 @@ class ModelSpec:
     """What distinguishes one model from another.
 
     Attributes:
-        blocks: residual blocks in the encoder of an `ours_*` model; None for the Matsubara model.
+        architecture: of the bottleneck.
+        backbone: the classifier whose tail follows it.
         frozen_tail: in training the tail always keeps the teacher's weights and stays in eval mode.
-        latent_channels: channels of the latent, each with a table of its own.
-        stride: input pixels per latent row and column.
-        latent_shrink: rows and columns lost at the border: latent side = side / stride - shrink.
     """
 
-    blocks: int | None
+    architecture: Architecture
+    backbone: Backbone = RESNET50
     frozen_tail: bool = False
-    latent_channels: int = 64
-    stride: int = 8
-    latent_shrink: int = 0
+
+    @property
+    def latent_channels(self) -> int:
+        return self.architecture.latent_channels
+
+    @property
+    def stride(self) -> int:
+        return self.architecture.stride
+
+    @property
+    def latent_shrink(self) -> int:
+        return self.architecture.latent_shrink
 
 
 MODELS: dict[str, ModelSpec] = {
-    "ours_n0": ModelSpec(blocks=0),
-    "ours_n4": ModelSpec(blocks=4),
-    "ours_n8": ModelSpec(blocks=8),
-    "ours_n0_enc": ModelSpec(blocks=0, frozen_tail=True),
-    "ours_n4_enc": ModelSpec(blocks=4, frozen_tail=True),
-    "ours_n8_enc": ModelSpec(blocks=8, frozen_tail=True),
-    "matsubara2022wacv": ModelSpec(blocks=None, latent_channels=24, stride=4, latent_shrink=1),
+    "ours_n0": ModelSpec(Ours(0)),
+    "ours_n4": ModelSpec(Ours(4)),
+    "ours_n8": ModelSpec(Ours(8)),
+    "ours_n0_enc": ModelSpec(Ours(0), frozen_tail=True),
+    "ours_n4_enc": ModelSpec(Ours(4), frozen_tail=True),
+    "ours_n8_enc": ModelSpec(Ours(8), frozen_tail=True),
+    "matsubara2022wacv": ModelSpec(Matsubara()),
+    "n4_lite2": ModelSpec(Ours(4), LITE2),
 }
+
+# Encoders for a backbone of one's own.
+ENCODERS: dict[str, Architecture] = {"n0": Ours(0), "n4": Ours(4), "n8": Ours(8)}
 
 
 class UnknownModelError(ValueError):
-    """The name is not one of `MODELS`."""
+    """The name is not one of `MODELS`, and no checkpoint says what it stands for."""
 
     def __init__(self, name: str):
         super().__init__(f"unknown model {name!r}; choose one of: {', '.join(MODELS)}")
+
+
+class DescriptionError(ValueError):
+    """A description of a model, as a checkpoint's metadata has it, that cannot be read."""
 
 
 def model_spec(name: str) -> ModelSpec:
@@ -66,6 +186,36 @@ def model_spec(name: str) -> ModelSpec:
         return MODELS[name]
     except KeyError:
         raise UnknownModelError(name) from None
+
+
+def spec_for(encoder: str, source: str, cut: str) -> tuple[str, ModelSpec]:
+    """Name and spec of an encoder (n0, n4, n8) in front of any backbone, cut at any layer.
+
+    Raises BackboneNameError, CutError.
+    """
+    backbone = cut_backbone(source, cut)
+    for name, spec in MODELS.items():
+        if spec.architecture == ENCODERS[encoder] and spec.backbone == backbone:
+            return name, spec
+    return f"{encoder}_{source.partition(':')[2]}", ModelSpec(ENCODERS[encoder], backbone)
+
+
+def describe(spec: ModelSpec) -> str:
+    """JSON by which `spec_of_description` builds the same model; for a checkpoint's metadata."""
+    encoder = next(name for name, one in ENCODERS.items() if one == spec.architecture)
+    return json.dumps(
+        {"encoder": encoder, "backbone": spec.backbone.source, "cut": spec.backbone.cut}
+    )
+
+
+def spec_of_description(text: str) -> ModelSpec:
+    """Raises DescriptionError."""
+    try:
+        described = json.loads(text)
+        encoder, source, cut = (described[key] for key in ("encoder", "backbone", "cut"))
+        return spec_for(encoder, source, cut)[1]
+    except (ValueError, KeyError, TypeError, BackboneNameError, CutError) as error:
+        raise DescriptionError(f"describes no model of this release ({error})") from error
 
 
 class ResidualBlock(nn.Module):
@@ -80,14 +230,25 @@ class ResidualBlock(nn.Module):
         return x + self.conv_2(nn.functional.gelu(self.conv_1(nn.functional.gelu(x))))
 
 
-def _ours_encoder(blocks: int, latent_channels: int) -> nn.Sequential:
-    middle = [ResidualBlock(128, 64) for _ in range(blocks)] if blocks else [nn.GELU()]
-    return nn.Sequential(
-        nn.Conv2d(3, 128, 8, stride=8), *middle, nn.Conv2d(128, latent_channels, 1)
-    )
+class FeatureScale(nn.Module):
+    """x * scale + shift, channel by channel: the deviation and mean of the teacher's features.
+
+    The layers before it work with values of about one, however wide the features are.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(channels))
+        self.register_buffer("shift", torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale[:, None, None] + self.shift[:, None, None]
 
 
-def _ours_decoder(latent_channels: int) -> nn.Sequential:
+def _paper_decoder(latent_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.ConvTranspose2d(latent_channels, 256, 5, stride=2, padding=2, output_padding=1),
         nn.GELU(),
@@ -99,24 +260,25 @@ def _ours_decoder(latent_channels: int) -> nn.Sequential:
     )
 
 
-def _matsubara_encoder(latent_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(3, 96, 5, stride=2, padding=2, bias=False),
-        GDN1(96),
-        nn.Conv2d(96, 48, 5, stride=2, padding=2, bias=False),
-        GDN1(48),
-        nn.Conv2d(48, latent_channels, 2, bias=False),
-    )
+# Channels of the decoder, by how many pixels of the image a row of features stands for.
+_WIDTHS = {4: 96, 8: 160, 16: 256}
 
 
-def _matsubara_decoder(latent_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(latent_channels, 512, 2, padding=1, bias=False),
-        GDN1(512, inverse=True),
-        nn.Conv2d(512, 256, 2, bias=False),
-        GDN1(256, inverse=True),
-        nn.Conv2d(256, 256, 2, padding=1, bias=False),
-    )
+def _residual_decoder(latent_channels: int, stride: int, backbone: Backbone) -> nn.Sequential:
+    """Three residual blocks at the features' own resolution, ending in the teacher's mean and deviation."""
+    width = _WIDTHS[backbone.stride]
+    if backbone.stride < stride:
+        upsampling = nn.ConvTranspose2d(
+            latent_channels, width, 5, stride=2, padding=2, output_padding=1
+        )
+        first: list[nn.Module] = [upsampling, nn.GELU(), nn.Conv2d(width, width, 1)]
+    elif backbone.stride > stride:
+        first = [nn.Conv2d(latent_channels, width, 5, stride=2, padding=2)]
+    else:
+        first = [nn.Conv2d(latent_channels, width, 1)]
+    blocks = [ResidualBlock(width, width // 2) for _ in range(3)]
+    last = [nn.GELU(), nn.Conv2d(width, backbone.channels, 1), FeatureScale(backbone.channels)]
+    return nn.Sequential(*first, *blocks, *last)
 
 
 class Bottleneck(nn.Module):
@@ -128,15 +290,9 @@ class Bottleneck(nn.Module):
 
     def __init__(self, spec: ModelSpec):
         super().__init__()
-        channels = spec.latent_channels
-        if spec.blocks is None:
-            self.encoder, self.decoder = _matsubara_encoder(channels), _matsubara_decoder(channels)
-        else:
-            self.encoder, self.decoder = (
-                _ours_encoder(spec.blocks, channels),
-                _ours_decoder(channels),
-            )
-        self.entropy_bottleneck = EntropyBottleneck(channels)
+        self.encoder = spec.architecture.encoder()
+        self.decoder = spec.architecture.decoder(spec.backbone)
+        self.entropy_bottleneck = EntropyBottleneck(spec.latent_channels)
 
     @property
     def medians(self) -> Tensor:
@@ -148,11 +304,11 @@ class Bottleneck(nn.Module):
         return torch.round(self.encoder(image) - self.medians)
 
     def decode(self, symbols: Tensor) -> Tensor:
-        """Symbols [N, channels, H', W'] -> features float [N, 256, H/4, W/4]."""
+        """Symbols [N, channels, H', W'] -> features float [N, C, H/S, W/S], as at the cut."""
         return self.decoder(symbols + self.medians)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [N, 256, H/4, W/4] and the estimated bits of the whole batch (a scalar).
+        """Features as at the cut, and the estimated bits of the whole batch (a scalar).
 
         In training the rate is estimated under uniform noise and the decoder is fed rounded
         latents with a straight-through gradient (Minnen and Singh 2020, arXiv 2007.08739): at a
@@ -172,9 +328,9 @@ class Bottleneck(nn.Module):
 
 
 class Outputs(NamedTuple):
-    """What the loss compares: features after each stage, logits, and the estimated bits.
+    """What the loss compares: features at the cut and after each later stage, logits, estimated bits.
 
-    features: [N,256,H/4,W/4], [N,512,H/8,W/8], [N,1024,H/16,W/16], [N,2048,H/32,W/32];
+    features: of a ResNet-50 [N,256,H/4,W/4], [N,512,H/8,W/8], [N,1024,H/16,W/16], [N,2048,H/32,W/32];
     logits: float [N, classes]; bits: scalar, 0 for the teacher.
     """
 
@@ -184,68 +340,81 @@ class Outputs(NamedTuple):
 
 
 class FeatureCompressionModel(nn.Module):
-    """A bottleneck and the ResNet-50 tail behind it."""
+    """A bottleneck and the tail of a backbone behind it.
+
+    Attributes:
+        classes: number of logits.
+        fixed_statistics: in training too, batch norm and dropout of the tail work as in eval mode.
+    """
 
     def __init__(self, spec: ModelSpec, num_classes: int):
         super().__init__()
-        self.spec = spec
-        self.frozen_tail = self.frozen_bottleneck = False
+        self.spec, self.classes = spec, num_classes
+        self.frozen_tail = self.frozen_bottleneck = self.fixed_statistics = False
         self.bottleneck_layer = Bottleneck(spec)
-        backbone = resnet50(weights=None, num_classes=num_classes)
-        self.layer2, self.layer3, self.layer4 = backbone.layer2, backbone.layer3, backbone.layer4
-        self.fc = backbone.fc
+        self.tail = spec.backbone.tail(num_classes)
+        self.register_state_dict_post_hook(_without_prefix)
+        self.register_load_state_dict_pre_hook(_with_prefix)
 
     def freeze_tail(self) -> None:
         """From now on the tail has no gradient and stays in eval mode."""
         self.frozen_tail = True
-        for module in self.tail_modules():
-            module.eval().requires_grad_(False)
+        self.tail.eval().requires_grad_(False)
 
     def freeze_bottleneck(self) -> None:
         """From now on encoder, entropy model and decoder have no gradient and stay in eval mode."""
         self.frozen_bottleneck = True
         self.bottleneck_layer.eval().requires_grad_(False)
 
-    def tail_modules(self) -> list[nn.Module]:
-        return [self.layer2, self.layer3, self.layer4, self.fc]
-
-    def tail(self, features: Tensor) -> Tensor:
-        """Decoder output [N, 256, H/4, W/4] -> logits [N, classes]."""
-        return classify_features(self, features)[1]
-
     def logits_of_symbols(self, symbols: Tensor) -> Tensor:
         """All that the cloud does: symbols [N, channels, H', W'] -> logits [N, classes]."""
-        return self.tail(self.bottleneck_layer.decode(symbols))
+        return self.tail(self.bottleneck_layer.decode(symbols)).logits
 
     def train(self, mode: bool = True) -> "FeatureCompressionModel":
         super().train(mode)
-        if self.frozen_tail:
-            for module in self.tail_modules():
-                module.eval()
+        if self.frozen_tail or self.fixed_statistics:
+            self.tail.eval()
         if self.frozen_bottleneck:
             self.bottleneck_layer.eval()
         return self
 
-    def forward(self, image: Tensor) -> Outputs:
-        """Normalised image float [N, 3, H, W], H and W multiples of 8."""
+    def forward(self, image: Tensor, features_only: bool = False) -> Outputs:
+        """Image float [N, 3, H, W], normalised as the backbone wants it, H and W multiples of 8.
+
+        With `features_only` the tail is not run: later features and logits are left out.
+        """
         features, bits = self.bottleneck_layer(image)
-        stages, logits = classify_features(self, features)
-        return Outputs([features, *stages], logits, bits)
+        if features_only:
+            return Outputs([features], features.new_zeros(()), bits)
+        found = self.tail(features)
+        return Outputs([features, *found.stages], found.logits, bits)
 
 
-def classify_features(
-    tail: FeatureCompressionModel | ResNet, features: Tensor
-) -> tuple[list[Tensor], Tensor]:
-    """Run layer2..fc of a ResNet-50 or of a model; gives the three stages' outputs and logits."""
-    second = tail.layer2(features)
-    third = tail.layer3(second)
-    fourth = tail.layer4(third)
-    return [second, third, fourth], tail.fc(fourth.mean((2, 3)))
+_BOTTLENECK, _TAIL = "bottleneck_layer.", "tail."
+
+
+def _without_prefix(
+    model: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object
+) -> None:
+    """A state_dict names the tail's tensors as the backbone does."""
+    for key in [key for key in state if key.startswith(prefix + _TAIL)]:
+        state[prefix + key.removeprefix(prefix + _TAIL)] = state.pop(key)
+
+
+def _with_prefix(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """The opposite, before a state_dict is loaded."""
+    for key in [key for key in state if key.startswith(prefix)]:
+        if not key.startswith(prefix + _BOTTLENECK):
+            state[prefix + _TAIL + key.removeprefix(prefix)] = state.pop(key)
 
 
 def build_model(name: str, num_classes: int = 1000) -> FeatureCompressionModel:
     """A model with random weights; raises UnknownModelError for an unknown name."""
-    spec = model_spec(name)
+    return build(model_spec(name), num_classes)
+
+
+def build(spec: ModelSpec, num_classes: int) -> FeatureCompressionModel:
+    """A model with random weights."""
     model = FeatureCompressionModel(spec, num_classes)
     if spec.frozen_tail:
         model.freeze_tail()

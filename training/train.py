@@ -38,8 +38,9 @@ from .checkpoint import load_model, read_state_dict, save_model, start_from_chec
 from .command import TrainingError, command, leads, number, say
 from .folders import Damage
 from .labels import match, stored_labels
-from .loss import distillation_loss, load_imagenet_teacher, load_teacher, start_from_teacher
+from .loss import distillation_loss
 from .models import MODELS, FeatureCompressionModel, build_model, fit_quantiles
+from .teachers import load_imagenet_teacher, load_teacher, start_from_teacher
 from .run import (
     MOST_LR,
     Data,
@@ -147,7 +148,7 @@ def _optimizer(model: FeatureCompressionModel, args: argparse.Namespace) -> torc
     for name, parameter in model.bottleneck_layer.named_parameters():
         if parameter.requires_grad:
             (entropy if name.startswith("entropy_bottleneck.") else rest).append(parameter)
-    tail = [p for module in model.tail_modules() for p in module.parameters() if p.requires_grad]
+    tail = [p for p in model.tail.parameters() if p.requires_grad]
     if args.optimizer == "sgd":
         lr = 0.01 if args.lr is None else args.lr
         weights = [p for p in tail if p.ndim > 1]
@@ -250,7 +251,7 @@ def _under_a_teacher(
     teacher.to(team.device).to(memory_format=torch.channels_last)
     data = data.for_model(
         teacher.labels,
-        teacher.backbone.fc.out_features,
+        teacher.classes,
         f"the teacher in {args.backbone or 'torchvision'}",
     )
     model = build_model(args.model, len(data.labels))
@@ -303,7 +304,7 @@ def _tail_alone(args: argparse.Namespace, data: Data) -> tuple[FeatureCompressio
         raise TrainingError(
             f"--frozen_bottleneck leaves nothing to train of {args.model} with a frozen tail"
         )
-    classes = model.fc.out_features
+    classes = model.classes
     data = data.for_model(stored_labels(metadata, classes), classes, str(args.pretrain))
     model.freeze_bottleneck()
 

@@ -171,7 +171,7 @@ def test_the_gate_sees_other_weights(random_bundle: Path) -> None:
 def test_the_gate_sees_another_tail(random_checkpoint: Path, random_bundle: Path) -> None:
     other = load_model(random_checkpoint, "ours_n0")[0]
     with torch.no_grad():
-        other.fc.bias[3] += 0.01
+        other.tail.fc.bias[3] += 0.01
     with pytest.raises(ParityError, match="a logit differs"):
         check_parity(
             other,
@@ -365,7 +365,7 @@ def test_the_bottlenecks_hash_covers_its_weights_and_not_the_tail() -> None:
     other = build_random_model("ours_n0", 10)
     assert bottleneck_sha256(other) == own
     with torch.no_grad():
-        other.fc.bias += 1
+        other.tail.fc.bias += 1
     assert bottleneck_sha256(other) == own
     for name in ("encoder.0.bias", "decoder.0.weight", "entropy_bottleneck.quantiles"):
         other = build_random_model("ours_n0", 10)

@@ -66,7 +66,7 @@ def test_every_form_of_file(
     model, metadata = ck.load_model(path, "ours_n0")
     assert is_as_built(model, state)
     assert not model.training
-    assert model.fc.out_features == 10
+    assert model.classes == 10
     assert metadata.get("labels") == ('["a", "b"]' if form == "state_dict.pth" else None)
 
 
@@ -87,7 +87,7 @@ def test_the_published_files_of_every_model(
     torch.save({"model": names(kept)}, tmp_path / "published.pt")
     model, _ = ck.load_model(tmp_path / "published.pt", name)
     assert is_as_built(model, kept)
-    assert model.fc.out_features == 1000
+    assert model.classes == 1000
 
 
 def test_ours_survives_its_file(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_the_kept_checkpoints_load(name: str) -> None:
     model, metadata = ck.load_model(path, name)
     assert metadata["model"] == name
     assert metadata["lmb"] == "1.28"
-    assert len(json.loads(metadata["labels"])) == model.fc.out_features == 10
+    assert len(json.loads(metadata["labels"])) == model.classes == 10
     # The default is whole; the others share a backbone.
     assert path.stat().st_size < (60e6 if name == "ours_n4" else 9e6)
 
@@ -180,7 +180,7 @@ def test_weights_that_are_not_finite(
 def test_a_weight_that_float16_cannot_hold_is_not_written(tmp_path: Path) -> None:
     model = build_random_model("ours_n0", 10)
     with torch.no_grad():
-        model.fc.weight[0, 0] = 1e6
+        model.tail.fc.weight[0, 0] = 1e6
     with pytest.raises(ck.NonFiniteCheckpointError, match=r"fc\.weight"):
         ck.save_model(tmp_path / "big.safetensors", model, {})
     assert list(tmp_path.iterdir()) == []
@@ -229,7 +229,7 @@ def test_no_file_and_no_model(tmp_path: Path) -> None:
 
 def test_a_frozen_tail_stays_in_eval_mode_and_has_no_gradient() -> None:
     model = build_model("ours_n0_enc", 10).train()
-    assert not any(module.training for module in model.layer3.modules())
+    assert not any(module.training for module in model.tail.layer3.modules())
     assert model.bottleneck_layer.training
-    assert not any(parameter.requires_grad for parameter in model.fc.parameters())
-    assert all(parameter.requires_grad for parameter in build_model("ours_n0", 10).fc.parameters())
+    assert not any(parameter.requires_grad for parameter in model.tail.fc.parameters())
+    assert all(parameter.requires_grad for parameter in build_model("ours_n0", 10).tail.fc.parameters())

@@ -28,7 +28,8 @@ from training.checkpoint import (
 )
 from training.data import Batches, SeededImages, evaluation_images, split_held_out, training_images
 from training.folders import class_folder
-from training.loss import Teacher, distillation_loss, load_teacher, start_from_teacher
+from training.loss import distillation_loss
+from training.teachers import Teacher, load_teacher, start_from_teacher
 from training.models import build_model, build_random_model
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -175,8 +176,8 @@ def test_a_tail_is_trained_behind_a_frozen_bottleneck(
     before = load_model(tmp_path / "begin.safetensors", "ours_n0")[0]
     after = load_model(tmp_path / "run" / "lmb0.5.safetensors", "ours_n0")[0]
     assert bottleneck_sha256(before) == bottleneck_sha256(after)
-    assert not torch.equal(before.layer2[0].conv1.weight, after.layer2[0].conv1.weight)
-    assert not torch.equal(before.layer4[2].bn3.running_mean, after.layer4[2].bn3.running_mean)
+    assert not torch.equal(before.tail.layer2[0].conv1.weight, after.tail.layer2[0].conv1.weight)
+    assert not torch.equal(before.tail.layer4[2].bn3.running_mean, after.tail.layer4[2].bn3.running_mean)
 
 
 def test_a_frozen_bottleneck_that_cannot_be(
@@ -229,7 +230,7 @@ def two_tails(tmp_path: Path) -> list[str]:
     files = []
     for seed in (0, 1):
         model = build_random_model("ours_n0", 2)
-        model.layer4.load_state_dict(build_random_model("ours_n0", 2, seed).layer4.state_dict())
+        model.tail.layer4.load_state_dict(build_random_model("ours_n0", 2, seed).tail.layer4.state_dict())
         files.append(str(tmp_path / f"{seed}.safetensors"))
         save_model(
             files[-1], model, {"labels": '["dark", "light"]', "lmb": "0.5", "recipe": '{"lr": "1"}'}
@@ -257,14 +258,14 @@ def test_tails_of_one_bottleneck_are_averaged(
     first, second = (load_model(file, "ours_n0")[0] for file in two_tails)
     model, metadata = load_model(out, "ours_n0")
     assert bottleneck_sha256(model) == bottleneck_sha256(first)
-    weight = (first.layer4[0].conv1.weight + second.layer4[0].conv1.weight) / 2
-    assert torch.allclose(model.layer4[0].conv1.weight, weight, atol=1e-4)
+    weight = (first.tail.layer4[0].conv1.weight + second.tail.layer4[0].conv1.weight) / 2
+    assert torch.allclose(model.tail.layer4[0].conv1.weight, weight, atol=1e-4)
     # The statistics are those of the images, as the average sees them: its layer2 begins with what normalises to 0 and 1.
     images = training_images(class_folder(data).files, 64)
     with torch.no_grad():
         features = model.bottleneck_layer(torch.stack([images[index][0] for index in range(24)]))[0]
-        normalised = model.layer2[0].bn1(model.layer2[0].conv1(features))
-        before = first.layer2[0].bn1(first.layer2[0].conv1(features))
+        normalised = model.tail.layer2[0].bn1(model.tail.layer2[0].conv1(features))
+        before = first.tail.layer2[0].bn1(first.tail.layer2[0].conv1(features))
     assert (normalised.mean().abs(), normalised.std()) == (
         pytest.approx(0, abs=0.2),
         pytest.approx(1, abs=0.2),
@@ -285,7 +286,7 @@ def test_what_has_no_average(
     other, wide = tmp_path / "other.safetensors", tmp_path / "wide.safetensors"
     save_model(other, build_random_model("ours_n0", 2, seed=1), {})
     model = build_random_model("ours_n0", 2)
-    model.fc = torch.nn.Linear(2048, 3)
+    model.tail.fc = torch.nn.Linear(2048, 3)
     save_model(wide, model, {})
     out = tmp_path / "average.safetensors"
     for more, text in (
@@ -354,7 +355,7 @@ def test_training_begins_with_a_checkpoint_of_another_depth(tmp_path: Path) -> N
     rounded = load_model(tmp_path / "n4.safetensors", "ours_n4")[0]
     image = torch.randn(1, 3, 64, 64)
     grown = build_model("ours_n8_enc", 2)
-    tail = grown.layer4[0].conv1.weight.clone()
+    tail = grown.tail.layer4[0].conv1.weight.clone()
     start_from_checkpoint(grown, tmp_path / "n4.safetensors")
     with torch.no_grad():
         assert torch.allclose(
@@ -362,12 +363,12 @@ def test_training_begins_with_a_checkpoint_of_another_depth(tmp_path: Path) -> N
             rounded.bottleneck_layer.encoder(image),
             atol=1e-5,
         )
-    assert torch.equal(grown.layer4[0].conv1.weight, tail)
+    assert torch.equal(grown.tail.layer4[0].conv1.weight, tail)
     assert not grown.bottleneck_layer.medians.any()
     for name in ("ours_n0", "ours_n4"):
         model = build_model(name, 2)
         start_from_checkpoint(model, tmp_path / "n4.safetensors")
-        assert torch.equal(model.layer4[0].conv1.weight, rounded.layer4[0].conv1.weight)
+        assert torch.equal(model.tail.layer4[0].conv1.weight, rounded.tail.layer4[0].conv1.weight)
         assert torch.equal(
             model.bottleneck_layer.encoder[-1].weight, rounded.bottleneck_layer.encoder[-1].weight
         )
@@ -388,7 +389,7 @@ def test_a_backbone_of_ones_own_teaches_a_model(
     assert make("first") == 0
     out = tmp_path / "first" / "resnet50.safetensors"
     assert f"wrote {out}" in capsys.readouterr().out
-    assert load_teacher(out).backbone.fc.out_features == 2
+    assert load_teacher(out).classes == 2
     assert (tmp_path / "first" / "log.png").read_bytes().startswith(b"\x89PNG")
     three = tmp_path / "three.safetensors"
     save_state(three, resnet50(weights=None, num_classes=3).state_dict(), {})
@@ -398,7 +399,7 @@ def test_a_backbone_of_ones_own_teaches_a_model(
         load_teacher(three).backbone,
     )
     assert torch.equal(tuned.conv1.weight, begin.conv1.weight)
-    assert tuned.fc.out_features == 2
+    assert tuned.classes == 2
     assert make("none", "--pretrain", "/nowhere.pt") == 1
     assert "/nowhere.pt" in capsys.readouterr().err
     assert run_main(options(data, out, tmp_path / "model", "--smoke")) == 0
@@ -663,7 +664,7 @@ def test_the_loss_is_the_sum_of_its_terms_as_the_paper_has_them(backbone: Path) 
     teacher = load_teacher(backbone)
     model = build_model("ours_n0", 2)
     start_from_teacher(model, teacher)
-    assert torch.equal(model.layer3[0].conv1.weight, teacher.backbone.layer3[0].conv1.weight)
+    assert torch.equal(model.tail.layer3[0].conv1.weight, teacher.backbone.layer3[0].conv1.weight)
     image, label = torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
     with torch.no_grad():
         ours, theirs = model.eval()(image), teacher(image)

@@ -25,7 +25,7 @@ from training.checkpoint import (
     load_state,
     start_from_checkpoint,
 )
-from training.loss import load_imagenet_teacher, load_teacher
+from training.teachers import load_imagenet_teacher, load_teacher
 from training.models import build_model, build_random_model
 from training.weights import (
     CheckpointError,
@@ -398,7 +398,7 @@ def test_files_of_torch_before_batches_were_counted(tmp_path: Path) -> None:
         },
         tmp_path / "model",
     )
-    assert load_model(tmp_path / "model", "ours_n0")[0].fc.out_features == 2
+    assert load_model(tmp_path / "model", "ours_n0")[0].classes == 2
     start_from_checkpoint(build_model("ours_n0", 2), tmp_path / "model")
 
 
@@ -436,4 +436,4 @@ def test_torchvisions_own_file_is_fetched_once_and_read_as_any_other(
     with pytest.raises(UnreadableCheckpointError, match="it is empty"):
         load_imagenet_teacher()
     torch.save(resnet50().state_dict(), kept)
-    assert load_imagenet_teacher().backbone.fc.out_features == 1000
+    assert load_imagenet_teacher().classes == 1000

@@ -1,0 +1,368 @@
+"""Train a bottleneck in front of any classifier, on pictures without labels.
+
+    python -m training.distil --model n4_lite2 --data DIR [DIR ...]
+    python -m training.distil --encoder n4 --backbone timm:convnext_atto --cut stages.1 --data DIR
+    python -m training.cuts --backbone timm:convnext_atto      where it can be cut
+
+The student learns to give what the whole classifier, its teacher, gives for the same crops: features
+at the cut first, then those of later stages and the logits too (loss.py). So any pictures will do, and
+the classes are the classifier's own. Of several DIRs each gives as many crops, however many pictures
+it has; a tenth of each at most is held out. The run writes its state after every epoch and the
+finished checkpoint to --out; started again with the same --run_dir it resumes (run.py).
+
+Always holds: the teacher is in eval mode; batch norm of the tail keeps the teacher's statistics, and
+with --frozen_tail the tail is the teacher's to the last bit.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision import transforms
+
+from .checkpoint import save_model, start_from_checkpoint
+from .command import TrainingError, command, leads, number, part, say
+from .data import (
+    Batched,
+    Normalisation,
+    ReadableImages,
+    SeededImages,
+    evaluation_images,
+    training_images,
+)
+from .folders import Damage, DataError, images_below
+from .labels import read_labels
+from .loss import FeatureTerms, feature_loss
+from .models import (
+    ENCODERS,
+    MODELS,
+    FeatureCompressionModel,
+    FeatureScale,
+    ModelSpec,
+    build,
+    fit_quantiles,
+    model_spec,
+    spec_for,
+)
+from .options import (
+    MOST_LR,
+    add_run_options,
+    check_outputs,
+    crop_sides,
+    shared_recipe,
+    shrink_to_smoke,
+)
+from .run import Training, run_epochs
+from .state import summarise_files
+from .teachers import Teacher, load_teacher, pretrained, start_from_teacher
+from .team import Team, assemble, settle_precision
+
+_LATENT_DEVIATION = 3.0  # of the latent at the start: wide enough that rounding loses little
+_STATISTICS_IMAGES = 256  # crops that the teacher's mean and deviation are taken on
+_EARLY_RATE = 0.1  # the rate weight's part while features alone are learned
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Folders of pictures, each with the pictures in it and below."""
+
+    roots: list[Path]
+    files: list[list[Path]]
+    held_out: int
+
+    def summary(self) -> str:
+        """The pictures as the identity of a run records them."""
+        return "; ".join(
+            summarise_files(root, files, 0)
+            for root, files in zip(self.roots, self.files, strict=True)
+        )
+
+    def split(self, files: list[Path]) -> tuple[list[Path], list[Path]]:
+        """Pictures to train on, and those held out: a tenth of a folder at most, evenly spread."""
+        count = min(self.held_out, len(files) // 10)
+        chosen = {index * len(files) // count for index in range(count)}
+        kept = [file for index, file in enumerate(files) if index not in chosen]
+        return kept, [files[index] for index in sorted(chosen)]
+
+    def training(self, size: int, crop_area: float, normalisation: Normalisation) -> Dataset:
+        """Augmented crops, as many of each folder; float [3, size, size], each with the label 0."""
+        folders = [self.split(files)[0] for files in self.files]
+        share = sum(map(len, folders)) // len(folders)
+        mixed = [(files[index % len(files)], 0) for index in range(share) for files in folders]
+        colour = [transforms.ColorJitter(0.3, 0.3, 0.3, 0.05)]
+        return training_images(mixed, size, crop_area, colour, normalisation)
+
+    def evaluation(
+        self, args: argparse.Namespace, normalisation: Normalisation
+    ) -> dict[str, Dataset]:
+        """The held-out pictures of each folder that has any, by the folder's name."""
+        resize = round(args.val_size / args.val_crop_r)
+        found: dict[str, Dataset] = {}
+        for root, files in zip(self.roots, self.files, strict=True):
+            held_out = [(file, 0) for file in self.split(files)[1]]
+            if held_out:
+                name = root.resolve().name
+                name = f"{name}_{len(found)}" if name in found else name
+                found[name] = evaluation_images(held_out, args.val_size, resize, normalisation)
+        return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.distil", description=(__doc__ or "").split("\n\n")[0]
+    )
+    add = parser.add_argument
+    own = [name for name, spec in MODELS.items() if spec.architecture in ENCODERS.values()]
+    add("--model", choices=own, metavar="MODEL", help="n4_lite2, or any other that is registered")
+    add("--encoder", choices=list(ENCODERS), help="n0, n4 or n8, with --backbone and --cut")
+    add("--backbone", metavar="LIBRARY:NAME", help="torchvision:NAME or timm:NAME, with --cut")
+    add("--cut", metavar="LAYER", help="the layer whose output the decoder gives (training.cuts)")
+    add(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="the backbone's weights (default: those that its library or a package has)",
+    )
+    add("--lmb", type=number(float, 0, 1_000_000), default=1.0, help="rate weight (default: 1)")
+    add("--pretrain", type=Path, metavar="FILE", help="begin with a checkpoint of this model")
+    add(
+        "--ramp",
+        type=_ramp,
+        default="0.3:0.6",
+        metavar="FROM:TO",
+        help="parts of the run between which later stages, logits and the rate come in "
+        "(default: 0.3:0.6)",
+    )
+    add(
+        "--mix",
+        type=part,
+        default=0.3,
+        help="part of the crops that are blended with another (default: 0.3)",
+    )
+    add("--frozen_tail", action="store_true", help="keep the teacher's tail as it is")
+    add("--lr", type=number(float, 0, MOST_LR), default=2e-3, help="of AdamW (default: 2e-3)")
+    add_run_options(
+        parser,
+        epochs=30,
+        batch_size=32,
+        train_size="96:20,128:6,192:4",
+        wdecay=0.0,
+        crop_area=0.2,
+        several=True,
+    )
+    return parser
+
+
+def _ramp(text: str) -> str:
+    """The text itself, which the recipe records, if it is two parts of a run in order."""
+    begin, colon, end = text.partition(":")
+    try:
+        if colon and part(begin) <= part(end):
+            return text
+    except argparse.ArgumentTypeError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not FROM:TO with 0 <= FROM <= TO <= 1")
+
+
+def _spec(args: argparse.Namespace) -> tuple[str, ModelSpec]:
+    """Name and spec of what the options ask for. Raises TrainingError, BackboneNameError, CutError."""
+    own = (args.encoder, args.backbone, args.cut)
+    if args.model and not any(own):
+        return args.model, model_spec(args.model)
+    if not args.model and all(own):
+        return spec_for(*own)
+    raise TrainingError("name a --model, or all of --encoder, --backbone and --cut")
+
+
+def _labels(args: argparse.Namespace, teacher: Teacher) -> list[str]:
+    """Of the backbone's classes. Raises LabelsError, OSError."""
+    if args.labels:
+        return read_labels(args.labels, teacher.classes, "the backbone")
+    return teacher.labels or [f"class {index}" for index in range(teacher.classes)]
+
+
+def _optimizer(model: FeatureCompressionModel, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """AdamW: the entropy model fast, the tail, already trained, slowly."""
+    entropy, rest = [], []
+    for name, parameter in model.bottleneck_layer.named_parameters():
+        if parameter.requires_grad:
+            (entropy if name.startswith("entropy_bottleneck.") else rest).append(parameter)
+    tail = [parameter for parameter in model.tail.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": entropy, "lr": 5 * args.lr},
+        {"params": rest, "lr": args.lr},
+        {"params": tail, "lr": args.lr / 10},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], weight_decay=args.wdecay, fused=True
+    )
+
+
+def _fit_scales(model: FeatureCompressionModel, teacher: Teacher, images: Tensor) -> None:
+    """Set what the latent and the features are scaled by at the start, from crops [N, 3, H, W]."""
+    encoder = model.bottleneck_layer.encoder
+    last = encoder[-1]
+    scale = next(m for m in model.bottleneck_layer.decoder if isinstance(m, FeatureScale))
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    with torch.no_grad():
+        last.bias.zero_()
+        last.weight *= _LATENT_DEVIATION / encoder(images).std()
+        features = torch.cat([teacher(part, True).features[0] for part in images.split(32)])
+        scale.scale.copy_(features.std((0, 2, 3)).clamp(min=1e-3))
+        scale.shift.copy_(features.mean((0, 2, 3)))
+
+
+def _first_crops(pictures: Dataset, damage: Damage) -> Tensor:
+    """Crops to take statistics on, float [N, 3, H, W], evenly spread over the pictures."""
+    total = len(pictures)  # type: ignore[arg-type]
+    count = min(_STATISTICS_IMAGES, total)
+    some = torch.utils.data.Subset(pictures, [index * total // count for index in range(count)])
+    batches = Batched(SeededImages(some, 0), damage, batch_size=min(32, count))
+    return torch.cat([images for images, _ in batches])
+
+
+def _loss(
+    args: argparse.Namespace, teacher: Teacher, deviation: Tensor
+) -> Callable[[nn.Module, Tensor, Tensor, float], dict[str, Tensor]]:
+    begin, end = map(float, args.ramp.split(":"))
+
+    def loss(student: nn.Module, image: Tensor, _: Tensor, done: float) -> dict[str, Tensor]:
+        weight = min(1.0, max(0.0, (done - begin) / max(end - begin, 1e-9)))
+        lmb = args.lmb * (_EARLY_RATE + (1 - _EARLY_RATE) * weight)
+        image = _blended(image, args.mix)
+        alone = weight == 0
+        terms: FeatureTerms = feature_loss(
+            student(image, alone),
+            teacher(image, alone),
+            deviation,
+            image.numel() // 3,
+            lmb,
+            weight,
+        )
+        return terms._asdict()
+
+    return loss
+
+
+def _blended(image: Tensor, share: float) -> Tensor:
+    """`share` of a batch [N, 3, H, W], each blended with another of it, at most half and half."""
+    count = len(image)
+    blend = torch.rand(count, 1, 1, 1, device=image.device) / 2
+    blend *= torch.rand(count, 1, 1, 1, device=image.device) < share
+    return image.lerp(image[torch.randperm(count, device=image.device)], blend)
+
+
+def measure(
+    model: FeatureCompressionModel,
+    teacher: Teacher,
+    images: Dataset,
+    batch_size: int,
+    device: torch.device,
+    amp: bool,
+    damage: Damage,
+) -> dict[str, float]:
+    """Share of images whose class is the teacher's, and estimated bpp, in eval mode by the torch path.
+
+    Raises DamagedImageError, DataError.
+    """
+    model.eval()
+    agreed = count = 0
+    bits = pixels = 0.0
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        for batch, _ in Batched(ReadableImages(images), damage, batch_size=batch_size):
+            image = batch.to(device, memory_format=torch.channels_last)
+            out = model(image)
+            same = out.logits.argmax(1) == teacher(image).logits.argmax(1)
+            agreed += int((same & out.logits.isfinite().all(1)).sum())
+            count += len(image)
+            bits, pixels = bits + float(out.bits), pixels + image.numel() / 3
+    if not count:
+        raise DataError("none of the held-out images can be read: mend or remove them")
+    return {"agreement": agreed / count, "estimated_bpp": bits / pixels}
+
+
+def train(args: argparse.Namespace) -> Path:
+    """Run the training that the options describe; gives the path of the finished checkpoint."""
+    shrink_to_smoke(args)
+    with assemble(args.device) as team:
+        return _train(args, team)
+
+
+def _train(args: argparse.Namespace, team: Team) -> Path:
+    name, spec = _spec(args)
+    run: Path = args.resume or args.run_dir or Path("runs") / f"{name}_lmb{args.lmb:g}"
+    out: Path = args.out or run / f"lmb{args.lmb:g}.safetensors"
+    if team.leads:
+        check_outputs(args, run, out)
+    pictures = Pictures(args.data, [images_below(root) for root in args.data], args.held_out)
+    damage = Damage(args.skip_damaged)
+    settle_precision(args, team)
+    torch.manual_seed(args.fixseed)
+    normalisation = Normalisation(spec.backbone.mean, spec.backbone.std)
+    teacher = load_teacher(args.weights, spec.backbone) if args.weights else pretrained(spec.backbone)
+    labels = _labels(args, teacher)
+    model = build(spec, teacher.classes)
+    start_from_teacher(model, teacher)
+    model.fixed_statistics = True
+    if args.frozen_tail:
+        model.freeze_tail()
+    crops = partial(
+        pictures.training, crop_area=args.crop_area, normalisation=normalisation
+    )
+    if args.pretrain:
+        start_from_checkpoint(model, args.pretrain)
+    else:
+        _fit_scales(model, teacher, _first_crops(crops(crop_sides(args)[0]), damage))
+    model.bottleneck_layer.entropy_bottleneck.quantiles.requires_grad_(False)
+    teacher.to(team.device).to(memory_format=torch.channels_last)
+    held_out = pictures.evaluation(args, normalisation)
+
+    def judge(judged: nn.Module) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for folder, images in held_out.items():
+            measures = measure(
+                cast(FeatureCompressionModel, judged), teacher, images, 50, team.device, args.amp, damage
+            )
+            found |= {f"{key}_{folder}": value for key, value in measures.items()}
+        return found
+
+    scale = next(m for m in model.bottleneck_layer.decoder if isinstance(m, FeatureScale))
+    loss = _loss(args, teacher, scale.scale)
+    training = Training(pictures.summary(), crops, loss, judge)
+    model.to(team.device)
+    kept = cast(
+        FeatureCompressionModel,
+        run_epochs(args, team, run, training, model, _optimizer(model, args), damage),
+    )
+    if team.leads:
+        fit_quantiles(kept)
+        metadata = {
+            "model": name,
+            "lmb": f"{args.lmb:g}",
+            "labels": json.dumps(labels),
+            "recipe": shared_recipe(args, team.processes),
+        }
+        save_model(out, kept, metadata)
+    team.wait()
+    return out
+
+
+@command("training.distil", goes_on=True)
+def main(argv: list[str] | None = None) -> int:
+    out = train(_parser().parse_args(argv))
+    if leads():
+        say(f"wrote {out}", sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
