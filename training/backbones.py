@@ -96,6 +96,9 @@ LITE2 = Backbone(
 )
 
 
+BACKBONES = {"resnet50": RESNET50, "lite2": LITE2}
+
+
 def build_network(source: str, classes: int | None = None) -> nn.Module:
     """The whole classifier with random weights, in eval mode; its own number of classes if not given.
 
@@ -159,7 +162,9 @@ def classifier_name(network: nn.Module) -> str:
     """The name of the last linear layer, which gives the logits. Raises CutError."""
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise CutError("the network has no linear layer to give its logits: choose another backbone")
+        raise CutError(
+            "the network has no linear layer to give its logits: choose another backbone"
+        )
     return linear[-1]
 
 
@@ -175,9 +180,8 @@ class _Tracer(NodePathTracer):
             self.whole = tuple(get_notrace_modules())
 
     def is_leaf_module(self, module: nn.Module, qualname: str) -> bool:
-        return (
-            isinstance(module, (*self.whole, *_LEAVES))
-            or super().is_leaf_module(module, qualname)
+        return isinstance(module, (*self.whole, *_LEAVES)) or super().is_leaf_module(
+            module, qualname
         )
 
 
@@ -234,7 +238,9 @@ class _Trace:
         """Of each convolution and linear layer, for one image of `side` pixels a side."""
         shapes, found = self.shapes(side), {}
         for node in self.graph.nodes:
-            layer = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+            layer = (
+                self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+            )
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 # Each output takes one row of the weights.
                 found[node] = math.prod(shapes[node]) * layer.weight[0].numel()
@@ -275,7 +281,7 @@ def cut_backbone(source: str, cut: str, classes: int | None = None) -> Backbone:
 
     Raises BackboneNameError, CutError.
     """
-    for known in (RESNET50, LITE2):
+    for known in BACKBONES.values():
         if (source, cut) == (known.source, known.cut):
             return known
     trace = _Trace(build_network(source, classes))
@@ -293,7 +299,11 @@ def _features(trace: _Trace, source: str, cut: str) -> tuple[int, int]:
         )
     at = trace.last[cut]
     shape, larger = (trace.shapes(side).get(at, ()) for side in (_PROBE, 2 * _PROBE))
-    if len(shape) != 4 or shape[2] != shape[3] or larger != (*shape[:2], 2 * shape[2], 2 * shape[3]):
+    if (
+        len(shape) != 4
+        or shape[2] != shape[3]
+        or larger != (*shape[:2], 2 * shape[2], 2 * shape[3])
+    ):
         raise CutError(
             f"{source} gives {list(shape)} at {cut}, which is no map of [channels, rows, columns]: choose another cut"
         )
@@ -324,7 +334,9 @@ def _split(trace: _Trace, cut: str) -> tuple[fx.GraphModule, fx.GraphModule]:
     copied = {at: tail.placeholder("features")}
     logits = tail.graph_copy(trace.graph, copied)
     place = classifier_name(network)
-    calls = [node for node in trace.graph.nodes if node.op == "call_module" and node.target == place]
+    calls = [
+        node for node in trace.graph.nodes if node.op == "call_module" and node.target == place
+    ]
     if not calls:
         raise CutError(f"the linear layer {place} is not called as one: choose another backbone")
     embedding = copied[calls[0].args[0]]
@@ -333,9 +345,7 @@ def _split(trace: _Trace, cut: str) -> tuple[fx.GraphModule, fx.GraphModule]:
     return _module(network, head), _module(network, tail, [copied[node] for node in trace.inputs])
 
 
-def _module(
-    network: nn.Module, graph: fx.Graph, unused: Sequence[fx.Node] = ()
-) -> fx.GraphModule:
+def _module(network: nn.Module, graph: fx.Graph, unused: Sequence[fx.Node] = ()) -> fx.GraphModule:
     """The graph with the layers that it needs; raises CutError where it uses what it must not."""
     module = fx.GraphModule(network, graph)
     module.graph.eliminate_dead_code()
@@ -359,7 +369,9 @@ def list_cuts(source: str, side: int = 224) -> list[Cut]:
     work = trace.multiply_adds(side)
     order = list(trace.graph.nodes)
     cuts: dict[fx.Node, Cut] = {}
-    for name, node in sorted(trace.last.items(), key=lambda item: (order.index(item[1]), len(item[0]))):
+    for name, node in sorted(
+        trace.last.items(), key=lambda item: (order.index(item[1]), len(item[0]))
+    ):
         with suppress(CutError, AttributeError):  # AttributeError: an input, which is no layer
             layer = network.get_submodule(name)
             if isinstance(layer, nn.BatchNorm2d) or not list(layer.children()):

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision import transforms
 
+from .backbones import RESNET50
 from .checkpoint import save_model, start_from_checkpoint
 from .command import TrainingError, command, leads, number, part, say
 from .data import (
@@ -42,7 +43,6 @@ from .folders import Damage, DataError, images_below
 from .labels import read_labels
 from .loss import FeatureTerms, feature_loss
 from .models import (
-    ENCODERS,
     MODELS,
     FeatureCompressionModel,
     FeatureScale,
@@ -120,9 +120,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m training.distil", description=(__doc__ or "").split("\n\n")[0]
     )
     add = parser.add_argument
-    own = [name for name, spec in MODELS.items() if spec.architecture in ENCODERS.values()]
-    add("--model", choices=own, metavar="MODEL", help="n4_lite2, or any other that is registered")
-    add("--encoder", choices=list(ENCODERS), help="n0, n4 or n8, with --backbone and --cut")
+    own = [name for name, spec in MODELS.items() if spec.backbone != RESNET50]
+    add("--model", choices=own, metavar="MODEL", help=f"{', '.join(own)}; or name its parts:")
+    add("--encoder", choices=["n0", "n4", "n8"], help="with --backbone and --cut")
     add("--backbone", metavar="LIBRARY:NAME", help="torchvision:NAME or timm:NAME, with --cut")
     add("--cut", metavar="LAYER", help="the layer whose output the decoder gives (training.cuts)")
     add(
@@ -308,16 +308,16 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     settle_precision(args, team)
     torch.manual_seed(args.fixseed)
     normalisation = Normalisation(spec.backbone.mean, spec.backbone.std)
-    teacher = load_teacher(args.weights, spec.backbone) if args.weights else pretrained(spec.backbone)
+    teacher = (
+        load_teacher(args.weights, spec.backbone) if args.weights else pretrained(spec.backbone)
+    )
     labels = _labels(args, teacher)
     model = build(spec, teacher.classes)
     start_from_teacher(model, teacher)
     model.fixed_statistics = True
     if args.frozen_tail:
         model.freeze_tail()
-    crops = partial(
-        pictures.training, crop_area=args.crop_area, normalisation=normalisation
-    )
+    crops = partial(pictures.training, crop_area=args.crop_area, normalisation=normalisation)
     if args.pretrain:
         start_from_checkpoint(model, args.pretrain)
     else:
@@ -330,7 +330,13 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
         found: dict[str, float] = {}
         for folder, images in held_out.items():
             measures = measure(
-                cast(FeatureCompressionModel, judged), teacher, images, 50, team.device, args.amp, damage
+                cast(FeatureCompressionModel, judged),
+                teacher,
+                images,
+                50,
+                team.device,
+                args.amp,
+                damage,
             )
             found |= {f"{key}_{folder}": value for key, value in measures.items()}
         return found

@@ -25,7 +25,8 @@ from compressai.entropy_models import EntropyBottleneck
 from compressai.layers import GDN1
 from torch import Tensor, nn
 
-from .backbones import LITE2, RESNET50, Backbone, BackboneNameError, CutError, cut_backbone
+from .backbones import BACKBONES, RESNET50, Backbone, cut_backbone
+from .registry import REGISTRY
 
 
 class Architecture(Protocol):
@@ -154,19 +155,17 @@ class ModelSpec:
         return self.architecture.latent_shrink
 
 
-MODELS: dict[str, ModelSpec] = {
-    "ours_n0": ModelSpec(Ours(0)),
-    "ours_n4": ModelSpec(Ours(4)),
-    "ours_n8": ModelSpec(Ours(8)),
-    "ours_n0_enc": ModelSpec(Ours(0), frozen_tail=True),
-    "ours_n4_enc": ModelSpec(Ours(4), frozen_tail=True),
-    "ours_n8_enc": ModelSpec(Ours(8), frozen_tail=True),
-    "matsubara2022wacv": ModelSpec(Matsubara()),
-    "n4_lite2": ModelSpec(Ours(4), LITE2),
+ENCODERS: dict[str, Architecture] = {
+    "n0": Ours(0),
+    "n4": Ours(4),
+    "n8": Ours(8),
+    "matsubara": Matsubara(),
 }
 
-# Encoders for a backbone of one's own.
-ENCODERS: dict[str, Architecture] = {"n0": Ours(0), "n4": Ours(4), "n8": Ours(8)}
+MODELS: dict[str, ModelSpec] = {
+    name: ModelSpec(ENCODERS[entry.encoder], BACKBONES[entry.backbone], entry.frozen_tail)
+    for name, entry in REGISTRY.items()
+}
 
 
 class UnknownModelError(ValueError):
@@ -191,8 +190,10 @@ def model_spec(name: str) -> ModelSpec:
 def spec_for(encoder: str, source: str, cut: str) -> tuple[str, ModelSpec]:
     """Name and spec of an encoder (n0, n4, n8) in front of any backbone, cut at any layer.
 
-    Raises BackboneNameError, CutError.
+    Raises UnknownModelError for another encoder, BackboneNameError, CutError.
     """
+    if not isinstance(ENCODERS.get(encoder), Ours):
+        raise UnknownModelError(encoder)
     backbone = cut_backbone(source, cut)
     for name, spec in MODELS.items():
         if spec.architecture == ENCODERS[encoder] and spec.backbone == backbone:
@@ -214,7 +215,7 @@ def spec_of_description(text: str) -> ModelSpec:
         described = json.loads(text)
         encoder, source, cut = (described[key] for key in ("encoder", "backbone", "cut"))
         return spec_for(encoder, source, cut)[1]
-    except (ValueError, KeyError, TypeError, BackboneNameError, CutError) as error:
+    except (ValueError, KeyError, TypeError) as error:  # unknown names are ValueErrors
         raise DescriptionError(f"describes no model of this release ({error})") from error
 
 

@@ -40,7 +40,6 @@ from .folders import Damage
 from .labels import match, stored_labels
 from .loss import distillation_loss
 from .models import MODELS, FeatureCompressionModel, build_model, fit_quantiles
-from .teachers import load_imagenet_teacher, load_teacher, start_from_teacher
 from .run import (
     MOST_LR,
     Data,
@@ -55,6 +54,7 @@ from .run import (
     shrink_to_smoke,
     top1,
 )
+from .teachers import load_imagenet_teacher, load_teacher, start_from_teacher
 
 MOST_LMB = 1_000_000
 _LMB = number(float, 0, MOST_LMB)
