@@ -26,7 +26,7 @@ from .command import command, number, part, progress, say
 from .data import Batched, SeededImages, split_held_out, training_images
 from .folders import Damage, class_folder
 from .models import MODELS, FeatureCompressionModel
-from .run import parse_stages
+from .options import parse_stages
 
 
 class AverageError(ValueError):

@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -25,22 +26,12 @@ from torchvision.models import ResNet, resnet50
 from .checkpoint import save_state
 from .command import command, leads, number, say
 from .folders import Damage
+from .labelled import Data, read_data, top1
 from .labels import ClassesError
+from .options import MOST_LR, add_run_options, check_outputs, shared_recipe, shrink_to_smoke
+from .run import Training, run_epochs
 from .teachers import load_imagenet_teacher, load_teacher
-from .run import (
-    MOST_LR,
-    Data,
-    Team,
-    add_run_options,
-    assemble,
-    check_outputs,
-    read_data,
-    run_epochs,
-    settle_precision,
-    shared_recipe,
-    shrink_to_smoke,
-    top1,
-)
+from .team import Team, assemble, settle_precision
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,7 +114,7 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     held_out = data.held_out(args)
     optimizer = _optimizer(net, args)
 
-    def loss(student: nn.Module, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+    def loss(student: nn.Module, image: Tensor, label: Tensor, _: float) -> dict[str, Tensor]:
         return {
             "loss": cross_entropy(
                 student(image).float(), label, label_smoothing=args.label_smoothing
@@ -137,7 +128,8 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
             else {}
         )
 
-    kept = cast(ResNet, run_epochs(args, team, run, data, damage, net, optimizer, loss, judge))
+    training = Training(data.summary(), partial(data.training, args), loss, judge)
+    kept = cast(ResNet, run_epochs(args, team, run, training, net, optimizer, damage))
     if team.leads:
         save_state(
             out,

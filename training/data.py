@@ -1,14 +1,14 @@
-"""Images for training: one folder a class, decoded by Pillow and augmented by torchvision.
+"""Datasets of image files and their batches: decoded by Pillow, augmented by torchvision.
 
-Always holds: what is held out for choosing (schedule, epoch) is the same for every run on the
-same folder, and is never trained on. An image's crop depends on the seed, the epoch and the image
-alone, and a batch's images on the seed and the epoch, however many processes share the work, and
-whatever else is damaged: in training the next image that can be read takes a damaged one's place,
-and in measuring it is left out.
+Always holds: the held-out images are the same for every run on the same folder, and are never
+trained on. An image's crop depends only on the seed, the epoch and the image, and a batch's images
+only on the seed and the epoch, however many processes share the work. Damaged images change
+neither: in training the next readable image replaces one, in measuring it is left out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +22,28 @@ from torchvision import transforms
 from .command import heed_signals
 from .folders import Damage, DamagedImageError, DataError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 Files = Sequence[tuple[Path, int]]  # images, each with its class
+Transforms = Sequence[Callable[[Any], Any]]  # of torchvision
 
-_to_input = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-_PROGRAMS = {"EPS", "WMF"}  # Pillow hands these to an interpreter of the system
-_ORIENTATION = 0x0112  # of EXIF; 1 is upright
-_TRIES = 100  # images in a row that cannot be read, before a folder is given up
+_PROGRAMS = {"EPS", "WMF"}  # Pillow runs a system program to draw these
+_ORIENTATION = 0x0112  # an EXIF tag; 1 is upright
+_TRIES = 100  # unreadable images in a row after which a dataset is given up
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation by channel (RGB, of values from 0 to 1) of a network's input."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def to_input(self) -> list[Callable[[Any], Any]]:
+        """Transforms of an RGB image into a normalised float [3, H, W]."""
+        return [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
+
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+MEAN, STD = IMAGENET.mean, IMAGENET.std
 
 
 class Images(Dataset):
@@ -61,12 +75,15 @@ class UnreadableError(DamagedImageError):
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image as the edge sees it: upright, RGB, on white, of 16-bit levels the upper eight. Raises UnreadableError."""
+    """An image as the edge decodes it: upright RGB on white, the upper 8 bits of 16-bit levels.
+
+    Raises UnreadableError.
+    """
     try:
         with Image.open(path) as image:
             if image.format in _PROGRAMS:
                 raise UnreadableError(
-                    path, f"is a program that draws ({image.format}), and is not run"
+                    path, f"is a drawing program ({image.format}), which is not run"
                 )
             if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
                 raise UnreadableError(
@@ -89,7 +106,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    with suppress(Exception):  # an orientation that makes no sense is none
+    with suppress(Exception):  # an invalid orientation is ignored
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -103,36 +120,56 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def training_images(files: Files, size: int, crop_area: float = 0.08) -> Images:
-    """Random crops of `crop_area` of an image or more, resized to `size` pixels a side, flipped by chance; float [3, size, size]."""
-    augment = [
-        transforms.RandomResizedCrop(size, scale=(crop_area, 1.0)),
-        transforms.RandomHorizontalFlip(),
-    ]
-    return Images(files, transforms.Compose(augment + _to_input))
+def training_images(
+    files: Files,
+    size: int,
+    crop_area: float = 0.08,
+    augment: Transforms = (),
+    normalisation: Normalisation = IMAGENET,
+) -> Images:
+    """Random crops, flipped at random; float [3, size, size].
+
+    A crop covers at least the part `crop_area` of an image and is resized to `size`. `augment` is
+    applied to the flipped crop, an RGB image.
+    """
+    crop = transforms.RandomResizedCrop(size, scale=(crop_area, 1.0))
+    steps = [crop, transforms.RandomHorizontalFlip(), *augment, *normalisation.to_input()]
+    return Images(files, transforms.Compose(steps))
 
 
-def evaluation_images(files: Files, size: int = 224, resize: int = 224) -> Images:
-    """Short side to `resize`, centre crop `size`; 224 and 224 leave images of 224x224 as they are."""
+def evaluation_images(
+    files: Files, size: int = 224, resize: int = 224, normalisation: Normalisation = IMAGENET
+) -> Images:
+    """Images with the short side resized to `resize`, centre-cropped; float [3, size, size].
+
+    With the defaults, images of 224x224 stay as they are.
+    """
     crop = [transforms.Resize(resize), transforms.CenterCrop(size)]
-    return Images(files, transforms.Compose(crop + _to_input))
+    return Images(files, transforms.Compose(crop + normalisation.to_input()))
 
 
-def as_they_are(files: Files) -> Images:
-    """Images with their own pixels, cropped from the middle to multiples of 8 a side; of one size, or taken one by one."""
-    return Images(files, transforms.Compose([transforms.Lambda(_crop_to_eights), *_to_input]))
+def as_they_are(files: Files, normalisation: Normalisation = IMAGENET) -> Images:
+    """Images with their own pixels, centre-cropped to multiples of 8; float [3, H, W].
+
+    Images of different sizes cannot share a batch.
+    """
+    crop = transforms.Lambda(_crop_to_eights)
+    return Images(files, transforms.Compose([crop, *normalisation.to_input()]))
 
 
 def _crop_to_eights(image: Image.Image) -> Image.Image:
     width, height = image.size[0] // 8 * 8, image.size[1] // 8 * 8
     if not width or not height:
-        raise DataError(f"is of {image.size[0]}x{image.size[1]} pixels, under 8 a side")
+        raise DataError(f"has {image.size[0]}x{image.size[1]} pixels, and 8 a side are needed")
     left, top = (image.size[0] - width) // 2, (image.size[1] - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
 def split_held_out(data: Dataset, held_out: int, keep_held_out: bool) -> Subset:
-    """Every (len/held_out)-th image is held out; the rest is trained on. 0 holds out nothing."""
+    """Hold out `held_out` images, spread evenly: those, or with keep_held_out=False the rest.
+
+    Raises DataError if no image is left to train on.
+    """
     total = len(data)  # type: ignore[arg-type]
     refuse_held_out(held_out, total)
     chosen = {i * total // held_out for i in range(held_out)} if held_out else set()
@@ -140,7 +177,7 @@ def split_held_out(data: Dataset, held_out: int, keep_held_out: bool) -> Subset:
 
 
 def refuse_held_out(held_out: int, total: int) -> None:
-    """Raises DataError where images to train on would be left by none."""
+    """Raise DataError if holding out `held_out` of `total` images leaves none to train on."""
     if held_out >= total:
         raise DataError(
             f"cannot hold out {held_out} of {total} images: give --held_out a number under {total}"
@@ -148,16 +185,17 @@ def refuse_held_out(held_out: int, total: int) -> None:
 
 
 class Damaged(NamedTuple):
-    """What stands for an image that cannot be read, on its way from the process that loads images."""
+    """An image that cannot be read, as a loading process reports it."""
 
     path: str
     why: str
 
 
 class SeededImages(Dataset):
-    """`images`, each augmented by random numbers of its own, and what could not be read on the way.
+    """`images`, each augmented with random numbers of its own.
 
-    The next image takes the place of one that cannot be read, so that batches stay whole.
+    The next readable image replaces a damaged one, so that batches stay whole. An item is the image
+    (None after 100 damaged ones in a row), its class, and the damaged images before it.
     """
 
     def __init__(self, images: Dataset, seed: int):
@@ -180,7 +218,7 @@ class SeededImages(Dataset):
 
 
 class ReadableImages(Dataset):
-    """`images` for measuring: one that cannot be read is None."""
+    """`images` for measuring: a damaged one is None."""
 
     def __init__(self, images: Dataset):
         self.images = images
@@ -196,9 +234,9 @@ class ReadableImages(Dataset):
 
 
 class Batched:
-    """Batches (images, classes) of SeededImages or ReadableImages, by a DataLoader with these options.
+    """Batches (images float [N, 3, H, W], classes int64 [N]), loaded with DataLoader's `options`.
 
-    `damage` is told of images that cannot be read. Raises DamagedImageError, DataError.
+    Damaged images are noted in `damage`. Iterating raises DamagedImageError, DataError.
     """
 
     def __init__(self, images: SeededImages | ReadableImages, damage: Damage, **options: Any):
@@ -215,7 +253,8 @@ class Batched:
                 self.damage.note(*one)
             if missing and self.whole:
                 raise DataError(
-                    f"{len(damaged)} images in a row cannot be read, the last {damaged[-1].path}: mend or remove them"
+                    f"{len(damaged)} images in a row cannot be read, the last {damaged[-1].path}: "
+                    "mend or remove them"
                 )
             if images is not None:
                 yield images, labels
@@ -224,7 +263,7 @@ class Batched:
 def _collate(
     items: Sequence[tuple[Tensor | None, int, list[Damaged]]],
 ) -> tuple[Tensor | None, Tensor, int, list[Damaged]]:
-    """Images, their classes, how many are missing, and why."""
+    """Images, their classes, how many images are missing, and the damaged ones."""
     images = [image for image, _, _ in items if image is not None]
     labels = torch.tensor([label for image, label, _ in items if image is not None])
     damaged = [one for _, _, found in items for one in found]
@@ -232,9 +271,10 @@ def _collate(
 
 
 class Batches:
-    """Indexes of one process's batches of an epoch: its share of batches that all processes fill together.
+    """Indexes of one process's batches in an epoch.
 
-    An incomplete last batch is left out.
+    All processes together fill batches of `batch_size * processes`, each with its share; an
+    incomplete last batch is dropped.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1):

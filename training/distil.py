@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         train_size="96:20,128:6,192:4",
         wdecay=0.0,
         crop_area=0.2,
-        several=True,
+        labelled=False,
     )
     return parser
 

@@ -26,6 +26,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -37,28 +38,18 @@ from torch.utils.data import Dataset
 from .checkpoint import load_model, read_state_dict, save_model, start_from_checkpoint
 from .command import TrainingError, command, leads, number, say
 from .folders import Damage
+from .labelled import Data, read_data, top1
 from .labels import match, stored_labels
 from .loss import distillation_loss
 from .models import MODELS, FeatureCompressionModel, build_model, fit_quantiles
-from .run import (
-    MOST_LR,
-    Data,
-    Team,
-    add_run_options,
-    assemble,
-    check_outputs,
-    read_data,
-    run_epochs,
-    settle_precision,
-    shared_recipe,
-    shrink_to_smoke,
-    top1,
-)
+from .options import MOST_LR, add_run_options, check_outputs, shared_recipe, shrink_to_smoke
+from .run import Training, run_epochs
 from .teachers import load_imagenet_teacher, load_teacher, start_from_teacher
+from .team import Team, assemble, settle_precision
 
 MOST_LMB = 1_000_000
 _LMB = number(float, 0, MOST_LMB)
-Loss = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
+Loss = Callable[[nn.Module, Tensor, Tensor, float], dict[str, Tensor]]
 
 
 def parse_model_args(text: str) -> float:
@@ -224,9 +215,10 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
         )
 
     model.to(team.device)
+    training = Training(data.summary(), partial(data.training, args), loss, judge)
     kept = cast(
         FeatureCompressionModel,
-        run_epochs(args, team, run, data, damage, model, _optimizer(model, args), loss, judge),
+        run_epochs(args, team, run, training, model, _optimizer(model, args), damage),
     )
     if team.leads:
         if not kept.frozen_bottleneck:
@@ -268,7 +260,7 @@ def _under_a_teacher(
     # The median stays 0 in training, and the outer quantiles follow from the rest at the end.
     model.bottleneck_layer.entropy_bottleneck.quantiles.requires_grad_(False)
 
-    def loss(student: nn.Module, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+    def loss(student: nn.Module, image: Tensor, label: Tensor, _: float) -> dict[str, Tensor]:
         return distillation_loss(
             student(image), teacher(image), label, image.numel() // 3, args.model_args
         )._asdict()
@@ -308,7 +300,7 @@ def _tail_alone(args: argparse.Namespace, data: Data) -> tuple[FeatureCompressio
     data = data.for_model(stored_labels(metadata, classes), classes, str(args.pretrain))
     model.freeze_bottleneck()
 
-    def loss(student: nn.Module, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+    def loss(student: nn.Module, image: Tensor, label: Tensor, _: float) -> dict[str, Tensor]:
         return {"loss": cross_entropy(student(image).logits.float(), label, label_smoothing=0.1)}
 
     return model, loss, data

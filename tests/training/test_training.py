@@ -16,8 +16,9 @@ from PIL import Image
 from torchvision.models import resnet50
 
 from export.tables import bottleneck_sha256
-from training import average, command, run, train
+from training import average, command, train
 from training import backbone as backbone_command
+from training import options as run_options
 from training.checkpoint import (
     BackboneError,
     CheckpointError,
@@ -158,7 +159,7 @@ def test_a_run_with_everything_that_may_be_asked_for(
     assert 0 < moved < 0.1, "few steps of a moving average stay near"
     again = ["--resume", str(tmp_path / "second"), *more]
     assert run_main(options(data, backbone, tmp_path / "elsewhere", *again)) == 0
-    assert "going on after epoch 2" in capsys.readouterr().err
+    assert "resuming after epoch 2" in capsys.readouterr().err
 
 
 def test_a_tail_is_trained_behind_a_frozen_bottleneck(
@@ -532,7 +533,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(
     again = subprocess.run(
         command(tmp_path / "killed"), cwd=PROJECT, check=True, capture_output=True, text=True
     )
-    assert "going on after epoch" in again.stderr
+    assert "resuming after epoch" in again.stderr
     whole, killed = (
         load_model(tmp_path / name / "lmb0.5.safetensors", "ours_n0")[0].state_dict()
         for name in ("whole", "killed")
@@ -598,7 +599,7 @@ def test_wrong_usage_is_status_2(
 @pytest.mark.parametrize("size", ["0", "30", "224:", "112:3,x", "112,224"])
 def test_wrong_schedules(size: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=size.split(",")[0].rstrip(":")):
-        run.parse_stages(size, 3)
+        run_options.parse_stages(size, 3)
 
 
 @pytest.mark.parametrize("text", ["0", "1.5", "nan", "-0.1", "most"])
@@ -625,8 +626,11 @@ def test_crops_cover_what_they_are_asked_to(tmp_path: Path) -> None:
 
 
 def test_schedules() -> None:
-    assert run.parse_stages("224", 3) == [run.Stage(224, 3)]
-    assert run.parse_stages("112:2,160:1", 3) == [run.Stage(112, 2), run.Stage(160, 1)]
+    assert run_options.parse_stages("224", 3) == [run_options.Stage(224, 3)]
+    assert run_options.parse_stages("112:2,160:1", 3) == [
+        run_options.Stage(112, 2),
+        run_options.Stage(160, 1),
+    ]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(

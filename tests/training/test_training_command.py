@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import command, run
+from training import command, options, team
 from training.command import TrainingError, number
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -134,13 +134,13 @@ def test_mixed_precision_is_on_where_there_are_instructions_for_it(
         ({"avx512_f": True}, False),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: has, raising=False)
-        assert run.computes_in_bfloat16(cpu) == expected
-    team = run.Team(0, 1, cpu)
+        assert team.computes_in_bfloat16(cpu) == expected
+    alone = team.Team(0, 1, cpu)
     for more, expected in (([], False), (["--amp"], True), (["--no-amp"], False)):
         args = backbone._parser().parse_args(["--data", "x", *more])
-        run.settle_precision(args, team)
+        team.settle_precision(args, alone)
         assert args.amp is expected
-        assert run.recipe(args, 1)["amp"] == str(expected)
+        assert options.recipe(args, 1)["amp"] == str(expected)
     assert (
         capsys.readouterr().err
         == "in float32: this cpu does not compute in bfloat16 (--amp asks for it all the same)\n"

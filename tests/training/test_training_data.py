@@ -32,9 +32,9 @@ from training.folders import (
     class_folder,
     images_below,
 )
+from training.labelled import Data
 from training.labels import ClassesError, LabelsError, match, read_lines, stored_labels
 from training.models import build_random_model
-from training.run import Data
 
 TEN = [
     "tench",

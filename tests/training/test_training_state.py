@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models import resnet50
 
-from training import average, evaluate, run, train
+from training import average, evaluate, state, train
 from training import backbone as backbone_command
 from training.checkpoint import save_model
 from training.files import WriteError
@@ -41,23 +41,17 @@ def tiny(width: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, optimizer
 
 
-def go_on(file: Path, **args: Any) -> tuple[int, list[dict[str, Any]]]:
+def resume(file: Path, **args: Any) -> list[dict[str, Any]]:
     model, optimizer = tiny()
     average = AveragedModel(model) if args.pop("ema", False) else None
-    return run._go_on(
-        file,
-        {"lr": "1", "data": "3 files"},
-        argparse.Namespace(**args),
-        3,
-        model,
-        optimizer,
-        average,
-    )
+    identity = {"lr": "1", "data": "3 files"}
+    learner = state.Learner(model, optimizer, average)
+    return state.resume(file, identity, argparse.Namespace(**args), 3, learner)
 
 
 def test_a_state_is_taken_up(tmp_path: Path) -> None:
     torch.save(state_of(*tiny()), tmp_path / "last.pt")
-    assert go_on(tmp_path / "last.pt") == (1, [{"epoch": 1, "loss": 2.0}])
+    assert resume(tmp_path / "last.pt") == [{"epoch": 1, "loss": 2.0}]
 
 
 def test_a_state_of_an_earlier_version_has_paths_and_is_taken_up(
@@ -66,9 +60,9 @@ def test_a_state_of_an_earlier_version_has_paths_and_is_taken_up(
     monkeypatch.chdir(tmp_path)
     for path in (str(tmp_path / "data"), "data"):
         torch.save(state_of(*tiny(), recipe={"lr": "1", "data": path}), "last.pt")
-        assert go_on(Path("last.pt"), data=Path("data"))[0] == 1
-    with pytest.raises(run.StateError, match="data data and not 3 files"):
-        go_on(Path("last.pt"), data=Path("other"))
+        assert len(resume(Path("last.pt"), data=Path("data"))) == 1
+    with pytest.raises(state.StateError, match="data data and not 3 files"):
+        resume(Path("last.pt"), data=Path("other"))
 
 
 def write(content: object) -> Callable[[Path], None]:
@@ -91,10 +85,10 @@ RECIPE = {"recipe": {"lr": "1", "data": "3 files"}}
         (write_half, "damaged file of torch.save, or was cut off"),
         (lambda path: save_file({"a": torch.zeros(1)}, path), "is a safetensors file"),
         (write(nn.Linear(1, 1)), "holds a torch.nn.modules.linear.Linear"),
-        (write([1]), "is no state of training.train or training.backbone"),
+        (write([1]), "is not a state of training.train or training.backbone"),
         (
             write({"model": {}, "optimizer": {}, "epoch": 3, "args": argparse.Namespace(lr=1)}),
-            "is no state of",
+            "is not a state of",
         ),
         (write({"recipe": {"lr": "2", "data": "3 files"}}), r"other options \(lr 2 and not 1\)"),
         (write({"recipe": {"data": "3 files", 7: 7}}), "lr None and not 1"),
@@ -121,11 +115,11 @@ def test_a_state_that_cannot_be_gone_on_with(
     file = tmp_path / "last.pt"
     put(file)
     before = file.read_bytes()
-    with pytest.raises(run.StateError, match=text) as caught:
-        go_on(file)
+    with pytest.raises(state.StateError, match=text) as caught:
+        resume(file)
     message = str(caught.value)
     assert str(file) in message
-    assert "give another --run_dir, or remove the file to begin anew" in message
+    assert "give another --run_dir, or remove the file to start over" in message
     assert not {"\n", "\x1b"} & {*message}
     assert "weights_only=False" not in message
     assert file.read_bytes() == before
@@ -133,8 +127,8 @@ def test_a_state_that_cannot_be_gone_on_with(
 
 def test_a_state_without_the_average_that_is_wanted(tmp_path: Path) -> None:
     torch.save(state_of(*tiny()), tmp_path / "last.pt")
-    with pytest.raises(run.StateError, match=r"\('average'\)"):
-        go_on(tmp_path / "last.pt", ema=True)
+    with pytest.raises(state.StateError, match=r"\('average'\)"):
+        resume(tmp_path / "last.pt", ema=True)
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +166,9 @@ def test_a_run_moves_with_its_data_and_its_teacher(
     moved = first.rename(tmp_path / "moved")
     capsys.readouterr()
     assert start(moved) == 0
-    assert "going on after epoch 1" in capsys.readouterr().err
+    assert "resuming after epoch 1" in capsys.readouterr().err
     # Neither a class that was added nor another teacher of the same name is the same run.
-    state = (moved / "run" / "last.pt").read_bytes()
+    before = (moved / "run" / "last.pt").read_bytes()
     (moved / "data" / "c").mkdir()
     shutil.copy(moved / "data" / "a" / "0.png", moved / "data" / "c")
     torch.save(resnet50(num_classes=3).state_dict(), moved / "teacher.pt")
@@ -184,10 +178,10 @@ def test_a_run_moves_with_its_data_and_its_teacher(
     assert "and not 7 files of 3 classes" in error
     assert "backbone sha256" in error
     assert error.count("\n") == 1
-    assert (moved / "run" / "last.pt").read_bytes() == state
-    (moved / "run" / "last.pt").write_bytes(state[:1000])
+    assert (moved / "run" / "last.pt").read_bytes() == before
+    (moved / "run" / "last.pt").write_bytes(before[:1000])
     assert start(moved) == 1
-    assert "or remove the file to begin anew" in capsys.readouterr().err
+    assert "or remove the file to start over" in capsys.readouterr().err
 
 
 def test_a_disk_that_gets_full_is_one_line_and_the_last_state_stays(
