@@ -20,7 +20,8 @@ from torch import Tensor, fx, nn
 from torchvision.models import ResNet, get_model, get_model_weights, list_models, resnet50
 from torchvision.models.feature_extraction import NodePathTracer
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from .data import IMAGENET, Normalisation
+
 STRIDES = (4, 8, 16)  # of a cut, which a decoder can reach from latents of stride 8
 _PROBE = 128  # pixels a side of the image that shapes are taken from
 _LEAVES = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)  # and what is made from them
@@ -54,7 +55,7 @@ class Backbone:
         source: `torchvision:NAME` or `timm:NAME`.
         cut: the layer whose output the decoder gives, by its name in the network.
         channels, stride: of that output: [N, channels, H / stride, W / stride].
-        mean, std: of the channels of its input, RGB in 0..1.
+        normalisation: of its input.
         classifier: the last linear layer, which gives the logits, by its name in the network.
     """
 
@@ -62,8 +63,7 @@ class Backbone:
     cut: str
     channels: int
     stride: int
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
+    normalisation: Normalisation = IMAGENET
     classifier: str = "fc"
 
     def tail(self, classes: int) -> nn.Module:
@@ -92,7 +92,12 @@ class ResNetTail(nn.Module):
 
 RESNET50 = Backbone("torchvision:resnet50", "layer1", 256, 4)
 LITE2 = Backbone(
-    "timm:tf_efficientnet_lite2", "blocks.2", 48, 8, (0.5,) * 3, (0.5,) * 3, "classifier"
+    "timm:tf_efficientnet_lite2",
+    "blocks.2",
+    48,
+    8,
+    Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "classifier",
 )
 
 
@@ -146,16 +151,16 @@ def _timm() -> Any:
     return timm
 
 
-def normalisation(source: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that the library gives its input, RGB in 0..1. Raises BackboneNameError."""
+def normalisation(source: str) -> Normalisation:
+    """What the library does to the input of a network. Raises BackboneNameError."""
     library, _, name = source.partition(":")
     if library == "timm":
-        config = _timm().get_pretrained_cfg(name)
-        return (tuple(config.mean), tuple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
+        config = _timm().models.get_pretrained_cfg(name)
+        return Normalisation(tuple(config.mean), tuple(config.std)) if config else IMAGENET
     with suppress(ValueError, StopIteration, AttributeError):
         preset = next(iter(get_model_weights(name))).transforms()
-        return tuple(preset.mean), tuple(preset.std)
-    return IMAGENET_MEAN, IMAGENET_STD
+        return Normalisation(tuple(preset.mean), tuple(preset.std))
+    return IMAGENET
 
 
 def classifier_name(network: nn.Module) -> str:
@@ -288,7 +293,7 @@ def cut_backbone(source: str, cut: str, classes: int | None = None) -> Backbone:
     channels, stride = _features(trace, source, cut)
     _split(trace, cut)
     last = classifier_name(trace.network)
-    return Backbone(source, cut, channels, stride, *normalisation(source), last)
+    return Backbone(source, cut, channels, stride, normalisation(source), last)
 
 
 def _features(trace: _Trace, source: str, cut: str) -> tuple[int, int]:

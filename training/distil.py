@@ -191,7 +191,8 @@ def _labels(args: argparse.Namespace, teacher: Teacher) -> list[str]:
 
 def _optimizer(model: FeatureCompressionModel, args: argparse.Namespace) -> torch.optim.Optimizer:
     """AdamW: the entropy model fast, the tail, already trained, slowly."""
-    entropy, rest = [], []
+    entropy: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.bottleneck_layer.named_parameters():
         if parameter.requires_grad:
             (entropy if name.startswith("entropy_bottleneck.") else rest).append(parameter)
@@ -307,7 +308,7 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     damage = Damage(args.skip_damaged)
     settle_precision(args, team)
     torch.manual_seed(args.fixseed)
-    normalisation = Normalisation(spec.backbone.mean, spec.backbone.std)
+    normalisation = spec.backbone.normalisation
     teacher = (
         load_teacher(args.weights, spec.backbone) if args.weights else pretrained(spec.backbone)
     )

@@ -215,7 +215,7 @@ def spec_of_description(text: str) -> ModelSpec:
         described = json.loads(text)
         encoder, source, cut = (described[key] for key in ("encoder", "backbone", "cut"))
         return spec_for(encoder, source, cut)[1]
-    except (ValueError, KeyError, TypeError) as error:  # unknown names are ValueErrors
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # unknown names are ValueErrors
         raise DescriptionError(f"describes no model of this release ({error})") from error
 
 
