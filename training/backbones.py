@@ -1,12 +1,12 @@
-"""Classifiers of torchvision and timm, cut at a layer: a bottleneck replaces all that lies before the cut.
+"""Classifiers of torchvision and timm, cut at a layer into a head and a tail.
 
-A backbone is a name, `torchvision:resnet50` or `timm:tf_efficientnet_lite2`, and a cut, the name of the
-layer whose output the decoder gives: `layer1`, `blocks.2`. The network is traced (torch.fx), and its
-graph taken apart at the cut into a head and a tail.
+A bottleneck replaces the head. A backbone is a network's name, `torchvision:resnet50` or
+`timm:tf_efficientnet_lite2`, and a cut: the name of the layer whose output the decoder gives, such
+as `layer1` or `blocks.2`. torch.fx traces the network, and the traced graph is split at the cut.
 
-Always holds: head and tail together compute what the network computes; a tail's module names are the
-network's own, so weights of one fit the other; what lies behind the cut depends on nothing before it
-but the features there.
+Always holds: head and tail together compute what the network computes. A tail's module names are
+the network's own, so the weights of one fit the other. The tail depends on the image only through
+the features at the cut.
 """
 
 import math
@@ -22,9 +22,9 @@ from torchvision.models.feature_extraction import NodePathTracer
 
 from .data import IMAGENET, Normalisation
 
-STRIDES = (4, 8, 16)  # of a cut, which a decoder can reach from latents of stride 8
-_PROBE = 128  # pixels a side of the image that shapes are taken from
-_LEAVES = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)  # and what is made from them
+STRIDES = (4, 8, 16)  # of the cuts that a decoder can reach from latents of stride 8
+_PROBE = 128  # side in pixels of the image that shapes are measured with
+_LEAVES = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)  # traced as they are, with their subclasses
 
 
 class BackboneNameError(ValueError):
@@ -38,8 +38,9 @@ class CutError(ValueError):
 class TailOutputs(NamedTuple):
     """What a tail computes.
 
-    stages: float [N, C, H, W] each, the outputs of the layers beside the cut that follow it;
-    embedding: float [N, D], what the last linear layer takes; logits: float [N, classes].
+    stages: float [N, C, H, W] each, the outputs of the cut's later siblings (layer2, layer3 and
+    layer4 for a cut at layer1); embedding: float [N, D], the input of the last linear layer;
+    logits: float [N, classes].
     """
 
     stages: list[Tensor]
@@ -67,7 +68,7 @@ class Backbone:
     classifier: str = "fc"
 
     def tail(self, classes: int) -> nn.Module:
-        """What follows the cut, with random weights: features [N, channels, H, W] -> TailOutputs."""
+        """The tail with random weights: features [N, channels, H, W] -> TailOutputs."""
         if self == RESNET50:
             return ResNetTail(resnet50(weights=None, num_classes=classes))
         return split(build_network(self.source, classes), self.cut)[1]
@@ -105,19 +106,20 @@ BACKBONES = {"resnet50": RESNET50, "lite2": LITE2}
 
 
 def build_network(source: str, classes: int | None = None) -> nn.Module:
-    """The whole classifier with random weights, in eval mode; its own number of classes if not given.
+    """The whole classifier with random weights, in eval mode.
 
-    Raises BackboneNameError.
+    Without `classes` it has as many as the library gives it. Raises BackboneNameError.
     """
     library, _, name = source.partition(":")
     options = {} if classes is None else {"num_classes": classes}
     if library == "torchvision":
         if name not in list_models(module=_torchvision_models()):
             raise BackboneNameError(
-                f"torchvision has no classifier {name!r}: choose one of torchvision.models.list_models()"
+                f"torchvision has no classifier {name!r}: "
+                "torchvision.models.list_models() lists those that it has"
             )
-        # Two of torchvision's initialise themselves for minutes unless told not to.
-        slow = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        # These two print a warning, and take minutes, unless told how to initialise.
+        slow = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         network = get_model(name, weights=None, **options, **slow)
     elif library == "timm":
         timm = _timm()
@@ -130,7 +132,8 @@ def build_network(source: str, classes: int | None = None) -> nn.Module:
         network = timm.create_model(name, pretrained=False, **options)
     else:
         raise BackboneNameError(
-            f"{source!r} names no backbone: write torchvision:NAME or timm:NAME, such as torchvision:resnet50"
+            f"{source!r} names no backbone: write torchvision:NAME or timm:NAME, "
+            "such as torchvision:resnet50"
         )
     return network.eval()
 
@@ -152,7 +155,7 @@ def _timm() -> Any:
 
 
 def normalisation(source: str) -> Normalisation:
-    """What the library does to the input of a network. Raises BackboneNameError."""
+    """Mean and deviation that the library gives a network's input. Raises BackboneNameError."""
     library, _, name = source.partition(":")
     if library == "timm":
         config = _timm().models.get_pretrained_cfg(name)
@@ -174,7 +177,7 @@ def classifier_name(network: nn.Module) -> str:
 
 
 class _Tracer(NodePathTracer):
-    """Takes timm's layers whose code depends on sizes as they are."""
+    """Does not trace into timm's layers whose code depends on sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +202,8 @@ class _Trace:
             self.graph = tracer.trace(network)
         except Exception as error:  # whatever the network's own code raises on traced values
             raise CutError(
-                f"torch.fx cannot trace the network ({' '.join(str(error).split())[:120]}): choose another backbone"
+                f"torch.fx cannot trace the network ({' '.join(str(error).split())[:120]}): "
+                "choose another backbone"
             ) from error
         self.last: dict[str, fx.Node] = {}
         for node, path in tracer.node_to_qualname.items():
@@ -226,7 +230,7 @@ class _Trace:
         return self._shapes[side]
 
     def stages(self, cut: str) -> list[fx.Node]:
-        """The maps that the layers beside `cut` give which follow it: layer2, layer3, layer4 behind layer1."""
+        """The outputs of the cut's later siblings that are maps of features."""
         order = {node: index for index, node in enumerate(self.graph.nodes)}
         shapes, parent = self.shapes(_PROBE), cut.rpartition(".")[0]
         beside = {node for name, node in self.last.items() if name.rpartition(".")[0] == parent}
@@ -240,14 +244,14 @@ class _Trace:
         return sorted(maps, key=order.__getitem__)
 
     def multiply_adds(self, side: int) -> dict[fx.Node, int]:
-        """Of each convolution and linear layer, for one image of `side` pixels a side."""
+        """By convolution or linear layer, for one image of `side` pixels a side."""
         shapes, found = self.shapes(side), {}
         for node in self.graph.nodes:
             layer = (
                 self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
             )
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                # Each output takes one row of the weights.
+                # Each output value is the product of its inputs with one row of the weights.
                 found[node] = math.prod(shapes[node]) * layer.weight[0].numel()
         return found
 
@@ -300,7 +304,8 @@ def _features(trace: _Trace, source: str, cut: str) -> tuple[int, int]:
     """Channels and stride at `cut`. Raises CutError."""
     if cut not in trace.last:
         raise CutError(
-            f"{source} has no layer {cut!r}: python -m training.cuts --backbone {source} lists those that it can be cut at"
+            f"{source} has no layer {cut!r}: "
+            f"python -m training.cuts --backbone {source} lists its cuts"
         )
     at = trace.last[cut]
     shape, larger = (trace.shapes(side).get(at, ()) for side in (_PROBE, 2 * _PROBE))
@@ -310,20 +315,22 @@ def _features(trace: _Trace, source: str, cut: str) -> tuple[int, int]:
         or larger != (*shape[:2], 2 * shape[2], 2 * shape[3])
     ):
         raise CutError(
-            f"{source} gives {list(shape)} at {cut}, which is no map of [channels, rows, columns]: choose another cut"
+            f"{source} gives {list(shape)} at {cut}, which is no map of [channels, rows, columns]: "
+            "choose another cut"
         )
     stride = _PROBE // shape[2]
     if stride not in STRIDES:
         raise CutError(
-            f"{source} has stride {stride} at {cut}: choose a cut of stride {', '.join(map(str, STRIDES))}"
+            f"{source} has stride {stride} at {cut}: "
+            f"choose a cut of stride {', '.join(map(str, STRIDES))}"
         )
     return shape[1], stride
 
 
 def split(network: nn.Module, cut: str) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Head, image -> features at `cut`, and tail, features -> TailOutputs; they share the network's layers.
+    """The head, image -> features at `cut`, and the tail, features -> TailOutputs.
 
-    Raises CutError.
+    They share the network's layers. Raises CutError.
     """
     return _split(_Trace(network), cut)
 
@@ -351,12 +358,12 @@ def _split(trace: _Trace, cut: str) -> tuple[fx.GraphModule, fx.GraphModule]:
 
 
 def _module(network: nn.Module, graph: fx.Graph, unused: Sequence[fx.Node] = ()) -> fx.GraphModule:
-    """The graph with the layers that it needs; raises CutError where it uses what it must not."""
+    """The graph with the layers that it needs. Raises CutError if one of `unused` is used."""
     module = fx.GraphModule(network, graph)
     module.graph.eliminate_dead_code()
     for node in unused:
         if node.users:
-            raise CutError("a shortcut of the network passes by the cut: choose another one")
+            raise CutError("a shortcut of the network bypasses the cut: choose another one")
         module.graph.erase_node(node)
     module.delete_all_unused_submodules()
     module.recompile()
@@ -364,9 +371,10 @@ def _module(network: nn.Module, graph: fx.Graph, unused: Sequence[fx.Node] = ())
 
 
 def list_cuts(source: str, side: int = 224) -> list[Cut]:
-    """All layers that `source` can be cut at, in their order, for images of `side` pixels a side.
+    """The blocks that `source` can be cut at, in order, for images of `side` pixels a side.
 
-    Of layers that end in the same operation the outermost is named. Raises BackboneNameError, CutError.
+    Where several blocks end in the same operation, the outermost is listed. Raises
+    BackboneNameError, CutError.
     """
     network = build_network(source)
     trace = _Trace(network)
@@ -380,7 +388,7 @@ def list_cuts(source: str, side: int = 224) -> list[Cut]:
         with suppress(CutError, AttributeError):  # AttributeError: an input, which is no layer
             layer = network.get_submodule(name)
             if isinstance(layer, nn.BatchNorm2d) or not list(layer.children()):
-                continue  # a single operation within a block
+                continue  # a single operation inside a block
             channels, stride = _features(trace, source, name)
             _split(trace, name)
             before = order[: order.index(node) + 1]

@@ -1,7 +1,8 @@
 """Checkpoints: the weights of a model, read from anybody's file and written as ours.
 
-Files are read by weights.py. Ours are `.safetensors`, float16 where that is enough, with the labels in the
-metadata; published ones are a pickle `{"model": state_dict, ...}` in `.pt`. Any float type is widened to float32.
+Files are read by weights.py. Ours are `.safetensors`, float16 where that is enough, with the labels
+in the metadata. Published ones are a pickle `{"model": state_dict, ...}` in `.pt`. Any float type
+is widened to float32. A model that is not registered (registry.py) describes itself in the metadata.
 Entropy parameters may bear the names of CompressAI 1.2.2 (`_matrix0`) or of 1.2.8 (`matrices.0`).
 Table buffers are dropped whether present or not: tables are made once, at export.
 
@@ -80,9 +81,9 @@ def load_state(
     source: str,
     ignore: frozenset[str] = frozenset(),
 ) -> None:
-    """Copy a state_dict into a module of exactly its keys and shapes; any float type becomes the module's.
+    """Copy a state_dict into a module of exactly its keys and shapes, in the module's float type.
 
-    The numbers of batches that batch norm counted may be missing, as they are in files of torch before 0.4.1.
+    Batch norm's counts of batches may be missing, as they are in files of torch before 0.4.1.
     Raises CheckpointKeysError naming every key that differs, NonFiniteCheckpointError.
     """
     own = {key: value for key, value in model.state_dict().items() if key not in ignore}
@@ -96,7 +97,8 @@ def load_state(
         if key in state and state[key].shape != own[key].shape
     ]
     problems += [
-        f"of another type: {key} is {str(state[key].dtype).removeprefix('torch.')}, and floats are wanted: save it with .float()"
+        f"of another type: {key} is {str(state[key].dtype).removeprefix('torch.')}, "
+        "and floats are wanted: save it with .float()"
         for key, value in own.items()
         if key in state and value.is_floating_point() and state[key].dtype not in _FLOATS
     ]
@@ -105,7 +107,7 @@ def load_state(
             problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
         )
         raise CheckpointKeysError(f"{source} does not fit the model:\n  {shown}")
-    # Nothing reads how many batches were counted: what is no number of them, such as float16's infinity, is left out.
+    # Nothing reads batch norm's counts of batches: one that is no integer is left out.
     fitted = {
         key: value.to(own[key].dtype) for key, value in state.items() if key not in counted
     } | {
@@ -160,8 +162,10 @@ def _behind_bottleneck(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def tail_sha256(state: dict[str, Tensor]) -> str:
-    """Digest of layer2..fc in a ResNet-50's state or a model's: of names, shapes and float32 values (batches that
-    batch norm counted left out), whatever file or precision holds them."""
+    """Digest of layer2..fc in a ResNet-50's state or a model's, whatever precision it has.
+
+    It covers names, shapes and float32 values, but not batch norm's counts of batches.
+    """
     digest = hashlib.sha256()
     for key, value in sorted(_tail(state).items()):
         if not key.endswith(_COUNTED):
@@ -189,12 +193,14 @@ def _backbone_tail(
             " or ".join(str(file) for file in ([backbone] if backbone else beside)) or "any file"
         )
         raise BackboneError(
-            f"{checkpoint} holds the bottleneck alone, and its backbone is not at {looked}: put it there, or name it with --backbone FILE"
+            f"{checkpoint} holds the bottleneck alone, and its backbone is not at {looked}: "
+            "put it there, or name it with --backbone FILE"
         )
     tail = _tail(read_state_dict(found)[0])
     if tail_sha256(tail) != metadata.get("backbone_sha256"):
         raise BackboneError(
-            f"{checkpoint} was trained in front of another backbone than {found}: name its own with --backbone FILE"
+            f"{checkpoint} was trained in front of another backbone than {found}: "
+            "name its own with --backbone FILE"
         )
     return tail
 
@@ -202,14 +208,14 @@ def _backbone_tail(
 def load_model(
     path: str | os.PathLike[str], name: str, backbone: str | os.PathLike[str] | None = None
 ) -> tuple[FeatureCompressionModel, dict[str, str]]:
-    """Build the model `name` with the weights in `path`, in eval mode, and give the file's metadata.
+    """Build the model `name` with the weights in `path`, in eval mode, and the file's metadata.
 
-    A name that is none of MODELS is taken from a checkpoint of that name which describes itself.
-    `backbone` is for a file that holds the bottleneck alone, where the one that it names does not lie
-    beside it or one folder up. The number of classes is that of the classifier's weights. Raises
-    UnknownModelError, FileNotFoundError, and the CheckpointErrors above.
+    A model that is not in MODELS is built as its checkpoint describes it. `backbone` is for a file
+    that holds the bottleneck alone, if the backbone that it names is neither beside it nor one
+    folder up. The number of classes is that of the classifier's weights. Raises UnknownModelError,
+    FileNotFoundError, and the CheckpointErrors above.
     """
-    if name in MODELS or not os.path.exists(path):
+    if name in MODELS or not Path(path).exists():
         spec = model_spec(name)
         raw, metadata = read_state_dict(path)
     else:
@@ -224,7 +230,10 @@ def load_model(
 
 
 def _described(name: str, metadata: dict[str, str], source: str) -> ModelSpec:
-    """What a checkpoint of an unregistered model says that it is. Raises UnknownModelError, CheckpointError."""
+    """The spec in the metadata of a model that is not registered.
+
+    Raises UnknownModelError, CheckpointError.
+    """
     if metadata.get("model") != name or "architecture" not in metadata:
         return model_spec(name)
     try:
@@ -254,10 +263,14 @@ def start_from_checkpoint(model: FeatureCompressionModel, path: str | os.PathLik
 def check_checkpoint_output(
     path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]
 ) -> None:
-    """Refuse a name that no checkpoint can be written under, or that is an input's, before work is done. Raises OutputError."""
+    """Refuse an output that is not .safetensors, cannot be written or is an input, before work.
+
+    Raises OutputError.
+    """
     if Path(path).suffix != ".safetensors":
         raise OutputError(
-            f"{os.fspath(path)}: checkpoints are written as safetensors: name a file that ends in .safetensors"
+            f"{os.fspath(path)}: checkpoints are written as safetensors: "
+            "name a file that ends in .safetensors"
         )
     check_output(path, inputs)
 

@@ -4,13 +4,13 @@
     python -m training.distil --encoder n4 --backbone timm:convnext_atto --cut stages.1 --data DIR
     python -m training.cuts --backbone timm:convnext_atto      where it can be cut
 
-The student learns to give what the whole classifier, its teacher, gives for the same crops: features
-at the cut first, then those of later stages and the logits too (loss.py). So any pictures will do, and
-the classes are the classifier's own. Of several DIRs each gives as many crops, however many pictures
-it has; a tenth of each at most is held out. The run writes its state after every epoch and the
-finished checkpoint to --out; started again with the same --run_dir it resumes (run.py).
+The teacher is the whole classifier. The student learns to give the same features at the cut, and
+later in the run the same features after it and the same logits (loss.py). So any pictures will do,
+and the classes are the classifier's own. Each DIR gives the same number of crops, however many
+pictures it has; at most a tenth of each is held out. The run writes its state after every epoch and
+the finished checkpoint to --out; started again with the same --run_dir it resumes (run.py).
 
-Always holds: the teacher is in eval mode; batch norm of the tail keeps the teacher's statistics, and
+Always holds: the teacher is in eval mode. Batch norm in the tail keeps the teacher's statistics;
 with --frozen_tail the tail is the teacher's to the last bit.
 """
 
@@ -65,9 +65,9 @@ from .state import summarise_files
 from .teachers import Teacher, load_teacher, pretrained, start_from_teacher
 from .team import Team, assemble, settle_precision
 
-_LATENT_DEVIATION = 3.0  # of the latent at the start: wide enough that rounding loses little
-_STATISTICS_IMAGES = 256  # crops that the teacher's mean and deviation are taken on
-_EARLY_RATE = 0.1  # the rate weight's part while features alone are learned
+_LATENT_DEVIATION = 3.0  # of the latent at the start, so that rounding loses little
+_STATISTICS_IMAGES = 256  # crops that the teacher's mean and deviation are measured on
+_EARLY_RATE = 0.1  # part of the rate weight that applies while only features are learned
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,10 @@ def _ramp(text: str) -> str:
 
 
 def _spec(args: argparse.Namespace) -> tuple[str, ModelSpec]:
-    """Name and spec of what the options ask for. Raises TrainingError, BackboneNameError, CutError."""
+    """Name and spec of the model that the options ask for.
+
+    Raises TrainingError, BackboneNameError, CutError.
+    """
     own = (args.encoder, args.backbone, args.cut)
     if args.model and not any(own):
         return args.model, model_spec(args.model)
@@ -271,7 +274,7 @@ def measure(
     amp: bool,
     damage: Damage,
 ) -> dict[str, float]:
-    """Share of images whose class is the teacher's, and estimated bpp, in eval mode by the torch path.
+    """Share of images whose class is the teacher's, and estimated bpp, by the torch model.
 
     Raises DamagedImageError, DataError.
     """

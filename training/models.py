@@ -1,16 +1,16 @@
 """The models, described once as data: an encoder, a decoder and the tail of a backbone.
 
-A model is a bottleneck (encoder, factorized entropy model, decoder) in front of a classifier's tail.
-The bottleneck replaces the classifier's first layers: its decoder gives what the layer at the cut
-gives. The paper's seven have a torchvision ResNet-50, cut behind layer1; any other backbone that
-backbones.py can cut goes with the encoders n0, n4 and n8.
+A model is a bottleneck (encoder, factorized entropy model, decoder) in front of a classifier's
+tail. The bottleneck replaces the classifier's first layers: its decoder gives what the layer at the
+cut gives. The paper's seven models have a torchvision ResNet-50, cut after layer1. The encoders n0,
+n4 and n8 also go with any other backbone that backbones.py can cut.
 
 Architecture after Duan and Zhu, "Efficient Feature Compression for Edge-Cloud Systems" (PCS 2022,
 arXiv 2211.09897); `matsubara2022wacv` after Matsubara et al., "Supervised Compression for
 Resource-Constrained Edge Computing Systems" (WACV 2022, arXiv 2108.11898).
 
-Always holds: a model's state_dict has the names of the published checkpoints, `bottleneck_layer.*` and
-the backbone's own for the tail, so theirs fits a model of ours key by key.
+Always holds: a model's state_dict has the names of the published checkpoints: `bottleneck_layer.*`,
+and for the tail the backbone's own. So a published state_dict fits key by key.
 """
 
 import json
@@ -52,7 +52,7 @@ class Architecture(Protocol):
         """Latent -> features [N, C, H/S, W/S], C and S the backbone's channels and stride."""
 
     def fitted(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state of a model of the same family as one with the tensors `own` can begin with it."""
+        """Another checkpoint's tensors as a model with the tensors `own` can start from them."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Ours:
         return _residual_decoder(self.latent_channels, self.stride, backbone)
 
     def fitted(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of another depth: blocks are left out at the end, or further ones begin as identities."""
+        """Blocks that this model lacks are left out, and further ones start as identities."""
         last, their_last = (
             max((int(match[1]) for key in keys if (match := _LAYER.match(key))), default=0)
             for keys in (own, state)
@@ -215,7 +215,8 @@ def spec_of_description(text: str) -> ModelSpec:
         described = json.loads(text)
         encoder, source, cut = (described[key] for key in ("encoder", "backbone", "cut"))
         return spec_for(encoder, source, cut)[1]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # unknown names are ValueErrors
+    # Unknown names are ValueErrors.
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DescriptionError(f"describes no model of this release ({error})") from error
 
 
@@ -266,7 +267,7 @@ _WIDTHS = {4: 96, 8: 160, 16: 256}
 
 
 def _residual_decoder(latent_channels: int, stride: int, backbone: Backbone) -> nn.Sequential:
-    """Three residual blocks at the features' own resolution, ending in the teacher's mean and deviation."""
+    """Three residual blocks at the resolution of the features, then FeatureScale."""
     width = _WIDTHS[backbone.stride]
     if backbone.stride < stride:
         upsampling = nn.ConvTranspose2d(
@@ -329,9 +330,10 @@ class Bottleneck(nn.Module):
 
 
 class Outputs(NamedTuple):
-    """What the loss compares: features at the cut and after each later stage, logits, estimated bits.
+    """What the losses compare: features, logits and the estimated bits.
 
-    features: of a ResNet-50 [N,256,H/4,W/4], [N,512,H/8,W/8], [N,1024,H/16,W/16], [N,2048,H/32,W/32];
+    features: at the cut, then of each later stage; of a ResNet-50 [N, 256, H/4, W/4],
+    [N, 512, H/8, W/8], [N, 1024, H/16, W/16], [N, 2048, H/32, W/32];
     logits: float [N, classes]; bits: scalar, 0 for the teacher.
     """
 

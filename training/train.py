@@ -2,20 +2,21 @@
 
     python -m training.train --model ours_n4 --model_args bpp_lmb=0.64 --data DIR
     CUDA_VISIBLE_DEVICES=4 python -m training.train --model ours_n4 --data DIR --batch_size 128
-    torchrun --nproc_per_node 4 -m training.train --model ours_n4 --data DIR --batch_size 96 --ddp_find
+    torchrun --nproc_per_node 4 -m training.train --model ours_n4 --data DIR --batch_size 96
 
-DIR is an ImageFolder. The teacher is a ResNet-50: --backbone FILE with torchvision's keys and as many
-classes as DIR, or ImageNet's from torchvision; `python -m training.backbone` makes one. The run
-writes its state after every epoch and the finished checkpoint to --out; started again with the same
---run_dir it goes on where the last whole epoch ended (run.py).
+DIR is an ImageFolder. The teacher is a ResNet-50: --backbone FILE with torchvision's keys and as
+many classes as DIR, or ImageNet's from torchvision. `python -m training.backbone` makes one. The
+run writes its state after every epoch and the finished checkpoint to --out. Started again with the
+same --run_dir it resumes after the last whole epoch (run.py). Models with another backbone are
+trained by training.distil.
 
 A second stage, after the first or on a published checkpoint, has no teacher:
 
     python -m training.train --model ours_n4 --pretrain FILE --frozen_bottleneck --data DIR
 
-It trains the tail on the labels, behind a bottleneck that stays as it is: edges in the field go on as
-they are, and the cloud classifies their files better. (Matsubara et al. 2022, arXiv 2108.11898, fix the
-encoder in their second stage; with the decoder fixed too, an epoch costs less than half.)
+It trains the tail on the labels and leaves the bottleneck as it is. So edges in the field need no
+update, and the cloud classifies their files better. (Matsubara et al. 2022, arXiv 2108.11898, fix
+the encoder in their second stage; with the decoder fixed too, an epoch costs less than half.)
 
 Always holds: the teacher is in eval mode; a frozen tail is the teacher's to the last bit, a frozen
 bottleneck the checkpoint's.
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
+from .backbones import RESNET50
 from .checkpoint import load_model, read_state_dict, save_model, start_from_checkpoint
 from .command import TrainingError, command, leads, number, say
 from .folders import Damage
@@ -48,6 +50,7 @@ from .teachers import load_imagenet_teacher, load_teacher, start_from_teacher
 from .team import Team, assemble, settle_precision
 
 MOST_LMB = 1_000_000
+_OWN = [name for name, spec in MODELS.items() if spec.backbone == RESNET50]
 _LMB = number(float, 0, MOST_LMB)
 Loss = Callable[[nn.Module, Tensor, Tensor, float], dict[str, Tensor]]
 
@@ -63,6 +66,26 @@ def parse_model_args(text: str) -> float:
     )
 
 
+def _model_name(text: str) -> str:
+    """The name of a model that has the paper's backbone."""
+    if text in _OWN:
+        return text
+    if text in MODELS:
+        raise argparse.ArgumentTypeError(
+            f"{text} has another backbone than the paper's: python -m training.distil trains it"
+        )
+    raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(_OWN)})")
+
+
+def _teacher_file(text: str) -> Path:
+    """A file; backbones by name are training.distil's."""
+    if text.startswith(("timm:", "torchvision:")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no file: python -m training.distil trains in front of any backbone"
+        )
+    return Path(text)
+
+
 def _optimizer_name(text: str) -> str:
     """Adam is AdamW here, which has no decay."""
     return "adamw" if text == "adam" else text
@@ -76,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--model",
         default="ours_n4",
-        choices=list(MODELS),
-        help=f"{', '.join(MODELS)} (default: ours_n4)",
+        type=_model_name,
+        help=f"{', '.join(_OWN)} (default: ours_n4)",
         metavar="MODEL",
     )
     add(
@@ -89,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--backbone",
-        type=Path,
+        type=_teacher_file,
         metavar="FILE",
         help="the teacher, a ResNet-50 (.pt or .safetensors; default: torchvision's, of ImageNet)",
     )
@@ -119,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_optimizer_name,
         choices=["sgd", "adamw"],
         default="sgd",
-        help="default: sgd, with momentum 0.9; adamw here is without decay, and so the same as adam",
+        help="default: sgd, with momentum 0.9; adamw has no weight decay here, as adam",
     )
     add(
         "--lr",
@@ -133,7 +156,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _optimizer(model: FeatureCompressionModel, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """SGD as the paper has it; or AdamW without decay: the entropy model fast, the tail, already trained, slowly."""
+    """SGD as in the paper; or AdamW without decay, in which the entropy model learns faster than
+    the rest, and the tail, which is trained already, slower.
+    """
     entropy: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.bottleneck_layer.named_parameters():
@@ -238,7 +263,7 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
 def _under_a_teacher(
     args: argparse.Namespace, team: Team, data: Data
 ) -> tuple[FeatureCompressionModel, Loss, Data]:
-    """The first stage: a model with the teacher's tail, the paper's loss, and the data by the teacher's classes."""
+    """The first stage: the teacher's tail, the paper's loss, data with the teacher's classes."""
     teacher = load_teacher(args.backbone) if args.backbone else load_imagenet_teacher("--backbone")
     teacher.to(team.device).to(memory_format=torch.channels_last)
     data = data.for_model(
@@ -252,7 +277,8 @@ def _under_a_teacher(
         model.freeze_tail()
     if args.bottleneck_only and not (model.frozen_tail and args.backbone):
         raise TrainingError(
-            "--bottleneck_only is for a model with a frozen tail (an _enc model, or --frozen_tail) and a --backbone FILE"
+            "--bottleneck_only is for a model with a frozen tail (an _enc model, or --frozen_tail) "
+            "and a --backbone FILE"
         )
     if args.pretrain:
         start_from_checkpoint(model, args.pretrain)
@@ -269,13 +295,14 @@ def _under_a_teacher(
 
 
 def _refuse_other_order(args: argparse.Namespace, data: Data) -> None:
-    """A checkpoint whose tail has the teacher's classes in another order would begin with every answer wrong."""
+    """Refuse a checkpoint whose tail has the teacher's classes in another order."""
     theirs = stored_labels(read_state_dict(args.pretrain)[1], len(data.labels))
     if theirs and match(data.labels, theirs, str(args.data), str(args.pretrain)).classes != list(
         range(len(theirs))
     ):
         raise TrainingError(
-            f"{args.pretrain} has the classes of the teacher in another order: name the teacher that it was trained with"
+            f"{args.pretrain} has the classes of the teacher in another order: "
+            "name the teacher that it was trained with"
         )
 
 
@@ -283,14 +310,15 @@ def _tail_alone(args: argparse.Namespace, data: Data) -> tuple[FeatureCompressio
     """The second stage: --pretrain's model with its bottleneck frozen, and cross-entropy."""
     if not args.pretrain:
         raise TrainingError(
-            "--frozen_bottleneck trains the tail behind a checkpoint's bottleneck: name it with --pretrain FILE"
+            "--frozen_bottleneck trains the tail behind a checkpoint's bottleneck: "
+            "name it with --pretrain FILE"
         )
     model, metadata = load_model(args.pretrain, args.model, args.backbone)
     own = metadata.get("lmb", f"{args.model_args:g}")
     if own != f"{args.model_args:g}":
         raise TrainingError(
-            f"the bottleneck in {args.pretrain} was trained at lmb {own}, and its tail is to be of lmb {args.model_args:g}: "
-            f"say --model_args bpp_lmb={own}"
+            f"the bottleneck in {args.pretrain} was trained at lmb {own}, and its tail is to be "
+            f"of lmb {args.model_args:g}: say --model_args bpp_lmb={own}"
         )
     if args.frozen_tail or model.frozen_tail:
         raise TrainingError(

@@ -1,4 +1,4 @@
-"""Distillation in front of any backbone, on pictures without labels; and on to export and both ends."""
+"""Distillation in front of any backbone without labels, then export and both ends."""
 
 import json
 from pathlib import Path
@@ -132,7 +132,7 @@ def test_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.models.get_model", offline)
-    with pytest.raises(NoWeightsError, match="no route to host.*--weights"):
+    with pytest.raises(NoWeightsError, match=r"no route to host.*--weights"):
         pretrained(cut_backbone(*MOBILENET))
 
 
