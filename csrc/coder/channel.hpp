@@ -19,8 +19,11 @@ namespace rans {
 inline void check_cdf(const uint32_t* values, size_t length, const std::string& where) {
   if (values[0] != 0) throw std::invalid_argument(where + "its CDF does not begin at 0");
   for (size_t k = 1; k < length; ++k)
-    if (values[k] <= values[k - 1]) throw std::invalid_argument(where + "its CDF does not increase at value " + std::to_string(k));
-  if (values[length - 1] != kOne) throw std::invalid_argument(where + "its CDF does not end at 65536");
+    if (values[k] <= values[k - 1])
+      throw std::invalid_argument(where + "its CDF does not increase at value " +
+                                  std::to_string(k));
+  if (values[length - 1] != kOne)
+    throw std::invalid_argument(where + "its CDF does not end at 65536");
 }
 
 // Entries side by side, and for each 64 of the 2^16 slots the entry that covers the first.
@@ -53,12 +56,13 @@ struct Channel {
   uint32_t in_table;  // entries that stand for symbols; the escape follows them
   uint32_t mode = 0;  // the most frequent of them, the first of equals
   bool in_runs;
-  Entries values;     // all entries; of a channel in runs all but the mode, scaled to 2^16
-  Entries runs;       // entry k: k modes and then another symbol
+  Entries values;           // all entries; of a channel in runs all but the mode, scaled to 2^16
+  Entries runs;             // entry k: k modes and then another symbol
   std::vector<Slot> slots;  // of a channel that may be wide: its values once more
   Window window;
 
-  Channel(const uint32_t* cdf, size_t count, int32_t first_symbol) : offset(first_symbol), in_table(static_cast<uint32_t>(count - 1)) {
+  Channel(const uint32_t* cdf, size_t count, int32_t first_symbol)
+      : offset(first_symbol), in_table(static_cast<uint32_t>(count - 1)) {
     const auto frequency = [&](size_t k) { return cdf[k + 1] - cdf[k]; };
     for (uint32_t k = 1; k < in_table; ++k)
       if (frequency(k) > frequency(mode)) mode = k;
@@ -66,14 +70,18 @@ struct Channel {
     in_runs = often >= kRunFrequency;
     if (!in_runs) {
       for (size_t k = 0; k < count; ++k) {
-        const int16_t symbol = k == in_table ? kNotASymbol : static_cast<int16_t>(offset + static_cast<int32_t>(k));
+        const int16_t symbol =
+            k == in_table ? kNotASymbol : static_cast<int16_t>(offset + static_cast<int32_t>(k));
         values.entries.emplace_back(cdf[k], frequency(k));
-        slots.push_back({static_cast<uint16_t>(cdf[k]), static_cast<uint16_t>(frequency(k)), symbol});
+        slots.push_back(
+            {static_cast<uint16_t>(cdf[k]), static_cast<uint16_t>(frequency(k)), symbol});
       }
     } else {
       // Given that it is not the mode, a symbol's distribution is the table without the mode.
       // Frequencies grow by 2^16 / seldom >= 8, so that none becomes 0.
-      const auto scaled = [&](size_t k) { return static_cast<uint32_t>((uint64_t{cdf[k]} - (k > mode ? often : 0)) * kOne / seldom); };
+      const auto scaled = [&](size_t k) {
+        return static_cast<uint32_t>((uint64_t{cdf[k]} - (k > mode ? often : 0)) * kOne / seldom);
+      };
       for (size_t k = 0; k < count; ++k)
         if (k != mode) values.entries.emplace_back(scaled(k), scaled(k + 1) - scaled(k));
       // The probability of more than k modes falls by the mode's own at each step (47 bits after
@@ -114,13 +122,15 @@ struct Contexts {
   std::vector<Slot> slots;
   std::vector<uint8_t> first;  // for each 256 of the 2^16 slots the entry that covers the first
 
-  Contexts(size_t channel, const Channel& own, const int32_t* bounds, const uint32_t* cdf) : channel(channel), own(own) {
+  Contexts(size_t channel, const Channel& own, const int32_t* bounds, const uint32_t* cdf)
+      : channel(channel), own(own) {
     for (size_t t = 0; t < thresholds.size(); ++t) thresholds[t] = static_cast<int16_t>(bounds[t]);
     for (size_t context = 0; context < kContexts; ++context, cdf += size() + 1) {
       for (size_t k = 0; k < size(); ++k) {
         const int16_t symbol = static_cast<int16_t>(own.offset + static_cast<int32_t>(k));
         entries.emplace_back(cdf[k], cdf[k + 1] - cdf[k]);
-        slots.push_back({static_cast<uint16_t>(cdf[k]), static_cast<uint16_t>(cdf[k + 1] - cdf[k]), symbol, level(symbol), k == own.in_table});
+        slots.push_back({static_cast<uint16_t>(cdf[k]), static_cast<uint16_t>(cdf[k + 1] - cdf[k]),
+                         symbol, level(symbol), k == own.in_table});
       }
       for (uint32_t slot = 0, k = 0; slot < kOne; slot += 1u << kBucket) {
         while (cdf[k + 1] <= slot) ++k;
@@ -151,7 +161,8 @@ inline void push_digits(uint32_t& state, int32_t symbol, const Channel& channel,
                                     : 2 * static_cast<uint32_t>(channel.offset - 1 - symbol) + 1;
   uint32_t digits[kMaxDigits];
   int count = 0;
-  for (; distance >= kMoreDigits; distance /= kMoreDigits) digits[count++] = distance % kMoreDigits + kMoreDigits;
+  for (; distance >= kMoreDigits; distance /= kMoreDigits)
+    digits[count++] = distance % kMoreDigits + kMoreDigits;
   digits[count++] = distance;
   while (count-- > 0) push_bits(state, 8, digits[count], writer);
 }
@@ -166,13 +177,16 @@ inline Status pop_digits(uint32_t& state, const Channel& channel, Reader& reader
     if (digit == 0 && count > 0) return Status::bad_escape;
   }
   const int32_t half = static_cast<int32_t>(distance / 2);
-  const int32_t symbol = distance % 2 ? channel.offset - 1 - half : channel.offset + static_cast<int32_t>(channel.in_table) + half;
+  const int32_t symbol = distance % 2
+                             ? channel.offset - 1 - half
+                             : channel.offset + static_cast<int32_t>(channel.in_table) + half;
   if (symbol <= kNotASymbol || symbol > 32767) return Status::bad_escape;
   value = static_cast<int16_t>(symbol);
   return Status::ok;
 }
 
-// Index among channel.values of a symbol other than a mode in runs; of the escape, after its digits.
+// Index among channel.values of a symbol other than a mode in runs; of the escape, after its
+// digits.
 inline void push_value(uint32_t& state, int16_t symbol, const Channel& channel, Writer& writer) {
   const uint32_t k = static_cast<uint32_t>(symbol - channel.offset);
   if (k < channel.in_table) {
@@ -188,7 +202,8 @@ inline Status pop_value(uint32_t& state, const Channel& channel, Reader& reader,
   const Entry& entry = channel.values[k];
   pop_entry(state, entry.start, entry.frequency, reader);
   if (k + 1 == channel.values.size()) return pop_digits(state, channel, reader, value);
-  value = static_cast<int16_t>(channel.offset + static_cast<int32_t>(k + (channel.in_runs && k >= channel.mode)));
+  value = static_cast<int16_t>(channel.offset +
+                               static_cast<int32_t>(k + (channel.in_runs && k >= channel.mode)));
   return Status::ok;
 }
 

@@ -22,8 +22,10 @@ namespace rans {
 class CompressAiStream {
  public:
   // The arrays that Tables takes, valid ones.
-  CompressAiStream(const uint32_t* cdf, const uint32_t* lengths, const int32_t* offsets, size_t channels) {
-    for (size_t c = 0; c < channels; cdf += lengths[c++]) channels_.push_back({std::vector<uint32_t>(cdf, cdf + lengths[c]), offsets[c]});
+  CompressAiStream(const uint32_t* cdf, const uint32_t* lengths, const int32_t* offsets,
+                   size_t channels) {
+    for (size_t c = 0; c < channels; cdf += lengths[c++])
+      channels_.push_back({std::vector<uint32_t>(cdf, cdf + lengths[c]), offsets[c]});
   }
 
   size_t channels() const { return channels_.size(); }
@@ -49,7 +51,8 @@ class CompressAiStream {
         const int32_t k = symbol - channel.offset;
         const bool escaped = k < 0 || k >= escape;
         if (escaped) {
-          const uint32_t raw = k < 0 ? static_cast<uint32_t>(-2 * k - 1) : static_cast<uint32_t>(2 * (k - escape));
+          const uint32_t raw =
+              k < 0 ? static_cast<uint32_t>(-2 * k - 1) : static_cast<uint32_t>(2 * (k - escape));
           uint32_t nibbles = 0;
           while (raw >> (4 * nibbles)) ++nibbles;
           for (uint32_t n = nibbles; n-- > 0;) push_nibble(state, raw >> (4 * n) & 15, words);
@@ -69,7 +72,8 @@ class CompressAiStream {
     if (size < 8 || size % 4) return Status::truncated;
     const uint8_t* const end = stream + size;
     const auto word = [&] {
-      const uint32_t value = stream[0] | stream[1] << 8 | stream[2] << 16 | static_cast<uint32_t>(stream[3]) << 24;
+      const uint32_t value =
+          stream[0] | stream[1] << 8 | stream[2] << 16 | static_cast<uint32_t>(stream[3]) << 24;
       stream += 4;
       return value;
     };
@@ -87,8 +91,12 @@ class CompressAiStream {
       const int32_t escape = static_cast<int32_t>(channel.cdf.size()) - 2;
       for (size_t i = 0; i < row; ++i) {
         const uint32_t slot = state & 0xffff;
-        const size_t entry = static_cast<size_t>(std::upper_bound(channel.cdf.begin(), channel.cdf.end(), slot) - channel.cdf.begin()) - 1;
-        state = (channel.cdf[entry + 1] - channel.cdf[entry]) * (state >> 16) + slot - channel.cdf[entry];
+        const size_t entry =
+            static_cast<size_t>(std::upper_bound(channel.cdf.begin(), channel.cdf.end(), slot) -
+                                channel.cdf.begin()) -
+            1;
+        state = (channel.cdf[entry + 1] - channel.cdf[entry]) * (state >> 16) + slot -
+                channel.cdf[entry];
         if (!refill()) return Status::truncated;
         int32_t k = static_cast<int32_t>(entry);
         if (k == escape) {

@@ -1,4 +1,5 @@
-// Channels with context tables, of small payloads: each symbol under a table that its neighbours choose.
+// Channels with context tables, of small payloads: each symbol under a table that its neighbours
+// choose.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +13,8 @@ namespace rans {
 // Symbols of `count` channels, position by position, each channel's in a lane of its own: none
 // waits for another's, as each waits for its own left neighbour.
 template <size_t count>
-inline void push_contexts(uint32_t* lane, const Contexts* channels, const int16_t* symbols, size_t rows, size_t columns, uint8_t* scratch, Writer& shared) {
+inline void push_contexts(uint32_t* lane, const Contexts* channels, const int16_t* symbols,
+                          size_t rows, size_t columns, uint8_t* scratch, Writer& shared) {
   // Bytes that are written could be anything's, so what the loops read again and again is local.
   Writer writer = shared;
   const size_t row = rows * columns;
@@ -27,7 +29,8 @@ inline void push_contexts(uint32_t* lane, const Contexts* channels, const int16_
     const auto thresholds = channels[l].thresholds;
     for (size_t i = 0; i < row; ++i) {
       uint16_t passed = 0;
-      for (const int16_t threshold : thresholds) passed = static_cast<uint16_t>(passed + (values[l][i] >= threshold));
+      for (const int16_t threshold : thresholds)
+        passed = static_cast<uint16_t>(passed + (values[l][i] >= threshold));
       level[i] = static_cast<uint8_t>(passed);
     }
     const uint8_t outside = channels[l].level(0);
@@ -35,21 +38,26 @@ inline void push_contexts(uint32_t* lane, const Contexts* channels, const int16_
     for (size_t i = 0; i < row; i += columns) {
       own[i] = outside;
       for (size_t x = 1; x < columns; ++x) own[i + x] = level[i + x - 1];
-      for (size_t x = 0; x < columns; ++x) own[i + x] = static_cast<uint8_t>(own[i + x] + kLevels * (i ? level[i + x - columns] : outside));
+      for (size_t x = 0; x < columns; ++x)
+        own[i + x] =
+            static_cast<uint8_t>(own[i + x] + kLevels * (i ? level[i + x - columns] : outside));
     }
   }
   for (size_t i = row; i-- > 0;)
     for (size_t l = count; l-- > 0;) {
-      const uint32_t k = std::min(static_cast<uint32_t>(values[l][i] - channels[l].own.offset), in_table[l]);
+      const uint32_t k =
+          std::min(static_cast<uint32_t>(values[l][i] - channels[l].own.offset), in_table[l]);
       if (k == in_table[l]) push_digits(state[l], values[l][i], channels[l].own, writer);
-      push_entry<count == 4>(state[l], entries[l][context[l * row + i] * (in_table[l] + 1) + k], writer);
+      push_entry<count == 4>(state[l], entries[l][context[l * row + i] * (in_table[l] + 1) + k],
+                             writer);
     }
   for (size_t l = 0; l < count; ++l) lane[l] = state[l];
   shared = writer;
 }
 
 template <size_t count>
-inline Status pop_contexts(uint32_t* lane, const Contexts* channels, Reader& shared, int16_t* symbols, size_t row, size_t columns, uint8_t* above) {
+inline Status pop_contexts(uint32_t* lane, const Contexts* channels, Reader& shared,
+                           int16_t* symbols, size_t row, size_t columns, uint8_t* above) {
   Reader reader = shared;
   uint32_t state[count];
   uint8_t left[count], outside[count];
@@ -59,7 +67,8 @@ inline Status pop_contexts(uint32_t* lane, const Contexts* channels, Reader& sha
   const typename Contexts::Slot* slots[count];
   for (size_t l = 0; l < count; ++l) {
     state[l] = lane[l], size[l] = channels[l].size(), outside[l] = channels[l].level(0);
-    values[l] = symbols + channels[l].channel * row, first[l] = channels[l].first.data(), slots[l] = channels[l].slots.data();
+    values[l] = symbols + channels[l].channel * row, first[l] = channels[l].first.data(),
+    slots[l] = channels[l].slots.data();
     std::fill(above + l * columns, above + (l + 1) * columns, outside[l]);
   }
   for (size_t begin = 0; begin < row; begin += columns) {
@@ -68,14 +77,18 @@ inline Status pop_contexts(uint32_t* lane, const Contexts* channels, Reader& sha
       for (size_t l = 0; l < count; ++l) {
         const size_t context = kLevels * above[l * columns + x] + left[l];
         const uint32_t slot = state[l] & 0xffff;
-        const auto* entry = slots[l] + context * size[l] + first[l][context << (16 - Contexts::kBucket) | slot >> Contexts::kBucket];
+        const auto* entry =
+            slots[l] + context * size[l] +
+            first[l][context << (16 - Contexts::kBucket) | slot >> Contexts::kBucket];
         while (slot - entry->start >= entry->frequency) ++entry;
         int16_t symbol = entry->symbol;
         left[l] = entry->level;
         state[l] = entry->frequency * (state[l] >> 16) + slot - entry->start;
         reader.refill<count == 4>(state[l]);
         if (entry->escape) {
-          if (const Status status = pop_digits(state[l], channels[l].own, reader, symbol); status != Status::ok) return status;
+          if (const Status status = pop_digits(state[l], channels[l].own, reader, symbol);
+              status != Status::ok)
+            return status;
           left[l] = channels[l].level(symbol);
         }
         above[l * columns + x] = left[l];

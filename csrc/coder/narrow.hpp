@@ -1,4 +1,5 @@
-// The narrow part: busy channels symbol by symbol in two lanes, other channels in runs of their mode.
+// The narrow part: busy channels symbol by symbol in two lanes, other channels in runs of their
+// mode.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +16,8 @@
 namespace rans {
 
 // Symbols, each by itself, in lanes 0 and 1 by turns.
-inline void push_narrow(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row, Writer& writer) {
+inline void push_narrow(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row,
+                        Writer& writer) {
   uint32_t even = lane[0], odd = lane[1];
   size_t i = row;
   if (i % 2) push_value(even, values[--i], channel, writer);
@@ -26,7 +28,8 @@ inline void push_narrow(uint32_t* lane, const Channel& channel, const int16_t* v
   lane[0] = even, lane[1] = odd;
 }
 
-inline Status pop_narrow(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values, size_t row) {
+inline Status pop_narrow(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values,
+                         size_t row) {
   Reader reader = shared;
   uint32_t even = lane[0], odd = lane[1];
   Status status = Status::ok;
@@ -51,7 +54,8 @@ inline uint64_t other_than(int16_t mode, const int16_t* values, size_t count) {
   for (; i + 16 <= count; i += 16) {
     const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i));
     const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i + 8));
-    const int same = _mm_movemask_epi8(_mm_packs_epi16(_mm_cmpeq_epi16(low, modes), _mm_cmpeq_epi16(high, modes)));
+    const int same = _mm_movemask_epi8(
+        _mm_packs_epi16(_mm_cmpeq_epi16(low, modes), _mm_cmpeq_epi16(high, modes)));
     others |= uint64_t{0xffff ^ static_cast<uint32_t>(same)} << i;
   }
 #else
@@ -65,21 +69,25 @@ inline uint64_t other_than(int16_t mode, const int16_t* values, size_t count) {
   return others;
 }
 
-inline void push_run(uint32_t& state, size_t run, bool ended, const Channel& channel, Writer& writer) {
+inline void push_run(uint32_t& state, size_t run, bool ended, const Channel& channel,
+                     Writer& writer) {
   const size_t max_run = channel.max_run();
   size_t full = 0;  // runs that go on; a decoder meets them first
   if (run >= max_run) full = run / max_run, run %= max_run;
-  if (ended) push_entry<true>(state, channel.runs[run], writer);
-  else if (run) push_entry(state, Entry(channel.runs[run].start, kOne - channel.runs[run].start), writer);
+  if (ended)
+    push_entry<true>(state, channel.runs[run], writer);
+  else if (run)
+    push_entry(state, Entry(channel.runs[run].start, kOne - channel.runs[run].start), writer);
   for (; full; --full) push_entry(state, channel.runs[max_run], writer);
 }
 
 // Runs: lane 0 has the number of modes before the next other symbol, lane 1 that symbol. A run
 // that reaches max_run, or the row's end, is coded as "so many or more", and another may follow.
-inline void push_runs(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row, Writer& writer) {
+inline void push_runs(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row,
+                      Writer& writer) {
   uint32_t run_lane = lane[0], value_lane = lane[1];
   const int16_t mode = static_cast<int16_t>(channel.offset + static_cast<int32_t>(channel.mode));
-  size_t stop = row;  // what is to the right of it is coded
+  size_t stop = row;   // what is to the right of it is coded
   bool ended = false;  // the run before it is, by another symbol; the last one is by the row's end
   const auto push_other = [&](size_t i) {
     push_run(run_lane, stop - i - 1, ended, channel, writer);
@@ -100,8 +108,10 @@ inline void push_runs(uint32_t* lane, const Channel& channel, const int16_t* val
   lane[0] = run_lane, lane[1] = value_lane;
 }
 
-inline Status pop_runs(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values, size_t row) {
-  std::fill(values, values + row, static_cast<int16_t>(channel.offset + static_cast<int32_t>(channel.mode)));
+inline Status pop_runs(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values,
+                       size_t row) {
+  std::fill(values, values + row,
+            static_cast<int16_t>(channel.offset + static_cast<int32_t>(channel.mode)));
   Reader reader = shared;
   uint32_t run_lane = lane[0], value_lane = lane[1];
   const uint32_t max_run = channel.max_run();

@@ -1,4 +1,5 @@
-// Range asymmetric numeral systems (rANS) for rows of quantised features, under static integer tables.
+// Range asymmetric numeral systems (rANS) for rows of quantised features, under static integer
+// tables.
 //
 // Codes `channels` rows of 16-bit integers, each row under the table of its channel. What holds:
 //   * Bytes are the same on every machine and instruction set: integer arithmetic only, 16-bit
@@ -10,11 +11,13 @@
 //
 // How it is fast: most channels are nearly all one symbol, their mode. There a *run* of modes and
 // the one symbol that ends it are two steps instead of one step a symbol, at the same code length.
-// Where many channels are not like that, sixteen lanes code them side by side (the wide part). In small
-// payloads the tables of some channels are chosen symbol by symbol, by what lies above and to the left.
+// Where many channels are not like that, sixteen lanes code them side by side (the wide part). In
+// small payloads the tables of some channels are chosen symbol by symbol, by what lies above and to
+// the left.
 //
-// In this order: steps.hpp, what a lane does; channel.hpp, tables; narrow.hpp, wide.hpp (and a file for
-// each set of vector instructions) and contexts.hpp, rows of a channel in each way; here, payloads.
+// In this order: steps.hpp, what a lane does; channel.hpp, tables; narrow.hpp, wide.hpp (and a file
+// for each set of vector instructions) and contexts.hpp, rows of a channel in each way; here,
+// payloads.
 //
 // Method: J. Duda, "Asymmetric numeral systems" (arXiv 1311.2540); interleaving after F. Giesen,
 // "Interleaved entropy coders" (arXiv 1402.3392). docs/FORMAT.md is the specification; the
@@ -43,7 +46,8 @@ class Tables {
   // cdf: the channels' values one after the other, lengths[c] of them for channel c, each run
   // strictly increasing from 0 to 2^16, of three values at least. Throws std::invalid_argument.
   // `path` is one of kPaths that is_here.
-  Tables(const uint32_t* cdf, size_t cdf_size, const uint32_t* lengths, const int32_t* offsets, size_t channels, const Path& path)
+  Tables(const uint32_t* cdf, size_t cdf_size, const uint32_t* lengths, const int32_t* offsets,
+         size_t channels, const Path& path)
       : path_(path) {
     if (channels == 0) throw std::invalid_argument("there are no tables");
     size_t begin = 0;
@@ -60,7 +64,8 @@ class Tables {
       channels_.emplace_back(values, length - 1, offsets[c]);
       begin += length;
     }
-    if (begin != cdf_size) throw std::invalid_argument("CDF values are left over after the last table");
+    if (begin != cdf_size)
+      throw std::invalid_argument("CDF values are left over after the last table");
     for (size_t c = 0; c < channels; ++c)
       if (!channels_[c].in_runs) busy_.push_back(c);
   }
@@ -72,17 +77,21 @@ class Tables {
   // Gives a channel context tables, for small payloads: thresholds[0 .. kLevels - 2], strictly
   // increasing, and kContexts CDFs one after the other, each as long as the channel's own. Channels
   // come in increasing order, before anything is coded. Throws std::invalid_argument.
-  void add_contexts(size_t channel, const int32_t* thresholds, const uint32_t* cdf, size_t cdf_size) {
+  void add_contexts(size_t channel, const int32_t* thresholds, const uint32_t* cdf,
+                    size_t cdf_size) {
     const std::string where = "context tables of channel " + std::to_string(channel) + ": ";
     if (channel >= channels() || (!contexts_.empty() && channel <= contexts_.back().channel))
       throw std::invalid_argument(where + "channels are out of order");
     const size_t entries = size_t{channels_[channel].in_table} + 1;
     if (entries > kMaxContextEntries) throw std::invalid_argument(where + "more than 256 entries");
-    if (cdf_size != kContexts * (entries + 1)) throw std::invalid_argument(where + "not 25 CDFs as long as the channel's own");
+    if (cdf_size != kContexts * (entries + 1))
+      throw std::invalid_argument(where + "not 25 CDFs as long as the channel's own");
     for (size_t t = 0; t + 1 < kLevels; ++t)
-      if (thresholds[t] <= kNotASymbol || thresholds[t] > 32767 || (t > 0 && thresholds[t] <= thresholds[t - 1]))
+      if (thresholds[t] <= kNotASymbol || thresholds[t] > 32767 ||
+          (t > 0 && thresholds[t] <= thresholds[t - 1]))
         throw std::invalid_argument(where + "thresholds do not increase within -32767..32767");
-    for (size_t context = 0; context < kContexts; ++context) check_cdf(cdf + context * (entries + 1), entries + 1, where);
+    for (size_t context = 0; context < kContexts; ++context)
+      check_cdf(cdf + context * (entries + 1), entries + 1, where);
     contexts_.emplace_back(channel, channels_[channel], thresholds, cdf);
   }
 
@@ -102,8 +111,10 @@ class Tables {
     uint32_t narrow[kNarrowLanes] = {kLowerBound, kLowerBound};
     for (size_t c = channels(); c-- > 0;) {
       const Channel& channel = channels_[c];
-      if (channel.in_runs) push_runs(narrow, channel, symbols + c * row, row, writer);
-      else if (!is_wide(c, wide)) push_narrow(narrow, channel, symbols + c * row, row, writer);
+      if (channel.in_runs)
+        push_runs(narrow, channel, symbols + c * row, row, writer);
+      else if (!is_wide(c, wide))
+        push_narrow(narrow, channel, symbols + c * row, row, writer);
     }
     push_states(narrow, writer);
     if (wide) {
@@ -113,7 +124,8 @@ class Tables {
         state = kLowerBound;
         if (writer.at != end) state |= writer.take();
       }
-      for (size_t w = wide; w-- > 0;) push_wide(path_, lane, channels_[busy_[w]], symbols + busy_[w] * row, row, writer);
+      for (size_t w = wide; w-- > 0;)
+        push_wide(path_, lane, channels_[busy_[w]], symbols + busy_[w] * row, row, writer);
       push_states(lane, writer);
     }
     return static_cast<size_t>(end - writer.at);
@@ -138,7 +150,8 @@ class Tables {
       uint32_t lane[kWideLanes];
       if (const Status status = pop_states(lane, reader); status != Status::ok) return status;
       for (size_t w = 0; w < wide; ++w) {
-        const Status status = pop_wide(path_, lane, channels_[busy_[w]], reader, symbols + busy_[w] * row, row);
+        const Status status =
+            pop_wide(path_, lane, channels_[busy_[w]], reader, symbols + busy_[w] * row, row);
         if (status != Status::ok) return status;
       }
       padded = reader.at == reader.end;
@@ -152,8 +165,10 @@ class Tables {
     for (size_t c = 0; c < channels(); ++c) {
       const Channel& channel = channels_[c];
       Status status = Status::ok;
-      if (channel.in_runs) status = pop_runs(lane, channel, reader, symbols + c * row, row);
-      else if (!is_wide(c, wide)) status = pop_narrow(lane, channel, reader, symbols + c * row, row);
+      if (channel.in_runs)
+        status = pop_runs(lane, channel, reader, symbols + c * row, row);
+      else if (!is_wide(c, wide))
+        status = pop_narrow(lane, channel, reader, symbols + c * row, row);
       if (status != Status::ok) return status;
     }
     if (padded)
@@ -162,21 +177,26 @@ class Tables {
   }
 
   // A small payload, to symbols[channels][rows][columns].
-  Status decode_small(const uint8_t* payload, size_t size, size_t rows, size_t columns, int16_t* symbols) const {
-    return contexts_.size() < kManyContexts ? decode_small_in<2>(payload, size, rows, columns, symbols)
-                                            : decode_small_in<4>(payload, size, rows, columns, symbols);
+  Status decode_small(const uint8_t* payload, size_t size, size_t rows, size_t columns,
+                      int16_t* symbols) const {
+    return contexts_.size() < kManyContexts
+               ? decode_small_in<2>(payload, size, rows, columns, symbols)
+               : decode_small_in<4>(payload, size, rows, columns, symbols);
   }
 
  private:
   // Channels that are not coded in runs; all but the last are wide where there are many symbols of
   // them. The last one's words fill the wide lanes' first states.
-  size_t wide_channels(size_t row) const { return busy_.size() * row < kWideSymbols ? 0 : busy_.size() - 1; }
+  size_t wide_channels(size_t row) const {
+    return busy_.size() * row < kWideSymbols ? 0 : busy_.size() - 1;
+  }
   bool is_wide(size_t c, size_t wide) const { return wide && c != busy_.back(); }
 
-  // A small payload: one part, all channels without context tables first, then those with, as many of
-  // them side by side as there are lanes.
+  // A small payload: one part, all channels without context tables first, then those with, as many
+  // of them side by side as there are lanes.
   template <size_t lanes>
-  size_t encode_small_in(const int16_t* symbols, size_t rows, size_t columns, uint8_t* buffer) const {
+  size_t encode_small_in(const int16_t* symbols, size_t rows, size_t columns,
+                         uint8_t* buffer) const {
     const size_t row = rows * columns;
     const uint8_t* end = buffer + max_payload(row);
     Writer writer{buffer + max_payload(row)};
@@ -184,20 +204,27 @@ class Tables {
     std::fill(lane, lane + lanes, kLowerBound);
     std::vector<uint8_t> scratch(2 * row * lanes);
     size_t k = contexts_.size();
-    for (; k % lanes; --k) push_contexts<1>(lane, &contexts_[k - 1], symbols, rows, columns, scratch.data(), writer);
-    for (; k > 0; k -= lanes) push_contexts<lanes>(lane, &contexts_[k - lanes], symbols, rows, columns, scratch.data(), writer);
+    for (; k % lanes; --k)
+      push_contexts<1>(lane, &contexts_[k - 1], symbols, rows, columns, scratch.data(), writer);
+    for (; k > 0; k -= lanes)
+      push_contexts<lanes>(lane, &contexts_[k - lanes], symbols, rows, columns, scratch.data(),
+                           writer);
     k = contexts_.size();
     for (size_t c = channels(); c-- > 0;) {
-      if (k > 0 && contexts_[k - 1].channel == c) --k;
-      else if (channels_[c].in_runs) push_runs(lane, channels_[c], symbols + c * row, row, writer);
-      else push_narrow(lane, channels_[c], symbols + c * row, row, writer);
+      if (k > 0 && contexts_[k - 1].channel == c)
+        --k;
+      else if (channels_[c].in_runs)
+        push_runs(lane, channels_[c], symbols + c * row, row, writer);
+      else
+        push_narrow(lane, channels_[c], symbols + c * row, row, writer);
     }
     push_states(lane, writer);
     return static_cast<size_t>(end - writer.at);
   }
 
   template <size_t lanes>
-  Status decode_small_in(const uint8_t* payload, size_t size, size_t rows, size_t columns, int16_t* symbols) const {
+  Status decode_small_in(const uint8_t* payload, size_t size, size_t rows, size_t columns,
+                         int16_t* symbols) const {
     const size_t row = rows * columns;
     if (size % 2) return Status::truncated;
     if (size > max_payload(row)) return Status::trailing;
@@ -207,13 +234,17 @@ class Tables {
     Status status = pop_states(lane, reader);
     size_t k = 0;
     for (size_t c = 0; c < channels() && status == Status::ok; ++c) {
-      if (k < contexts_.size() && contexts_[k].channel == c) ++k;
-      else if (channels_[c].in_runs) status = pop_runs(lane, channels_[c], reader, symbols + c * row, row);
-      else status = pop_narrow(lane, channels_[c], reader, symbols + c * row, row);
+      if (k < contexts_.size() && contexts_[k].channel == c)
+        ++k;
+      else if (channels_[c].in_runs)
+        status = pop_runs(lane, channels_[c], reader, symbols + c * row, row);
+      else
+        status = pop_narrow(lane, channels_[c], reader, symbols + c * row, row);
     }
     std::vector<uint8_t> above(columns * lanes);
     for (k = 0; k + lanes <= contexts_.size() && status == Status::ok; k += lanes)
-      status = pop_contexts<lanes>(lane, &contexts_[k], reader, symbols, row, columns, above.data());
+      status =
+          pop_contexts<lanes>(lane, &contexts_[k], reader, symbols, row, columns, above.data());
     for (; k < contexts_.size() && status == Status::ok; ++k)
       status = pop_contexts<1>(lane, &contexts_[k], reader, symbols, row, columns, above.data());
     return status == Status::ok ? end_of(lane, reader) : status;
@@ -221,7 +252,7 @@ class Tables {
 
   const Path& path_;
   std::vector<Channel> channels_;
-  std::vector<size_t> busy_;  // channels that are not coded in runs
+  std::vector<size_t> busy_;        // channels that are not coded in runs
   std::vector<Contexts> contexts_;  // of some channels, in their order
 };
 

@@ -15,16 +15,17 @@
 
 namespace rans {
 
-constexpr uint32_t kOne = 1u << 16;          // a table's frequencies sum to 2^16
-constexpr uint32_t kLowerBound = 1u << 16;   // a lane's state lies in [2^16, 2^32)
-constexpr size_t kNarrowLanes = 2;           // lane 0 codes runs, lane 1 what ends them
-constexpr size_t kWideLanes = 16;            // symbol i of a row belongs to wide lane i mod 16
-constexpr size_t kWideSymbols = 16384;       // fewer symbols than this are not worth sixteen lanes' bytes
-constexpr uint32_t kRunFrequency = 57344;    // a mode of 7/8 or more is coded in runs
-constexpr uint32_t kMaxRun = 256;            // modes that one step can code
-constexpr int32_t kNotASymbol = -32768;      // the edge graph's mark for a NaN latent
-constexpr size_t kMaxSymbolWords = 4;        // words one symbol can take: a run's, its own, its escape's
-constexpr size_t kSlack = 32;                // bytes before the words that a vector may overwrite
+constexpr uint32_t kOne = 1u << 16;         // a table's frequencies sum to 2^16
+constexpr uint32_t kLowerBound = 1u << 16;  // a lane's state lies in [2^16, 2^32)
+constexpr size_t kNarrowLanes = 2;          // lane 0 codes runs, lane 1 what ends them
+constexpr size_t kWideLanes = 16;           // symbol i of a row belongs to wide lane i mod 16
+constexpr size_t kWideSymbols =
+    16384;  // fewer symbols than this are not worth sixteen lanes' bytes
+constexpr uint32_t kRunFrequency = 57344;  // a mode of 7/8 or more is coded in runs
+constexpr uint32_t kMaxRun = 256;          // modes that one step can code
+constexpr int32_t kNotASymbol = -32768;    // the edge graph's mark for a NaN latent
+constexpr size_t kMaxSymbolWords = 4;  // words one symbol can take: a run's, its own, its escape's
+constexpr size_t kSlack = 32;          // bytes before the words that a vector may overwrite
 
 // Symbols that a table lacks are coded as its last entry, then their distance from the table in
 // base 128, least significant digit first, each digit in 8 bits whose top bit says "more follows".
@@ -32,10 +33,12 @@ constexpr size_t kSlack = 32;                // bytes before the words that a ve
 constexpr uint32_t kMoreDigits = 128;
 constexpr int kMaxDigits = 3;  // 2^17 distances at most
 
-// Small payloads: the table of a symbol is chosen by the levels of the symbols above and to the left.
+// Small payloads: the table of a symbol is chosen by the levels of the symbols above and to the
+// left.
 constexpr size_t kLevels = 5;
 constexpr size_t kContexts = kLevels * kLevels;
-constexpr size_t kManyContexts = 16;         // channels with context tables that are worth four lanes' bytes
+constexpr size_t kManyContexts =
+    16;  // channels with context tables that are worth four lanes' bytes
 constexpr size_t kMaxContextEntries = 256;  // of a channel that has context tables
 
 enum class Status {
@@ -69,7 +72,9 @@ struct Entry {
   // reciprocal up adds less than x / 2^48 < 2^-16 to the quotient, and x / f is never nearer
   // than 1 / f >= 2^-16 to the next integer. The product stays below 2^64 because f <= 2^16.
   Entry(uint32_t start, uint32_t frequency)
-      : reciprocal(((uint64_t{1} << 48) + frequency - 1) / frequency), start(start), frequency(frequency) {}
+      : reciprocal(((uint64_t{1} << 48) + frequency - 1) / frequency),
+        start(start),
+        frequency(frequency) {}
 };
 
 // Words are written from the buffer's end to its beginning, so that the decoder reads forwards.
@@ -103,8 +108,8 @@ struct Reader {
     at[0] = static_cast<uint8_t>(word);
     at[1] = static_cast<uint8_t>(word >> 8);
   }
-  // `evenly`: without a branch, which compilers make of a choice. For many lanes side by side, where
-  // a wrong guess costs more than a longer chain.
+  // `evenly`: without a branch, which compilers make of a choice. For many lanes side by side,
+  // where a wrong guess costs more than a longer chain.
   template <bool evenly = false>
   void refill(uint32_t& state) {
     const uint32_t due = state < kLowerBound, refilled = state << 16 | word();
@@ -124,7 +129,8 @@ struct Copy {
   static constexpr size_t kFront = 2 * kWideLanes, kBehind = 2 * kWideLanes * (1 + 2 * kMaxDigits);
   size_t size;
   std::unique_ptr<uint8_t[]> bytes;
-  Copy(const uint8_t* payload, size_t size) : size(size), bytes(new uint8_t[kFront + size + kBehind]) {
+  Copy(const uint8_t* payload, size_t size)
+      : size(size), bytes(new uint8_t[kFront + size + kBehind]) {
     if (size) std::memcpy(bytes.get() + kFront, payload, size);
     std::memset(bytes.get() + kFront + size, 0, kBehind);
   }

@@ -32,10 +32,11 @@ inline constexpr Path kPaths[] = {
     {"portable", [] { return true; }, nullptr, nullptr},
 };
 
-// Entries of a group's first `count` lanes, or of `all` of them, which is known beforehand; an escape
-// leaves kNotASymbol. Gives whether there is one.
+// Entries of a group's first `count` lanes, or of `all` of them, which is known beforehand; an
+// escape leaves kNotASymbol. Gives whether there is one.
 template <size_t all>
-inline bool pop_group(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values, size_t count) {
+inline bool pop_group(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values,
+                      size_t count) {
   Reader reader = shared;
   bool escapes = false;
   for (size_t l = 0; l < (all ? all : count); ++l) {
@@ -55,9 +56,11 @@ inline bool pop_group(uint32_t* lane, const Channel& channel, Reader& shared, in
 
 // Groups of sixteen symbols: their entries in the order of the lanes, then the digits of the
 // escapes among them in the order of the lanes.
-inline void push_wide(const Path& path, uint32_t* lane, const Channel& channel, const int16_t* values, size_t row, Writer& writer) {
+inline void push_wide(const Path& path, uint32_t* lane, const Channel& channel,
+                      const int16_t* values, size_t row, Writer& writer) {
   for (size_t stop = row; stop > 0;) {
-    if (path.push_groups && stop % kWideLanes == 0 && channel.window.pays()) stop = path.push_groups(lane, channel.window, channel.offset, writer.at, values, stop);
+    if (path.push_groups && stop % kWideLanes == 0 && channel.window.pays())
+      stop = path.push_groups(lane, channel.window, channel.offset, writer.at, values, stop);
     if (stop == 0) break;
     const size_t begin = (stop - 1) / kWideLanes * kWideLanes;
     uint32_t entry[kWideLanes];
@@ -66,23 +69,27 @@ inline void push_wide(const Path& path, uint32_t* lane, const Channel& channel, 
       entry[i - begin] = std::min(k, channel.in_table);
       if (k >= channel.in_table) push_digits(lane[i - begin], values[i], channel, writer);
     }
-    for (size_t l = stop - begin; l-- > 0;) push_entry<true>(lane[l], channel.values[entry[l]], writer);
+    for (size_t l = stop - begin; l-- > 0;)
+      push_entry<true>(lane[l], channel.values[entry[l]], writer);
     stop = begin;
   }
 }
 
-inline Status pop_wide(const Path& path, uint32_t* lane, const Channel& channel, Reader& reader, int16_t* values, size_t row) {
+inline Status pop_wide(const Path& path, uint32_t* lane, const Channel& channel, Reader& reader,
+                       int16_t* values, size_t row) {
   for (size_t begin = 0; begin < row; begin += kWideLanes) {
     if (path.pop_groups && channel.window.pays()) {
       const uint8_t* at = reader.at;
-      begin += path.pop_groups(lane, channel.window, channel.offset, at, reader.end, values + begin, row - begin);
+      begin += path.pop_groups(lane, channel.window, channel.offset, at, reader.end, values + begin,
+                               row - begin);
       reader.at += at - reader.at;
       if (reader.past_end()) return Status::truncated;
       if (begin == row) break;
     }
     const size_t count = std::min(kWideLanes, row - begin);
-    const bool escapes = count == kWideLanes ? pop_group<kWideLanes>(lane, channel, reader, values + begin, count)
-                                             : pop_group<0>(lane, channel, reader, values + begin, count);
+    const bool escapes = count == kWideLanes
+                             ? pop_group<kWideLanes>(lane, channel, reader, values + begin, count)
+                             : pop_group<0>(lane, channel, reader, values + begin, count);
     for (size_t l = 0; escapes && l < count; ++l) {
       if (values[begin + l] != kNotASymbol) continue;
       const Status status = pop_digits(lane[l], channel, reader, values[begin + l]);

@@ -1,5 +1,5 @@
-// Fuzz targets of the coder: `any_tables` from any bytes, `any_payload` of any bytes, `round_trip` of
-// symbols of any values; and of the walk through JPEGs: `any_jpeg`, with scans of any bytes.
+// Fuzz targets of the coder: `any_tables` from any bytes, `any_payload` of any bytes, `round_trip`
+// of symbols of any values; and of the walk through JPEGs: `any_jpeg`, with scans of any bytes.
 //
 //   make fuzz            a minute of them; FUZZ_SECONDS=2400 make fuzz for ten minutes each
 //
@@ -64,8 +64,10 @@ struct Shape {
 };
 
 rans::Tables make(const Lists& lists, const rans::Path& path) {
-  rans::Tables tables(lists.cdf.data(), lists.cdf.size(), lists.lengths.data(), lists.offsets.data(), lists.lengths.size(), path);
-  for (const ContextLists& one : lists.contexts) tables.add_contexts(one.channel, one.thresholds, one.cdf.data(), one.cdf.size());
+  rans::Tables tables(lists.cdf.data(), lists.cdf.size(), lists.lengths.data(),
+                      lists.offsets.data(), lists.lengths.size(), path);
+  for (const ContextLists& one : lists.contexts)
+    tables.add_contexts(one.channel, one.thresholds, one.cdf.data(), one.cdf.size());
   return tables;
 }
 
@@ -77,16 +79,20 @@ Lists valid_lists(Input& input) {
     const uint32_t count = 1 + input.below(kind & 1 ? 40 : 4);
     // Skewed tables are coded in runs.
     while (inner.size() < count && (input.left() || inner.empty()))
-      inner.insert(kind & 2 ? (input.byte() & 1 ? 1 + input.below(400) : 65535 - input.below(400)) : 1 + input.below(65535));
+      inner.insert(kind & 2 ? (input.byte() & 1 ? 1 + input.below(400) : 65535 - input.below(400))
+                            : 1 + input.below(65535));
     lists.cdf.push_back(0);
     lists.cdf.insert(lists.cdf.end(), inner.begin(), inner.end());
     lists.cdf.push_back(65536);
     lists.lengths.push_back(static_cast<uint32_t>(inner.size()) + 2);
-    const int32_t offset = static_cast<int32_t>(input.below(65535 - static_cast<uint32_t>(inner.size()))) - 32767;
+    const int32_t offset =
+        static_cast<int32_t>(input.below(65535 - static_cast<uint32_t>(inner.size()))) - 32767;
     lists.offsets.push_back(offset);
     if (!(kind & 4) || (kind & 8 && c % 3 == 0)) continue;
     ContextLists contexts{c, {}, {}};
-    for (int32_t t = 0; t < 4; ++t) contexts.thresholds[t] = std::min(std::max(offset, -32766) + t * static_cast<int32_t>(1 + kind % 3), 32764 + t);
+    for (int32_t t = 0; t < 4; ++t)
+      contexts.thresholds[t] =
+          std::min(std::max(offset, -32766) + t * static_cast<int32_t>(1 + kind % 3), 32764 + t);
     uint32_t state = 1 + input.below(1 << 23);
     // Equal frequencies, but for what is left over, at one end.
     const uint32_t entries = static_cast<uint32_t>(inner.size()) + 1;
@@ -94,7 +100,10 @@ Lists valid_lists(Input& input) {
       state = state * 1664525 + 1013904223;
       const uint32_t frequency = 1 + (state >> 8) % (state >> 31 ? 65536 / entries : 40);
       for (uint32_t k = 0; k <= entries; ++k)
-        contexts.cdf.push_back(k == 0 ? 0 : k == entries ? 65536 : state >> 30 & 1 ? k * frequency : 65536 - (entries - k) * frequency);
+        contexts.cdf.push_back(k == 0            ? 0
+                               : k == entries    ? 65536
+                               : state >> 30 & 1 ? k * frequency
+                                                 : 65536 - (entries - k) * frequency);
     }
     lists.contexts.push_back(contexts);
   }
@@ -102,7 +111,8 @@ Lists valid_lists(Input& input) {
 }
 
 Shape any_shape(Input& input) {
-  const size_t row = (input.byte() & 31) < 31 ? input.below(70) : 3000 + input.below(9000), columns = 1 + input.below(40);
+  const size_t row = (input.byte() & 31) < 31 ? input.below(70) : 3000 + input.below(9000),
+               columns = 1 + input.below(40);
   return {row / columns, columns};
 }
 
@@ -113,23 +123,30 @@ std::vector<int16_t> any_symbols(Input& input, const Lists& lists, size_t row) {
   uint32_t state = 1 + input.below(1 << 23);  // where the input ends, a generator goes on
   for (size_t i = 0; i < count; ++i) {
     state = state * 1664525 + 1013904223 + input.byte();
-    const int32_t first = lists.offsets[i / row], entries = static_cast<int32_t>(lists.lengths[i / row]) - 2;
-    const int32_t inside = first + static_cast<int32_t>((state >> 8) % static_cast<uint32_t>(entries));
+    const int32_t first = lists.offsets[i / row],
+                  entries = static_cast<int32_t>(lists.lengths[i / row]) - 2;
+    const int32_t inside =
+        first + static_cast<int32_t>((state >> 8) % static_cast<uint32_t>(entries));
     const int32_t anywhere = static_cast<int32_t>((state >> 8) % 65535) - 32767;
-    symbols[i] = static_cast<int16_t>((state >> 24) <= likely ? inside : (state & 64 ? first + entries / 2 : anywhere));
+    symbols[i] = static_cast<int16_t>(
+        (state >> 24) <= likely ? inside : (state & 64 ? first + entries / 2 : anywhere));
   }
   return symbols;
 }
 
-std::vector<uint8_t> encode(const rans::Tables& tables, const std::vector<int16_t>& symbols, Shape shape, bool small) {
+std::vector<uint8_t> encode(const rans::Tables& tables, const std::vector<int16_t>& symbols,
+                            Shape shape, bool small) {
   std::vector<uint8_t> buffer(tables.max_payload(shape.row()));
-  const size_t size = small ? tables.encode_small(symbols.data(), shape.rows, shape.columns, buffer.data())
-                            : tables.encode(symbols.data(), shape.row(), buffer.data());
+  const size_t size =
+      small ? tables.encode_small(symbols.data(), shape.rows, shape.columns, buffer.data())
+            : tables.encode(symbols.data(), shape.row(), buffer.data());
   return {buffer.end() - static_cast<std::ptrdiff_t>(size), buffer.end()};
 }
 
-rans::Status decode(const rans::Tables& tables, const std::vector<uint8_t>& payload, Shape shape, bool small, std::vector<int16_t>& symbols) {
-  return small ? tables.decode_small(payload.data(), payload.size(), shape.rows, shape.columns, symbols.data())
+rans::Status decode(const rans::Tables& tables, const std::vector<uint8_t>& payload, Shape shape,
+                    bool small, std::vector<int16_t>& symbols) {
+  return small ? tables.decode_small(payload.data(), payload.size(), shape.rows, shape.columns,
+                                     symbols.data())
                : tables.decode(payload.data(), payload.size(), shape.row(), symbols.data());
 }
 
@@ -142,9 +159,12 @@ rans::Status decode(const rans::Tables& tables, const std::vector<uint8_t>& payl
   }
   const bool contexts = input.byte() & 1;
   if (contexts) lists.contexts.push_back({input.below(4), {}, {}});
-  for (size_t t = 0; contexts && t + 1 < rans::kLevels; ++t) lists.contexts[0].thresholds[t] = static_cast<int32_t>(input.below(1 << 17)) - (1 << 16);
+  for (size_t t = 0; contexts && t + 1 < rans::kLevels; ++t)
+    lists.contexts[0].thresholds[t] = static_cast<int32_t>(input.below(1 << 17)) - (1 << 16);
   while (input.left()) {
-    const uint32_t kind = input.byte(), value = kind & 1 ? input.below(1 << 17) : kind & 2 ? 0 : 65536;
+    const uint32_t kind = input.byte(), value = kind & 1   ? input.below(1 << 17)
+                                                : kind & 2 ? 0
+                                                           : 65536;
     (contexts && kind & 4 ? lists.contexts[0].cdf : lists.cdf).push_back(value);
   }
   try {
@@ -164,23 +184,30 @@ rans::Status decode(const rans::Tables& tables, const std::vector<uint8_t>& payl
     payload = encode(make(lists, kPortable), any_symbols(input, lists, row), shape, small);
     for (uint32_t edits = input.below(4); edits > 0; --edits) {
       const uint32_t kind = input.byte() % 3;
-      if (kind == 0) payload.resize(payload.size() + 2 * input.below(4), static_cast<uint8_t>(input.byte() & 1 ? 0 : input.byte()));
+      if (kind == 0)
+        payload.resize(payload.size() + 2 * input.below(4),
+                       static_cast<uint8_t>(input.byte() & 1 ? 0 : input.byte()));
       if (kind == 1) payload.resize(input.below(static_cast<uint32_t>(payload.size()) + 1));
-      if (kind == 2 && !payload.empty()) payload[input.below(static_cast<uint32_t>(payload.size()))] ^= static_cast<uint8_t>(input.byte());
+      if (kind == 2 && !payload.empty())
+        payload[input.below(static_cast<uint32_t>(payload.size()))] ^=
+            static_cast<uint8_t>(input.byte());
     }
     payload.shrink_to_fit();
   } else {
     payload.assign(input.rest(), input.rest() + input.left());
   }
   std::vector<int16_t> symbols(lists.lengths.size() * row);
-  const rans::CompressAiStream stream(lists.cdf.data(), lists.lengths.data(), lists.offsets.data(), lists.lengths.size());
+  const rans::CompressAiStream stream(lists.cdf.data(), lists.lengths.data(), lists.offsets.data(),
+                                      lists.lengths.size());
   if (stream.decode(payload.data(), payload.size(), row, symbols.data()) == rans::Status::ok)
-    require(4 * stream.encode(symbols.data(), row).size() == payload.size(), "a stream of another length than is written was accepted");
+    require(4 * stream.encode(symbols.data(), row).size() == payload.size(),
+            "a stream of another length than is written was accepted");
   for (const rans::Path& path : rans::kPaths) {
     if (!path.is_here()) continue;
     const rans::Tables tables = make(lists, path);
     if (decode(tables, payload, shape, small, symbols) != rans::Status::ok) continue;
-    require(encode(tables, symbols, shape, small) == payload, "a payload was accepted that the encoder does not write");
+    require(encode(tables, symbols, shape, small) == payload,
+            "a payload was accepted that the encoder does not write");
   }
 }
 
@@ -198,15 +225,19 @@ rans::Status decode(const rans::Tables& tables, const std::vector<uint8_t>& payl
     const std::vector<uint8_t> payload = encode(tables, symbols, shape, small);
     require(first.empty() || payload == first, "two paths write different bytes");
     first = payload;
-    require(decode(tables, payload, shape, small, decoded) == rans::Status::ok && decoded == symbols,
-            "symbols do not come back");
+    require(
+        decode(tables, payload, shape, small, decoded) == rans::Status::ok && decoded == symbols,
+        "symbols do not come back");
   }
-  const rans::CompressAiStream stream(lists.cdf.data(), lists.lengths.data(), lists.offsets.data(), lists.lengths.size());
+  const rans::CompressAiStream stream(lists.cdf.data(), lists.lengths.data(), lists.offsets.data(),
+                                      lists.lengths.size());
   const std::vector<uint32_t> words = stream.encode(symbols.data(), row);
   std::vector<uint8_t> bytes;
   for (size_t w = words.size(); w-- > 0;)
-    for (int shift = 0; shift < 32; shift += 8) bytes.push_back(static_cast<uint8_t>(words[w] >> shift));
-  require(stream.decode(bytes.data(), bytes.size(), row, decoded.data()) == rans::Status::ok && decoded == symbols,
+    for (int shift = 0; shift < 32; shift += 8)
+      bytes.push_back(static_cast<uint8_t>(words[w] >> shift));
+  require(stream.decode(bytes.data(), bytes.size(), row, decoded.data()) == rans::Status::ok &&
+              decoded == symbols,
           "symbols do not come back from a stream");
 }
 
@@ -222,17 +253,21 @@ void append_segment(std::vector<uint8_t>& jpeg, uint8_t marker, const std::vecto
     jpeg.assign(input.rest(), input.rest() + input.left());
   } else {
     std::vector<uint32_t> frame{8, 0, input.byte(), kind & 8 ? 1u : 0u, input.byte(), components};
-    for (uint32_t c = 0; c < components; ++c) frame.insert(frame.end(), {c, (1 + input.byte() % 3) << 4 | (1 + input.byte() % 3), 0});
+    for (uint32_t c = 0; c < components; ++c)
+      frame.insert(frame.end(), {c, (1 + input.byte() % 3) << 4 | (1 + input.byte() % 3), 0});
     append_segment(jpeg, kind & 2 ? 0xC2 : 0xC0, frame);
     if (kind & 4) append_segment(jpeg, 0xDD, {0, input.byte() % 20});
     while (input.left()) {
       const uint32_t how = input.byte(), last = input.byte() % 64;
       const bool first = how & 1;  // the mean levels, of all components
       std::vector<uint32_t> scan{first ? components : 1};
-      for (uint32_t c = 0; c < scan[0]; ++c) scan.insert(scan.end(), {first ? c : input.byte() % components, how & 2 ? 0x11u : 0u});
-      scan.insert(scan.end(), {first ? 0u : 1u, first ? 0u : std::max(1u, last), (how >> 3 & 0x10) | (how >> 2 & 1)});
+      for (uint32_t c = 0; c < scan[0]; ++c)
+        scan.insert(scan.end(), {first ? c : input.byte() % components, how & 2 ? 0x11u : 0u});
+      scan.insert(scan.end(), {first ? 0u : 1u, first ? 0u : std::max(1u, last),
+                               (how >> 3 & 0x10) | (how >> 2 & 1)});
       append_segment(jpeg, 0xDA, scan);
-      for (uint32_t bytes = input.byte(); bytes > 0 && input.left(); --bytes) jpeg.push_back(static_cast<uint8_t>(input.byte()));
+      for (uint32_t bytes = input.byte(); bytes > 0 && input.left(); --bytes)
+        jpeg.push_back(static_cast<uint8_t>(input.byte()));
     }
   }
   jpeg.shrink_to_fit();  // so that a sanitizer sees a read beyond it
@@ -262,7 +297,8 @@ int main(int count, char** arguments) {
   const auto start = std::chrono::steady_clock::now();
   std::mt19937 random(count > 2 ? static_cast<uint32_t>(std::atoi(arguments[2])) : 1);
   long inputs = 0;
-  for (; std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds; ++inputs) {
+  for (; std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds;
+       ++inputs) {
     std::vector<uint8_t> data(random() % (random() % 4 ? 200 : 4000));
     for (uint8_t& byte : data) byte = static_cast<uint8_t>(random());
     LLVMFuzzerTestOneInput(data.data(), data.size());

@@ -1,18 +1,21 @@
-// Whether a JPEG's entropy-coded data is whole: all of its Huffman codes are walked, and no pixel is made.
+// Whether a JPEG's entropy-coded data is whole: all of its Huffman codes are walked, and no pixel
+// is made.
 //
-// libjpeg goes on over damage: it fills what is lost with grey and leaves a warning, which Pillow drops. This walk
-// finds what libjpeg warns of within a scan: data that ends before its blocks do, a code that no table has, a restart
-// marker that is not the next one. It also finds data left over after a scan's last block, coefficients beyond a
-// block's end, and pictures whose last scans are missing. Junk between segments and after the end is passed over.
+// libjpeg goes on over damage: it fills what is lost with grey and leaves a warning, which Pillow
+// drops. This walk finds what libjpeg warns of within a scan: data that ends before its blocks do,
+// a code that no table has, a restart marker that is not the next one. It also finds data left over
+// after a scan's last block, coefficients beyond a block's end, and pictures whose last scans are
+// missing. Junk between segments and after the end is passed over.
 //
-// Baseline, extended and progressive JPEGs are walked. Arithmetic coding and lossless JPEGs are not, and headers that
-// libjpeg itself refuses are left to it: both give Damage::none.
+// Baseline, extended and progressive JPEGs are walked. Arithmetic coding and lossless JPEGs are
+// not, and headers that libjpeg itself refuses are left to it: both give Damage::none.
 //
-// Always holds: nothing outside the given bytes is read; memory is a copy of the data, and for progressive JPEGs
-// eight bytes a block, of which only those are touched that the data reaches.
+// Always holds: nothing outside the given bytes is read; memory is a copy of the data, and for
+// progressive JPEGs eight bytes a block, of which only those are touched that the data reaches.
 //
-// Why it is fast: a walk needs a coefficient's place and how many bits it takes, never its value. Stuffed zeros are
-// removed first, bits are then read by one unaligned load, and one look-up passes over several coefficients.
+// Why it is fast: a walk needs a coefficient's place and how many bits it takes, never its value.
+// Stuffed zeros are removed first, bits are then read by one unaligned load, and one look-up passes
+// over several coefficients.
 #pragma once
 
 #include <algorithm>
@@ -31,7 +34,8 @@ constexpr unsigned kLookBits = 11;      // so that the look-ups stay in the firs
 constexpr size_t kSlack = 512;          // bytes; the codes of one block take fewer
 constexpr size_t kHarmlessBytes = 8;    // that some encoders append to a scan
 
-// Where a walk is among the bits of one segment. Beyond its end there are zeros, and is_over() says so.
+// Where a walk is among the bits of one segment. Beyond its end there are zeros, and is_over() says
+// so.
 class Bits {
  public:
   Bits() = default;
@@ -40,8 +44,9 @@ class Bits {
   // The next 57 bits, uppermost.
   uint64_t window() const {
     const uint8_t* at = data_ + at_ / 8;
-    const uint64_t word = uint64_t{at[0]} << 56 | uint64_t{at[1]} << 48 | uint64_t{at[2]} << 40 | uint64_t{at[3]} << 32 |
-                          uint64_t{at[4]} << 24 | uint64_t{at[5]} << 16 | uint64_t{at[6]} << 8 | at[7];  // one load
+    const uint64_t word = uint64_t{at[0]} << 56 | uint64_t{at[1]} << 48 | uint64_t{at[2]} << 40 |
+                          uint64_t{at[3]} << 32 | uint64_t{at[4]} << 24 | uint64_t{at[5]} << 16 |
+                          uint64_t{at[6]} << 8 | at[7];  // one load
     return word << at_ % 8;
   }
   void skip(unsigned count) { at_ += count; }
@@ -58,7 +63,8 @@ class Bits {
   uint64_t at_ = 0, size_ = 0;
 };
 
-// One Huffman table. Symbols are a run of zeros (upper four bits) and the size of a value (lower four) in bits.
+// One Huffman table. Symbols are a run of zeros (upper four bits) and the size of a value (lower
+// four) in bits.
 class Table {
  public:
   static constexpr int kNoCode = -1;
@@ -104,7 +110,8 @@ class Table {
     return kNoCode;
   }
 
-  // How far the next bits lead within a block of a sequential scan; no bits at all where next() must be asked.
+  // How far the next bits lead within a block of a sequential scan; no bits at all where next()
+  // must be asked.
   struct Run {
     uint8_t bits, coefficients;
     bool ends;  // the block
@@ -120,7 +127,9 @@ class Table {
         const Short entry = short_[(look << run.bits) & ((1u << kLookBits) - 1)];
         const unsigned zeros = entry.symbol >> 4, size = entry.symbol & 15;
         // A value's own bits may lie beyond the look-up; they are passed over all the same.
-        if (entry.length == 0 || run.bits + entry.length > kLookBits || run.coefficients + zeros + 1 >= kCoefficients) break;
+        if (entry.length == 0 || run.bits + entry.length > kLookBits ||
+            run.coefficients + zeros + 1 >= kCoefficients)
+          break;
         run.bits = static_cast<uint8_t>(run.bits + entry.length + size);
         run.ends = size == 0 && zeros < 15;
         if (!run.ends) run.coefficients = static_cast<uint8_t>(run.coefficients + zeros + 1);
@@ -143,42 +152,49 @@ class Table {
 
 // The tables of the JPEG standard's annex K, which frames of Motion JPEG leave out.
 constexpr uint8_t kStandardTables[] = {
-    0, 0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6,
-    7, 8, 9, 10, 11, 16, 0, 2, 1, 3, 3, 2, 4, 3, 5, 5, 4, 4, 0, 0, 1, 125, 1, 2,
-    3, 0, 4, 17, 5, 18, 33, 49, 65, 6, 19, 81, 97, 7, 34, 113, 20, 50, 129, 145, 161, 8, 35, 66,
-    177, 193, 21, 82, 209, 240, 36, 51, 98, 114, 130, 9, 10, 22, 23, 24, 25, 26, 37, 38, 39, 40, 41, 42,
-    52, 53, 54, 55, 56, 57, 58, 67, 68, 69, 70, 71, 72, 73, 74, 83, 84, 85, 86, 87, 88, 89, 90, 99,
-    100, 101, 102, 103, 104, 105, 106, 115, 116, 117, 118, 119, 120, 121, 122, 131, 132, 133, 134, 135, 136, 137, 138, 146,
-    147, 148, 149, 150, 151, 152, 153, 154, 162, 163, 164, 165, 166, 167, 168, 169, 170, 178, 179, 180, 181, 182, 183, 184,
-    185, 186, 194, 195, 196, 197, 198, 199, 200, 201, 202, 210, 211, 212, 213, 214, 215, 216, 217, 218, 225, 226, 227, 228,
-    229, 230, 231, 232, 233, 234, 241, 242, 243, 244, 245, 246, 247, 248, 249, 250, 1, 0, 3, 1, 1, 1, 1, 1,
-    1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 17, 0, 2,
-    1, 2, 4, 4, 3, 4, 7, 5, 4, 4, 0, 1, 2, 119, 0, 1, 2, 3, 17, 4, 5, 33, 49, 6,
-    18, 65, 81, 7, 97, 113, 19, 34, 50, 129, 8, 20, 66, 145, 161, 177, 193, 9, 35, 51, 82, 240, 21, 98,
-    114, 209, 10, 22, 36, 52, 225, 37, 241, 23, 24, 25, 26, 38, 39, 40, 41, 42, 53, 54, 55, 56, 57, 58,
-    67, 68, 69, 70, 71, 72, 73, 74, 83, 84, 85, 86, 87, 88, 89, 90, 99, 100, 101, 102, 103, 104, 105, 106,
-    115, 116, 117, 118, 119, 120, 121, 122, 130, 131, 132, 133, 134, 135, 136, 137, 138, 146, 147, 148, 149, 150, 151, 152,
-    153, 154, 162, 163, 164, 165, 166, 167, 168, 169, 170, 178, 179, 180, 181, 182, 183, 184, 185, 186, 194, 195, 196, 197,
-    198, 199, 200, 201, 202, 210, 211, 212, 213, 214, 215, 216, 217, 218, 226, 227, 228, 229, 230, 231, 232, 233, 234, 242,
-    243, 244, 245, 246, 247, 248, 249, 250};
+    0,   0,   1,   5,   1,   1,   1,   1,   1,   1,   0,   0,   0,   0,   0,   0,   0,   0,   1,
+    2,   3,   4,   5,   6,   7,   8,   9,   10,  11,  16,  0,   2,   1,   3,   3,   2,   4,   3,
+    5,   5,   4,   4,   0,   0,   1,   125, 1,   2,   3,   0,   4,   17,  5,   18,  33,  49,  65,
+    6,   19,  81,  97,  7,   34,  113, 20,  50,  129, 145, 161, 8,   35,  66,  177, 193, 21,  82,
+    209, 240, 36,  51,  98,  114, 130, 9,   10,  22,  23,  24,  25,  26,  37,  38,  39,  40,  41,
+    42,  52,  53,  54,  55,  56,  57,  58,  67,  68,  69,  70,  71,  72,  73,  74,  83,  84,  85,
+    86,  87,  88,  89,  90,  99,  100, 101, 102, 103, 104, 105, 106, 115, 116, 117, 118, 119, 120,
+    121, 122, 131, 132, 133, 134, 135, 136, 137, 138, 146, 147, 148, 149, 150, 151, 152, 153, 154,
+    162, 163, 164, 165, 166, 167, 168, 169, 170, 178, 179, 180, 181, 182, 183, 184, 185, 186, 194,
+    195, 196, 197, 198, 199, 200, 201, 202, 210, 211, 212, 213, 214, 215, 216, 217, 218, 225, 226,
+    227, 228, 229, 230, 231, 232, 233, 234, 241, 242, 243, 244, 245, 246, 247, 248, 249, 250, 1,
+    0,   3,   1,   1,   1,   1,   1,   1,   1,   1,   1,   0,   0,   0,   0,   0,   0,   1,   2,
+    3,   4,   5,   6,   7,   8,   9,   10,  11,  17,  0,   2,   1,   2,   4,   4,   3,   4,   7,
+    5,   4,   4,   0,   1,   2,   119, 0,   1,   2,   3,   17,  4,   5,   33,  49,  6,   18,  65,
+    81,  7,   97,  113, 19,  34,  50,  129, 8,   20,  66,  145, 161, 177, 193, 9,   35,  51,  82,
+    240, 21,  98,  114, 209, 10,  22,  36,  52,  225, 37,  241, 23,  24,  25,  26,  38,  39,  40,
+    41,  42,  53,  54,  55,  56,  57,  58,  67,  68,  69,  70,  71,  72,  73,  74,  83,  84,  85,
+    86,  87,  88,  89,  90,  99,  100, 101, 102, 103, 104, 105, 106, 115, 116, 117, 118, 119, 120,
+    121, 122, 130, 131, 132, 133, 134, 135, 136, 137, 138, 146, 147, 148, 149, 150, 151, 152, 153,
+    154, 162, 163, 164, 165, 166, 167, 168, 169, 170, 178, 179, 180, 181, 182, 183, 184, 185, 186,
+    194, 195, 196, 197, 198, 199, 200, 201, 202, 210, 211, 212, 213, 214, 215, 216, 217, 218, 226,
+    227, 228, 229, 230, 231, 232, 233, 234, 242, 243, 244, 245, 246, 247, 248, 249, 250};
 
 class Walk {
  public:
-  Walk(const uint8_t* data, size_t size) : at_(data), end_(data + size), segment_(new uint8_t[size + kSlack]) {
+  Walk(const uint8_t* data, size_t size)
+      : at_(data), end_(data + size), segment_(new uint8_t[size + kSlack]) {
     std::fill_n(last_bit_[0], 4 * kCoefficients, kNeverCoded);
     read_tables(kStandardTables, kStandardTables + sizeof kStandardTables);
   }
 
   Damage damage() {
     for (uint8_t marker; (marker = next_marker()) != kEnd;) {
-      if (marker == kStart || (kRestart <= marker && marker < kRestart + 8) || marker == 0x01) continue;
+      if (marker == kStart || (kRestart <= marker && marker < kRestart + 8) || marker == 0x01)
+        continue;
       if (end_ - at_ < 2) break;
       const size_t length = at_[0] << 8 | at_[1];
       if (length < 2 || length > static_cast<size_t>(end_ - at_)) break;
       const uint8_t *body = at_ + 2, *next = at_ + length;
       at_ = next;
       if (marker == kTables && !read_tables(body, next)) return Damage::none;
-      if (marker == kInterval && length == 4) interval_ = static_cast<size_t>(body[0] << 8 | body[1]);
+      if (marker == kInterval && length == 4)
+        interval_ = static_cast<size_t>(body[0] << 8 | body[1]);
       if (is_frame(marker) && !read_frame(marker, body, next)) return Damage::none;
       if (marker != kScan) continue;
       if (!read_scan(body, next)) return Damage::none;
@@ -188,18 +204,21 @@ class Walk {
   }
 
  private:
-  static constexpr uint8_t kStart = 0xD8, kEnd = 0xD9, kScan = 0xDA, kTables = 0xC4, kInterval = 0xDD, kRestart = 0xD0;
+  static constexpr uint8_t kStart = 0xD8, kEnd = 0xD9, kScan = 0xDA, kTables = 0xC4,
+                           kInterval = 0xDD, kRestart = 0xD0;
   static constexpr int8_t kNeverCoded = -1;
 
   struct Component {
     unsigned id, across, down;  // blocks of it in a unit of all components
     size_t columns, rows;       // blocks that it has alone
     size_t stride;              // blocks in a row of units
-    std::unique_ptr<uint64_t[], void (*)(void*)> not_zero{nullptr, std::free};  // a bit for each coefficient, in order
+    std::unique_ptr<uint64_t[], void (*)(void*)> not_zero{
+        nullptr, std::free};  // a bit for each coefficient, in order
     const Table *first = nullptr, *others = nullptr;
   };
 
-  // The next marker, whatever junk is before it; at the end of the data as if the image ended there.
+  // The next marker, whatever junk is before it; at the end of the data as if the image ended
+  // there.
   uint8_t next_marker() {
     while (at_ < end_) {
       if (*at_++ != 0xFF) continue;
@@ -221,10 +240,14 @@ class Walk {
     return true;
   }
 
-  static bool is_frame(uint8_t marker) { return 0xC0 <= marker && marker <= 0xCF && marker != kTables && marker != 0xC8 && marker != 0xCC; }
+  static bool is_frame(uint8_t marker) {
+    return 0xC0 <= marker && marker <= 0xCF && marker != kTables && marker != 0xC8 &&
+           marker != 0xCC;
+  }
 
   bool read_frame(uint8_t marker, const uint8_t* at, const uint8_t* end) {
-    if (marker > 0xC2 || components_ || end - at < 6 || at[0] != 8 || end - at != 6 + 3 * at[5]) return false;
+    if (marker > 0xC2 || components_ || end - at < 6 || at[0] != 8 || end - at != 6 + 3 * at[5])
+      return false;
     is_progressive_ = marker == 0xC2;
     const size_t height = at[1] << 8 | at[2], width = at[3] << 8 | at[4];
     const unsigned count = at[5];
@@ -248,7 +271,8 @@ class Walk {
       one.stride = columns_ * one.across;
       if (!is_progressive_) continue;
       // From calloc, which gives zeros without touching them: a header alone takes no memory.
-      one.not_zero.reset(static_cast<uint64_t*>(std::calloc(one.stride * rows_ * one.down, sizeof(uint64_t))));
+      one.not_zero.reset(
+          static_cast<uint64_t*>(std::calloc(one.stride * rows_ * one.down, sizeof(uint64_t))));
       if (!one.not_zero) throw std::bad_alloc();
     }
     components_ = count;
@@ -256,34 +280,42 @@ class Walk {
   }
 
   bool read_scan(const uint8_t* at, const uint8_t* end) {
-    if (!components_ || at == end || at[0] < 1 || at[0] > 4 || end - at != 4 + 2 * at[0]) return false;
+    if (!components_ || at == end || at[0] < 1 || at[0] > 4 || end - at != 4 + 2 * at[0])
+      return false;
     in_scan_ = at[0];
     const uint8_t* spectrum = at + 1 + 2 * in_scan_;
     first_ = is_progressive_ ? spectrum[0] : 0;
     last_ = is_progressive_ ? spectrum[1] : kCoefficients - 1;
     high_ = is_progressive_ ? spectrum[2] >> 4 : 0;
     low_ = is_progressive_ ? spectrum[2] & 15 : 0;
-    if (first_ > last_ || last_ >= kCoefficients || low_ > 13 || (is_progressive_ && (first_ == 0) != (last_ == 0))) return false;
+    if (first_ > last_ || last_ >= kCoefficients || low_ > 13 ||
+        (is_progressive_ && (first_ == 0) != (last_ == 0)))
+      return false;
     if (first_ > 0 && in_scan_ > 1) return false;
     unsigned blocks = 0;
     for (unsigned s = 0; s < in_scan_; ++s) {
       const uint8_t* from = at + 1 + 2 * s;
       const unsigned first_table = from[1] >> 4, others_table = from[1] & 15;
-      Component* one = std::find_if(component_, component_ + components_, [&](const Component& c) { return c.id == from[0]; });
+      Component* one = std::find_if(component_, component_ + components_,
+                                    [&](const Component& c) { return c.id == from[0]; });
       if (one == component_ + components_) return false;
       const bool wants_first = first_ == 0 && high_ == 0, wants_others = last_ > 0;
-      if ((wants_first && !is_set(0, first_table)) || (wants_others && !is_set(1, others_table))) return false;
+      if ((wants_first && !is_set(0, first_table)) || (wants_others && !is_set(1, others_table)))
+        return false;
       scan_[s] = one;
       one->first = &tables_[0][first_table & 3];
       one->others = &tables_[1][others_table & 3];
       if (!is_progressive_) tables_[1][others_table].make_runs();
       blocks += one->across * one->down;
-      std::fill(last_bit_[one - component_] + first_, last_bit_[one - component_] + last_ + 1, static_cast<int8_t>(low_));
+      std::fill(last_bit_[one - component_] + first_, last_bit_[one - component_] + last_ + 1,
+                static_cast<int8_t>(low_));
     }
     return in_scan_ == 1 || blocks <= 10;
   }
 
-  bool is_set(unsigned kind, unsigned table) const { return table < 4 && tables_[kind][table].is_set(); }
+  bool is_set(unsigned kind, unsigned table) const {
+    return table < 4 && tables_[kind][table].is_set();
+  }
 
   Damage walk_scan() {
     const Component& alone = *scan_[0];
@@ -293,7 +325,9 @@ class Walk {
       if (segment > 0 && next_marker() != kRestart + (segment - 1) % 8) return Damage::lost_restart;
       Bits bits = take_segment();
       waiting_ = 0;
-      if (const Damage found = walk_units(bits, unit, std::min(units, unit + interval)); found != Damage::none) return found;
+      if (const Damage found = walk_units(bits, unit, std::min(units, unit + interval));
+          found != Damage::none)
+        return found;
       if (bits.bytes_left() > kHarmlessBytes) return Damage::left_over;
     }
     return Damage::none;
@@ -322,7 +356,9 @@ class Walk {
       Component& one = *scan_[0];
       size_t row = unit / one.columns, column = unit % one.columns;
       for (; unit < stop; ++unit) {
-        if (const Damage found = walk_block(bits, one, row * one.stride + column); found != Damage::none) return found;
+        if (const Damage found = walk_block(bits, one, row * one.stride + column);
+            found != Damage::none)
+          return found;
         if (++column == one.columns) column = 0, ++row;
       }
       return Damage::none;
@@ -340,9 +376,13 @@ class Walk {
 
   Damage walk_block(Bits& bits, Component& one, size_t place) {
     Damage found = Damage::none;
-    if (!is_progressive_) found = sequential(bits, one);
-    else if (first_ == 0) found = high_ == 0 ? first_coefficient(bits, one) : (bits.skip(1), Damage::none);
-    else found = high_ == 0 ? others_first(bits, one, one.not_zero[place]) : others_refined(bits, one, one.not_zero[place]);
+    if (!is_progressive_)
+      found = sequential(bits, one);
+    else if (first_ == 0)
+      found = high_ == 0 ? first_coefficient(bits, one) : (bits.skip(1), Damage::none);
+    else
+      found = high_ == 0 ? others_first(bits, one, one.not_zero[place])
+                         : others_refined(bits, one, one.not_zero[place]);
     return bits.is_over() ? Damage::cut_short : found;
   }
 
@@ -357,7 +397,8 @@ class Walk {
     if (const Damage found = first_coefficient(bits, one); found != Damage::none) return found;
     for (unsigned k = 1; k < kCoefficients;) {
       const Table::Run run = one.others->run(bits.window());
-      // Bits after a block's last coefficient are the next block's: there coefficients are passed one by one.
+      // Bits after a block's last coefficient are the next block's: there coefficients are passed
+      // one by one.
       if (run.bits && k + run.coefficients < kCoefficients) {
         bits.skip(run.bits);
         if (run.ends) break;
@@ -412,8 +453,10 @@ class Walk {
       }
       bits.skip(size);  // the sign
       for (; k <= last_; ++k) {
-        if (not_zero >> k & 1) bits.skip(1);
-        else if (zeros-- == 0) break;
+        if (not_zero >> k & 1)
+          bits.skip(1);
+        else if (zeros-- == 0)
+          break;
       }
       if (size && k > last_) return Damage::bad_code;
       if (size) not_zero |= uint64_t{1} << k;
@@ -428,7 +471,9 @@ class Walk {
   // Whether all components have their mean levels, and all that was begun has its last bit.
   bool is_finished() const {
     for (unsigned c = 0; c < components_; ++c)
-      if (last_bit_[c][0] != 0 || std::any_of(last_bit_[c], last_bit_[c] + kCoefficients, [](int8_t bit) { return bit > 0; })) return false;
+      if (last_bit_[c][0] != 0 || std::any_of(last_bit_[c], last_bit_[c] + kCoefficients,
+                                              [](int8_t bit) { return bit > 0; }))
+        return false;
     return true;
   }
 
@@ -440,9 +485,10 @@ class Walk {
   Component component_[4];
   Component* scan_[4];
   unsigned components_ = 0, in_scan_ = 0, first_ = 0, last_ = 0, high_ = 0, low_ = 0;
-  size_t columns_ = 0, rows_ = 0, interval_ = 0;  // units of all components, and between restart markers
-  uint32_t waiting_ = 0;                          // blocks that end without a code
-  int8_t last_bit_[4][kCoefficients];             // that each coefficient was coded down to
+  size_t columns_ = 0, rows_ = 0,
+         interval_ = 0;                // units of all components, and between restart markers
+  uint32_t waiting_ = 0;               // blocks that end without a code
+  int8_t last_bit_[4][kCoefficients];  // that each coefficient was coded down to
   bool is_progressive_ = false;
 };
 

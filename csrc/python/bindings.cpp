@@ -35,37 +35,50 @@ const rans::Path& find_path(const std::string& name) {
   throw std::invalid_argument("this machine has no path " + name);
 }
 
-void check_lists(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths, const Array<int32_t>& offsets) {
-  if (lengths.ndim() != 1 || offsets.ndim() != 1 || cdf.ndim() != 1 || lengths.size() != offsets.size())
+void check_lists(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths,
+                 const Array<int32_t>& offsets) {
+  if (lengths.ndim() != 1 || offsets.ndim() != 1 || cdf.ndim() != 1 ||
+      lengths.size() != offsets.size())
     throw std::invalid_argument("lengths and offsets are one-dimensional and equally long");
 }
 
-rans::Tables make_tables(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths, const Array<int32_t>& offsets, const std::string& path) {
+rans::Tables make_tables(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths,
+                         const Array<int32_t>& offsets, const std::string& path) {
   check_lists(cdf, lengths, offsets);
   return rans::Tables(cdf.data(), static_cast<size_t>(cdf.size()), lengths.data(), offsets.data(),
                       static_cast<size_t>(lengths.size()), find_path(path));
 }
 
-rans::CompressAiStream make_stream(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths, const Array<int32_t>& offsets) {
+rans::CompressAiStream make_stream(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths,
+                                   const Array<int32_t>& offsets) {
   make_tables(cdf, lengths, offsets, "");  // throws on what is not valid
-  return rans::CompressAiStream(cdf.data(), lengths.data(), offsets.data(), static_cast<size_t>(lengths.size()));
+  return rans::CompressAiStream(cdf.data(), lengths.data(), offsets.data(),
+                                static_cast<size_t>(lengths.size()));
 }
 
-// channels: those that have context tables; for each four thresholds and 25 CDFs, one after the other.
-void add_contexts(rans::Tables& tables, const Array<uint32_t>& channels, const Array<int32_t>& thresholds, const Array<uint32_t>& cdf,
+// channels: those that have context tables; for each four thresholds and 25 CDFs, one after the
+// other.
+void add_contexts(rans::Tables& tables, const Array<uint32_t>& channels,
+                  const Array<int32_t>& thresholds, const Array<uint32_t>& cdf,
                   const Array<uint32_t>& lengths) {
   const py::ssize_t count = channels.size(), levels = static_cast<py::ssize_t>(rans::kLevels);
-  if (channels.ndim() != 1 || thresholds.ndim() != 2 || thresholds.shape(0) != count || thresholds.shape(1) != levels - 1 || cdf.ndim() != 1 ||
-      lengths.ndim() != 1 || lengths.size() != count)
-    throw std::invalid_argument("context tables are channels [n], thresholds [n, 4], CDFs one after the other, and n lengths of those");
+  if (channels.ndim() != 1 || thresholds.ndim() != 2 || thresholds.shape(0) != count ||
+      thresholds.shape(1) != levels - 1 || cdf.ndim() != 1 || lengths.ndim() != 1 ||
+      lengths.size() != count)
+    throw std::invalid_argument(
+        "context tables are channels [n], thresholds [n, 4], CDFs one after the other, and n "
+        "lengths of those");
   size_t begin = 0;
   for (py::ssize_t k = 0; k < count; ++k) {
     const size_t length = lengths.data()[k];
-    if (length > static_cast<size_t>(cdf.size()) - begin) throw std::invalid_argument("context tables are cut short");
-    tables.add_contexts(channels.data()[k], thresholds.data() + (levels - 1) * k, cdf.data() + begin, length);
+    if (length > static_cast<size_t>(cdf.size()) - begin)
+      throw std::invalid_argument("context tables are cut short");
+    tables.add_contexts(channels.data()[k], thresholds.data() + (levels - 1) * k,
+                        cdf.data() + begin, length);
     begin += length;
   }
-  if (begin != static_cast<size_t>(cdf.size())) throw std::invalid_argument("CDF values are left over after the last context table");
+  if (begin != static_cast<size_t>(cdf.size()))
+    throw std::invalid_argument("CDF values are left over after the last context table");
 }
 
 size_t row_of(size_t channels, const Array<int16_t>& symbols) {
@@ -94,7 +107,8 @@ void check_planes(size_t channels, const Array<int16_t>& symbols) {
 
 py::bytes encode_small(const rans::Tables& tables, const Array<int16_t>& symbols) {
   check_planes(tables.channels(), symbols);
-  const size_t rows = static_cast<size_t>(symbols.shape(1)), columns = static_cast<size_t>(symbols.shape(2));
+  const size_t rows = static_cast<size_t>(symbols.shape(1)),
+               columns = static_cast<size_t>(symbols.shape(2));
   const size_t capacity = tables.max_payload(rows * columns);
   std::unique_ptr<uint8_t[]> buffer(new uint8_t[capacity]);
   size_t size;
@@ -113,7 +127,8 @@ py::bytes encode_stream(const rans::CompressAiStream& tables, const Array<int16_
     const std::vector<uint32_t> words = tables.encode(symbols.data(), row);
     bytes.reserve(4 * words.size());
     for (size_t w = words.size(); w-- > 0;)
-      for (int shift = 0; shift < 32; shift += 8) bytes.push_back(static_cast<uint8_t>(words[w] >> shift));
+      for (int shift = 0; shift < 32; shift += 8)
+        bytes.push_back(static_cast<uint8_t>(words[w] >> shift));
   }
   return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
 }
@@ -130,7 +145,8 @@ const char* reason(jpeg::Damage damage) {
   return "";
 }
 
-// Gives None if `judge(bytes, size)` finds nothing wrong, else the reason why the bytes are refused.
+// Gives None if `judge(bytes, size)` finds nothing wrong, else the reason why the bytes are
+// refused.
 template <typename Judge>
 py::object reason_of(const py::buffer& payload, const Judge& judge) {
   const py::buffer_info info = payload.request();
@@ -149,14 +165,20 @@ template <typename Tables>
 py::object decode(const Tables& tables, const py::buffer& payload, Array<int16_t>& out) {
   const size_t row = row_of(tables.channels(), out);
   int16_t* values = out.mutable_data();
-  return reason_of(payload, [&](const uint8_t* bytes, size_t size) { return tables.decode(bytes, size, row, values); });
+  return reason_of(payload, [&](const uint8_t* bytes, size_t size) {
+    return tables.decode(bytes, size, row, values);
+  });
 }
 
-py::object decode_small(const rans::Tables& tables, const py::buffer& payload, Array<int16_t>& out) {
+py::object decode_small(const rans::Tables& tables, const py::buffer& payload,
+                        Array<int16_t>& out) {
   check_planes(tables.channels(), out);
-  const size_t rows = static_cast<size_t>(out.shape(1)), columns = static_cast<size_t>(out.shape(2));
+  const size_t rows = static_cast<size_t>(out.shape(1)),
+               columns = static_cast<size_t>(out.shape(2));
   int16_t* values = out.mutable_data();
-  return reason_of(payload, [&](const uint8_t* bytes, size_t size) { return tables.decode_small(bytes, size, rows, columns, values); });
+  return reason_of(payload, [&](const uint8_t* bytes, size_t size) {
+    return tables.decode_small(bytes, size, rows, columns, values);
+  });
 }
 
 py::object jpeg_damage(const py::buffer& data) { return reason_of(data, &jpeg::find_damage); }
@@ -174,17 +196,20 @@ PYBIND11_MODULE(_coder, module) {
   module.attr("LEVELS") = rans::kLevels;
   module.attr("NOT_A_SYMBOL") = rans::kNotASymbol;
   py::class_<rans::Tables>(module, "Tables")
-      .def(py::init(&make_tables), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(), py::arg("offsets").noconvert(),
-           py::arg("path") = "")
+      .def(py::init(&make_tables), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(),
+           py::arg("offsets").noconvert(), py::arg("path") = "")
       .def("encode", &encode, py::arg("symbols").noconvert())
       .def("decode", &decode<rans::Tables>, py::arg("payload"), py::arg("out").noconvert())
-      .def("add_contexts", &add_contexts, py::arg("channels").noconvert(), py::arg("thresholds").noconvert(), py::arg("cdf").noconvert(),
+      .def("add_contexts", &add_contexts, py::arg("channels").noconvert(),
+           py::arg("thresholds").noconvert(), py::arg("cdf").noconvert(),
            py::arg("lengths").noconvert())
       .def("encode_small", &encode_small, py::arg("symbols").noconvert())
       .def("decode_small", &decode_small, py::arg("payload"), py::arg("out").noconvert());
   module.def("jpeg_damage", &jpeg_damage, py::arg("data"));
   py::class_<rans::CompressAiStream>(module, "CompressAiStream")
-      .def(py::init(&make_stream), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(), py::arg("offsets").noconvert())
+      .def(py::init(&make_stream), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(),
+           py::arg("offsets").noconvert())
       .def("encode", &encode_stream, py::arg("symbols").noconvert())
-      .def("decode", &decode<rans::CompressAiStream>, py::arg("payload"), py::arg("out").noconvert());
+      .def("decode", &decode<rans::CompressAiStream>, py::arg("payload"),
+           py::arg("out").noconvert());
 }
