@@ -114,8 +114,8 @@ def ours_small(tables: Tables, symbols: Symbols) -> Coder:
     )
 
 
-def ours(tables: Tables, symbols: Symbols, path: str) -> Coder:
-    if path == _coder.PATHS[0]:
+def ours(tables: Tables, symbols: Symbols, kernel: str) -> Coder:
+    if kernel == _coder.KERNELS[0]:
         return Coder(
             "ours",
             lambda: tables.encode(symbols),
@@ -124,17 +124,17 @@ def ours(tables: Tables, symbols: Symbols, path: str) -> Coder:
             len,
         )
     native, rows, out = (
-        _coder.Tables(*tables.flat(), path),
+        _coder.Tables(*tables.flat(), kernel),
         symbols.reshape(CHANNELS, -1),
         np.empty((CHANNELS, SIDE * SIDE), np.int16),
     )
 
     def decode(data: bytes) -> Symbols:
         if native.decode(data, out) is not None:
-            raise BenchmarkError(f"the {path} path refuses what it wrote")
+            raise BenchmarkError(f"the {kernel} kernel refuses what it wrote")
         return out
 
-    return Coder(f"ours, {path}", lambda: native.encode(rows), decode, np.asarray, len)
+    return Coder(f"ours, {kernel}", lambda: native.encode(rows), decode, np.asarray, len)
 
 
 def compressai_coders(tables: Tables, symbols: Symbols) -> list[Coder]:
@@ -242,7 +242,10 @@ def clock(call: Callable[[], Any]) -> tuple[float, Any]:
 
 def measure(name: str, tables: Tables, symbols: Symbols, runs: int) -> dict[str, Any]:
     """All coders on one set of symbols, in turn within each run."""
-    coders = [*(ours(tables, symbols, path) for path in _coder.PATHS), ours_small(tables, symbols)]
+    coders = [
+        *(ours(tables, symbols, kernel) for kernel in _coder.KERNELS),
+        ours_small(tables, symbols),
+    ]
     if find_spec("compressai"):
         coders += compressai_coders(tables, symbols)
     if find_spec("constriction"):
@@ -390,7 +393,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     else:
         print(
-            f"{machine['processor']}, 1 thread, {args.runs} runs in turn, medians; path {_coder.PATHS[0]}\n\n{text(results)}"
+            f"{machine['processor']}, 1 thread, {args.runs} runs in turn, medians; kernel {_coder.KERNELS[0]}\n\n{text(results)}"
         )
         print(
             "\na call with one symbol a channel: {encode:.1f} microseconds to encode, {decode:.1f} to decode".format(

@@ -1,5 +1,8 @@
-// Channels with context tables, of small payloads: each symbol under a table that its neighbours
-// choose.
+// Small payloads: the planes of channels with context tables. The symbols above and to the left
+// choose each symbol's table.
+//
+// Always holds: a decoder chooses a table by symbols that it has already decoded, and an encoder by
+// the same ones. `lane` and the shared Writer or Reader are updated on success.
 #pragma once
 
 #include <algorithm>
@@ -10,12 +13,14 @@
 
 namespace rans {
 
-// Symbols of `count` channels, position by position, each channel's in a lane of its own: none
-// waits for another's, as each waits for its own left neighbour.
+// Encodes `count` planes side by side, position by position, each in a lane of its own. A symbol
+// waits for its left neighbour but not for the other planes', so processors overlap their steps.
+// `scratch` has 2 * count * rows * columns bytes.
 template <size_t count>
 inline void push_contexts(uint32_t* lane, const Contexts* channels, const int16_t* symbols,
                           size_t rows, size_t columns, uint8_t* scratch, Writer& shared) {
-  // Bytes that are written could be anything's, so what the loops read again and again is local.
+  // Compilers must assume that a store through uint8_t* changes any object, so what the loops read
+  // is kept in local variables.
   Writer writer = shared;
   const size_t row = rows * columns;
   uint8_t* const context = scratch;
@@ -55,6 +60,8 @@ inline void push_contexts(uint32_t* lane, const Contexts* channels, const int16_
   shared = writer;
 }
 
+// Inverse of push_contexts. `above` is scratch of count * columns bytes: the levels of the row
+// above.
 template <size_t count>
 inline Status pop_contexts(uint32_t* lane, const Contexts* channels, Reader& shared,
                            int16_t* symbols, size_t row, size_t columns, uint8_t* above) {
@@ -64,11 +71,11 @@ inline Status pop_contexts(uint32_t* lane, const Contexts* channels, Reader& sha
   size_t size[count];
   int16_t* values[count];
   const uint8_t* first[count];
-  const typename Contexts::Slot* slots[count];
+  const typename Contexts::DecoderEntry* decoder_entries[count];
   for (size_t l = 0; l < count; ++l) {
     state[l] = lane[l], size[l] = channels[l].size(), outside[l] = channels[l].level(0);
     values[l] = symbols + channels[l].channel * row, first[l] = channels[l].first.data(),
-    slots[l] = channels[l].slots.data();
+    decoder_entries[l] = channels[l].decoder_entries.data();
     std::fill(above + l * columns, above + (l + 1) * columns, outside[l]);
   }
   for (size_t begin = 0; begin < row; begin += columns) {
@@ -78,8 +85,8 @@ inline Status pop_contexts(uint32_t* lane, const Contexts* channels, Reader& sha
         const size_t context = kLevels * above[l * columns + x] + left[l];
         const uint32_t slot = state[l] & 0xffff;
         const auto* entry =
-            slots[l] + context * size[l] +
-            first[l][context << (16 - Contexts::kBucket) | slot >> Contexts::kBucket];
+            decoder_entries[l] + context * size[l] +
+            first[l][context << (16 - Contexts::kBucketBits) | slot >> Contexts::kBucketBits];
         while (slot - entry->start >= entry->frequency) ++entry;
         int16_t symbol = entry->symbol;
         left[l] = entry->level;

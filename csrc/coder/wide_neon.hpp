@@ -1,7 +1,7 @@
-// The wide part's groups of sixteen symbols with NEON: see window.hpp.
+// The SIMD kernel for NEON, which every 64-bit Arm processor has; see window.hpp.
 //
-// A register has eight lanes' halves, so that everything is done twice. Every 64-bit Arm has these
-// instructions. Nothing here is tuned: it was tested under an emulator only.
+// A register holds halves of eight states, so everything is done twice. The code is not tuned: it
+// was tested only under an emulator.
 #pragma once
 
 #if defined(__aarch64__) && defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
@@ -16,9 +16,10 @@
 namespace rans {
 namespace neon {
 
-inline bool is_here() { return true; }
+inline bool is_available() { return true; }
 
-// A column's values at eight indexes, each in both bytes of its place, 16 more in the upper one.
+// Looks up a column's values at eight indexes. An index is in both bytes of its 16-bit place, with
+// 16 added in the upper one, where a column has the high bytes.
 struct Lookup {
   uint8x16x2_t bytes;
   explicit Lookup(const Window::Column& column)
@@ -35,7 +36,8 @@ struct Search {
     for (size_t j = 0; j < 3; ++j)
       quarters[j] = vdupq_n_s16(window.quarters[j]), places[j] = vld1q_u8(window.places[j].data());
   }
-  // `slots` are less 2^15. A comparison gives -1 in both bytes where it holds.
+  // `slots` are less 2^15. A comparison that holds gives -1 in both bytes, so subtracting it
+  // counts.
   uint8x16_t operator()(int16x8_t slots) const {
     uint8x16_t quarter = vreinterpretq_u8_u16(vdupq_n_u16(0x0400));
     for (size_t j = 0; j < 3; ++j)
@@ -80,8 +82,8 @@ inline size_t pop_groups(uint32_t* lane, const Window& window, int32_t offset,
           vmlal_u16(vmovl_u16(vget_low_u16(rest)), vget_low_u16(f), vget_low_u16(high[h])));
       const uint16x8_t b = vreinterpretq_u16_u32(vmlal_high_u16(vmovl_high_u16(rest), f, high[h]));
       const uint16x8_t next = vuzp1q_u16(a, b), above = vuzp2q_u16(a, b), due = vceqzq_u16(above);
-      // The lanes due up to this one are counted; the n-th of them takes the bytes 2n - 2 and 2n
-      // - 1.
+      // A running count of the lanes that need a word: the n-th of them takes the bytes 2n - 2 and
+      // 2n - 1 of the input.
       const uint16x8_t one = vshrq_n_u16(due, 15);
       uint16x8_t place = vaddq_u16(one, vextq_u16(zero, one, 7));
       place = vaddq_u16(place, vextq_u16(zero, place, 6));
@@ -101,10 +103,10 @@ inline size_t pop_groups(uint32_t* lane, const Window& window, int32_t offset,
   return i;
 }
 
-// One step of four lanes that hold less than frequency * 2^16.
+// One step of four lanes, whose states are less than frequency * 2^16.
 inline uint32x4_t push_step(uint32x4_t state, uint32x4_t start, uint32x4_t frequency,
                             uint32x4_t reciprocal) {
-  // quotient = state * floor(2^32 / frequency) / 2^32 is right, or one too small.
+  // quotient = state * floor(2^32 / frequency) / 2^32 is exact or one too small.
   const uint32x2_t lower =
       vshrn_n_u64(vmull_u32(vget_low_u32(state), vget_low_u32(reciprocal)), 32);
   const uint32x4_t quotient = vshrn_high_n_u64(lower, vmull_high_u32(state, reciprocal), 32);
@@ -138,8 +140,8 @@ inline size_t push_groups(uint32_t* lane, const Window& window, int32_t offset, 
       const uint16x8_t a = vreinterpretq_u16_u32(vld1q_u32(lane + 8 * h)),
                        b = vreinterpretq_u16_u32(vld1q_u32(lane + 8 * h + 4));
       const uint16x8_t low = vuzp1q_u16(a, b), high = vuzp2q_u16(a, b), full = vcgeq_u16(high, f);
-      // The words that leave, right before those that are there; what is written before them is not
-      // yet used.
+      // The words that leave go right before those already written. The store also overwrites bytes
+      // before them, which are not in use yet.
       const uint32_t set = vaddvq_u16(vandq_u16(full, bits));
       vst1q_u8(at - 16,
                vqtbl1q_u8(vreinterpretq_u8_u16(low), vld1q_u8(kGather.shuffles[set].data())));

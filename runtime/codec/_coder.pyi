@@ -7,7 +7,7 @@ NARROW_LANES: int
 WIDE_LANES: int
 LEVELS: int
 NOT_A_SYMBOL: int
-PATHS: tuple[str, ...]
+KERNELS: tuple[str, ...]
 
 class Tables:
     """Raises ValueError naming the first table that breaks a rule."""
@@ -17,9 +17,9 @@ class Tables:
         cdf: NDArray[np.uint32],
         lengths: NDArray[np.uint32],
         offsets: NDArray[np.int32],
-        path: str = "",
+        kernel: str = "",
     ) -> None:
-        """`path`: one of PATHS, or "" for the fastest; all give the same bytes."""
+        """`kernel`: one of KERNELS, or "" for the fastest; all give the same bytes."""
 
     def encode(self, symbols: NDArray[np.int16]) -> bytes:
         """Symbols [channels, row] -> payload; ValueError on NOT_A_SYMBOL."""

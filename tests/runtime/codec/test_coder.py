@@ -85,19 +85,19 @@ def plain_tables(channels: int, entries: int) -> tuple[list[list[int]], list[int
     return [[0, *np.cumsum([*inner, 1]).tolist()]] * channels, [-(entries // 2)] * channels
 
 
-def native(cdfs: list[list[int]], offsets: list[int], path: str) -> _coder.Tables:
+def native(cdfs: list[list[int]], offsets: list[int], kernel: str) -> _coder.Tables:
     lengths = np.array([len(cdf) for cdf in cdfs], np.uint32)
     return _coder.Tables(
-        np.concatenate(cdfs).astype(np.uint32), lengths, np.array(offsets, np.int32), path
+        np.concatenate(cdfs).astype(np.uint32), lengths, np.array(offsets, np.int32), kernel
     )
 
 
-@pytest.mark.parametrize("path", _coder.PATHS)
+@pytest.mark.parametrize("kernel", _coder.KERNELS)
 @pytest.mark.parametrize("entries", [2, 3, 5, 16, 17, 32, 70])
 @pytest.mark.parametrize(
     ("row", "kind"), [(4096, "likely"), (5600, "likely"), (5461, "any"), (4099, "escapes")]
 )
-def test_the_wide_part_on_every_path(path: str, entries: int, row: int, kind: str) -> None:
+def test_the_wide_part_with_every_kernel(kernel: str, entries: int, row: int, kind: str) -> None:
     """Four plain channels and one in runs: the first three are wide, with sixteen lanes."""
     cdfs, offsets = plain_tables(4, entries)
     cdfs, offsets = [*cdfs[:2], skewed_tables(1)[0][0], *cdfs[2:]], [*offsets[:2], -3, *offsets[2:]]
@@ -111,7 +111,7 @@ def test_the_wide_part_on_every_path(path: str, entries: int, row: int, kind: st
         symbols[:, ::7] = rng.integers(offsets[0], offsets[0] + entries, symbols[:, ::7].shape)
     if kind == "escapes":
         symbols[:, ::11] = rng.integers(-LIMIT, LIMIT, symbols[:, ::11].shape)
-    coder = native(cdfs, offsets, path)
+    coder = native(cdfs, offsets, kernel)
     payload = coder.encode(symbols)
     assert payload == reference_coder.encode(cdfs, offsets, symbols.tolist())
     decoded = np.empty_like(symbols)
@@ -128,20 +128,20 @@ def test_the_wide_part_on_every_path(path: str, entries: int, row: int, kind: st
     assert coder.decode(payload + b"\0\0", decoded) is not None
 
 
-@pytest.mark.parametrize("path", _coder.PATHS)
-def test_a_narrow_part_too_short_for_the_wide_lanes_is_padded(path: str) -> None:
+@pytest.mark.parametrize("kernel", _coder.KERNELS)
+def test_a_narrow_part_too_short_for_the_wide_lanes_is_padded(kernel: str) -> None:
     """The last plain channel costs next to nothing: its words do not fill the wide lanes' first states."""
     cdfs, offsets = plain_tables(3, 5)
     cdfs[2] = [0, 57000, 57001, 65536]
     symbols = np.random.default_rng(0).integers(-2, 3, (3, 8192)).astype(np.int16)
     symbols[2] = -2
-    payload = native(cdfs, offsets, path).encode(symbols)
+    payload = native(cdfs, offsets, kernel).encode(symbols)
     assert payload == reference_coder.encode(cdfs, offsets, symbols.tolist())
     assert np.array_equal(Tables(cdfs, offsets).decode(payload, (8192,)), symbols)
     assert reference_coder.decode(cdfs, offsets, payload, 8192) == symbols.tolist()
 
 
-def test_paths() -> None:
+def test_kernels() -> None:
     """Those that the processor has, the fastest first, and the portable one always."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = (
@@ -169,8 +169,8 @@ def test_paths() -> None:
         *(["neon"] if platform.machine() in ("aarch64", "arm64") else []),
         "portable",
     ]
-    assert list(_coder.PATHS) == expected
-    with pytest.raises(ValueError, match="no path abacus"):
+    assert list(_coder.KERNELS) == expected
+    with pytest.raises(ValueError, match="no kernel abacus"):
         native(*skewed_tables(1), "abacus")
 
 
