@@ -92,9 +92,8 @@ inline void push_runs(uint32_t* lane, const Channel& channel, const int16_t* val
                       Writer& writer) {
   uint32_t run_lane = lane[0], value_lane = lane[1];
   const int16_t mode = static_cast<int16_t>(channel.offset + static_cast<int32_t>(channel.mode));
-  size_t stop = row;  // symbols from here on are coded
-  bool ended =
-      false;  // whether another symbol, and not the row's end, follows the run before `stop`
+  size_t stop = row;   // symbols from here on are coded
+  bool ended = false;  // whether values[stop] is a symbol that ended a run, not the row's end
   const auto push_other = [&](size_t i) {
     push_run(run_lane, stop - i - 1, ended, channel, writer);
     push_value(value_lane, values[i], channel, writer);

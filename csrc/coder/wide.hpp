@@ -1,6 +1,6 @@
-// The wide part's sixteen lanes: busy channels in groups of sixteen symbols, with SIMD kernels
-// where the machine has one. The kernel is chosen at run time: a build runs on all machines of its
-// kind.
+// The wide part's sixteen lanes: busy channels in groups of sixteen symbols, with a SIMD
+// kernel if the processor has the instructions. The kernel is chosen at run time, so that one build
+// runs on every processor of its architecture.
 //
 // Always holds: all kernels write the same bytes, and read back the same symbols.
 #pragma once

@@ -56,8 +56,8 @@ struct Window {
   // the product. A frequency of 1 always needs a word: q = 2^16 - 1 and r = 1 have that effect.
   Column due_high, due_slot;
 
-  // Whether the kernel pays. With one symbol in 40 outside the window, a third of the groups of
-  // sixteen have one: 1 - (39/40)^16.
+  // Whether the kernel is worth using. With one symbol in 40 outside the window, a third of the
+  // groups of sixteen have one: 1 - (39/40)^16.
   bool is_worthwhile() const { return 0x10000 - (end - begin) < 0x10000 / 40; }
 
   Window() = default;

@@ -221,7 +221,7 @@ class Walk {
     return {segment_.get(), static_cast<size_t>(out - segment_.get())};
   }
 
-  // Walks MCUs, or blocks in a scan of one component, from number `unit` to before `stop`.
+  // Walks MCUs, or blocks in a scan of one component, from number `unit` to `stop` - 1.
   Damage walk_units(Bits& bits, size_t unit, size_t stop) {
     if (scan_count_ == 1) {
       Component& one = *scan_components_[0];
