@@ -46,7 +46,7 @@ test-cluster: $(INSTALLED) $(BUNDLE)/manifest.json ## run the tests that start a
 lint: $(INSTALLED) ## ruff: rules and layout; clang-format; codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.?pp')
+	$(BIN)/clang-format --dry-run --Werror csrc/*/*.?pp
 	$(BIN)/codespell
 
 types: $(INSTALLED) ## mypy
