@@ -8,6 +8,7 @@
     async with service.receiving(context):                    # refuses a slow body
         service.hold(context, len(data))                      # refuses too many bytes in memory
     (outcome,) = await service.classify([data], context)      # Classified, or why not
+    context.status = 200
     service.finish(context)                                   # metrics and log line
     await service.stop()
 

@@ -29,6 +29,25 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a file with one token per line; each request must carry one of them",
     )
+    _add_queue_options(parser)
+    parser.add_argument(
+        "--threads",
+        type=thread_count,
+        metavar="N",
+        help="threads of the cloud graph (default: one per core)",
+    )
+    add_engine_options(parser)
+    parser.add_argument(
+        "--log",
+        default="requests",
+        choices=LOG_LEVELS,
+        help="a log line for each request, for those that are refused or fail, "
+        "or only for those that fail (default: requests)",
+    )
+
+
+def _add_queue_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the queue, its batches, and its deadlines."""
     parser.add_argument(
         "--max-batch",
         type=number(int, 1, 4096),
@@ -63,20 +82,6 @@ def add_service_options(parser: argparse.ArgumentParser) -> None:
         default=10_000,
         metavar="MS",
         help="on SIGTERM, time for admitted requests to be answered (default: 10000)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=thread_count,
-        metavar="N",
-        help="threads of the cloud graph (default: one per core)",
-    )
-    add_engine_options(parser)
-    parser.add_argument(
-        "--log",
-        default="requests",
-        choices=LOG_LEVELS,
-        help="a log line for each request, for those that are refused or fail, "
-        "or only for those that fail (default: requests)",
     )
 
 

@@ -5,6 +5,7 @@ import base64
 import shutil
 from pathlib import Path
 
+import httpx
 import pytest
 from service_app import assert_refused, hold, running, wait_for
 
@@ -64,45 +65,41 @@ def test_several_bundles_and_variants(
     asyncio.run(work())
 
 
-def test_reloading_adds_and_drops_without_a_dropped_request(
-    bundle: Path,
-    random_bundle: Path,
-    feature_bytes: bytes,
-    random_feature_bytes: bytes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def folder(bundle: Path, tmp_path: Path) -> Path:
+    """A folder of bundles, with the default one in it."""
     folder = tmp_path / "served"
     folder.mkdir()
     (folder / "ours_n4").symlink_to(bundle)
+    return folder
 
+
+def test_reloading_adds_and_drops_without_a_dropped_request(
+    folder: Path,
+    random_bundle: Path,
+    random_feature_bytes: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def work() -> None:
-        async with (
-            asyncio.timeout(120),
-            running(Settings(bundles=(folder,), threads=1, deadline_ms=60_000)) as (
-                client,
-                service,
-            ),
-        ):
+        settings = Settings(bundles=(folder,), threads=1, deadline_ms=60_000)
+        async with asyncio.timeout(120), running(settings) as (client, service):
+
+            def post() -> asyncio.Future[httpx.Response]:
+                return asyncio.ensure_future(
+                    client.post("/v1/classify", content=random_feature_bytes)
+                )
+
             kept = service.bundles.named("ours_n4")
-            assert_refused(
-                await client.post("/v1/classify", content=random_feature_bytes),
-                404,
-                "unknown_model",
-            )
+            assert_refused(await post(), 404, "unknown_model")
             copy_bundle(random_bundle, folder / "random")
             assert await service.reload()
             assert service.bundles.named("ours_n4") is kept
-            assert (await client.post("/v1/classify", content=random_feature_bytes)).json()[
-                "model"
-            ] == "random"
+            assert (await post()).json()["model"] == "random"
             # A request under way is answered by its bundle, though that is no longer served.
             entered, release = hold(monkeypatch)
-            first = asyncio.ensure_future(client.post("/v1/classify", content=random_feature_bytes))
+            first = post()
             await wait_for(entered)
-            second = asyncio.ensure_future(
-                client.post("/v1/classify", content=random_feature_bytes)
-            )
+            second = post()
             while service.batcher.admitted < 2:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.1)
@@ -110,19 +107,23 @@ def test_reloading_adds_and_drops_without_a_dropped_request(
             assert await service.reload()
             assert list(service.bundles.by_name) == ["ours_n4"]
             release.set()
-            assert [(await response).json()["model"] for response in (first, second)] == [
-                "random",
-                "random",
-            ]
-            assert_refused(
-                await client.post("/v1/classify", content=random_feature_bytes),
-                404,
-                "unknown_model",
-            )
-            # A broken bundle changes nothing.
+            models = [(await response).json()["model"] for response in (first, second)]
+            assert models == ["random", "random"]
+            assert_refused(await post(), 404, "unknown_model")
+
+    asyncio.run(work())
+
+
+def test_reloading_a_broken_bundle_changes_nothing(
+    folder: Path, random_bundle: Path, feature_bytes: bytes
+) -> None:
+    async def work() -> None:
+        settings = Settings(bundles=(folder,), threads=1, deadline_ms=60_000)
+        async with asyncio.timeout(120), running(settings) as (client, service):
             copy_bundle(random_bundle, folder / "broken")
             (folder / "broken" / "cloud.onnx").write_bytes(b"x")
             assert not await service.reload()
+            assert list(service.bundles.by_name) == ["ours_n4"]
             assert (await client.post("/v1/classify", content=feature_bytes)).status_code == 200
 
     asyncio.run(work())
