@@ -110,6 +110,7 @@ class Signals:
 
 @command("cloud-serve")
 def main(argv: list[str] | None = None) -> int:
+    """Run the command. Returns its exit status."""
     with Signals() as signals:
         return _main(argv, signals)
 

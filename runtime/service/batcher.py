@@ -58,7 +58,7 @@ _Key = tuple[Graph, tuple[int, ...]]
 
 
 class Batcher:
-    """Used on one event loop.
+    """Collects admitted images into graph calls. Belongs to one event loop.
 
     Args:
         max_batch: images in one graph call. Fewer where they are large: a call has no more symbols

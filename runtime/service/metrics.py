@@ -12,7 +12,7 @@ from prometheus_client.process_collector import ProcessCollector
 from .request import RequestContext
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # of `render`
-# Buckets. The stages whose seconds are counted are read, coder, queue, graph and total.
+# Buckets of the histograms.
 _SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _IMAGES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 

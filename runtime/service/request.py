@@ -30,7 +30,7 @@ class RequestContext:
         images: feature files that were answered.
         received, sent: bytes of its body, and of its answer's.
         held: bytes of its body in memory, counted against `max_buffer_bytes`.
-        seconds: stage -> seconds; the stages are those of metrics.py.
+        seconds: stage -> seconds. The stages are read (of the body), coder, queue, graph, total.
     """
 
     method: str

@@ -64,7 +64,7 @@ def test_sighup_while_it_loads_reloads_when_it_has_loaded(
     service.process.send_signal(signal.SIGHUP)
     service.tokens.write_text("a-token-of-the-start\n")
     until(lambda: service.health("ready") == 200)
-    service.tokens.write_text("a-token-that-came-later\n")  # opens once it is read
+    service.tokens.write_text("a-token-that-came-later\n")  # blocks until it is read
 
     def answers(token: str) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=LIMIT)

@@ -92,7 +92,7 @@ def test_an_idle_graph_waits_for_more_images_up_to_max_wait() -> None:
         first = queue.submit(graph, image(1), later())
         await asyncio.sleep(0)
         assert graph.calls == []
-        await asyncio.gather(first, queue.submit(graph, image(2), later()))  # full: goes at once
+        await asyncio.gather(first, queue.submit(graph, image(2), later()))  # a full batch
         alone = await queue.submit(graph, image(3), later())
         assert [shape[0] for shape in graph.calls] == [2, 1]
         assert alone.queue >= 0.05
@@ -144,13 +144,13 @@ def test_an_image_past_its_deadline_is_refused_and_dropped() -> None:
         running = queue.submit(graph, image(0), asyncio.get_running_loop().time() + 0.02)
         await graph.busy()
         late = queue.submit(graph, image(1), asyncio.get_running_loop().time() + 0.02)
-        patient = queue.submit(graph, image(2), later())
+        other = queue.submit(graph, image(2), later())
         with pytest.raises(DeadlineError, match="no graph call was free within"):
             await late
         assert not running.done()  # its call began in time, so it is answered
         graph.release.set()
         assert (await running).logits[0] == 0
-        assert (await patient).logits[1] == 2
+        assert (await other).logits[1] == 2
         assert graph.calls == [(1, 2, 4, 4), (1, 2, 4, 4)]
         queue.close()
 

@@ -50,7 +50,7 @@ async def receive_for_ever(service: Service) -> None:
 
 
 def test_the_core_imports_no_protocol() -> None:
-    """prometheus_client itself imports http.server, so that one is not looked for."""
+    """prometheus_client itself imports http.server, so http.server is not checked."""
     code = (
         "import sys, runtime.service.core\n"
         "packages = {name.split('.')[0] for name in sys.modules}\n"
