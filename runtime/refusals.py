@@ -45,6 +45,6 @@ def code_of(kind: type[errors.EdgeCloudError]) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__.removesuffix("Error")).lower()
 
 
-def status_of(error: errors.EdgeCloudError) -> int:
+def http_status(error: errors.EdgeCloudError) -> int:
     """The HTTP status of a refusal; 500 for what no client can bring about."""
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
