@@ -28,7 +28,7 @@ from runtime import CloudDecoder, EdgeEncoder
 from runtime.cli.cloud_decode import EXIT_DONE, EXIT_FAILURE, EXIT_REFUSED, main
 from runtime.cli.edge_send import main as send
 from runtime.codec.bundle import Bundle
-from runtime.delivery.sender import Encoded, Server, deliver
+from runtime.delivery.sender import Encoded, Endpoint, deliver
 from runtime.delivery.spool import Spool, key_of
 from runtime.errors import RayArgumentsError, SameOutputError, ServerAwayError
 
@@ -672,7 +672,7 @@ class Device:
 
     def _deliver(self) -> None:
         with contextlib.suppress(ServerAwayError), Spool(self._spool) as spool:
-            for _ in deliver(spool, Server(self._url, in_flight=2), self._pictures()):
+            for _ in deliver(spool, Endpoint(self._url, in_flight=2), self._pictures()):
                 pass
 
 
