@@ -272,7 +272,7 @@ def test_a_feature_file_of_absurd_size_is_a_refused_row(
     )
     assert found["error"][0].as_py() is None
     assert (
-        f"of {len(feature_bytes) + 1} bytes, {len(feature_bytes)} are decoded"
+        f"of {len(feature_bytes) + 1} bytes, at most {len(feature_bytes)} are decoded"
         in found["error"][1].as_py()
     )
 

@@ -208,16 +208,34 @@ def test_streams_that_take_nothing_stop_nothing(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a device of Linux")
-def test_help_that_cannot_be_printed() -> None:
-    code = 'command.command("c")(lambda argv: __import__("argparse").ArgumentParser("c").parse_args(sys.argv[1:]))()'
-    done = python(code, '"$0" -c "$1" --help >/dev/full')
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_help_that_cannot_be_printed(unbuffered: str) -> None:
+    """argparse itself ignores the error of a write that does not wait in a buffer."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+
+    def run(streams: str) -> subprocess.CompletedProcess[str]:
+        code = 'command.command("c")(lambda argv: command.Parser("c").parse_args(sys.argv[1:]))()'
+        return python(code, f'"$0" -c "$1" {streams}', env=environment)
+
+    done = run("--help >/dev/full")
     assert (done.returncode, done.stderr) == (
         1,
         "c: lines for standard output were lost: No space left on device\n",
     )
-    done = python(code, '"$0" -c "$1" --wrong 2>/dev/full')
-    assert (done.returncode, done.stderr) == (2, "")
-    assert python(code, '"$0" -c "$1" --help >&-').returncode == 0
+    done = run("--wrong 2>/dev/full")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+    assert run("--wrong 2>&-").returncode == 2
+    assert run("--help >&-").returncode == 0
+    assert run("--help").stdout.startswith("usage: c [-h]\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a device of Linux")
+@pytest.mark.parametrize("name", ["edge_encode", "edge_send", "cloud_decode"])
+def test_the_help_of_each_command(name: str) -> None:
+    shell = f'PYTHONUNBUFFERED=1 "$0" -m runtime.cli.{name} --help >/dev/full'
+    done = python("", shell)
+    assert done.returncode == 1
+    assert done.stderr.endswith("lines for standard output were lost: No space left on device\n")
 
 
 def test_descriptors_that_are_closed_become_no_files(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from runtime import files
 from runtime.cli import cloud_decode as cloud_cli
 from runtime.cli import edge_encode as edge_cli
+from runtime.cli import image_arguments
 from runtime.codec import feature_file
 from runtime.codec.feature_file import Profile
 
@@ -72,7 +73,7 @@ def test_through_pipes(feature_bytes: bytes) -> None:
 def test_standard_input_without_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr(edge_cli, "_MAX_STDIN_BYTES", 1000)
+    monkeypatch.setattr(image_arguments, "MAX_IMAGE_BYTES", 1000)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(5000))))
     assert edge_cli.main(["-", "-o", str(tmp_path / "feat.bin")]) == 1
     assert "more than 1000 bytes" in capsys.readouterr().err
@@ -294,7 +295,7 @@ def test_a_closed_stream_that_is_needed_is_refused(feat: Path) -> None:
         ('"$0" -m runtime.cli.edge_encode "$2" -o - >&-', "standard output is closed: name a file"),
         (
             '"$0" -m runtime.cli.cloud_decode "$1" >&-',
-            "standard output is closed, and nothing else is to be written: open it, or name a file",
+            "standard output is closed, and there is no other output: open it, or name a file",
         ),
         ('"$0" -m runtime.cli.cloud_decode - <&-', "standard input is closed: name a file"),
     ):

@@ -271,7 +271,7 @@ def test_faults_of_new_images_in_json(
         "a.png": "failed",
         "b.png": "failed",
     }
-    assert last["error"].startswith("the encoder is not installed as a whole (")
+    assert last["error"].startswith("the encoder is not completely installed (")
     assert {**last, "error": None} == {
         "delivered": 1,
         "refused": 0,
@@ -301,7 +301,7 @@ def test_a_fault_in_one_argument_stops_no_other(
         (
             ["--url", "http://host", "--token-file", "missing"],
             {},
-            "the token's file cannot be read",
+            "the token file cannot be read",
         ),
         (["--url", "http://host", "--ca-file", "missing"], {}, "missing holds no certificates"),
         (
@@ -496,8 +496,8 @@ def test_a_reader_that_does_not_read(stuck: str, server: FailingServer, spool: P
     assert len(results(spool)) == 50
     if stuck == "stdout":
         assert (
-            done.stderr
-            == "edge-send: 51 lines were lost, since nobody reads them; results.jsonl has what came of the images\n"
+            done.stderr == "edge-send: 51 lines were lost, because nobody reads them; "
+            "the results of the images are in results.jsonl\n"
         )
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from runtime import EdgeEncoder, errors, files
 from runtime.cli import edge_encode as edge_cli
+from runtime.cli import image_arguments
 from runtime.cli import workers as workers_module
 from runtime.cli.progress import Progress
 from runtime.cli.workers import map_ordered
@@ -312,7 +313,7 @@ def test_memory_that_does_not_suffice_is_one_images_failure(
     status, rows, _ = run(capsys, photos, "-o", tmp_path / "out", "--workers", 1)
     assert status == 1
     assert [row["status"] for row in rows] == ["encoded", "failed", "encoded", "encoded", "encoded"]
-    assert "does not fit the memory" in rows[1]["error"]
+    assert "does not fit into memory" in rows[1]["error"]
 
 
 def test_resume(
@@ -515,7 +516,7 @@ def test_pipes_and_devices_that_are_named_are_read(
 def test_a_device_without_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr(edge_cli, "_MAX_STDIN_BYTES", 1 << 20)
+    monkeypatch.setattr(image_arguments, "MAX_IMAGE_BYTES", 1 << 20)
     assert edge_cli.main(["/dev/zero", "-o", str(tmp_path / "x")]) == 1
     assert "/dev/zero has more than 1048576 bytes" in capsys.readouterr().err
 
