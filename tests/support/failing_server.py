@@ -1,4 +1,4 @@
-"""A real HTTP server that fails as it is told: what edge-send is tested against besides cloud-serve itself."""
+"""A real HTTP server that fails as it is told, for the tests of edge-send."""
 
 import http.server
 import json
@@ -20,6 +20,8 @@ Failure = Callable[["Handler"], None]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    """Notes each post, then fails or answers as its server says."""
+
     protocol_version = "HTTP/1.1"
     server: "FailingServer"  # type: ignore[assignment]
 
@@ -44,7 +46,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200, {"classes": CLASSES})
 
     def do_CONNECT(self) -> None:
-        """As a proxy that is asked for a tunnel, and makes none."""
+        """Fail as a proxy that is asked for a tunnel."""
         with self.server.mutex:
             self.server.posts.append(
                 {
@@ -74,7 +76,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class FailingServer(http.server.ThreadingHTTPServer):
-    """Answers with CLASSES, but for the failures in `script`, which come first, one a post."""
+    """Answers with CLASSES, after the failures in `script`, one for each post."""
 
     daemon_threads = True
 
@@ -84,7 +86,7 @@ class FailingServer(http.server.ThreadingHTTPServer):
         self.script: list[Failure | None] = []
         self.always: Failure | None = None
         self.poison: dict[bytes, Failure] = {}
-        self.chances: list[Failure] = []  # drawn from at random, half of the time
+        self.chances: list[Failure | None] = []  # drawn at random for half of the posts
         self.random = random.Random(1)
         self.posts: list[dict[str, Any]] = []
         self.answered: Counter[str] = Counter()
@@ -104,7 +106,7 @@ class FailingServer(http.server.ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, *_: object) -> None:
-        pass  # clients that are killed
+        """Say nothing of clients that are killed."""
 
     @property
     def url(self) -> str:
@@ -121,34 +123,36 @@ class FailingServer(http.server.ThreadingHTTPServer):
 
 
 def status(code: int, content: Any = b"", **headers: str) -> Failure:
+    """An answer with any status and content."""
     return lambda handler: handler.answer(code, content, **headers)
 
 
 def refusal(code: int, name: str, **headers: str) -> Failure:
-    """As cloud-serve refuses."""
+    """A refusal as cloud-serve writes it."""
     return status(code, {"code": name, "error": f"it is {name}"}, **headers)
 
 
 def hang_up(handler: Handler) -> None:
-    """Take the post and close the connection without a word."""
+    """Take the post, and close the connection without an answer."""
     handler.close_connection = True
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
 def answer_and_hang_up(handler: Handler) -> None:
-    """Work, and lose the answer: what makes a delivery happen twice."""
+    """Do the work, and lose the answer, so that the file is delivered twice."""
     with handler.server.mutex:
         handler.server.answered[handler.headers["Idempotency-Key"]] += 1
     hang_up(handler)
 
 
 def silence(handler: Handler) -> None:
+    """Answer nothing for three seconds."""
     time.sleep(3)
     handler.close_connection = True
 
 
 def drip(handler: Handler) -> None:
-    """Begin an answer that does not end."""
+    """Begin an answer that comes a byte at a time."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
     for _ in range(100):
         handler.wfile.write(b" ")
@@ -156,7 +160,7 @@ def drip(handler: Handler) -> None:
 
 
 def flood(handler: Handler) -> None:
-    """An answer far larger than any of cloud-serve's."""
+    """Answer with far more bytes than cloud-serve ever does."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
     for _ in range(1000):
         handler.wfile.write(bytes(1 << 16))

@@ -1,4 +1,4 @@
-"""Packs: written whole, read within limits, classified row by row; and each kind that is refused."""
+"""Packs: written whole, read within limits, classified by row, and refused if they are damaged."""
 
 import json
 import os

@@ -44,7 +44,7 @@ def test_killed_at_any_moment_it_loses_nothing(
         refusal(500, "graph_failed"),
         hang_up,
         answer_and_hang_up,
-    ]  # type: ignore[list-item]
+    ]
     arguments = [str(tmp_path / "images"), "--url", server.url, "--attempts", "50"]
     kills = torn = waiting_at_kill = 0
     for _ in range(30):
