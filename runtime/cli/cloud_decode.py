@@ -5,7 +5,6 @@ standard output any more, and nothing goes to a file, the rest is not decoded.
 """
 
 import argparse
-import itertools
 import json
 import sys
 import time
@@ -22,11 +21,12 @@ from ..errors import (
     FeatureFileNotFoundError,
     FeatureFileTooLargeError,
 )
-from ..files import check_folder, check_output, own_descriptor, refuse_same_files, write_atomically
+from ..files import check_output, own_descriptor, refuse_same_files, write_atomically
 from ..options import add_engine_options, number, thread_count
 from .command import (
     EXIT_DONE,
     EXIT_FAILURE,
+    EXIT_REFUSED,
     Parser,
     command,
     explain,
@@ -35,6 +35,7 @@ from .command import (
     standard_input,
     standard_output,
 )
+from .decode_packs import classify_on_ray, classify_pack_file
 from .workers import without_blas_threads
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
     from ..cloud import CloudDecoder
 
-EXIT_REFUSED = 4
 _MOST_CLASSES = 1_000_000
 
 
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     _check_usage(parser, args)
     if args.ray:
-        return _on_ray(args)
+        return classify_on_ray(args)
     if args.info:
         _need_standard_output("open it")
         return _each(args.files, lambda name, data: _print_info(name, data, args.json))
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         _tune(args, report)
     decoder = CloudDecoder(args.bundle, args.threads, args.provider, args.precision)
     if args.output is not None:
-        return _classify_pack(decoder, args.files[0], args.output, args.json, report)
+        return classify_pack_file(decoder, args.files[0], args.output, args.json, report)
     return _classify(decoder, args)
 
 
@@ -218,69 +218,6 @@ def _classify(decoder: "CloudDecoder", args: argparse.Namespace) -> int:
             except OSError as error:
                 say(f"cloud-decode: cannot write the logits: {explain(error)}", sys.stderr)
                 return EXIT_FAILURE
-    return status
-
-
-def _classify_pack(
-    decoder: "CloudDecoder", source: str, target: str, as_json: bool, report: IO[str] | None
-) -> int:
-    from ..bulk.parquet import classify_pack, count_rows
-    from .progress import Progress
-
-    start = time.perf_counter()
-    try:
-        with Progress(count_rows(source), "row") as progress:
-            decoded, refused = classify_pack(source, target, decoder, progress.advance)
-    except FeatureFileError as error:  # the whole pack is of another bundle
-        say(f"cloud-decode: {error}", sys.stderr)
-        return EXIT_REFUSED
-    seconds = time.perf_counter() - start
-    result = {
-        "file": source,
-        "output": target,
-        "decoded": decoded,
-        "refused": refused,
-        "seconds": round(seconds, 3),
-    }
-    line = (
-        f"{source} -> {target}: {decoded} decoded, {refused} refused; "
-        f"{decoded / seconds:.1f} rows/s"
-    )
-    say(json.dumps(result, allow_nan=False) if as_json else line, report)
-    return EXIT_REFUSED if refused else EXIT_DONE
-
-
-def _on_ray(args: argparse.Namespace) -> int:
-    from ..cluster.bulk import classify_packs, plan_packs, plan_targets
-    from ..codec.bundle import Bundle, bundle_files, default_bundle
-    from .progress import Progress
-
-    targets = plan_targets(args.files, args.output)
-    refuse_same_files([target for _, target in targets], bundle_files(args.bundle))
-    check_folder(args.output)
-    bundle = Bundle.load(args.bundle or default_bundle())
-    Path(args.output).mkdir(parents=True, exist_ok=True)
-    packs, results = plan_packs(targets, bundle)
-    status = EXIT_DONE
-    with Progress(sum(pack.rows for pack in packs), "row") as progress:
-        classified = classify_packs(
-            packs, bundle, args.threads, args.provider, args.precision, progress.advance
-        )
-        for result in itertools.chain(results, classified):
-            if result.failure is not None:
-                progress.say(f"cloud-decode: {result.failure}", sys.stderr)
-                status = EXIT_FAILURE
-            elif result.refused:
-                status = status or EXIT_REFUSED
-            if args.json:
-                progress.say(json.dumps(result._asdict(), default=str, allow_nan=False), sys.stdout)
-            elif result.failure is None:
-                what = (
-                    "skipped, it exists already"
-                    if result.skipped
-                    else f"{result.decoded} decoded, {result.refused} refused"
-                )
-                progress.say(f"{result.source} -> {result.target}: {what}", sys.stdout)
     return status
 
 

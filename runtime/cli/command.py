@@ -23,7 +23,7 @@ from typing import IO, Any, BinaryIO
 
 from ..errors import ClosedStreamError, EdgeCloudError
 
-EXIT_DONE, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
+EXIT_DONE, EXIT_FAILURE, EXIT_REFUSED = 0, 1, 4  # 2, wrong usage, is given by argparse
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 _REMEDIES = {

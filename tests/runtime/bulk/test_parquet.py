@@ -39,11 +39,7 @@ def pack(tmp_path: Path, encoder: EdgeEncoder, feature_bytes: bytes) -> Path:
 
 
 def foreign(path: Path, feature_bytes: bytes, **changed: Any) -> Path:
-    """A pack of one row as another program might write it, without metadata.
-
-    Args:
-        changed: columns to replace, or to leave out if None.
-    """
+    """A pack of one row without metadata; `changed` replaces columns; None leaves one out."""
     columns = {
         "key": pa.array(["a"]),
         "feature_file": pa.array([feature_bytes]),
