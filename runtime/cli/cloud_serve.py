@@ -26,7 +26,7 @@ from .. import __version__
 from ..errors import EdgeCloudError
 from ..options import number
 from ..service.options import LOG_LEVELS, add_service_options, settings_of
-from .command import EXIT_DONE, EXIT_FAILURE, command, say
+from .command import EXIT_DONE, EXIT_FAILURE, Parser, command, say
 
 if TYPE_CHECKING:
     import socket
@@ -44,7 +44,7 @@ _BACKLOG = 1024  # connections that the system holds until they are accepted
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cloud-serve",
         description="Serve bundles: feature files come in over HTTP, classes go out.",
         epilog="SIGHUP reads bundles and tokens again; SIGTERM answers admitted requests and "

@@ -230,7 +230,7 @@ def test_help_that_cannot_be_printed(unbuffered: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a device of Linux")
-@pytest.mark.parametrize("name", ["edge_encode", "edge_send", "cloud_decode"])
+@pytest.mark.parametrize("name", ["edge_encode", "edge_send", "cloud_decode", "cloud_serve"])
 def test_the_help_of_each_command(name: str) -> None:
     shell = f'PYTHONUNBUFFERED=1 "$0" -m runtime.cli.{name} --help >/dev/full'
     done = python("", shell)
