@@ -65,7 +65,7 @@ class EdgeEncoder:
         Raises the ImageErrors and NotANumberError.
         """
         pixels = preprocess(image, as_is, self.fast_jpeg, self.bundle.manifest.preprocessing)
-        return self.pack(self.symbols(pixels[None])[0], *pixels.shape[:2])
+        return self.encode_symbols(self.symbols(pixels[None])[0], *pixels.shape[:2])
 
     def encode_batch(self, images: Iterable[ImageInput], as_is: bool = False) -> list[bytes]:
         """Feature files in the order of `images`; images of one size share graph calls.
@@ -90,7 +90,7 @@ class EdgeEncoder:
             for index, symbols in zip(
                 group, self.symbols(np.stack([prepared[i] for i in group])), strict=True
             ):
-                files[index] = self.pack(symbols, height, width)
+                files[index] = self.encode_symbols(symbols, height, width)
         return files
 
     def symbols(self, pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
@@ -126,14 +126,14 @@ class EdgeEncoder:
             )
         return self.engine.run(np.ascontiguousarray(pixels))["symbols"]
 
-    def pack(self, symbols: NDArray[np.int16], height: int, width: int) -> bytes:
+    def encode_symbols(self, symbols: NDArray[np.int16], height: int, width: int) -> bytes:
         """The coder: symbols int16 [C, H', W'] of an image of height x width pixels -> feature file.
 
         Raises NotANumberError.
         """
         return self.bundle.encode(symbols, height, width, self.profile)
 
-    def wrote(self, path: str | os.PathLike[str], as_is: bool = False) -> bool:
+    def is_current(self, path: str | os.PathLike[str], as_is: bool = False) -> bool:
         """Whether `path` is a whole feature file of this bundle, and of the profile and, unless `as_is`, the size that are written."""
         try:
             with open(path, "rb") as source:

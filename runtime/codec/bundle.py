@@ -161,7 +161,7 @@ class Bundle:
         profile = profile or self.manifest.profile
         if profile is Profile.CONTEXT:
             self.require_contexts()
-        return feature_file.pack(
+        return feature_file.build(
             self.fingerprint, height, width, self.tables.encode(symbols, profile), profile
         )
 

@@ -89,7 +89,7 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
     )
 
 
-def pack(
+def build(
     fingerprint: bytes, height: int, width: int, payload: bytes, profile: Profile = Profile.STATIC
 ) -> bytes:
     """Header, payload and checksum.

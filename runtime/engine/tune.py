@@ -85,7 +85,7 @@ def tune(
         threads: of each engine; None for one a core.
 
     Gives {"provider", "precision", "threads", "candidates": [{"provider", "precision", "milliseconds",
-    "strays", "accepted", "error"}]}, milliseconds being medians of one input. Raises TuneError; the
+    "deviation", "accepted", "error"}]}, milliseconds being medians of one input. Raises TuneError; the
     BundleErrors where not even the safe choice loads; NotFiniteLogitsError where it gives no logits.
     """
     if not inputs:
@@ -109,7 +109,7 @@ def tune(
                 deviation(engines[SAFE].run(batch)[output], engine.run(batch)[output])
                 for batch in inputs
             ]
-            rows[choice]["strays"] = max(far for far, _ in results)
+            rows[choice]["deviation"] = max(far for far, _ in results)
             rows[choice]["accepted"] = not any(too_far for _, too_far in results)
         except (
             Exception
@@ -181,6 +181,6 @@ def table(result: dict[str, Any]) -> str:
         else:
             note = "" if row["accepted"] else "  too far from float32"
             lines.append(
-                f"{name:<16} {row['milliseconds']:8.2f} ms   strays {row['strays']:.4%}{note}{chosen}"
+                f"{name:<16} {row['milliseconds']:8.2f} ms   deviation {row['deviation']:.4%}{note}{chosen}"
             )
     return "\n".join(lines)

@@ -106,13 +106,13 @@ def test_a_file_larger_than_the_bundle_allows_takes_no_memory(decoder: CloudDeco
     """The header promises 2^62 pixels: refused before anything is allocated."""
     side = ((1 << 28) - 1) * 8
     with pytest.raises(errors.TooManySymbolsError, match="--max-pixels"):
-        decoder.classify(feature_file.pack(decoder.bundle.fingerprint, side, side, bytes(100)))
+        decoder.classify(feature_file.build(decoder.bundle.fingerprint, side, side, bytes(100)))
 
 
 @pytest.mark.parametrize(("height", "width"), [(0, 0), (0, 224), (224, 0)])
 def test_a_file_of_no_pixels(decoder: CloudDecoder, height: int, width: int) -> None:
     with pytest.raises(errors.DamagedFeatureFileError, match="impossible"):
-        decoder.classify(feature_file.pack(decoder.bundle.fingerprint, height, width, bytes(16)))
+        decoder.classify(feature_file.build(decoder.bundle.fingerprint, height, width, bytes(16)))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_payload_that_is_damaged_under_a_right_checksum(
 ) -> None:
     payload = change(bytes(feature_file.parse(feature_bytes).payload))
     with pytest.raises(errors.DamagedFeatureFileError, match="payload"):
-        decoder.classify(feature_file.pack(decoder.bundle.fingerprint, 224, 224, payload))
+        decoder.classify(feature_file.build(decoder.bundle.fingerprint, 224, 224, payload))
 
 
 def test_every_flipped_byte_of_a_real_file_is_refused(

@@ -182,16 +182,16 @@ def test_requests_at_once_share_graph_calls_and_none_gets_anothers_answer(
         (lambda data: data + b"\0", 400, "trailing_bytes"),
         (lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:], 400, "damaged_feature_file"),
         (
-            lambda data: feature_file.pack(data[2:6], 224, 224, bytes(10)),
+            lambda data: feature_file.build(data[2:6], 224, 224, bytes(10)),
             400,
             "damaged_feature_file",
         ),
         (
-            lambda data: feature_file.pack(data[2:6], 8 << 20, 8 << 20, bytes(10)),
+            lambda data: feature_file.build(data[2:6], 8 << 20, 8 << 20, bytes(10)),
             413,
             "too_many_symbols",
         ),
-        (lambda data: feature_file.pack(b"\1\2\3\4", 224, 224, bytes(10)), 404, "unknown_model"),
+        (lambda data: feature_file.build(b"\1\2\3\4", 224, 224, bytes(10)), 404, "unknown_model"),
     ],
 )
 def test_each_refusal_of_a_feature_file_has_its_code(
