@@ -373,7 +373,7 @@ def test_what_tune_cannot_do(
 
     monkeypatch.setattr(tuning, "write_atomically", full)
     monkeypatch.setattr(tuning, "ROUNDS", 2)
-    with pytest.raises(TuneError, match="cannot be kept"):
+    with pytest.raises(TuneError, match="cannot be saved"):
         tuning.tune(loaded, "edge", [pixels], *EDGE, 1)
     assert edge_cli.main(["--tune", "--bundle", str(loaded.folder), "missing.jpg"]) == 1
     assert "no such file: missing.jpg" in capsys.readouterr().err
