@@ -31,7 +31,7 @@ class Task(Protocol):
 
     @staticmethod
     def deviation(expected: NDArray[Any], found: NDArray[Any]) -> tuple[float, bool]:
-        """How far an engine's output [N, ...] is from the expected one, and whether that is too far.
+        """How far an output [N, ...] is from the expected one, and whether that is too far.
 
         `--tune` compares engines by it. Raises NotFiniteLogitsError if `expected` is not finite.
         """
