@@ -1,4 +1,4 @@
-"""Both ends together: the right class from the demo's picture, limits, batches, threads, strangers."""
+"""Both ends together: the demo's class, limits, batches, threads, and other bundles' files."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -74,7 +74,7 @@ def test_groups_keep_every_index_once() -> None:
     assert groups == [[0, 2], [3], [1, 4]]
 
 
-def test_threads_may_share_both(
+def test_threads_may_share_encoder_and_decoder(
     encoder: EdgeEncoder, decoder: CloudDecoder, golf_ball: NDArray[np.uint8]
 ) -> None:
     images = [np.roll(golf_ball[:96, :96], shift, axis=1) for shift in range(6)]
@@ -103,7 +103,7 @@ def test_an_image_larger_than_the_bundle_allows(encoder: EdgeEncoder) -> None:
 
 
 def test_a_file_larger_than_the_bundle_allows_takes_no_memory(decoder: CloudDecoder) -> None:
-    """The header promises 2^62 pixels: refused before anything is allocated."""
+    """The header claims 2^62 pixels, and is refused before anything is allocated."""
     side = ((1 << 28) - 1) * 8
     with pytest.raises(errors.TooManySymbolsError, match="--max-pixels"):
         decoder.classify(feature_file.build(decoder.bundle.fingerprint, side, side, bytes(100)))

@@ -83,9 +83,7 @@ def test_openvino_rounds_less_in_int8_than_onnxruntime(
     """It rounds only what a convolution reads, so both ends are closer to float32."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
     if OpenVino.lacks(OPENVINO_INT8):
-        pytest.skip(
-            "this processor has no VNNI, so onnxruntime runs instead: OpenVINO's sums would overflow"
-        )
+        pytest.skip("this processor has no VNNI, so onnxruntime runs in place of OpenVINO")
     float32, *int8 = (
         EdgeEncoder(bundle, 2, provider=provider, precision=precision).symbols(pixels)
         for provider, precision in INT8_LAST
