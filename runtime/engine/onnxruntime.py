@@ -55,10 +55,12 @@ class OnnxRuntime:
 
     @classmethod
     def version(cls) -> str | None:
+        """As Engine.version."""
         return str(ort.__version__)
 
     @classmethod
     def lacks(cls, choice: Choice) -> str | None:
+        """As Engine.lacks."""
         wanted = _PROVIDERS[choice.provider]
         return (
             None
@@ -68,7 +70,9 @@ class OnnxRuntime:
 
     @classmethod
     def is_worth_trying(cls, choice: Choice) -> bool:
+        """As Engine.is_worth_trying."""
         return True
 
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """As Engine.run."""
         return dict(zip(self._outputs, self._session.run(None, {self._source: batch}), strict=True))

@@ -69,6 +69,7 @@ class OpenVino:
 
     @classmethod
     def version(cls) -> str | None:
+        """As Engine.version."""
         # Imported here because it loads much, such as the package email.
         from importlib.metadata import PackageNotFoundError, version
 
@@ -79,6 +80,7 @@ class OpenVino:
 
     @classmethod
     def lacks(cls, choice: Choice) -> str | None:
+        """As Engine.lacks."""
         if not find_spec("openvino"):
             return "the package openvino, which is not installed here"
         if choice.precision == "int8" and processor.X86 and not processor.has_vnni():
@@ -87,9 +89,11 @@ class OpenVino:
 
     @classmethod
     def is_worth_trying(cls, choice: Choice) -> bool:
+        """As Engine.is_worth_trying."""
         return choice.precision != "bf16" or processor.has_bf16()
 
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """As Engine.run."""
         request: openvino.InferRequest | None = getattr(self._requests, "one", None)
         if request is None:
             with _own_signal_stack():

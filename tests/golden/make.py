@@ -91,6 +91,7 @@ def small_cases() -> dict[
 
 
 def write_cases() -> None:
+    """Write the cases of the coder."""
     for name, (cdfs, offsets, contexts, symbols, columns) in small_cases().items():
         payload = reference_coder.encode_small(cdfs, offsets, contexts, symbols, columns)
         nothing: tuple[list[int], list[list[int]]] = ([], [])
@@ -143,32 +144,37 @@ def feature_file(
     )
 
 
+TABLES = [SKEWED, PLAIN], [-3, 0]
+SYMBOLS = [[0, 0, 2, 0, -90, 0], [1, 0, 3, 2, 1, 500]]
+
+
+def with_digits(symbol: int, digits: list[int]) -> bytes:
+    """A file of an encoder that writes other digits than it should for `symbol`."""
+    right = reference_coder.Channel.digits
+    reference_coder.Channel.digits = lambda channel, value: (
+        digits if value == symbol else right(channel, value)
+    )
+    try:
+        return feature_file(reference_coder.encode(*TABLES, SYMBOLS))
+    finally:
+        reference_coder.Channel.digits = right
+
+
+def with_last_state() -> bytes:
+    """A file of an encoder that begins with another state than 2^16."""
+    reference_coder.LOWER += 1
+    try:
+        return feature_file(reference_coder.encode(*TABLES, SYMBOLS))
+    finally:
+        reference_coder.LOWER -= 1
+
+
 def write_bad_files() -> None:
-    tables = [SKEWED, PLAIN], [-3, 0]
-    symbols = [[0, 0, 2, 0, -90, 0], [1, 0, 3, 2, 1, 500]]
-    payload = reference_coder.encode(*tables, symbols)
+    """Write the intact files, and each file that a reader must refuse."""
+    payload = reference_coder.encode(*TABLES, SYMBOLS)
     intact = feature_file(payload)
-    small_payload = reference_coder.encode_small(*tables, {1: CONTEXTS}, symbols, 3)
+    small_payload = reference_coder.encode_small(*TABLES, {1: CONTEXTS}, SYMBOLS, 3)
     intact_small = feature_file(small_payload, version=b"\x11")
-
-    def with_digits(symbol: int, digits: list[int]) -> bytes:
-        """A file of an encoder that writes other digits than it should for `symbol`."""
-        right = reference_coder.Channel.digits
-        reference_coder.Channel.digits = lambda channel, value: (
-            digits if value == symbol else right(channel, value)
-        )
-        try:
-            return feature_file(reference_coder.encode(*tables, symbols))
-        finally:
-            reference_coder.Channel.digits = right
-
-    def with_last_state() -> bytes:
-        """A file of an encoder that begins with another state than 2^16."""
-        reference_coder.LOWER += 1
-        try:
-            return feature_file(reference_coder.encode(*tables, symbols))
-        finally:
-            reference_coder.LOWER -= 1
 
     bad = {
         "empty": b"",
