@@ -34,7 +34,7 @@ from tqdm import tqdm
 from benchmarks.machine import commit, cores, describe
 from export.images import pixels_of
 from runtime import CloudDecoder, EdgeEncoder, __version__
-from runtime.codec.feature_file import Profile, pack, parse
+from runtime.codec.feature_file import Profile, build, parse
 from runtime.errors import EdgeCloudError
 from runtime.options import number
 from runtime.tasks.classification import require_finite
@@ -104,7 +104,7 @@ def measure(
     if used.tables.contexts:
         ways["small"] = partial(used.encode, profile=Profile.CONTEXT)
         own = used.compressai_tables()
-        ways["plain, the model's own tables"] = lambda symbols, height, width: pack(
+        ways["plain, the model's own tables"] = lambda symbols, height, width: build(
             used.fingerprint, height, width, own.encode(symbols)
         )
     by_way: dict[str, list[int]] = {way: [] for way in ways}
@@ -120,7 +120,7 @@ def measure(
         files = []
         for one in pixels:
             symbols, (height, width) = encoder.symbols(one[None])[0], one.shape[:2]
-            files.append(encoder.pack(symbols, height, width))
+            files.append(encoder.encode_symbols(symbols, height, width))
             for way, encode in ways.items():
                 by_way[way].append(len(encode(symbols, height, width)))
         labels = [label for one, (_, label) in zip(read, batch, strict=True) if one is not None]

@@ -82,7 +82,7 @@ def singly(encoder: EdgeEncoder, image: str, target: str) -> list[float]:
     clock.append(time.process_time())
     symbols = encoder.symbols(pixels[None])[0]
     clock.append(time.process_time())
-    data = encoder.pack(symbols, *pixels.shape[:2])
+    data = encoder.encode_symbols(symbols, *pixels.shape[:2])
     clock.append(time.process_time())
     write_atomically(target, data)
     clock.append(time.process_time())

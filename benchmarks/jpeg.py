@@ -154,7 +154,7 @@ def measure_accuracy(
                 pixels = preprocess(decode(file))
                 symbols = encoder.symbols(pixels[None])[0]
                 first = first or (pixels, symbols)
-                packed = encoder.pack(symbols, *pixels.shape[:2])
+                packed = encoder.encode_symbols(symbols, *pixels.shape[:2])
                 if packed not in classes:
                     classes[packed] = int(decoder.logits([packed])[0].argmax())
                 entry = {

@@ -278,7 +278,7 @@ def measure(
                 if staged:
                     symbols = encoder.symbols(pixels[None])[0]
                     clock.append(time.perf_counter())
-                    data = encoder.pack(symbols, *pixels.shape[:2])
+                    data = encoder.encode_symbols(symbols, *pixels.shape[:2])
                 else:
                     data = encoder.encode(pixels, as_is=True)
                 clock.append(time.perf_counter())

@@ -121,7 +121,10 @@ def samples_of(
         EdgeEncoder(bundle, provider="cpu", precision="fp32"),
         CloudDecoder(bundle, provider="cpu", precision=precision),
     )
-    files = [encoder.pack(encoder.symbols(pixels[None])[0], *pixels.shape[:2]) for pixels in images]
+    files = [
+        encoder.encode_symbols(encoder.symbols(pixels[None])[0], *pixels.shape[:2])
+        for pixels in images
+    ]
     return [Sample(data, decoder.classify(data, 1)[0].class_index) for data in files], decoder
 
 

@@ -256,7 +256,7 @@ def _try(
     """Encode one image, unless it is done already; an error becomes a report."""
     image, output, source = job
     try:
-        if resume and Path(output).is_file() and encoder.wrote(output, as_is):
+        if resume and Path(output).is_file() and encoder.is_current(output, as_is):
             return {"status": "skipped", "image": image, "output": output}, None
         if isinstance(source, Exception):
             raise source
@@ -306,7 +306,7 @@ def _encode(
     symbols = encoder.symbols(pixels[None])[0]
     clock.append(time.perf_counter())
     height, width = pixels.shape[:2]
-    data = encoder.pack(symbols, height, width)
+    data = encoder.encode_symbols(symbols, height, width)
     clock.append(time.perf_counter())
     if to_file:
         _write(output, data)

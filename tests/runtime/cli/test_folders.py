@@ -87,7 +87,9 @@ def test_resume(
     (out / FILES[1]).write_bytes(expected[FILES[1]][:-1])  # cut short
     other = feature_file.parse(expected[FILES[2]])
     (out / FILES[2]).write_bytes(
-        feature_file.pack(b"else", other.height, other.width, bytes(other.payload), Profile.CONTEXT)
+        feature_file.build(
+            b"else", other.height, other.width, bytes(other.payload), Profile.CONTEXT
+        )
     )
     before = (out / FILES[3]).stat().st_mtime_ns
     status, rows, err = run(capsys, photos, "-o", out, "--resume", "--workers", 2)

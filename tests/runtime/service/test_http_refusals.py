@@ -26,16 +26,16 @@ FORM, URLENCODED = "multipart/form-data; boundary=x", "application/x-www-form-ur
         (lambda data: data + b"\0", 400, "trailing_bytes"),
         (lambda data: data[:50] + bytes([data[50] ^ 1]) + data[51:], 400, "damaged_feature_file"),
         (
-            lambda data: feature_file.pack(data[2:6], 224, 224, bytes(10)),
+            lambda data: feature_file.build(data[2:6], 224, 224, bytes(10)),
             400,
             "damaged_feature_file",
         ),
         (
-            lambda data: feature_file.pack(data[2:6], 8 << 20, 8 << 20, bytes(10)),
+            lambda data: feature_file.build(data[2:6], 8 << 20, 8 << 20, bytes(10)),
             413,
             "too_many_symbols",
         ),
-        (lambda data: feature_file.pack(b"\1\2\3\4", 224, 224, bytes(10)), 404, "unknown_model"),
+        (lambda data: feature_file.build(b"\1\2\3\4", 224, 224, bytes(10)), 404, "unknown_model"),
     ],
 )
 def test_each_refusal_of_a_feature_file_has_its_code(
