@@ -1,4 +1,4 @@
-"""benchmarks/rate_accuracy.py: curves from records; and the whole chain from training to the figure, in its smallest size."""
+"""benchmarks/rate_accuracy.py: curves from records, and all steps from training to the figure."""
 
 import json
 import os
@@ -9,21 +9,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.common import RESULTS
+from benchmarks.curves import Curves, Point, bd_rate, bytes_at, bytes_enough, pareto, top1_at
 from benchmarks.rate_accuracy import (
     CODECS,
-    RESULTS,
-    Curves,
-    Point,
     RecordsError,
-    bd_rate,
-    bytes_at,
-    bytes_enough,
     compare,
     measured,
-    pareto,
     published,
     text,
-    top1_at,
 )
 from export.images import synthetic_images
 
