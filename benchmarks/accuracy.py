@@ -335,6 +335,7 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
     args = _parser().parse_args(argv)
     try:
         record, predictions = measure(args)

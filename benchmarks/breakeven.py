@@ -182,6 +182,7 @@ def _add_assumptions(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
     if (args.uplink is None) != (args.rtt is None):

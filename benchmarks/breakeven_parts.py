@@ -172,6 +172,7 @@ class _Ends:
             return self.teacher_class(np.asarray(image.convert("RGB")))
 
     def teacher_class(self, pixels: NDArray[np.uint8]) -> int:
+        """The class that the teacher gives pixels uint8 [224, 224, 3]."""
         return int(require_finite(self.teacher(pixels)).argmax())
 
     def sent(self) -> dict[str, bytes]:

@@ -349,6 +349,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
     args = _parser().parse_args(argv)
     try:
         record = {**header("coder", 1), "runs": args.runs}

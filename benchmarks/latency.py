@@ -67,7 +67,8 @@ WARM_UP = 20
 # In float32 too, a latent halfway between two symbols may be rounded either way.
 MAX_CHANGED_FP32 = 1e-4
 # Of the figure: Okabe and Ito's for engines, which colour-blind readers can tell apart, and greys.
-COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#999999", "#555555", "#cccccc")
+ENGINE_COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
+GREYS = ("#999999", "#555555", "#cccccc")
 
 
 @dataclass
@@ -254,14 +255,14 @@ def draw(record: dict[str, Any], file: Path) -> None:
     series["published, 8 cores"] = {model: row["published_ms"] for model, row in first.items()}
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
+    colours = [*(ENGINE_COLOURS * len(engines))[: len(engines)], *GREYS]
     for index, (name, values) in enumerate(series.items()):
         offset = 0.85 * ((index + 0.5) / len(series) - 0.5)
         found = [(models.index(model) + offset, ms) for model, ms in values.items() if ms]
         if not found:
             continue
-        colour = COLOURS[index % len(COLOURS)]
         at, heights = zip(*found, strict=True)
-        bars = axes.bar(at, heights, width=0.8 / len(series), color=colour, label=name)
+        bars = axes.bar(at, heights, width=0.8 / len(series), color=colours[index], label=name)
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
     axes.set_xticks(range(len(models)), models)
     axes.set_ylabel("ms from a 224x224 array to a feature file")
@@ -311,6 +312,7 @@ def _measure_all(args: argparse.Namespace, with_torch: bool) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
     args = _parser().parse_args(argv)
     with_torch = bool(find_spec("torch") and find_spec("compressai"))
     try:

@@ -179,6 +179,7 @@ def pages() -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
     parser = new_parser(__doc__)
     parser.add_argument(
         "--check",

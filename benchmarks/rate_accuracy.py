@@ -212,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
     args = _parser().parse_args(argv)
     if args.imagenet:
         # The authors publish no curve of matsubara2022wacv.

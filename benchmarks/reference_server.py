@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Serve until the process is ended."""
     args = _parser().parse_args(argv)
     model = load()
     app = FastAPI()

@@ -346,6 +346,7 @@ def _measure_all(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
     args = _parser().parse_args(argv)
     try:
         record = _measure_all(args)

@@ -332,6 +332,7 @@ def _measure_all(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
     args = _parser().parse_args(argv)
     if args.smoke:
         args.seconds, args.turns, args.soak = 4.0, 1, 4.0

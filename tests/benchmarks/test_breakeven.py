@@ -1,4 +1,4 @@
-"""benchmarks/breakeven.py: its arithmetic, checked by hand, and a whole run of the smallest size."""
+"""breakeven.py: its arithmetic, checked by hand, and a whole run of the smallest size."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Every benchmark starts as a script and as a module, and its record names a commit that is true."""
+"""Every benchmark starts as a script and as a module, and records name their commit."""
 
 import json
 import re
