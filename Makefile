@@ -43,9 +43,10 @@ test-all: $(INSTALLED) $(BUNDLE)/manifest.json ## run the tests, the slow ones t
 test-cluster: $(INSTALLED) $(BUNDLE)/manifest.json ## run the tests that start a Ray cluster of two nodes
 	$(BIN)/python -m pytest -q -s -m cluster
 
-lint: $(INSTALLED) ## ruff: rules and layout; codespell
+lint: $(INSTALLED) ## ruff: rules and layout; clang-format; codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*/*.?pp
 	$(BIN)/codespell
 
 types: $(INSTALLED) ## mypy

@@ -13,7 +13,7 @@ setup(
             ["csrc/python/bindings.cpp"],
             depends=sorted(str(path) for path in Path("csrc").rglob("*.hpp")),
             cxx_std=17,
-            # No -march=native: a wheel runs on machines that did not build it.
+            # No -march=native: wheels run on other machines. SIMD kernels are chosen at run time.
             extra_compile_args=[] if os.name == "nt" else ["-O3", "-Wall", "-Wextra"],
         )
     ]

@@ -1,190 +1,231 @@
-"""Top-1 and bpp of a bundle on labelled images, through real feature files, by onnxruntime unless told otherwise.
+"""Top-1 and bpp of a bundle on labelled images, through real feature files.
 
-    python benchmarks/accuracy.py --data DIR [--bundle DIR] [--as-is] [--teacher FILE] [--provider NAME --precision NAME] [--json]
+    python benchmarks/accuracy.py --data DIR [--bundle DIR] [--as-is] [--teacher FILE] [--json]
 
 `python -m training.evaluate` does this for every checkpoint of a model.
 
-DIR has one folder of images a class, matched with the bundle's labels by name, in any order and for a part of them;
-where no name is a label's, as many folders as labels stand for them in order (training/labels.py).
-Every image becomes the bytes of a feature file, and those bytes logits, as on a device and a
-server. With --teacher, a ResNet-50 in torch sees the same pixels and the difference is given.
+DIR has a folder of images for each class. Folders and the bundle's labels are matched by name,
+in any order, and DIR may lack some classes; where no name is a label, as many folders as labels
+stand for them in order (training/labels.py). Each image is encoded to the bytes of a feature
+file, and those bytes are classified, as on a device and a server; by onnxruntime unless
+--provider says otherwise. With --teacher, a ResNet-50 in torch classifies the same pixels, and
+the difference is given.
 
-Beside the files of the bundle's own profile, the same symbols are coded in the other, and under
-the tables that the checkpoint's entropy model gives by itself, before any fitting.
+Beside the files of the bundle's own profile, the same symbols are coded in the other profile,
+and with the tables of the checkpoint's entropy model, which no counts were fitted to.
 
 Always holds: bpp counts whole feature files, headers and checksums included.
 """
 
 import argparse
-import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.machine import commit, cores, describe
+from benchmarks.common import (
+    add_output_options,
+    add_threads_option,
+    as_json,
+    header,
+    new_parser,
+    progress,
+    taken_evenly,
+)
 from export.images import pixels_of
-from runtime import CloudDecoder, EdgeEncoder, __version__
-from runtime.codec.feature_file import Profile, pack, parse
+from runtime import CloudDecoder, EdgeEncoder
+from runtime.codec.feature_file import Profile, build, parse
 from runtime.errors import EdgeCloudError
 from runtime.options import number
 from runtime.tasks.classification import require_finite
 from training.folders import Damage, DataError, class_folder
 from training.labels import match
 
+Encode = Callable[[NDArray[np.int16], int, int], bytes]
+# Pixels uint8 [H, W, 3] -> the index of the teacher's class among the bundle's labels.
+Judge = Callable[[NDArray[np.uint8]], int]
+Z = 1.959964  # half the width of a 95 % interval, in standard deviations
+
 
 def labelled_images(
     folder: Path, labels: Sequence[str], limit: int | None = None, of: str = "the bundle"
 ) -> list[tuple[Path, int]]:
-    """(path, class index) of all images in the class folders, or of `limit` taken evenly; raises DataError, ClassesError."""
+    """(path, class index) of the images in the class folders, or of `limit` of them, evenly spread.
+
+    `of` says in messages whose labels they are. Raises DataError, ClassesError.
+    """
     there = class_folder(folder, empty=True)
     classes, note = match(there.names, labels, str(folder), of)
     if note:
-        print(f"accuracy: {note}", file=sys.stderr)
-    found = [(path, classes[index]) for path, index in there.files]
-    if limit is None or limit >= len(found):
-        return found
-    return [found[index * len(found) // limit] for index in range(limit)]
+        progress(f"accuracy: {note}")
+    return taken_evenly([(path, classes[index]) for path, index in there.files], limit)
 
 
-def wilson(right: int, count: int) -> tuple[float, float]:
+def wilson(correct: int, count: int) -> tuple[float, float]:
     """95 % interval of a share (E. B. Wilson, 1927)."""
-    z = 1.959964
-    share, scale = right / count, 1 + z * z / count
-    middle = (share + z * z / (2 * count)) / scale
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / scale
+    share, scale = correct / count, 1 + Z * Z / count
+    middle = (share + Z * Z / (2 * count)) / scale
+    half = Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count)) / scale
     return middle - half, middle + half
 
 
+def share_of(correct: Sequence[bool]) -> dict[str, float]:
+    """The share of correct answers, and its 95 % interval."""
+    low, high = wilson(sum(correct), len(correct))
+    return {"share": sum(correct) / len(correct), "low": low, "high": high}
+
+
 def paired(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> dict[str, float]:
-    """Difference of two shares on the same images, with its 95 % interval (normal approximation)."""
+    """Difference of two shares on the same images, and its 95 % interval (normal approximation)."""
     difference: NDArray[np.float64] = ours.astype(float) - theirs
-    half = 1.959964 * float(difference.std(ddof=1)) / math.sqrt(len(difference))
+    half = Z * float(difference.std(ddof=1)) / math.sqrt(len(difference))
     mean = float(difference.mean())
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def measure(
-    data: Path,
-    bundle: Path | None,
-    as_is: bool,
-    teacher: Path | None,
-    threads: int,
-    batch_size: int = 8,
-    workers: int = 2,
-    limit: int | None = None,
-    provider: str = "auto",
-    precision: str = "auto",
-    skip_damaged: bool = False,
-) -> tuple[dict[str, Any], list[int]]:
-    """All figures, as the JSON has them, and each image's class."""
-    encoder = EdgeEncoder(bundle, threads, provider=provider, precision=precision)
-    decoder = CloudDecoder(bundle, threads, provider=provider, precision=precision)
-    images = labelled_images(data, decoder.labels, limit)
-    judge = _teacher(teacher, threads, decoder.labels) if teacher else None
-    damage = Damage(skip_damaged, "--skip-damaged")
-    right: list[bool] = []
-    right5: list[bool] = []
-    predictions: list[int] = []
-    teacher_right: list[bool] = []
-    sizes, bpp = [], []
-    used = encoder.bundle
-    ways: dict[str, Callable[[NDArray[np.int16], int, int], bytes]] = {
-        "plain": partial(used.encode, profile=Profile.STATIC)
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, 5th and 95th percentile."""
+    return {
+        "mean": float(np.mean(values)),
+        "p5": float(np.percentile(values, 5)),
+        "p95": float(np.percentile(values, 95)),
     }
-    if used.tables.contexts:
-        ways["small"] = partial(used.encode, profile=Profile.CONTEXT)
-        own = used.compressai_tables()
-        ways["plain, the model's own tables"] = lambda symbols, height, width: pack(
-            used.fingerprint, height, width, own.encode(symbols)
-        )
-    by_way: dict[str, list[int]] = {way: [] for way in ways}
-    pool = ThreadPoolExecutor(max(1, workers))
-    for start in tqdm(
-        range(0, len(images), batch_size), unit="batch", disable=not sys.stderr.isatty()
-    ):
-        batch = images[start : start + batch_size]
-        read = list(pool.map(lambda one: pixels_of(one[0], as_is, damage), batch))
-        pixels = [one for one in read if one is not None]
-        if not pixels:
-            continue
-        files = []
-        for one in pixels:
-            symbols, (height, width) = encoder.symbols(one[None])[0], one.shape[:2]
-            files.append(encoder.pack(symbols, height, width))
-            for way, encode in ways.items():
-                by_way[way].append(len(encode(symbols, height, width)))
-        labels = [label for one, (_, label) in zip(read, batch, strict=True) if one is not None]
-        order = np.argsort(-decoder.logits(files), axis=1, kind="stable")
-        predictions += order[:, 0].tolist()
-        right += (order[:, 0] == labels).tolist()
-        right5 += [label in row[:5] for label, row in zip(labels, order, strict=True)]
-        sizes += [len(file) for file in files]
-        bpp += [8 * len(file) / parse(file).pixels for file in files]
-        if judge:
-            teacher_right += [
-                judge(one) == label for one, label in zip(pixels, labels, strict=True)
-            ]
+
+
+@dataclass
+class _Answers:
+    """What came of each image that could be read, in order."""
+
+    predictions: list[int] = field(default_factory=list)
+    correct: list[bool] = field(default_factory=list)
+    correct5: list[bool] = field(default_factory=list)
+    teacher_correct: list[bool] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    bpp: list[float] = field(default_factory=list)
+    sizes_by_coding: dict[str, list[int]] = field(default_factory=dict)
+
+
+def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
+    """The record, and each image's class. Raises DataError, ClassesError, EdgeCloudErrors."""
+    engine = {"provider": args.provider, "precision": args.precision}
+    encoder = EdgeEncoder(args.bundle, args.threads, **engine)
+    decoder = CloudDecoder(args.bundle, args.threads, **engine)
+    images = labelled_images(args.data, decoder.labels, args.images)
+    judge = _teacher(args.teacher, args.threads, decoder.labels) if args.teacher else None
+    damage = Damage(args.skip_damaged, "--skip-damaged")
+    rule = encoder.bundle.manifest.preprocessing
+    read = partial(pixels_of, as_is=args.as_is, damage=damage, rule=rule)
+    batches = _batches(images, read, args.batch_size, args.workers)
+    answers = _answers(encoder, decoder, batches, judge)
     damage.report()
-    if not right:
+    if not answers.correct:
         raise DataError(
-            f"none of the {len(images)} images in {data} can be read: mend or remove them"
+            f"none of the {len(images)} images in {args.data} can be read: mend or remove them"
         )
     manifest = decoder.bundle.manifest
-    low, high = wilson(sum(right), len(right))
-    result: dict[str, Any] = {
-        "benchmark": "accuracy",
-        "machine": describe(threads),
-        "commit": commit(),
+    record: dict[str, Any] = {
+        **header("accuracy", args.threads),
         "model": manifest.model,
         "lmb": manifest.lmb,
         "weights": manifest.weights,
         "bundle": manifest.fingerprint.hex()[:8],
-        "data": "/".join(data.resolve().parts[-2:]),
-        "images": len(right),
+        "data": "/".join(args.data.resolve().parts[-2:]),
+        "images": len(answers.correct),
         **({"left_out": len(damage.files)} if damage.files else {}),
-        "as_is": as_is,
-        "top1": {"share": sum(right) / len(right), "low": low, "high": high},
-        "top5": {"share": sum(right5) / len(right5)},
-        "bpp": {
-            "mean": float(np.mean(bpp)),
-            "p5": float(np.percentile(bpp, 5)),
-            "p95": float(np.percentile(bpp, 95)),
-        },
+        "as_is": args.as_is,
         "engines": {"edge": str(encoder.engine.choice), "cloud": str(decoder.engine.choice)},
         "profile": encoder.profile.title,
-        "mean_bytes_by_profile": {way: float(np.mean(counted)) for way, counted in by_way.items()},
-        "bytes": {
-            "mean": float(np.mean(sizes)),
-            "p5": float(np.percentile(sizes, 5)),
-            "p95": float(np.percentile(sizes, 95)),
+        **_figures(answers),
+    }
+    return record, answers.predictions
+
+
+def _batches(
+    images: list[tuple[Path, int]],
+    read: Callable[[Path], NDArray[np.uint8] | None],
+    size: int,
+    workers: int,
+) -> Iterator[tuple[list[NDArray[np.uint8]], list[int]]]:
+    """Pixels and labels of a batch of images; those for which `read` gives None are left out."""
+    starts = range(0, len(images), size)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for start in tqdm(starts, unit="batch", disable=not sys.stderr.isatty()):
+            paths, labels = zip(*images[start : start + size], strict=True)
+            pairs = zip(pool.map(read, paths), labels, strict=True)
+            found = [(pixels, label) for pixels, label in pairs if pixels is not None]
+            if found:
+                yield [pixels for pixels, _ in found], [label for _, label in found]
+
+
+def _answers(
+    encoder: EdgeEncoder,
+    decoder: CloudDecoder,
+    batches: Iterator[tuple[list[NDArray[np.uint8]], list[int]]],
+    judge: Judge | None,
+) -> _Answers:
+    """Encode and classify all batches."""
+    codings = _codings(encoder)
+    answers = _Answers(sizes_by_coding={name: [] for name in codings})
+    for batch, labels in batches:
+        files = []
+        for pixels in batch:
+            symbols, (height, width) = encoder.symbols(pixels[None])[0], pixels.shape[:2]
+            files.append(encoder.encode_symbols(symbols, height, width))
+            for name, encode in codings.items():
+                answers.sizes_by_coding[name].append(len(encode(symbols, height, width)))
+        order = np.argsort(-decoder.logits(files), axis=1, kind="stable")
+        answers.predictions += order[:, 0].tolist()
+        answers.correct += (order[:, 0] == labels).tolist()
+        answers.correct5 += [label in row[:5] for label, row in zip(labels, order, strict=True)]
+        answers.sizes += [len(file) for file in files]
+        answers.bpp += [8 * len(file) / parse(file).pixels for file in files]
+        if judge:
+            answers.teacher_correct += [
+                judge(pixels) == label for pixels, label in zip(batch, labels, strict=True)
+            ]
+    return answers
+
+
+def _codings(encoder: EdgeEncoder) -> dict[str, Encode]:
+    """The profiles and tables with which the same symbols are coded, by name."""
+    bundle = encoder.bundle
+    codings: dict[str, Encode] = {"plain": partial(bundle.encode, profile=Profile.STATIC)}
+    if bundle.tables.contexts:
+        own = bundle.compressai_tables()
+        codings["small"] = partial(bundle.encode, profile=Profile.CONTEXT)
+        codings["plain, the model's own tables"] = lambda symbols, height, width: build(
+            bundle.fingerprint, height, width, own.encode(symbols)
+        )
+    return codings
+
+
+def _figures(answers: _Answers) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        "top1": share_of(answers.correct),
+        "top5": {"share": sum(answers.correct5) / len(answers.correct5)},
+        "bpp": spread(answers.bpp),
+        "bytes": spread(answers.sizes),
+        "mean_bytes_by_profile": {
+            name: float(np.mean(sizes)) for name, sizes in answers.sizes_by_coding.items()
         },
     }
-    if judge:
-        low, high = wilson(sum(teacher_right), len(teacher_right))
-        result["teacher_top1"] = {
-            "share": sum(teacher_right) / len(teacher_right),
-            "low": low,
-            "high": high,
-        }
-        result["top1_minus_teacher"] = paired(np.array(right), np.array(teacher_right))
-    return result, predictions
+    if answers.teacher_correct:
+        correct, teacher = np.array(answers.correct), np.array(answers.teacher_correct)
+        figures["teacher_top1"] = share_of(answers.teacher_correct)
+        figures["top1_minus_teacher"] = paired(correct, teacher)
+    return figures
 
 
-def _teacher(path: Path, threads: int, labels: Sequence[str]) -> Any:
-    """A function from pixels uint8 [H, W, 3] to the place of the teacher's class in `labels`, in float32.
-
-    Raises ClassesError where its classes are others.
-    """
+def _teacher(path: Path, threads: int, labels: Sequence[str]) -> Judge:
+    """The teacher in float32, in torch. Raises ClassesError if its classes are not `labels`."""
     import torch
 
     from training.data import MEAN, STD
@@ -193,12 +234,8 @@ def _teacher(path: Path, threads: int, labels: Sequence[str]) -> Any:
     torch.set_num_threads(threads)
     teacher = load_teacher(path)
     classes = teacher.classes
-    ours = match(
-        teacher.labels or [f"class {index}" for index in range(classes)],
-        labels,
-        str(path),
-        "the bundle",
-    ).classes
+    names = teacher.labels or [f"class {index}" for index in range(classes)]
+    ours = match(names, labels, str(path), "the bundle").classes
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
 
     @torch.inference_mode()
@@ -209,37 +246,37 @@ def _teacher(path: Path, threads: int, labels: Sequence[str]) -> Any:
     return classify
 
 
-def text(result: dict[str, Any]) -> str:
-    def share(entry: dict[str, float]) -> str:
-        return f"{entry['share']:.2%} (95 % interval {entry['low']:.2%} to {entry['high']:.2%})"
+def text(record: dict[str, Any]) -> str:
+    """The record's figures, a line each."""
 
+    def interval(entry: dict[str, float], form: str = ".2%") -> str:
+        return f"95 % interval {entry['low']:{form}} to {entry['high']:{form}}"
+
+    top1, bpp, size = record["top1"], record["bpp"], record["bytes"]
     lines = [
-        f"{result['model']} lmb {result['lmb']}, {result['weights']} weights, bundle {result['bundle']}, {result['images']} images",
-        f"top-1    {share(result['top1'])}",
-        f"top-5    {result['top5']['share']:.2%}",
-        "bpp      {mean:.4f} mean, {p5:.4f} to {p95:.4f} (5th to 95th percentile)".format(
-            **result["bpp"]
-        ),
-        "bytes    {mean:.0f} mean, {p5:.0f} to {p95:.0f}".format(**result["bytes"]),
+        f"{record['model']} lmb {record['lmb']}, {record['weights']} weights, "
+        f"bundle {record['bundle']}, {record['images']} images",
+        f"top-1    {top1['share']:.2%} ({interval(top1)})",
+        f"top-5    {record['top5']['share']:.2%}",
+        f"bpp      {bpp['mean']:.4f} mean, {bpp['p5']:.4f} to {bpp['p95']:.4f} "
+        "(5th to 95th percentile)",
+        f"bytes    {size['mean']:.0f} mean, {size['p5']:.0f} to {size['p95']:.0f}",
     ]
-    lines += [
-        f"bytes    {mean:.1f} mean, {way}" for way, mean in result["mean_bytes_by_profile"].items()
-    ]
-    if "teacher_top1" in result:
-        difference = result["top1_minus_teacher"]
+    for coding, mean in record["mean_bytes_by_profile"].items():
+        lines.append(f"bytes    {mean:.1f} mean, {coding}")
+    if "teacher_top1" in record:
+        teacher, change = record["teacher_top1"], record["top1_minus_teacher"]
         lines += [
-            f"teacher  {share(result['teacher_top1'])}",
-            "top-1 minus teacher's  {mean:+.2%} (95 % interval {low:+.2%} to {high:+.2%}, paired)".format(
-                **difference
-            ),
+            f"teacher  {teacher['share']:.2%} ({interval(teacher)})",
+            f"top-1 minus teacher's  {change['mean']:+.2%} ({interval(change, '+.2%')}, paired)",
         ]
     return "\n".join(lines)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = new_parser(__doc__)
     parser.add_argument(
-        "--data", required=True, type=Path, metavar="DIR", help="one folder of images a class"
+        "--data", required=True, type=Path, metavar="DIR", help="a folder of images for each class"
     )
     parser.add_argument(
         "--bundle",
@@ -249,12 +286,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--as-is", action="store_true", help="take the images' pixels as they are")
     parser.add_argument("--teacher", type=Path, metavar="FILE", help="a ResNet-50 to compare with")
+    add_threads_option(parser, "all graphs")
+    _add_image_options(parser)
     parser.add_argument(
-        "--threads",
-        type=number(int, 1, 1024),
-        default=cores(),
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="write the class index of each image that can be read, one a line, in order",
+    )
+    parser.add_argument(
+        "--provider", default="auto", metavar="NAME", help="engine of both ends, as in edge-encode"
+    )
+    parser.add_argument(
+        "--precision", default="auto", metavar="NAME", help="of both ends, as in edge-encode"
+    )
+    add_output_options(parser)
+    return parser
+
+
+def _add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Which images are taken, and how they are read."""
+    parser.add_argument(
+        "--images",
+        type=number(int, 2, 10_000_000),
         metavar="N",
-        help="default: one a core",
+        help="how many images, evenly spread (default: all)",
     )
     parser.add_argument(
         "--batch_size",
@@ -271,59 +327,24 @@ def _parser() -> argparse.ArgumentParser:
         help="threads that decode and resize images (default: 2)",
     )
     parser.add_argument(
-        "--images",
-        type=number(int, 2, 10_000_000),
-        metavar="N",
-        help="so many images, taken evenly (default: all)",
-    )
-    parser.add_argument(
         "--skip-damaged",
         "--skip_damaged",
         action="store_true",
         help="leave out images that cannot be read, and count them",
     )
-    parser.add_argument(
-        "--predictions",
-        type=Path,
-        metavar="FILE",
-        help="write the class index of each image that can be read, a line each, in order",
-    )
-    parser.add_argument(
-        "--provider",
-        default="auto",
-        metavar="NAME",
-        help="engine of both ends, as edge-encode has it",
-    )
-    parser.add_argument(
-        "--precision", default="auto", metavar="NAME", help="of both ends, as edge-encode has it"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
     args = _parser().parse_args(argv)
     try:
-        result, predictions = measure(
-            args.data,
-            args.bundle,
-            args.as_is,
-            args.teacher,
-            args.threads,
-            args.batch_size,
-            args.workers,
-            args.images,
-            args.provider,
-            args.precision,
-            args.skip_damaged,
-        )
+        record, predictions = measure(args)
         if args.predictions:
             args.predictions.write_text("".join(f"{index}\n" for index in predictions))
     except (DataError, EdgeCloudError, ValueError, OSError) as error:
         print(f"accuracy: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(result, indent=1, allow_nan=False) if args.json else text(result))
+    print(as_json(record) if args.json else text(record))
     return 0
 
 

@@ -1,598 +1,336 @@
 """Time to encode one image, entropy coding included, beside the reference pipeline.
 
     python benchmarks/latency.py [--threads N] [--models MODEL...] [--json] [--keep]
+    python benchmarks/latency.py --draw        # the figure again, from the kept record
 
-The paper's measure is from a uint8 array of 224x224 to the bytes of a feature file. For each model, every
-engine that is installed here runs in turn with the pipeline of the reference (torch encoder,
-CompressAI's EntropyBottleneck.compress), unmodified, and with the same pipeline as fast as torch
-allows (channels last, no gradients, bfloat16 where the processor has it); ratios are of the unmodified one. Besides, for each of them: a
-1920x1080 JPEG, with what decoding and resizing take of it, and `edge-encode` of that as a fresh process; and the floor, which is the
-encoder's multiply-adds over what this machine's matrix product does in float32.
+What is timed is the paper's measure: from a uint8 array of 224x224 to the bytes of a feature
+file. For each model, every engine that is installed here takes turns with the reference pipeline
+(torch's encoder, CompressAI's EntropyBottleneck.compress), unmodified and as fast as torch
+allows (reference.py). Ratios are to the unmodified one. Three more figures put these in context:
+a 1920x1080 JPEG and `edge-encode` as a fresh process (latency_files.py), and the floor: the
+encoder's multiply-adds over this machine's float32 matrix product.
 
-Weights are trained ones where the project has them (ours_n0 and ours_n8 have their `_enc` form's), else random
-and labelled so. Bundles that are missing are exported first. Files are plain; what coding them small takes stands
-beside, where a bundle has context tables.
+Feature files are plain. Coding the same symbols small is timed too where a bundle has context
+tables.
 
-Always holds: every timed feature file is compared with the first of its run, and its symbols with torch's; a
-benchmark whose output is wrong stops.
+Always holds: every timed feature file equals the first one of its engine, whose symbols are
+compared with torch's; a wrong output stops the benchmark.
 """
 
 import argparse
-import copy
-import io
-import itertools
-import json
-import os
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.machine import commit, cores, describe
-from runtime import CloudDecoder, EdgeEncoder, __version__
-from runtime.codec import strict_json
-from runtime.codec.bundle import MANIFEST, Bundle
+from benchmarks import machine
+from benchmarks.common import (
+    PICTURE,
+    RESULTS,
+    BenchmarkError,
+    add_output_options,
+    add_runs_option,
+    add_threads_option,
+    as_json,
+    header,
+    markdown,
+    new_parser,
+    progress,
+    read_record,
+    write_record,
+)
+from benchmarks.latency_files import file_table, measure_files
+from benchmarks.models import CHECKPOINTS, load_torch_model, make_bundle, weights_of
+from benchmarks.reference import multiply_adds, peak_multiply_adds, reference_pipelines
+from benchmarks.timing import milliseconds, ratios, show
+from runtime import CloudDecoder, EdgeEncoder
+from runtime.codec.bundle import Bundle
 from runtime.codec.feature_file import Profile
-from runtime.codec.manifest import SCHEMA
 from runtime.engine.base import Choice
 from runtime.engine.registry import SAFE, candidates
 from runtime.engine.tune import MAX_CHANGED
 from runtime.errors import EdgeCloudError
-from runtime.images.preprocess import load_image, preprocess
-from runtime.options import number
+from runtime.images.preprocess import preprocess
 
 if TYPE_CHECKING:
     from training.models import FeatureCompressionModel
 
-PROJECT = Path(__file__).resolve().parent.parent
-RESULTS = PROJECT / "benchmarks" / "results"
-# Intel 10700K, 8 cores, torch and CompressAI: the authors' readme.
+# Intel 10700K, 8 cores, torch and CompressAI: from the authors' readme.
 PUBLISHED_MS = {"ours_n0": 3.95, "ours_n4": 6.70, "ours_n8": 10.2, "matsubara2022wacv": None}
-# Which checkpoint a row's weights come from.
-CHECKPOINTS = {
-    "ours_n0": "ours_n0_enc",
-    "ours_n4": "ours_n4",
-    "ours_n8": "ours_n8_enc",
-    "matsubara2022wacv": "matsubara2022wacv",
-}
 WARM_UP = 20
+# In float32 too, a latent halfway between two symbols may be rounded either way.
+MAX_CHANGED_FP32 = 1e-4
+# Of the figure: Okabe and Ito's for engines, which colour-blind readers can tell apart, and greys.
+ENGINE_COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#009e73", "#cc79a7")
+GREYS = ("#999999", "#555555", "#cccccc")
 
 
-class BenchmarkError(RuntimeError):
-    """An output is wrong, or something that the benchmark needs is missing."""
+@dataclass
+class _Engine:
+    """One engine: its encoder, the file that every run must give, and the seconds of every run."""
 
+    name: str
+    encoder: EdgeEncoder
+    expected: bytes
+    total: list[float] = field(default_factory=list)
+    graph: list[float] = field(default_factory=list)
+    coder: list[float] = field(default_factory=list)
+    small: list[float] = field(default_factory=list)
+    small_bytes: int = 0
 
-def trained(model: str) -> bool:
-    """Whether the checkpoint of the model's row is there."""
-    return (PROJECT / "checkpoints" / CHECKPOINTS[model] / "lmb1.28.safetensors").is_file()
-
-
-def bundle_of(model: str) -> Path:
-    return (
-        Path("bundles") / CHECKPOINTS[model]
-        if trained(model)
-        else Path("bundles") / "random" / model
-    )
-
-
-def load_torch_model(model: str) -> "FeatureCompressionModel":
-    from export.__main__ import find_checkpoint
-    from training.checkpoint import load_model
-    from training.models import build_random_model
-
-    if not trained(model):
-        return build_random_model(model)
-    return load_model(find_checkpoint(CHECKPOINTS[model], "1.28"), CHECKPOINTS[model])[0]
-
-
-def _is_current(folder: Path) -> bool:
-    manifest = (
-        strict_json.loads((folder / MANIFEST).read_text()) if (folder / MANIFEST).is_file() else {}
-    )
-    return manifest.get("schema") == SCHEMA
-
-
-def make_bundle(model: str) -> Path:
-    """The model's bundle, exported now if it is not there, or is an older release's."""
-    folder = bundle_of(model)
-    if not _is_current(folder):
-        if not find_spec("torch"):
-            raise BenchmarkError(
-                f"no bundle in {folder} and no torch to export one: pip install '.[export]'"
-            )
-        print(f"exporting {folder}", file=sys.stderr)
-        if trained(model):
-            from export.__main__ import main as export_main
-
-            if export_main([CHECKPOINTS[model], "--out", str(folder)]):
-                raise BenchmarkError(f"{folder} could not be exported")
-        else:
-            from export.bundle import write_bundle
-            from export.images import synthetic_images
-
-            torch_model = load_torch_model(model)
-            labels = [f"class {index}" for index in range(torch_model.classes)]
-            write_bundle(
-                folder,
-                torch_model,
-                model,
-                "none",
-                labels,
-                synthetic_images(),
-                "synthetic images",
-                weights="random",
-            )
-    return folder
-
-
-Pipeline = Callable[[NDArray[np.uint8]], tuple[bytes, Callable[[], NDArray[np.int32]]]]
-
-
-def reference_pipelines(model: "FeatureCompressionModel", threads: int) -> dict[str, Pipeline]:
-    """The reference's encoder, from the uint8 array by torch and CompressAI: "torch" as it is, "tuned" as fast as torch allows.
-
-    Each gives the stream, and a way to have the symbols, which is not part of what is timed.
-    """
-    import torch
-
-    from training.data import MEAN, STD
-
-    torch.set_num_threads(threads)
-    bfloat16 = not {"avx512_bf16", "amx_bf16"}.isdisjoint(describe(threads)["instructions"])  # type: ignore[arg-type]
-    bottleneck = model.bottleneck_layer
-    bottleneck.entropy_bottleneck.update(force=True)
-    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
-
-    def pipeline(tuned: bool) -> Pipeline:
-        encoder = (
-            copy.deepcopy(bottleneck.encoder).to(memory_format=torch.channels_last)
-            if tuned
-            else bottleneck.encoder
-        )
-
-        @torch.inference_mode()
-        def encode(pixels: NDArray[np.uint8]) -> tuple[bytes, Callable[[], NDArray[np.int32]]]:
-            image = torch.tensor(pixels).permute(2, 0, 1).unsqueeze(0).float().div(255)
-            with torch.autocast("cpu", torch.bfloat16, enabled=tuned and bfloat16):
-                latent = encoder((image - mean) / std).float()
-            payload = bottleneck.entropy_bottleneck.compress(latent)[0]
-            return payload, lambda: (latent[0] - bottleneck.medians).round().to(torch.int32).numpy()
-
-        return encode
-
-    return {"torch": pipeline(False), "torch tuned": pipeline(True)}
-
-
-def multiply_adds(model: "FeatureCompressionModel") -> int:
-    """Of the encoder's convolutions, for one 224x224 image."""
-    import torch
-
-    counted: list[int] = []
-    layers = [
-        layer
-        for layer in model.bottleneck_layer.encoder.modules()
-        if isinstance(layer, torch.nn.Conv2d)
-    ]
-    hooks = [
-        layer.register_forward_hook(
-            lambda layer, _, out: counted.append(layer.weight.numel() * out.shape[2] * out.shape[3])
-        )
-        for layer in layers
-    ]
-    with torch.inference_mode():
-        model.bottleneck_layer.encoder(torch.zeros(1, 3, 224, 224))
-    for hook in hooks:
-        hook.remove()
-    return sum(counted)
-
-
-def peak_multiply_adds(threads: int) -> float:
-    """Multiply-adds a second of a float32 matrix product of this machine, the best of some."""
-    import torch
-
-    torch.set_num_threads(threads)
-    side, best = 1536, float("inf")
-    a, b = torch.rand(side, side), torch.rand(side, side)
-    for _ in range(12):
+    def encode(self, pixels: NDArray[np.uint8]) -> None:
+        """Time one call that does everything."""
         start = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - start)
-    return side**3 / best
+        data = self.encoder.encode(pixels, as_is=True)
+        self.total.append(time.perf_counter() - start)
+        self._check(data)
 
+    def encode_in_stages(self, pixels: NDArray[np.uint8]) -> None:
+        """Time graph and coder one after the other, and coding the same symbols small."""
+        height, width = pixels.shape[:2]
+        start = time.perf_counter()
+        symbols = self.encoder.symbols(pixels[None])[0]
+        graph_end = time.perf_counter()
+        data = self.encoder.encode_symbols(symbols, height, width)
+        coder_end = time.perf_counter()
+        self.graph.append(graph_end - start)
+        self.coder.append(coder_end - graph_end)
+        self._check(data)
+        bundle = self.encoder.bundle
+        if bundle.tables.contexts:
+            start = time.perf_counter()
+            small = bundle.encode(symbols, height, width, Profile.CONTEXT)
+            self.small.append(time.perf_counter() - start)
+            self.small_bytes = len(small)
 
-def summary(seconds: list[float]) -> dict[str, float]:
-    """Milliseconds: median, 95th and 99th percentile, and the middle half."""
-    milliseconds = sorted(1e3 * value for value in seconds)
-    low, _, high = statistics.quantiles(milliseconds, n=4)
-    hundredths = statistics.quantiles(milliseconds, n=100)
-    return {
-        "median": statistics.median(milliseconds),
-        "p95": hundredths[94],
-        "p99": hundredths[98],
-        "quartile_low": low,
-        "quartile_high": high,
-    }
-
-
-def ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
-    """Of times taken in turn."""
-    low, middle, high = statistics.quantiles(
-        sorted(a / b for a, b in zip(theirs, ours, strict=True)), n=4
-    )
-    return {"median": middle, "quartile_low": low, "quartile_high": high}
+    def _check(self, data: bytes) -> None:
+        if data != self.expected:
+            raise BenchmarkError(f"{self.name} gives another feature file than in its first run")
 
 
 def measure(
     model: str, pixels: NDArray[np.uint8], threads: int, runs: int, with_torch: bool
 ) -> list[dict[str, Any]]:
-    """A row for each engine: all of them, and the reference pipelines, in turn, `runs` times after the warm-up."""
+    """A row for each engine of a model; pixels are uint8 [224, 224, 3].
+
+    All engines and the reference pipelines take turns, `runs` times after the warm-up. Raises
+    BenchmarkError and EdgeCloudErrors.
+    """
     folder = make_bundle(model)
-    loaded = Bundle.load(folder)
-    engines: dict[str, EdgeEncoder] = {}
-    for choice in dict.fromkeys((SAFE, *candidates(loaded, "edge"))):
-        engines[str(choice)] = EdgeEncoder(
+    engines = _engines(folder, pixels, threads)
+    torch_model = load_torch_model(model) if with_torch else None
+    pipelines = reference_pipelines(torch_model, threads) if torch_model else {}
+    if pipelines:
+        expected = pipelines["torch"](pixels)[1]()
+    else:
+        expected = engines[0].encoder.symbols(pixels[None])[0]
+    changed = _symbols_changed(model, folder, engines, expected)
+    reference: dict[str, list[float]] = {name: [] for name in pipelines}
+    for run in range(WARM_UP + runs):
+        for engine in engines:
+            # The first of the two calls finds the caches full of another engine's data: they
+            # take turns at being first.
+            calls = (engine.encode_in_stages, engine.encode)
+            for call in calls if run % 2 == 0 else reversed(calls):
+                call(pixels)
+        for name, encode in pipelines.items():
+            start = time.perf_counter()
+            encode(pixels)
+            reference[name].append(time.perf_counter() - start)
+    return [_row(model, engine, changed[engine.name], reference, torch_model) for engine in engines]
+
+
+def _engines(folder: Path, pixels: NDArray[np.uint8], threads: int) -> list[_Engine]:
+    """Every engine that is installed here and in the bundle, the safe one first."""
+    engines = []
+    for choice in dict.fromkeys((SAFE, *candidates(Bundle.load(folder), "edge"))):
+        encoder = EdgeEncoder(
             folder,
             threads,
             profile=Profile.STATIC,
             provider=choice.provider,
             precision=choice.precision,
         )
-    torch_model = load_torch_model(model) if with_torch else None
-    references = reference_pipelines(torch_model, threads) if torch_model else {}
-    first = {name: encoder.encode(pixels, as_is=True) for name, encoder in engines.items()}
-    expected = (
-        references["torch"](pixels)[1]()
-        if references
-        else engines[str(SAFE)].symbols(pixels[None])[0]
-    )
-    decoder = CloudDecoder(folder, threads, provider="cpu", precision="fp32")
-    changed = {
-        name: float((decoder.symbols(data) != expected).mean()) for name, data in first.items()
-    }
-    for name, share in changed.items():
-        # A latent on the border of two symbols may fall either way; fewer bits than float32's push more over it.
-        if not share <= (1e-4 if name.endswith("fp32") else MAX_CHANGED):
-            raise BenchmarkError(f"{model}: {share:.3%} of the symbols of {name} are not torch's")
-    total: dict[str, list[float]] = {name: [] for name in (*engines, *references)}
-    graph: dict[str, list[float]] = {name: [] for name in engines}
-    coder: dict[str, list[float]] = {name: [] for name in engines}
-    small: dict[str, list[float]] = {name: [] for name in engines}
-    small_bytes = dict.fromkeys(engines, 0)
-    for run in range(WARM_UP + runs):
-        timed = run >= WARM_UP
-        for name, encoder in engines.items():
-            # What runs first finds caches that another engine has used: each way is first in every other run.
-            for staged in (run % 2 == 0, run % 2 == 1):
-                clock = [time.perf_counter()]
-                if staged:
-                    symbols = encoder.symbols(pixels[None])[0]
-                    clock.append(time.perf_counter())
-                    data = encoder.pack(symbols, *pixels.shape[:2])
-                else:
-                    data = encoder.encode(pixels, as_is=True)
-                clock.append(time.perf_counter())
-                if data != first[name]:
-                    raise BenchmarkError(
-                        f"{model}, {name}: run {run} gives another feature file than the first"
-                    )
-                if staged and loaded.tables.contexts:
-                    small_bytes[name] = len(
-                        loaded.encode(symbols, pixels.shape[0], pixels.shape[1], Profile.CONTEXT)
-                    )
-                    clock.append(time.perf_counter())
-                if timed:
-                    for times, (before, after) in zip(
-                        (graph, coder, small) if staged else (total,),
-                        itertools.pairwise(clock),
-                        strict=False,
-                    ):
-                        times[name].append(after - before)
-        for name, encode in references.items():
-            start = time.perf_counter()
-            encode(pixels)
-            if timed:
-                total[name].append(time.perf_counter() - start)
-    rows = []
-    for name in engines:
-        row: dict[str, Any] = {
-            "model": model,
-            "engine": name,
-            "weights": f"trained ({CHECKPOINTS[model]})" if trained(model) else "random",
-            "bytes": len(first[name]),
-            "symbols_changed": changed[name],
-            "graph_ms": summary(graph[name]),
-            "coder_ms": summary(coder[name]),
-            "total_ms": summary(total[name]),
-            "small": {"bytes": small_bytes[name], "coder_ms": summary(small[name])}
-            if small[name]
-            else None,
-            "published_ms": PUBLISHED_MS[model],
-            "multiply_adds": multiply_adds(torch_model) if torch_model else None,
-        }
-        if references:
-            row |= {
-                "torch_ms": summary(total["torch"]),
-                "torch_tuned_ms": summary(total["torch tuned"]),
-            }
-            row |= {
-                "ratio": ratio(total["torch"], total[name]),
-                "ratio_to_tuned": ratio(total["torch tuned"], total[name]),
-            }
-        rows.append(row)
-    return rows
+        engines.append(_Engine(str(choice), encoder, encoder.encode(pixels, as_is=True)))
+    return engines
 
 
-def measure_file(model: str, threads: int, runs: int, choice: Choice) -> dict[str, Any]:
-    """A 1920x1080 JPEG, the demo's picture enlarged: decoding, resizing, all of it; and `edge-encode` as a fresh process."""
-    folder = make_bundle(model)
-    encoder = EdgeEncoder(
-        folder,
-        threads,
-        profile=Profile.STATIC,
-        provider=choice.provider,
-        precision=choice.precision,
-    )
-    file = io.BytesIO()
-    Image.open(PROJECT / "docs" / "demo" / "golf_ball.jpg").resize((1920, 1080)).save(
-        file, "JPEG", quality=90
-    )
-    times: dict[str, list[float]] = {"decode": [], "resize": [], "total": []}
-    for run in range(5 + runs):
-        clock = [time.perf_counter()]
-        image = load_image(io.BytesIO(file.getvalue()))
-        clock.append(time.perf_counter())
-        preprocess(image)
-        clock.append(time.perf_counter())
-        encoder.encode(io.BytesIO(file.getvalue()))
-        clock.append(time.perf_counter())
-        if run >= 5:
-            for name, before, after in zip(times, clock, clock[1:], strict=False):
-                times[name].append(after - before)
-    with tempfile.TemporaryDirectory() as place:
-        photo, out = Path(place) / "photo.jpg", Path(place) / "feat.bin"
-        photo.write_bytes(file.getvalue())
-        command = [
-            sys.executable,
-            "-c",
-            _COMMAND,
-            str(photo),
-            "-o",
-            str(out),
-            "--no-small",
-            "--bundle",
-            str(folder.resolve()),
-        ]
-        command += [
-            "--provider",
-            choice.provider,
-            "--precision",
-            choice.precision,
-            "--threads",
-            str(threads),
-        ]
-        cold, memory = [], 0
-        for _ in range(8):
-            start = time.perf_counter()
-            done = subprocess.run(
-                command,
-                env=os.environ | {"PYTHONPATH": str(PROJECT)},
-                capture_output=True,
-                text=True,
-                check=False,
+def _symbols_changed(
+    model: str, folder: Path, engines: list[_Engine], expected: NDArray[np.int32]
+) -> dict[str, float]:
+    """The share of symbols that differ from the expected ones, by engine. Raises BenchmarkError."""
+    decoder = CloudDecoder(folder, provider="cpu", precision="fp32")
+    changed = {}
+    for engine in engines:
+        share = float((decoder.symbols(engine.expected) != expected).mean())
+        if not share <= (MAX_CHANGED_FP32 if engine.name.endswith("fp32") else MAX_CHANGED):
+            raise BenchmarkError(
+                f"{model}: {share:.3%} of the symbols of {engine.name} are not torch's"
             )
-            cold.append(time.perf_counter() - start)
-            if done.returncode or out.read_bytes() != encoder.encode(io.BytesIO(file.getvalue())):
-                raise BenchmarkError(
-                    f"edge-encode does not write what the encoder gives: {done.stderr}"
-                )
-            memory = max(memory, int(done.stderr.split()[-1]))
-    return {
-        "jpeg_bytes": len(file.getvalue()),
-        **{f"{name}_ms": summary(values) for name, values in times.items()},
-        "process_ms": summary(cold[2:]),
-        "peak_memory_mb": round(memory / 1024, 1),
+        changed[engine.name] = share
+    return changed
+
+
+def _row(
+    model: str,
+    engine: _Engine,
+    changed: float,
+    reference: dict[str, list[float]],
+    torch_model: "FeatureCompressionModel | None",
+) -> dict[str, Any]:
+    total = engine.total[WARM_UP:]
+    small = engine.small[WARM_UP:]
+    row: dict[str, Any] = {
+        "model": model,
+        "engine": engine.name,
+        "weights": weights_of(model),
+        "bytes": len(engine.expected),
+        "symbols_changed": changed,
+        "graph_ms": milliseconds(engine.graph[WARM_UP:]),
+        "coder_ms": milliseconds(engine.coder[WARM_UP:]),
+        "total_ms": milliseconds(total),
+        "small": {"bytes": engine.small_bytes, "coder_ms": milliseconds(small)} if small else None,
+        "published_ms": PUBLISHED_MS[model],
+        "multiply_adds": multiply_adds(torch_model) if torch_model else None,
     }
-
-
-# What the command `edge-encode` does, and then the most memory that it held, in kilobytes.
-_COMMAND = """
-import sys
-from runtime.cli.edge_encode import main
-status = main()
-print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0], file=sys.stderr)
-sys.exit(status)
-"""
+    if reference:
+        plain, tuned = reference["torch"][WARM_UP:], reference["torch tuned"][WARM_UP:]
+        row |= {
+            "torch_ms": milliseconds(plain),
+            "torch_tuned_ms": milliseconds(tuned),
+            "ratio": ratios(plain, total),
+            "ratio_to_tuned": ratios(tuned, total),
+        }
+    return row
 
 
 def table(rows: list[dict[str, Any]], peak: float | None) -> str:
-    """The rows as a Markdown table."""
-    heads = [
-        "model",
-        "engine",
-        "bytes",
-        "graph ms",
-        "coder ms",
-        "total ms",
-        "p95",
-        "p99",
-        "torch + CompressAI ms",
-        "ratio (quartiles)",
+    """The rows as a Markdown table; `peak` is the machine's multiply-adds a second."""
+    heads = ["model", "engine", "bytes", "graph ms", "coder ms", "total ms", "p95", "p99"]
+    heads += ["torch + CompressAI ms", "ratio (quartiles)", "tuned torch ms", "published ms"]
+    heads += ["floor ms", "small: bytes, coder ms"]
+    return markdown(heads, [_cells(row, peak) for row in rows], align="ll")
+
+
+def _cells(row: dict[str, Any], peak: float | None) -> list[str]:
+    with_torch, small = "torch_ms" in row, row["small"]
+    floor = 1e3 * row["multiply_adds"] / peak if peak and row["multiply_adds"] else None
+    return [
+        row["model"] + ("" if row["weights"].startswith("trained") else " (random)"),
+        row["engine"],
+        str(row["bytes"]),
+        f"{row['graph_ms']['median']:.2f}",
+        f"{row['coder_ms']['median']:.3f}",
+        *(f"{row['total_ms'][key]:.2f}" for key in ("median", "p95", "p99")),
+        f"{row['torch_ms']['median']:.2f}" if with_torch else "-",
+        show(row["ratio"]) if with_torch else "-",
+        f"{row['torch_tuned_ms']['median']:.2f}" if with_torch else "-",
+        str(row["published_ms"] or "-"),
+        "-" if floor is None else f"{floor:.2f}",
+        f"{small['bytes']}, {small['coder_ms']['median']:.3f}" if small else "-",
     ]
-    heads += ["tuned torch ms", "published ms", "floor ms", "small: bytes, coder ms"]
-    lines = [f"| {' | '.join(heads)} |", f"|---|---|{'--:|' * (len(heads) - 2)}"]
-    for row in rows:
-        cells = [
-            row["model"] + ("" if row["weights"].startswith("trained") else " (random)"),
-            row["engine"],
-            str(row["bytes"]),
-        ]
-        cells += [f"{row['graph_ms']['median']:.2f}", f"{row['coder_ms']['median']:.3f}"]
-        cells += [f"{row['total_ms'][key]:.2f}" for key in ("median", "p95", "p99")]
-        cells += [f"{row['torch_ms']['median']:.2f}" if "torch_ms" in row else "-"]
-        cells += [
-            "{median:.1f} ({quartile_low:.1f} to {quartile_high:.1f})".format(**row["ratio"])
-            if "ratio" in row
-            else "-"
-        ]
-        cells += [
-            f"{row['torch_tuned_ms']['median']:.2f}" if "torch_tuned_ms" in row else "-",
-            str(row["published_ms"] or "-"),
-        ]
-        cells += [
-            f"{1e3 * row['multiply_adds'] / peak:.2f}" if peak and row["multiply_adds"] else "-"
-        ]
-        cells += [
-            f"{row['small']['bytes']}, {row['small']['coder_ms']['median']:.3f}"
-            if row["small"]
-            else "-"
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
-def file_table(rows: list[dict[str, Any]]) -> str:
-    """What a photograph and a process take, as a Markdown table."""
-    lines = [
-        f"one 1920x1080 JPEG of {rows[0]['file']['jpeg_bytes']:,} bytes, medians\n",
-        "| model | engine | decode ms | resize ms | from JPEG to feature file ms | p95 | p99 | edge-encode as a process ms | MB |",
-        f"|---|---|{'--:|' * 7}",
-    ]
-    for row in rows:
-        file = row["file"]
-        cells = [
-            row["model"],
-            row["engine"],
-            f"{file['decode_ms']['median']:.1f}",
-            f"{file['resize_ms']['median']:.1f}",
-        ]
-        cells += [f"{file['total_ms'][key]:.1f}" for key in ("median", "p95", "p99")]
-        cells += [f"{file['process_ms']['median']:.0f}", f"{file['peak_memory_mb']:.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def draw(rows: list[dict[str, Any]], file: Path, title: str) -> None:
-    """A bar for each engine and pipeline, by model, as a PNG."""
+def draw(record: dict[str, Any], file: Path) -> None:
+    """Bars for each model: its engines, the reference, and what is published; as a PNG."""
     from matplotlib.figure import Figure
 
+    rows = record["rows"]
+    engines = list(dict.fromkeys(row["engine"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
-    bars = dict.fromkeys(
-        [
-            *(row["engine"] for row in rows),
-            "torch tuned + CompressAI",
-            "torch + CompressAI",
-            "published, 8 cores",
-        ]
-    )
+    series: dict[str, dict[str, float | None]] = {name: {} for name in engines}
+    for row in rows:
+        series[row["engine"]][row["model"]] = row["total_ms"]["median"]
+    first = {row["model"]: row for row in reversed(rows)}
+    for name, key in (("torch tuned", "torch_tuned_ms"), ("torch", "torch_ms")):
+        series[f"{name} + CompressAI"] = {
+            model: row[key]["median"] for model, row in first.items() if key in row
+        }
+    series["published, 8 cores"] = {model: row["published_ms"] for model, row in first.items()}
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
-    for index, bar in enumerate(bars):
-        for place, model in enumerate(models):
-            one = next(
-                (row for row in rows if row["model"] == model and row["engine"] == bar), None
-            )
-            some = next(row for row in rows if row["model"] == model)
-            value = {
-                "torch + CompressAI": some.get("torch_ms", {}).get("median"),
-                "torch tuned + CompressAI": some.get("torch_tuned_ms", {}).get("median"),
-                "published, 8 cores": some["published_ms"],
-            }.get(bar, one and one["total_ms"]["median"])
-            if value:
-                at = place + 0.85 * ((index + 0.5) / len(bars) - 0.5)
-                axes.bar(
-                    at,
-                    value,
-                    0.8 / len(bars),
-                    color=f"C{index}",
-                    label=bar if bar not in axes.get_legend_handles_labels()[1] else None,
-                )
-                axes.text(at, value, f"{value:.1f}", ha="center", va="bottom", fontsize=6)
+    colours = [*(ENGINE_COLOURS * len(engines))[: len(engines)], *GREYS]
+    for index, (name, values) in enumerate(series.items()):
+        offset = 0.85 * ((index + 0.5) / len(series) - 0.5)
+        found = [(models.index(model) + offset, ms) for model, ms in values.items() if ms]
+        if not found:
+            continue
+        at, heights = zip(*found, strict=True)
+        bars = axes.bar(at, heights, width=0.8 / len(series), color=colours[index], label=name)
+        axes.bar_label(bars, fmt="%.1f", fontsize=7)
     axes.set_xticks(range(len(models)), models)
-    axes.set(ylabel="ms from a 224x224 array to a feature file", title=title)
-    axes.legend(fontsize="small")
+    axes.set_ylabel("ms from a 224x224 array to a feature file")
+    axes.set_title(_where(record), fontsize="medium")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize="small", frameon=False)
     figure.savefig(file, format="png", dpi=110)
 
 
+def _where(record: dict[str, Any]) -> str:
+    found = record["machine"]
+    return f"{machine.title(found)}, {found['threads']} of {found['cores']} cores"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument(
-        "--threads",
-        type=number(int, 1, 1024),
-        default=cores(),
-        metavar="N",
-        help="of all pipelines (default: one a core)",
-    )
-    parser.add_argument(
-        "--runs",
-        type=number(int, 20, 1_000_000),
-        default=200,
-        metavar="N",
-        help="timed runs of each model (default: 200)",
-    )
+    parser = new_parser(__doc__)
+    add_threads_option(parser, "all pipelines")
+    add_runs_option(parser, "model", default=200, least=20)
     parser.add_argument(
         "--models",
         nargs="+",
-        default=list(PUBLISHED_MS),
-        choices=list(PUBLISHED_MS),
+        default=list(CHECKPOINTS),
+        choices=list(CHECKPOINTS),
         metavar="MODEL",
+        help="default: all",
     )
     parser.add_argument(
-        "--keep", action="store_true", help="write benchmarks/results/latency.json and .png"
+        "--draw", action="store_true", help="draw latency.png again, from latency.json"
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    add_output_options(parser, keep="latency.json and .png")
     return parser
 
 
+def _measure_all(args: argparse.Namespace, with_torch: bool) -> dict[str, Any]:
+    record = {**header("latency", args.threads), "runs": args.runs}
+    pixels = preprocess(Image.open(PICTURE))
+    rows: list[dict[str, Any]] = []
+    for model in args.models:
+        progress(f"timing {model}")
+        rows += measure(model, pixels, args.threads, args.runs, with_torch)
+    progress("timing files and processes")
+    for row in rows:
+        choice = Choice(*row["engine"].split())
+        row["file"] = measure_files(row["model"], args.threads, max(20, args.runs // 5), choice)
+    peak = peak_multiply_adds(args.threads) if with_torch else None
+    return {**record, "peak_multiply_adds": peak, "rows": rows}
+
+
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
     args = _parser().parse_args(argv)
     with_torch = bool(find_spec("torch") and find_spec("compressai"))
-    pixels = preprocess(Image.open(PROJECT / "docs" / "demo" / "golf_ball.jpg"))
-    machine = describe(args.threads)
     try:
-        rows: list[dict[str, Any]] = []
-        for model in args.models:
-            print(f"timing {model}", file=sys.stderr)
-            rows += measure(model, pixels, args.threads, args.runs, with_torch)
-        print("timing files and processes", file=sys.stderr)
-        for row in rows:
-            row["file"] = measure_file(
-                row["model"], args.threads, max(20, args.runs // 5), Choice(*row["engine"].split())
-            )
+        record = read_record("latency") if args.draw else _measure_all(args, with_torch)
+        if args.keep:
+            write_record(RESULTS / "latency.json", record)
+        if args.keep or args.draw:
+            draw(record, RESULTS / "latency.png")
     except (BenchmarkError, EdgeCloudError, OSError) as error:
         print(f"latency: {error}", file=sys.stderr)
         return 1
-    peak = peak_multiply_adds(args.threads) if with_torch else None
-    result = {
-        "benchmark": "latency",
-        "machine": machine,
-        "commit": commit(),
-        "runs": args.runs,
-        "peak_multiply_adds": peak,
-    }
-    result |= {"rows": rows}
-    instructions = ", ".join(machine["instructions"])  # type: ignore[arg-type]
-    where = f"{machine['processor']} ({instructions}), {args.threads} of {machine['cores']} cores"
-    if args.keep:
-        (RESULTS / "latency.json").write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-        draw(rows, RESULTS / "latency.png", where)
     if args.json:
-        print(json.dumps(result, indent=1, allow_nan=False))
+        print(as_json(record))
         return 0
-    print(f"{where}\none 224x224 image, {args.runs} runs in turn, medians\n")
-    print(table(rows, peak))
-    print(f"\n{file_table(rows)}")
+    print(f"{_where(record)}\none 224x224 image, {record['runs']} runs in turn, medians\n")
+    print(table(record["rows"], record["peak_multiply_adds"]))
+    size = record["rows"][0]["file"]["jpeg_bytes"]
+    print(f"\none 1920x1080 JPEG of {size:,} bytes, medians\n\n{file_table(record['rows'])}")
     if not with_torch:
         print("torch or CompressAI is not installed: nothing to compare with")
     return 0

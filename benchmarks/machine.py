@@ -1,20 +1,12 @@
-"""What machine a figure was measured on."""
+"""What machine and which commit a figure was measured on."""
 
-import argparse
 import os
 import platform
-import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
-
-def image_size(text: str) -> str:
-    """An argparse type: 640x480, up to 16384 a side."""
-    if re.fullmatch(r"[0-9]{1,5}x[0-9]{1,5}", text) and all(
-        1 <= int(side) <= 16384 for side in text.split("x")
-    ):
-        return text
-    raise argparse.ArgumentTypeError(f"{text!r} is not like 640x480, from 1 to 16,384 a side")
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 
 def cores() -> int:
@@ -23,38 +15,45 @@ def cores() -> int:
 
 
 def commit() -> str | None:
-    """The project's commit, with a + if files differ from it; None outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    """The project's commit, with a + if tracked files differ from it; None outside a checkout.
+
+    What benchmarks write themselves, benchmarks/results/, does not count: else only the first of
+    several benchmarks would run from a clean tree.
+    """
+    found = _git("rev-parse", "--short", "HEAD")
+    changed = _git(
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ":/",
+        ":(top,exclude)benchmarks/results",
+    )
+    return f"{found}+" if found and changed else found or None
+
+
+def _git(*arguments: str) -> str:
+    """What git prints; nothing where there is no git, or no checkout."""
     try:
-        return (
-            subprocess.run(
-                command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-            ).stdout.strip()
-            or None
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except OSError:
-        return None
+        return ""
+    return done.stdout.strip()
 
 
-def describe(threads: int) -> dict[str, object]:
-    """Processor, cores, threads in use, system and Python, for a result's record."""
-    processor = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
-    # Some virtual machines give a processor no better name than its maker's.
-    flags = _flags()
+def describe(threads: int) -> dict[str, Any]:
+    """Processor, cores, threads in use, system and Python, for a record."""
+    # Some virtual machines name a processor by its maker alone, hence the instructions.
+    flags = _cpuinfo("flags").split()
     return {
-        "processor": processor,
-        "instructions": [
-            name
-            for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-            if name in flags
-        ],
+        "processor": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "instructions": [name for name in _INSTRUCTIONS if name in flags],
         "cores": cores(),
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
@@ -62,11 +61,24 @@ def describe(threads: int) -> dict[str, object]:
     }
 
 
-def _flags() -> set[str]:
+def title(machine: dict[str, Any]) -> str:
+    """Processor and instructions of a record's machine."""
+    return f"{machine['processor']} ({', '.join(machine['instructions'])})"
+
+
+def processor_seconds(pid: int | str = "self") -> float:
+    """Processor time that a process has used so far, user and system, of all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _cpuinfo(key: str) -> str:
+    """The first entry of that name in /proc/cpuinfo, or nothing."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
-                return set(line.split())
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
     except OSError:
         pass
-    return set()
+    return ""

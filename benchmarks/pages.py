@@ -1,177 +1,162 @@
-"""Puts the tables of benchmarks/results/*.json into the pages that quote them.
+"""Writes the tables of benchmarks/results/*.json into the pages that quote them.
 
-    python benchmarks/pages.py            write them
-    python benchmarks/pages.py --check    say which pages are not as their records (exit 1)
+    python benchmarks/pages.py            write the tables
+    python benchmarks/pages.py --check    name the pages that differ from their records (exit 1)
 
-A table stands between `<!-- record: NAME -->` and `<!-- end -->`, and is what the benchmark of that
-name prints for its kept record. Nobody edits it by hand.
+A table stands between `<!-- record: NAME -->` and `<!-- end -->`. It is what the benchmark prints
+for its kept record; nobody edits it by hand.
 
 Always holds: everything outside the markers stays as it is.
 """
 
-import argparse
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks import breakeven, coder, folders, jpeg, latency, rate_accuracy, scaling, serving
+from benchmarks import (
+    breakeven,
+    coder,
+    contexts,
+    folders,
+    jpeg,
+    latency,
+    latency_files,
+    rate_accuracy,
+    scaling,
+    serving_report,
+)
+from benchmarks.common import PROJECT, RESULTS, markdown, new_parser, read_record
 from runtime.files import write_atomically
 
-PROJECT = Path(__file__).resolve().parent.parent
-RESULTS = PROJECT / "benchmarks" / "results"
 PAGES = ("README.md", "docs", "benchmarks/results/README.md")
 _BLOCK = re.compile(r"(<!-- record: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 class PageError(ValueError):
-    """A page asks for a table that there is not."""
-
-
-def _record(name: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return record
+    """A page asks for a table that does not exist."""
 
 
 def _headline() -> str:
-    """The six figures of README.md, each with its record and the command that made it."""
-    accuracy, rates = _record("accuracy_ours_n4_lmb1.28"), _record("rate_accuracy")
-    curve = next(one for one in rates["curves"] if one["curve"] == "ours_n4")
-    codec = rates["best_codec_at_target"]
-    times = {row["engine"]: row for row in _record("latency")["rows"] if row["model"] == "ours_n4"}
-    ms = {engine: row["total_ms"]["median"] for engine, row in times.items()}
-    theirs = times["cpu fp32"]["torch_ms"]["median"]
-    coders = {row["coder"]: row for row in _record("coder")["results"][0]["rows"]}
-    own, compressai = coders["ours"], coders["CompressAI, EntropyBottleneck"]
-    service = _record("serving")["cloud-serve, int8"]
-    folder = max(_record("folders")["rows"], key=lambda row: row["images_a_second"]["median"])
+    """README's six figures, each with its record and the command that made it."""
     rows = [
-        (
-            f"top-1 on {accuracy['images']:,} validation images of Imagenette, at {accuracy['bytes']['mean']:.0f} bytes an image",
-            f"{accuracy['top1']['share']:.1%} (its teacher, a whole ResNet-50: {rates['teacher_top1']:.1%})",
-            "training.evaluate",
-            "accuracy_ours_n4_lmb1.28",
-        ),
-        (
-            f"bytes for one point of top-1 less than the teacher ({rates['target_top1']:.1%})",
-            f"{curve['bytes_at_target']:.0f}, {curve['share_of_best_codec']:.0%} of the {codec['bytes']:,.0f} that {codec['codec']} takes",
-            "rate_accuracy.py",
-            "rate_accuracy",
-        ),
-        (
-            "encode a 224x224 image, graph and coder",
-            f"int8 {ms['cpu int8']:.1f} ms, {ms['openvino int8']:.1f} with OpenVINO; "
-            f"float32 {ms['cpu fp32']:.1f}; torch and CompressAI {theirs:.1f}",
-            "latency.py",
-            "latency",
-        ),
-        (
-            "the coder alone, 50,176 symbols, encode and decode",
-            f"{own['encode_ms']:.3f} and {own['decode_ms']:.3f} ms; "
-            f"CompressAI {compressai['encode_ms']:.2f} and {compressai['decode_ms']:.2f}",
-            "coder.py",
-            "coder",
-        ),
-        (
-            "encode a folder of 640x480 JPEGs, decoding included",
-            f"{folder['images_a_second']['median']:.0f} images/s ({folder['engine']})",
-            "folders.py",
-            "folders",
-        ),
-        (
-            "serve: images/s, of what the cloud graph alone can do",
-            f"{service['capacity']:.1f} ({service['engine']}), {service['capacity_of_graph']['median']:.0%}",
-            "serving.py",
-            "serving",
-        ),
+        (*_accuracy_figure(), "training.evaluate", "accuracy_ours_n4_lmb1.28"),
+        (*_bytes_figure(), "rate_accuracy.py", "rate_accuracy"),
+        (*_latency_figure(), "latency.py", "latency"),
+        (*_coder_figure(), "coder.py", "coder"),
+        (*_folder_figure(), "folders.py", "folders"),
+        (*_serving_figure(), "serving.py", "serving"),
     ]
-    lines = [
-        f"| {what} | {figure} | [{command}](benchmarks/results/{record}.json) |"
+    cells = [
+        [what, figure, f"[{command}](benchmarks/results/{record}.json)"]
         for what, figure, command, record in rows
     ]
-    return "\n".join(["| what | measured | record |", "|---|---|---|", *lines])
+    return markdown(["what", "measured", "record"], cells, align="lll")
 
 
-def _records() -> str:
-    """Every kept record: where it comes from, and when."""
-    lines = ["| record | benchmark | processor | commit |", "|---|---|---|---|"]
-    for path in sorted(RESULTS.glob("*.json")):
-        record = _record(path.stem)
-        machine = record.get("machine") or {}
-        cells = (
-            f"[{path.stem}]({path.name})",
-            record.get("benchmark", path.stem),
-            machine.get("processor", "-"),
-            record.get("commit", "-"),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _networks() -> str:
-    """The networks of breakeven.json: what is assumed of each, and the fastest way on it."""
-    record = _record("breakeven")
-    factors = [f"{entry['device_factor']:g} x" for entry in record["advice"]]
-    lines = [
-        f"| network | uplink | round trip | {' | '.join(factors)} | assumed of |",
-        f"|---|--:|--:|{'---|' * len(factors)}---|",
-    ]
-    for network in record["networks"]:
-        fastest = [row["fastest"] for row in network["device_factors"]]
-        cells = (
-            network["name"],
-            breakeven.rate(network["uplink_kbps"]),
-            f"{network['rtt_ms']:,g} ms",
-            *fastest,
-            network["assumption"],
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _contexts() -> str:
-    """The choices of context that contexts.py compared."""
-    lines = ["| tables chosen by | bytes an image | change |", "|---|--:|--:|"]
-    rows = _record("contexts")["results"]
-    return "\n".join(
-        [
-            *lines,
-            *(
-                f"| {row['tables']} | {row['ideal_bytes']:.1f} | {row['change']:+.1%} |"
-                for row in rows
-            ),
-        ]
+def _accuracy_figure() -> tuple[str, str]:
+    record = read_record("accuracy_ours_n4_lmb1.28")
+    images, size = record["images"], record["bytes"]["mean"]
+    teacher = read_record("rate_accuracy")["teacher_top1"]
+    return (
+        f"top-1 on {images:,} validation images of Imagenette, at {size:.0f} bytes an image",
+        f"{record['top1']['share']:.1%} (its teacher, a whole ResNet-50: {teacher:.1%})",
     )
 
 
-# What stands between the markers of a name.
+def _bytes_figure() -> tuple[str, str]:
+    record = read_record("rate_accuracy")
+    curve = next(one for one in record["curves"] if one["curve"] == "ours_n4")
+    codec = record["best_codec_at_target"]
+    return (
+        f"bytes for one point of top-1 less than the teacher ({record['target_top1']:.1%})",
+        f"{curve['bytes_at_target']:.0f}, {curve['share_of_best_codec']:.0%} of the "
+        f"{codec['bytes']:,.0f} that {codec['codec']} takes",
+    )
+
+
+def _latency_figure() -> tuple[str, str]:
+    rows = [row for row in read_record("latency")["rows"] if row["model"] == "ours_n4"]
+    ms = {row["engine"]: row["total_ms"]["median"] for row in rows}
+    return (
+        "encode a 224x224 image, graph and coder",
+        f"int8 {ms['cpu int8']:.1f} ms, {ms['openvino int8']:.1f} with OpenVINO; float32 "
+        f"{ms['cpu fp32']:.1f}; torch and CompressAI {rows[0]['torch_ms']['median']:.1f}",
+    )
+
+
+def _coder_figure() -> tuple[str, str]:
+    rows = {row["coder"]: row for row in read_record("coder")["results"][0]["rows"]}
+    ours, theirs = rows["ours"], rows["CompressAI, EntropyBottleneck"]
+    return (
+        "the coder alone, 50,176 symbols, encode and decode",
+        f"{ours['encode_ms']:.3f} and {ours['decode_ms']:.3f} ms; "
+        f"CompressAI {theirs['encode_ms']:.2f} and {theirs['decode_ms']:.2f}",
+    )
+
+
+def _folder_figure() -> tuple[str, str]:
+    rows = read_record("folders")["rows"]
+    best = max(rows, key=lambda row: row["images_a_second"]["median"])
+    return (
+        "encode a folder of 640x480 JPEGs, decoding included",
+        f"{best['images_a_second']['median']:.0f} images/s ({best['engine']})",
+    )
+
+
+def _serving_figure() -> tuple[str, str]:
+    service = read_record("serving")[serving_report.INT8]
+    share = service["capacity_of_graph"]["median"]
+    return (
+        "serve: images/s, and their share of what the cloud graph alone can do",
+        f"{service['capacity']:.1f} ({service['engine']}), {share:.0%}",
+    )
+
+
+def _records() -> str:
+    """Every kept record: its benchmark, machine and commit."""
+    rows = []
+    for path in sorted(RESULTS.glob("*.json")):
+        record = read_record(path.stem)
+        processor = record.get("machine", {}).get("processor", "-")
+        rows.append(
+            [
+                f"[{path.stem}]({path.name})",
+                record.get("benchmark", path.stem),
+                processor,
+                record.get("commit", "-"),
+            ]
+        )
+    return markdown(["record", "benchmark", "processor", "commit"], rows, align="llll")
+
+
+def _latency() -> str:
+    record = read_record("latency")
+    return latency.table(record["rows"], record["peak_multiply_adds"])
+
+
+# The name between the markers -> the table.
 TABLES: dict[str, Callable[[], str]] = {
     "headline": _headline,
     "records": _records,
-    "latency": lambda: latency.table(
-        _record("latency")["rows"], _record("latency")["peak_multiply_adds"]
+    "latency": _latency,
+    "latency-files": lambda: latency_files.file_table(read_record("latency")["rows"]),
+    "coder": lambda: coder.text(read_record("coder")["results"]),
+    "serving": lambda: serving_report.table(read_record("serving")),
+    "serving-summary": lambda: "".join(
+        f"- {line}\n" for line in serving_report.summary(read_record("serving"))
     ),
-    "latency-files": lambda: latency.file_table(_record("latency")["rows"]).split("\n\n", 1)[1],
-    "coder": lambda: coder.text(_record("coder")["results"]),
-    "serving": lambda: serving.table(_record("serving")),
-    "serving-summary": lambda: _list(serving.summary(_record("serving"))),
-    "folders": lambda: folders.table(_record("folders")["rows"]),
-    "jpeg": lambda: jpeg.text(_record("jpeg")["times"], _record("jpeg")["accuracy"]),
-    "breakeven": lambda: breakeven.text(_record("breakeven")).split("\n\n", 1)[0],
-    "contexts": _contexts,
-    "networks": _networks,
-    "rate-accuracy": lambda: rate_accuracy.text(_record("rate_accuracy")).split("\n\n")[1],
-    "scaling": lambda: scaling.table(_record("scaling")),
+    "folders": lambda: folders.table(read_record("folders")["rows"]),
+    "jpeg": lambda: jpeg.text(read_record("jpeg")),
+    "fast-jpeg-time": lambda: jpeg.fast_jpeg_times(read_record("jpeg")),
+    "fast-jpeg-accuracy": lambda: jpeg.fast_jpeg_accuracy(read_record("jpeg")),
+    "breakeven": lambda: breakeven.parts_table(read_record("breakeven")),
+    "networks": lambda: breakeven.networks_table(read_record("breakeven")),
+    "contexts": lambda: contexts.table(read_record("contexts")["results"]),
+    "rate-accuracy": lambda: rate_accuracy.table(read_record("rate_accuracy")),
+    "scaling": lambda: scaling.table(read_record("scaling")),
+    "scaling-cost": lambda: scaling.cost_table(read_record("scaling")),
 }
-
-
-def _list(lines: str) -> str:
-    return "".join(f"- {line}\n" for line in lines.splitlines())
 
 
 def rendered(text: str) -> str:
@@ -179,7 +164,7 @@ def rendered(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         if match[2] not in TABLES:
-            raise PageError(f"no record is called {match[2]!r}: choose one of {', '.join(TABLES)}")
+            raise PageError(f"no table is called {match[2]!r}: choose one of {', '.join(TABLES)}")
         return f"{match[1]}{TABLES[match[2]]().strip()}\n{match[4]}"
 
     return _BLOCK.sub(table, text)
@@ -194,13 +179,12 @@ def pages() -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="benchmarks/pages.py", description=(__doc__ or "").splitlines()[0]
-    )
+    """Run the command; gives its exit status."""
+    parser = new_parser(__doc__)
     parser.add_argument(
         "--check",
         action="store_true",
-        help="write nothing, and name the pages that are not as their records",
+        help="write nothing, and name the pages that differ from their records",
     )
     args = parser.parse_args(argv)
     status = 0
@@ -209,13 +193,13 @@ def main(argv: list[str] | None = None) -> int:
         new = rendered(old)
         if new == old:
             continue
-        print(
-            f"{page.relative_to(PROJECT)} {'is not as its records' if args.check else 'is written'}"
-        )
+        name = page.relative_to(PROJECT)
         if args.check:
+            print(f"{name} differs from its records")
             status = 1
         else:
             write_atomically(page, new.encode())
+            print(f"{name} is written")
     return status
 
 

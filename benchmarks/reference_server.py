@@ -1,32 +1,30 @@
-"""A cloud side as one would build it without this toolkit: FastAPI around torch and CompressAI, one image a request.
+"""A cloud side as one would build it without this toolkit: FastAPI around torch and CompressAI.
 
     python benchmarks/reference_server.py --port N
 
-The body of a request is the stream that CompressAI's EntropyBottleneck.compress gives for one 224x224 image. There is
-no queue, no batch and no limit but those of uvicorn. serving.py measures it beside cloud-serve.
+A request's body is the stream that CompressAI's EntropyBottleneck.compress gives for one 224x224
+image. Requests are answered one at a time, without a queue, batches or limits of its own.
+serving.py measures it beside cloud-serve.
 """
 
 import argparse
 import socket
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import uvicorn
 from fastapi import FastAPI, Request
 
-from benchmarks.latency import load_torch_model
+from benchmarks.common import new_parser
 from benchmarks.machine import cores
+from benchmarks.models import load_torch_model
 from runtime.options import number
 from runtime.tasks.classification import require_finite
 
 if TYPE_CHECKING:
     from training.models import FeatureCompressionModel
 
-SIDE = 28  # of the latent
+_LATENT_SIDE = 28
 
 
 def load() -> "FeatureCompressionModel":
@@ -39,19 +37,26 @@ def load() -> "FeatureCompressionModel":
 
 @torch.inference_mode()
 def classify(model: "FeatureCompressionModel", stream: bytes) -> int:
-    """A stream of CompressAI's -> its class's place among the logits."""
+    """One of CompressAI's streams -> the index of its class."""
     bottleneck = model.bottleneck_layer
-    latent = bottleneck.entropy_bottleneck.decompress([stream], [SIDE, SIDE])
+    latent = bottleneck.entropy_bottleneck.decompress([stream], [_LATENT_SIDE, _LATENT_SIDE])
     return int(require_finite(model.tail(bottleneck.decoder(latent)).numpy()).argmax())
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--port", type=number(int, 0, 65535), required=True)
+    parser = new_parser(__doc__)
+    parser.add_argument(
+        "--port",
+        type=number(int, 0, 65535),
+        required=True,
+        metavar="N",
+        help="where to listen on 127.0.0.1; 0: any free port",
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Serve until the process is ended."""
     args = _parser().parse_args(argv)
     model = load()
     app = FastAPI()

@@ -1,4 +1,4 @@
-"""A service in a process of its own, and a device that delivers to it by way of a spool.
+"""A service in a process of its own, and a device that delivers to it through a spool.
 
     python examples/serve_and_send.py [IMAGE] [BUNDLE]
 
@@ -11,7 +11,7 @@ import tempfile
 
 from runtime import EdgeEncoder
 from runtime.delivery.outcomes import Encoded
-from runtime.delivery.route import Server
+from runtime.delivery.route import Endpoint
 from runtime.delivery.sender import deliver
 from runtime.delivery.spool import Spool
 
@@ -43,7 +43,7 @@ def main() -> int:
             encoded = Encoded(IMAGE, EdgeEncoder(BUNDLE).encode(IMAGE))
             with Spool(f"{place}/spool", 1 << 20) as spool:
                 # A feature file is on the disk before it is posted, and leaves it once its result is.
-                for outcome in deliver(spool, Server(url), [encoded]):
+                for outcome in deliver(spool, Endpoint(url), [encoded]):
                     best = outcome.result["classes"][0] if outcome.result else {}
                     print(
                         f"{outcome.image}: {outcome.status}, {best.get('label')} {best.get('probability', 0):.1%}"

@@ -27,7 +27,7 @@ from runtime.codec.bundle import (
     compute_fingerprint,
 )
 from runtime.codec.coder import Tables
-from runtime.codec.feature_file import Profile, pack
+from runtime.codec.feature_file import Profile, build
 from runtime.codec.manifest import FileEntry, Manifest, Preprocessing, ShapeRule
 from runtime.engine.registry import GRAPHS
 from runtime.files import temporary_folder
@@ -174,7 +174,7 @@ def write_bundle(
         )
 
         def encode(symbols: NDArray[np.int16], height: int, width: int) -> bytes:
-            return pack(
+            return build(
                 bytes.fromhex(fingerprint), height, width, tables.encode(symbols, profile), profile
             )
 

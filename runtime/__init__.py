@@ -5,19 +5,22 @@
 Needs numpy, onnxruntime, Pillow and the native coder; never torch. Names are loaded on first use,
 so that a command's --help does not wait for onnxruntime.
 
-Always holds: what runs below reports nothing to its makers, and writes nothing under HOME, as long as this is imported
-first. Who imports onnxruntime or OpenVINO earlier sets ORT_DISABLE_TELEMETRY=1 for the one, and does as here for the other.
+Always holds: onnxruntime, OpenVINO and Ray send no telemetry and write nothing under HOME, if this
+package is imported before them. A program that imports onnxruntime earlier sets
+ORT_DISABLE_TELEMETRY=1 itself; one that imports OpenVINO earlier blocks `openvino_telemetry`, as
+is done below.
 """
 
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-# onnxruntime writes a device id and a database under HOME as it is imported, and soon looks up its maker's host. Ray asks
-# for this variable before it starts a cluster.
+# When imported, onnxruntime writes a device id and a database under HOME, and later looks up a
+# telemetry host. Ray reads its variable when it starts a cluster.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# OpenVINO reports its import through this package, which has no variable. Without the package it uses an empty stub of its own.
+# OpenVINO reports its import through this package, which no variable switches off. Where the
+# package cannot be imported, OpenVINO uses an empty stub of its own.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:

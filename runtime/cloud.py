@@ -1,6 +1,8 @@
 """The cloud: feature files in, classes out.
 
-Always holds: no class is given of logits that are not finite numbers.
+Reads the cloud half of a bundle alone (manifest, tables, cloud graph, labels).
+
+Always holds: logits that are not finite numbers never become a class.
 """
 
 import os
@@ -15,7 +17,7 @@ from .engine.registry import group_by_shape, open_engine
 from .errors import FeatureFileTypeError, InconsistentBundleError
 from .tasks.classification import Classification, Prediction, require_finite
 
-_BATCH = 8  # feature files of one graph call, which bounds its memory
+_BATCH = 8  # feature files in one graph call: bounds its memory
 
 
 class CloudDecoder:
@@ -24,11 +26,15 @@ class CloudDecoder:
     The graph is loaded once, here. A decoder may be shared between threads.
 
     Args:
-        bundle_dir: default `$EDGECLOUD_BUNDLE`, else `bundles/ours_n4`.
-        threads: of the graph; None for one a core.
+        bundle_dir: None for `$EDGECLOUD_BUNDLE`, else `bundles/ours_n4`.
+        threads: for one graph call; None for one per core.
         provider, precision: as EdgeEncoder's; "auto" for what `cloud-decode --tune` chose.
 
-    Raises the BundleErrors, EngineChoiceError, and NotFiniteLogitsError where the graph gives no logits of zeros.
+    Attributes:
+        bundle: as above. engine: the cloud graph, ready to run. task: what its outputs mean.
+
+    Raises the BundleErrors, EngineChoiceError, and NotFiniteLogitsError where the graph's logits
+    are not finite even for symbols that are all zero.
     """
 
     def __init__(
@@ -57,10 +63,11 @@ class CloudDecoder:
 
     @property
     def labels(self) -> list[str]:
+        """The classes' names, in the order of the logits."""
         return self.task.labels
 
     def symbols(self, data: Bytes) -> NDArray[np.int16]:
-        """The coder: one feature file -> symbols int16 [C, H', W'].
+        """Run the coder: one feature file -> symbols int16 [C, H', W'].
 
         Raises the FeatureFileErrors and FeatureFileTypeError.
         """
@@ -68,33 +75,40 @@ class CloudDecoder:
             memoryview(data)
         except TypeError:
             raise FeatureFileTypeError(
-                f"a feature file is bytes, not {type(data).__name__}: read it with open(path, 'rb').read()"
+                f"a feature file is bytes, not {type(data).__name__}: "
+                "read it with open(path, 'rb').read()"
             ) from None
         return self.bundle.decode(data)
 
     def outputs_of_symbols(self, symbols: NDArray[np.int16]) -> dict[str, NDArray[np.float32]]:
-        """The cloud graph: symbols int16 [N, C, H', W'] -> all of its outputs by name, a row an image."""
+        """Run the cloud graph: symbols int16 [N, C, H', W'] -> outputs by name, a row per image."""
         return self.engine.run(symbols)
 
     def logits_of_symbols(self, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
-        """The cloud graph: symbols int16 [N, C, H', W'] -> logits float32 [N, classes], which may not be finite."""
+        """Run the cloud graph: symbols int16 [N, C, H', W'] -> logits float32 [N, classes].
+
+        They may be infinite or NaN: `predictions` refuses those.
+        """
         return self.outputs_of_symbols(symbols)[Classification.OUTPUT]
 
     def logits(self, files: Sequence[Bytes]) -> NDArray[np.float32]:
-        """Logits float32 [N, classes] in the order of `files`; files of one size share graph calls.
+        """Logits of several feature files; files of one size share graph calls.
 
+        Returns finite float32 [N, classes] in the order of `files`.
         Raises the FeatureFileErrors, FeatureFileTypeError, NotFiniteLogitsError.
         """
         if isinstance(files, str | os.PathLike | Bytes) or not hasattr(files, "__iter__"):
             raise FeatureFileTypeError(
-                f"logits takes a list of feature files, not {type(files).__name__}: put it into a list"
+                f"logits takes a list of feature files, not {type(files).__name__}: "
+                "put it into a list"
             )
         return require_finite(self.logits_of_each([self.symbols(data) for data in files]))
 
     def logits_of_each(self, symbols: Sequence[NDArray[np.int16]]) -> NDArray[np.float32]:
-        """Logits float32 [N, classes] of symbols int16 [C, H', W'] each; those of one shape share graph calls.
+        """Logits float32 [N, classes] of N arrays of symbols, each int16 [C, H', W'].
 
-        Where one row is not finite, the others may be: `predictions` tells.
+        Arrays of one shape share graph calls. A row may be infinite or NaN while others are sound:
+        `predictions` checks each.
         """
         out = np.empty((len(symbols), len(self.labels)), np.float32)
         for group in group_by_shape([values.shape for values in symbols], _BATCH):
@@ -102,9 +116,15 @@ class CloudDecoder:
         return out
 
     def classify(self, data: Bytes, top_k: int = 5) -> list[Prediction]:
-        """The `top_k` most probable classes of one feature file, best first. Raises as `logits` does."""
+        """The `top_k` most probable classes of one feature file, best first.
+
+        Raises as `logits` does.
+        """
         return self.predictions(self.logits([data])[0], top_k)
 
     def predictions(self, logits: NDArray[np.float32], top_k: int = 5) -> list[Prediction]:
-        """The `top_k` most probable classes of one row of logits, best first. Raises NotFiniteLogitsError."""
+        """The `top_k` most probable classes of one image's logits [classes], best first.
+
+        Raises NotFiniteLogitsError.
+        """
         return self.task.answers(logits, top_k)

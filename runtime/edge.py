@@ -1,4 +1,9 @@
-"""The edge: an image in, a feature file out."""
+"""The edge: an image in, a feature file out.
+
+Reads the edge half of a bundle alone (manifest, tables, edge graph), so a device needs no more.
+
+Always holds: whatever the engine, a feature file decodes to the symbols that this engine computed.
+"""
 
 import os
 from collections.abc import Iterable
@@ -19,7 +24,7 @@ from .errors import (
 )
 from .images.preprocess import ImageInput, preprocess
 
-_BATCH = 16  # images of one graph call, which bounds its memory
+_BATCH = 16  # images in one graph call: bounds its memory
 
 
 class EdgeEncoder:
@@ -28,15 +33,20 @@ class EdgeEncoder:
     The graph is loaded once, here. An encoder may be shared between threads.
 
     Args:
-        bundle_dir: default `$EDGECLOUD_BUNDLE`, else `bundles/ours_n4`.
-        threads: of the graph; None for one a core.
-        profile: of the files that are written; None for what the bundle says. Profile.CONTEXT takes about a quarter fewer
-            bytes and some microseconds more.
-        provider: "cpu" (onnxruntime), "openvino", or another of engine.PROVIDERS; "auto" for what
-            `edge-encode --tune` chose on this device, else "cpu".
-        precision: "fp32", "bf16" (OpenVINO), "int8" (where the bundle has it); "auto" as for `provider`, else "fp32".
-        fast_jpeg: decode large JPEG files at a fraction of their size: several times faster, pixels differ a little.
-        workers: threads that will call at the same time; each gets so many `threads` of the graph.
+        bundle_dir: None for `$EDGECLOUD_BUNDLE`, else `bundles/ours_n4`.
+        threads: for one graph call; None for one per core.
+        profile: of the feature files; None for the bundle's. Profile.CONTEXT takes about a quarter
+            fewer bytes and a few microseconds more.
+        provider: "cpu" (onnxruntime), "openvino", or another of `engine.registry.providers()`;
+            "auto" for what `edge-encode --tune` chose on this device, else "cpu".
+        precision: "fp32", "bf16" (OpenVINO) or "int8" (where the bundle has it); "auto" for the
+            tuned choice, else the bundle's own precision.
+        fast_jpeg: decode large JPEG files at a reduced size: several times faster, and pixel
+            levels differ a little.
+        workers: how many threads will call the encoder at the same time.
+
+    Attributes:
+        bundle, profile, fast_jpeg: as above. engine: the edge graph, ready to run.
 
     Raises the BundleErrors, EngineChoiceError.
     """
@@ -59,18 +69,20 @@ class EdgeEncoder:
         self.engine = open_engine(self.bundle, "edge", threads, provider, precision, workers)
 
     def encode(self, image: ImageInput, as_is: bool = False) -> bytes:
-        """A feature file of one image: a path, an open file, a PIL image or a uint8 array [H, W, 3].
+        """Encode one image: a path, an open file, a PIL image or a uint8 array [H, W, 3] in RGB.
 
-        The image is resized and cropped as the bundle says (224x224 for most), or taken as it is and cropped to multiples of 8.
-        Raises the ImageErrors and NotANumberError.
+        It is resized and cropped as the bundle says (to 224x224 for most). With `as_is` it is only
+        cropped, to multiples of 8 pixels.
+
+        Returns the bytes of a feature file. Raises the ImageErrors, NotANumberError.
         """
         pixels = preprocess(image, as_is, self.fast_jpeg, self.bundle.manifest.preprocessing)
-        return self.pack(self.symbols(pixels[None])[0], *pixels.shape[:2])
+        return self.encode_symbols(self.symbols(pixels[None])[0], *pixels.shape[:2])
 
     def encode_batch(self, images: Iterable[ImageInput], as_is: bool = False) -> list[bytes]:
-        """Feature files in the order of `images`; images of one size share graph calls.
+        """Encode several images as `encode` does; images of one size share graph calls.
 
-        Raises the ImageErrors and NotANumberError.
+        Returns feature files in the order of `images`. Raises the ImageErrors, NotANumberError.
         """
         if (
             isinstance(images, str | bytes | os.PathLike | Image.Image)
@@ -78,7 +90,8 @@ class EdgeEncoder:
             or not hasattr(images, "__iter__")
         ):
             raise ImageTypeError(
-                f"encode_batch takes a list of images, not {type(images).__name__}: give one image to encode"
+                f"encode_batch takes a list of images, not {type(images).__name__}: "
+                "give one image to encode"
             )
         prepared = [
             preprocess(image, as_is, self.fast_jpeg, self.bundle.manifest.preprocessing)
@@ -90,11 +103,13 @@ class EdgeEncoder:
             for index, symbols in zip(
                 group, self.symbols(np.stack([prepared[i] for i in group])), strict=True
             ):
-                files[index] = self.pack(symbols, height, width)
+                files[index] = self.encode_symbols(symbols, height, width)
         return files
 
     def symbols(self, pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
-        """The edge graph: pixels uint8 [N, H, W, 3], H and W multiples of 8 -> int16 [N, C, H', W'].
+        """Run the edge graph: pixels uint8 [N, H, W, 3] -> symbols int16 [N, C, H', W'].
+
+        H and W are multiples of 8; C, H' and W' follow from `bundle.shape`.
 
         Raises ImageArrayError, ImageTooLargeError, ImageTooSmallError.
         """
@@ -110,7 +125,8 @@ class EdgeEncoder:
                 else type(pixels).__name__
             )
             raise ImageArrayError(
-                f"pixels are a uint8 array [images, height, width, 3], not {shape}: give what preprocess gives"
+                f"pixels are a uint8 array [images, height, width, 3], not {shape}: "
+                "give what preprocess gives"
             )
         height, width = pixels.shape[1:3]
         rows, columns = self.bundle.shape.latent(height, width)
@@ -121,20 +137,24 @@ class EdgeEncoder:
         count, limit = self.bundle.shape.channels * rows * columns, self.bundle.max_symbols
         if count > limit:
             raise ImageTooLargeError(
-                f"an image of {width}x{height} pixels gives {count} symbols, the bundle allows {limit}: "
-                "leave out --as-is, make it smaller, or export with a larger --max-pixels"
+                f"an image of {width}x{height} pixels gives {count} symbols, the bundle allows "
+                f"{limit}: leave out --as-is, make it smaller, or export with a larger --max-pixels"
             )
         return self.engine.run(np.ascontiguousarray(pixels))["symbols"]
 
-    def pack(self, symbols: NDArray[np.int16], height: int, width: int) -> bytes:
-        """The coder: symbols int16 [C, H', W'] of an image of height x width pixels -> feature file.
+    def encode_symbols(self, symbols: NDArray[np.int16], height: int, width: int) -> bytes:
+        """Run the coder: symbols int16 [C, H', W'] -> feature file.
 
-        Raises NotANumberError.
+        `height` and `width` are the image's, in pixels. Raises NotANumberError.
         """
         return self.bundle.encode(symbols, height, width, self.profile)
 
-    def wrote(self, path: str | os.PathLike[str], as_is: bool = False) -> bool:
-        """Whether `path` is a whole feature file of this bundle, and of the profile and, unless `as_is`, the size that are written."""
+    def is_current(self, path: str | os.PathLike[str], as_is: bool = False) -> bool:
+        """Whether `path` is an intact feature file that this encoder would write in the same form.
+
+        That is: of this bundle and profile and, unless `as_is`, of the bundle's image size.
+        A file that cannot be read is not.
+        """
         try:
             with open(path, "rb") as source:
                 file = parse(source.read(MAX_FEATURE_FILE_BYTES + 1))

@@ -1,20 +1,22 @@
-"""Every refusal has a class of its own here, and its text names the value and the remedy.
+"""All refusals: each has a class of its own, and its message names the value and the remedy.
 
-Always holds: whatever an image, a feature file or a bundle contains, what comes out is a right
-answer or one of these.
+Programs can act on the class instead of the message, which may be reworded.
+
+Always holds: whatever an image, a feature file or a bundle contains, the result is a right answer
+or one of these errors.
 """
 
 
 class EdgeCloudError(Exception):
-    """What all refusals of this package have in common."""
+    """The base class of all errors of this package."""
 
 
 class MissingExtraError(EdgeCloudError):
-    """An optional package that was asked for and is not installed."""
+    """An optional package is needed and not installed."""
 
 
 class OutputError(EdgeCloudError):
-    """A file that cannot be written under the name that was given."""
+    """No file can be written under the given name."""
 
 
 class SameOutputError(OutputError):
@@ -22,7 +24,7 @@ class SameOutputError(OutputError):
 
 
 class ClosedStreamError(EdgeCloudError):
-    """Standard input or output is needed, and is closed."""
+    """Standard input or output is needed and is closed."""
 
 
 class ImageError(EdgeCloudError):
@@ -34,7 +36,7 @@ class ImageNotFoundError(ImageError):
 
 
 class ImageTypeError(ImageError):
-    """What was given as an image is of a type that is none, or cannot be read."""
+    """The argument is of a type that is no image, or is closed or cannot be read."""
 
 
 class NotAnImageError(ImageError):
@@ -42,15 +44,15 @@ class NotAnImageError(ImageError):
 
 
 class UnsupportedImageError(ImageError):
-    """A kind of image file, or a variant of one, that no decoder here reads."""
+    """An image format, or a variant of one, that no installed decoder reads."""
 
 
 class UnknownLevelsError(ImageError):
-    """Levels of which nothing says what black and white are."""
+    """Pixel levels for which nothing says which are black and white."""
 
 
 class DamagedImageError(ImageError):
-    """An image file that is cut short or damaged."""
+    """An image file that is truncated or damaged."""
 
 
 class DecompressionBombError(ImageError):
@@ -58,19 +60,19 @@ class DecompressionBombError(ImageError):
 
 
 class ImageFileTooLargeError(ImageError):
-    """More bytes on standard input, or in a pipe, than an image file has."""
+    """Standard input or a pipe gives more bytes than any image file has."""
 
 
 class ImageTooSmallError(ImageError):
-    """Under 8 pixels a side, with nothing to resize it."""
+    """An image of less than 8 pixels on a side that is not to be resized."""
 
 
 class ImageTooLargeError(ImageError):
-    """More pixels than the bundle allows."""
+    """An image of more pixels than the bundle allows."""
 
 
 class ImageArrayError(ImageError):
-    """Not a uint8 array of height x width x 3."""
+    """An array that is not uint8 [height, width, 3]."""
 
 
 class NotANumberError(EdgeCloudError):
@@ -82,15 +84,15 @@ class NotFiniteLogitsError(EdgeCloudError):
 
 
 class EngineChoiceError(EdgeCloudError):
-    """A provider or a precision that does not exist, does not go with the other, or is not in the bundle."""
+    """A provider or precision that does not exist, or that the bundle or the provider lacks."""
 
 
 class TuneError(EdgeCloudError):
-    """No engine could be chosen, or the choice could not be kept."""
+    """No engine could be chosen, or the choice could not be saved."""
 
 
 class FeatureFileTypeError(EdgeCloudError):
-    """What was given as a feature file, or as several, is of another type."""
+    """The argument is not the bytes of a feature file, or not a list of them."""
 
 
 class FeatureFileError(EdgeCloudError):
@@ -102,7 +104,7 @@ class FeatureFileNotFoundError(FeatureFileError):
 
 
 class EmptyFeatureFileError(FeatureFileError):
-    """A file of no bytes."""
+    """A feature file of zero bytes."""
 
 
 class NotAFeatureFileError(FeatureFileError):
@@ -114,15 +116,15 @@ class UnsupportedVersionError(FeatureFileError):
 
 
 class DamagedFeatureFileError(FeatureFileError):
-    """Bytes are not those that were written."""
+    """A feature file whose bytes are not those that were written."""
 
 
 class TruncatedFeatureFileError(DamagedFeatureFileError):
-    """The file ends early."""
+    """A feature file that ends early."""
 
 
 class TrailingBytesError(DamagedFeatureFileError):
-    """The file goes on after its end."""
+    """A feature file with more bytes than its header says."""
 
 
 class WrongBundleError(FeatureFileError):
@@ -130,7 +132,7 @@ class WrongBundleError(FeatureFileError):
 
 
 class FeatureFileTooLargeError(FeatureFileError):
-    """More bytes than a feature file has."""
+    """A file of more bytes than any feature file has."""
 
 
 class TooManySymbolsError(FeatureFileError):
@@ -146,27 +148,27 @@ class ParquetNotFoundError(ParquetError):
 
 
 class DamagedParquetError(ParquetError):
-    """A file that is no Parquet file, or is cut short or damaged."""
+    """A file that is not Parquet, or is truncated or damaged."""
 
 
 class ParquetSchemaError(ParquetError):
-    """A Parquet file without the columns that feature files are in."""
+    """A Parquet file without the columns that hold feature files."""
 
 
 class ParquetTooLargeError(ParquetError):
-    """A Parquet file with a row group, or a key, of a size that nobody writes."""
+    """A Parquet file with a row group, or a key, over the size limit."""
 
 
 class DamagedStreamError(EdgeCloudError):
-    """Bytes that are no rANS stream of CompressAI's under the tables."""
+    """Bytes that do not decode as a CompressAI stream under the given tables."""
 
 
 class StreamShapeError(EdgeCloudError):
-    """Pixels of which a stream of CompressAI's cannot be."""
+    """An image size for which no CompressAI stream exists."""
 
 
 class RequestError(EdgeCloudError):
-    """A request that the service refuses, or cannot answer."""
+    """A request that the service refuses or cannot answer."""
 
 
 class UnauthorizedError(RequestError):
@@ -174,43 +176,43 @@ class UnauthorizedError(RequestError):
 
 
 class MalformedRequestError(RequestError):
-    """A request that is not built as its path asks."""
+    """A request that is not of the form its path requires."""
 
 
 class UnsupportedEncodingError(RequestError):
-    """A body that is compressed on its way."""
+    """A request body with a content encoding."""
 
 
 class UnsupportedSharedMemoryError(RequestError):
-    """Tensors that are to be read from, or written to, memory that the client shares with a server."""
+    """A request to read or write tensors in shared memory."""
 
 
 class HeadTooLargeError(RequestError):
-    """A request line and headers of more bytes than are taken."""
+    """A request line and headers over the size limit."""
 
 
 class BodyTooLargeError(RequestError):
-    """More bytes than any request of that path has."""
+    """A request body over the size limit of its path."""
 
 
 class TooManyFilesError(RequestError):
-    """More feature files in one request than are taken."""
+    """A request with more feature files than the limit."""
 
 
 class SlowBodyError(RequestError):
-    """A body that did not come in time."""
+    """A request body that did not arrive in time."""
 
 
 class ClientGoneError(RequestError):
-    """The client went before it was answered."""
+    """The client disconnected before it was answered."""
 
 
 class UnknownModelError(RequestError):
-    """A name, or a fingerprint, of which no bundle is served."""
+    """No served bundle has that name or fingerprint."""
 
 
 class QueueFullError(RequestError):
-    """More is asked than can be answered in time. `seconds` is when to ask again."""
+    """More requests than can be answered in time. `seconds` says when to try again."""
 
     def __init__(self, message: str, seconds: int):
         super().__init__(message)
@@ -218,15 +220,15 @@ class QueueFullError(RequestError):
 
 
 class StartingError(RequestError):
-    """The service still loads its bundles."""
+    """The service is still loading its bundles."""
 
 
 class DrainingError(RequestError):
-    """The service is about to stop."""
+    """The service is shutting down."""
 
 
 class DeadlineError(RequestError):
-    """A request whose time passed before its graph call."""
+    """A request whose deadline passed before its graph call."""
 
 
 class GraphFailedError(RequestError):
@@ -238,11 +240,11 @@ class ServedBundlesError(EdgeCloudError):
 
 
 class TokenFileError(EdgeCloudError):
-    """A file of tokens that has none, or none that can be used."""
+    """A token file without a usable token."""
 
 
 class TablesError(EdgeCloudError):
-    """Entropy tables that cannot be coded with."""
+    """Entropy tables that break a rule and cannot be used."""
 
 
 class BundleError(EdgeCloudError):
@@ -258,15 +260,15 @@ class MissingBundleFileError(BundleError):
 
 
 class AlteredBundleFileError(BundleError):
-    """A bundle's file is not the one that was exported."""
+    """A file of the bundle is not the one that was exported."""
 
 
 class InconsistentBundleError(BundleError):
-    """A bundle whose parts contradict each other, or whose manifest makes no sense."""
+    """A bundle whose parts contradict each other, or whose manifest is invalid."""
 
 
 class NoContextTablesError(BundleError):
-    """Small files are asked of a bundle without context tables."""
+    """Small files are asked for, and the bundle has no context tables."""
 
 
 class UnsupportedBundleError(BundleError):
@@ -274,15 +276,15 @@ class UnsupportedBundleError(BundleError):
 
 
 class RayError(EdgeCloudError):
-    """What Ray is asked for cannot be done."""
+    """An error of the Ray application or of bulk decoding on Ray."""
 
 
 class RayClusterError(RayError):
-    """No Ray cluster can be reached or started, or it failed while it worked."""
+    """No Ray cluster can be reached or started, or it failed during the work."""
 
 
 class RayArgumentsError(RayError):
-    """Arguments of the Ray Serve application that it does not have, or that make no sense."""
+    """Unknown or invalid arguments of the Ray Serve application."""
 
 
 class SpoolError(EdgeCloudError):
@@ -294,11 +296,11 @@ class SpoolInUseError(SpoolError):
 
 
 class SpoolFullError(SpoolError):
-    """A feature file is too much for what the spool may hold."""
+    """A feature file would exceed the spool's size limit."""
 
 
 class SpoolDiskError(SpoolError):
-    """The spool's disk is full, or fails."""
+    """The spool's disk is full or fails."""
 
 
 class DamagedSpoolFileError(SpoolError):
@@ -306,28 +308,28 @@ class DamagedSpoolFileError(SpoolError):
 
 
 class DamagedResultsError(SpoolError):
-    """A line among the results is not as it was written."""
+    """A line of the results is not as it was written."""
 
 
 class SendError(EdgeCloudError):
-    """Nothing can be sent as things are set up."""
+    """Nothing can be sent with these settings."""
 
 
 class ServerUrlError(SendError):
-    """Not a URL that can be posted to."""
+    """A URL that cannot be posted to."""
 
 
 class CertificateFileError(SendError):
-    """A file that holds no certificates, or another that TLS is told to use and cannot."""
+    """A certificate or key file that TLS cannot use."""
 
 
 class ProxySettingError(SendError):
-    """A proxy that the environment names, and that cannot be one."""
+    """An invalid proxy in the environment variables."""
 
 
 class ServerAwayError(SendError):
-    """The server gives no answer, or has no time, for now."""
+    """The server does not answer, or is busy, for now."""
 
 
 class ServerSetupError(SendError):
-    """The server would take no file as things are set up."""
+    """The server would refuse every file with these settings."""

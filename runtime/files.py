@@ -1,12 +1,14 @@
-"""Output files: each appears whole or not at all, and no output takes the place of an input.
+"""Output files: each appears whole or not at all, and no output replaces an input.
 
-A file is written under a temporary name beside its target and then renamed over it. The temporary name stays locked
-while its writer lives, so what a killed process left behind can be told from what is being written now.
+A file is written under a temporary name beside its target and then renamed over it. The writer
+holds a lock on its temporary file, so files that a killed process left can be told from files that
+are being written.
 
-Always holds: only regular files are replaced. A symbolic link keeps pointing where it did, and its target is replaced;
-a device, a pipe or a file descriptor (/dev/null, a FIFO, /dev/stdout, >(command)) is written into. A file that may not
-be written is not replaced either. Where writing fails, the target is as it was, no temporary file is left, and the
-OSError names the target; what a process that was killed left goes at the next write into that folder by any process.
+Always holds: only regular files are replaced. A symbolic link stays, and the file that it points to
+is replaced. A device, a pipe or a file descriptor (/dev/null, a FIFO, /dev/stdout, >(command)) is
+written into. A file without write permission is not replaced. If writing fails, the target is
+unchanged, no temporary file is left, and the OSError names the target. Temporary files of killed
+processes are removed by the next process that writes into their folder.
 """
 
 import errno
@@ -31,33 +33,37 @@ StrPath = str | os.PathLike[str]
 
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.partial")
 _DESCRIPTOR = re.compile(r"/proc/(\d+)/fd/(\d+)")
-_LINKS = 40  # that are followed, as the kernel does
-_OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors that no reading gives
-_swept: set[str] = set()  # folders; once in a process, for a scan of a large folder takes a while
+_MAX_LINKS = 40  # followed one after the other: the kernel's limit
+_WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # which reading never gives
+_swept: set[str] = set()  # folders, each swept once per process: scanning a large one is slow
 
 
 @contextmanager
 def atomic_file(path: StrPath) -> Iterator[BinaryIO]:
-    """A file to write into, which is flushed to disk and becomes `path` when the block ends.
+    """Open a file for writing that is flushed to disk and becomes `path` when the block ends.
 
-    Where the block raises, or the disk does (OSError), `path` is as it was and no temporary file is left.
+    If the block or the disk fails (OSError), `path` is unchanged and no temporary file is left.
     """
     with atomic_path(path) as temporary, open(temporary, "r+b") as file:
         yield file
 
 
 def write_atomically(path: StrPath, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all; raises OSError."""
+    """Write `data` to `path`, whole or not at all. Raises OSError."""
     with atomic_file(path) as file:
         file.write(data)
 
 
 @contextmanager
 def atomic_path(path: StrPath) -> Iterator[Path]:
-    """atomic_file for a library that wants a name: that of an empty file, to be written into and left in its place."""
+    """As `atomic_file`, for libraries that open a file by name.
+
+    Gives the path of an empty temporary file. The block writes into it, and neither moves nor
+    replaces it.
+    """
     with _naming(path):
         target = _target(path)
-        # What is not a regular file cannot be replaced: it is given everything at once, or nothing.
+        # A device or a pipe cannot be replaced: all data is collected first, then written into it.
         beside = target or Path(tempfile.gettempdir(), "edgecloud")
         sweep(beside.parent)
         temporary, handle = _make_locked(beside, 0o666 if target else 0o600)
@@ -73,7 +79,7 @@ def atomic_path(path: StrPath) -> Iterator[Path]:
                     os.fsync(file.fileno())
                 os.replace(temporary, target)
             else:
-                with open(temporary, "rb") as whole, _open_as_it_is(path) as out:
+                with open(temporary, "rb") as whole, _open_in_place(path) as out:
                     shutil.copyfileobj(whole, out)
                 temporary.unlink()
     except BaseException:
@@ -85,7 +91,10 @@ def atomic_path(path: StrPath) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(beside: StrPath) -> Iterator[Path]:
-    """An empty folder next to `beside`, to be filled and renamed; what is still there when the block ends is removed."""
+    """Make an empty folder next to `beside`, for the block to fill and rename.
+
+    If it was not renamed, it is removed when the block ends. Raises OSError.
+    """
     target = Path(beside).absolute()
     sweep(target.parent)
     path = _temporary_name(target)
@@ -94,7 +103,7 @@ def temporary_folder(beside: StrPath) -> Iterator[Path]:
         handle = _lock_folder(path)
         if path.exists():
             break
-        # Another process took it for a dead one's before it was locked.
+        # Another process swept it before it was locked.
         if handle is not None:
             os.close(handle)
     try:
@@ -106,7 +115,10 @@ def temporary_folder(beside: StrPath) -> Iterator[Path]:
 
 
 def sweep(folder: StrPath) -> None:
-    """Remove temporary files and folders of processes that are gone from `folder`, the first time in this process."""
+    """Remove temporary files and folders from `folder` whose processes have ended.
+
+    Once per folder and process. Errors are ignored.
+    """
     place = str(Path(folder).absolute())
     if place in _swept:
         return
@@ -115,56 +127,55 @@ def sweep(folder: StrPath) -> None:
         for entry in entries:
             if _TEMPORARY.fullmatch(entry.name):
                 with suppress(OSError):
-                    _remove_if_dead(Path(entry.path))
+                    _remove_if_unlocked(Path(entry.path))
 
 
 def refuse_same_file(output: StrPath, inputs: Iterable[StrPath]) -> None:
-    """Refuse an output that is one of the inputs, by whatever name. Raises SameOutputError."""
+    """Refuse an output that is one of the inputs under any name. Raises SameOutputError."""
     refuse_same_files([output], inputs)
 
 
 def refuse_same_files(outputs: Iterable[StrPath], inputs: Iterable[StrPath]) -> None:
-    """Refuse outputs that are inputs, or each other, by whatever names; "-" is a standard stream. Raises SameOutputError.
+    """Refuse outputs that are inputs, or each other, under any names; "-" is a standard stream.
 
-    Only regular files count: a device or a pipe may be both, as a terminal is.
+    Only regular files count: a terminal, for one, may be both input and output.
+    Raises SameOutputError.
     """
-    there: dict[tuple[int, int], str] = {}
-    places: dict[Path, str] = {}
+    existing: dict[tuple[int, int], str] = {}
+    targets: dict[Path, str] = {}
     folders: dict[Path, Path] = {}
     for output in [os.fspath(name) for name in outputs]:
-        # A regular file behind standard output may be added to, and is no less an input for that.
+        # Standard output may be a regular file that is also read.
         if (found := _identity(output, 1)) is not None:
-            there[found] = output
+            existing[found] = output
         with suppress(OSError, ValueError):
             path = Path(output).absolute()
             if path.parent not in folders:
                 folders[path.parent] = path.parent.resolve()
-            place: Path | None = folders[path.parent] / path.name
+            target: Path | None = folders[path.parent] / path.name
             if path.is_symlink():
-                place = _target(path)
+                target = _target(path)
             if (
                 output != "-"
-                and place is not None
-                and (other := places.setdefault(place, output)) != output
+                and target is not None
+                and (other := targets.setdefault(target, output)) != output
             ):
                 raise SameOutputError(
                     f"{other} and {output} are one file: name another for one of the outputs"
                 )
-    for name in (os.fspath(name) for name in inputs) if there else ():
-        if (found := _identity(name, 0)) in there and found is not None:
+    for name in (os.fspath(name) for name in inputs) if existing else ():
+        if (found := _identity(name, 0)) in existing and found is not None:
             what = "on standard input" if name == "-" else name
-            same = (
-                ""
-                if there[found] == name
-                else f", which is {'standard output' if there[found] == '-' else there[found]}"
-            )
+            output = existing[found]
+            same = f", which is {'standard output' if output == '-' else output}"
             raise SameOutputError(
-                f"the output would replace the input {what}{same}: name another output"
+                f"the output would replace the input {what}{same if output != name else ''}: "
+                "name another output"
             )
 
 
 def _identity(name: str, stream: int) -> tuple[int, int] | None:
-    """Device and inode of a regular file that is there; of standard stream number `stream` for "-"."""
+    """Device and inode of an existing regular file; "-" is the standard stream of that number."""
     with suppress(OSError, ValueError):
         found = os.fstat(stream) if name == "-" else Path(name).stat()
         if stat.S_ISREG(found.st_mode):
@@ -173,9 +184,9 @@ def _identity(name: str, stream: int) -> tuple[int, int] | None:
 
 
 def check_output(path: StrPath) -> None:
-    """Refuse a name that no file can be written under, before work is done for it. Raises OutputError.
+    """Refuse a name that no file can be written under, before any work is done for it.
 
-    Folders that do not exist yet are no fault: the caller makes them when it writes.
+    Folders may be missing: the caller makes them when it writes. Raises OutputError.
     """
     name = os.fspath(path)
     if not name:
@@ -198,13 +209,13 @@ def check_output(path: StrPath) -> None:
 
 
 def check_folder(path: StrPath) -> None:
-    """Refuse a folder that files cannot be written into, or that cannot be made. Raises OutputError."""
+    """Refuse a folder that cannot be made or written into. Raises OutputError."""
     folder = Path(path).absolute()
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
         raise OutputError(
-            f"{folder} is not a folder, and files were to be written into it: name another place for them"
+            f"{folder} is not a folder, so no files can be written into it: name another folder"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(
@@ -213,7 +224,7 @@ def check_folder(path: StrPath) -> None:
 
 
 def sync_folder(path: StrPath) -> None:
-    """Flush a folder to disk: names that were given or taken in it outlast a power cut. Raises OSError."""
+    """Flush a folder to disk, so that renames in it survive a power cut. Raises OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -222,9 +233,12 @@ def sync_folder(path: StrPath) -> None:
 
 
 def _links(path: StrPath) -> Iterator[Path]:
-    """`path` and what it points to, link by link, each in its real folder; the last is no link. Raises OSError for a loop."""
+    """`path` and what it points to, link by link, each in its real folder; the last is no link.
+
+    Raises OSError for a loop.
+    """
     name = Path(path).absolute()
-    for _ in range(_LINKS):
+    for _ in range(_MAX_LINKS):
         name = name.parent.resolve() / name.name
         yield name
         if not name.is_symlink():
@@ -234,7 +248,7 @@ def _links(path: StrPath) -> Iterator[Path]:
 
 
 def _target(path: StrPath) -> Path | None:
-    """The file that is to be replaced, symbolic links followed; None for what is written into as it is."""
+    """The file to be replaced, symbolic links followed; None for a device, pipe or descriptor."""
     for name in _links(path):
         if name.is_relative_to("/proc"):
             return None
@@ -246,7 +260,7 @@ def _target(path: StrPath) -> Path | None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(mode):
         return None
-    # Renaming asks for no permission to write the file, and its owner meant it to stay as it is.
+    # A rename would need no write permission for the file, but its owner has taken that away.
     if not os.access(name, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
     return name
@@ -254,15 +268,15 @@ def _target(path: StrPath) -> Path | None:
 
 @contextmanager
 def _naming(path: StrPath, temporary: Path | None = None) -> Iterator[None]:
-    """An OSError of writing `path` names it, and not its temporary file, or nothing.
+    """Make OSErrors of writing name `path`, and not its temporary file or no file.
 
     Args:
-        temporary: given where the caller's own code runs, whose errors may be of other files.
+        temporary: its path while the caller's code runs: errors that name other files stay.
     """
     try:
         yield
     except OSError as error:
-        unnamed = error.filename is None and error.errno in _OF_WRITING
+        unnamed = error.filename is None and error.errno in _WRITE_ERRORS
         if error.errno is not None and (
             temporary is None or error.filename == str(temporary) or unnamed
         ):
@@ -270,15 +284,20 @@ def _naming(path: StrPath, temporary: Path | None = None) -> Iterator[None]:
         raise
 
 
-def _open_as_it_is(path: StrPath) -> BinaryIO:
-    """What is not a regular file, to be written into. A descriptor of this process is shared, not opened again: that would
-    cut off the file behind it."""
+def _open_in_place(path: StrPath) -> BinaryIO:
+    """Open a device, pipe or descriptor for writing.
+
+    A descriptor of this process is duplicated: opening it again would truncate the file behind it.
+    """
     descriptor = own_descriptor(path)
     return open(os.open(path, os.O_WRONLY) if descriptor is None else os.dup(descriptor), "wb")
 
 
 def own_descriptor(path: StrPath) -> int | None:
-    """N of /dev/fd/N and its like, /dev/stdout being 1."""
+    """The number N for /dev/fd/N and other names of this process's descriptors, else None.
+
+    /dev/stdout is 1.
+    """
     with suppress(OSError, ValueError):
         for name in _links(path):
             if (match := _DESCRIPTOR.fullmatch(str(name))) and int(match[1]) == os.getpid():
@@ -301,15 +320,15 @@ def _make_locked(target: Path, mode: int) -> tuple[Path, int]:
     )
     while True:
         temporary = _temporary_name(target)
-        # Made by open and not by tempfile, so that the kernel applies the umask, which no thread can ask for safely.
+        # os.open applies the umask. tempfile does not, and reading the umask is not thread-safe.
         handle = os.open(temporary, flags, mode)
         if fcntl is not None:
-            # A file system without locks has nothing swept.
+            # On a file system without locks nothing is ever swept.
             with suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             return temporary, handle
-        # Another process took it for a dead one's before it was locked.
+        # Another process swept it before it was locked.
         os.close(handle)
 
 
@@ -325,8 +344,8 @@ def _lock_folder(path: Path) -> int | None:
     return None
 
 
-def _remove_if_dead(path: Path) -> None:
-    """Raises BlockingIOError where the writer lives, OSError where that cannot be known."""
+def _remove_if_unlocked(path: Path) -> None:
+    """Raises BlockingIOError if the writer still runs, OSError if that cannot be told."""
     if fcntl is None:
         path.unlink()
         return

@@ -1,6 +1,6 @@
-"""Options that several commands have, and numbers in options.
+"""Options that several commands share, and the checks of numbers in options.
 
-Always holds: every number has a range, and one outside of it is a usage error that names it.
+Always holds: every number has a range, and a value outside it is a usage error that names it.
 """
 
 import argparse
@@ -11,7 +11,7 @@ _MOST_THREADS = 4096
 
 
 def number(kind: type, least: float, most: float) -> Callable[[str], float]:
-    """An argparse type: an int or a float from `least` to `most`."""
+    """An argparse type for an int or a float (`kind`) from `least` to `most`, both included."""
     what = "a whole number" if kind is int else "a number"
 
     def parse(text: str) -> float:
@@ -25,13 +25,13 @@ def number(kind: type, least: float, most: float) -> Callable[[str], float]:
 
 
 def thread_count(text: str) -> int:
-    """An argparse type."""
+    """An argparse type for a number of threads, 1 to 4096."""
     return int(number(int, 1, _MOST_THREADS)(text))
 
 
 def add_engine_options(parser: argparse.ArgumentParser, after: str | None = None) -> None:
-    """Options of all commands; `after` is what a command that has --tune does after it."""
-    providers = "cpu, openvino, or another that onnxruntime has here"
+    """Add --provider and --precision; with `after`, also --tune, whose help ends in that text."""
+    providers = "cpu, openvino, or another provider of an engine"
     parser.add_argument(
         "--provider",
         default="auto",

@@ -1,16 +1,16 @@
-"""What a client is told when a request is refused: a status, and a code that does not change.
+"""What the service tells a client of a refused request: an HTTP status, and a code.
 
-A code is the name of the error's class, without "Error", in small letters: DamagedFeatureFileError is
-`damaged_feature_file`. docs/SERVING.md lists them.
+A code is the name of the error's class without "Error", in snake case: DamagedFeatureFileError is
+`damaged_feature_file`. docs/SERVING.md lists them. Server and sender share this file.
 
-Always holds: each code has one status, and a text comes with it that names the value and the remedy.
+Always holds: a code keeps its name and status across releases; the message beside it may change.
 """
 
 import re
 
 from . import errors
 
-# The class -> status; subclasses that are not named have that of the class above.
+# A class that is not listed has the status of its nearest base class that is.
 STATUS: dict[type[errors.EdgeCloudError], int] = {
     errors.EmptyFeatureFileError: 400,
     errors.NotAFeatureFileError: 400,
@@ -36,15 +36,15 @@ STATUS: dict[type[errors.EdgeCloudError], int] = {
     errors.DrainingError: 503,
     errors.DeadlineError: 504,
 }
-# Refusals that come of no class of this package.
+# Codes of refusals that have no error class.
 NOT_FOUND, METHOD_NOT_ALLOWED, INTERNAL = "not_found", "method_not_allowed", "internal"
 
 
 def code_of(kind: type[errors.EdgeCloudError]) -> str:
-    """DeadlineError -> "deadline"."""
+    """The code of an error class: DeadlineError -> "deadline"."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__.removesuffix("Error")).lower()
 
 
-def status_of(error: errors.EdgeCloudError) -> int:
-    """The HTTP status of a refusal; 500 for what no client can bring about."""
+def http_status(error: errors.EdgeCloudError) -> int:
+    """The HTTP status of a refusal; 500 for an error that no request can cause."""
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)

@@ -47,7 +47,7 @@ def files(random_bundle: Path) -> list[bytes]:
     """A feature file of a picture, and one of symbols that are all zero, for which `broken_bundle` has logits."""
     encoder = EdgeEncoder(random_bundle, 1)
     zeros = np.zeros((encoder.bundle.shape.channels, 28, 28), np.int16)
-    return [encoder.encode(synthetic_images(1)[0]), encoder.pack(zeros, 224, 224)]
+    return [encoder.encode(synthetic_images(1)[0]), encoder.encode_symbols(zeros, 224, 224)]
 
 
 # Export

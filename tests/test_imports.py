@@ -61,7 +61,16 @@ def test_runtime_imports_no_torch_and_no_other_room() -> None:
         (
             "cloud",
             {"starlette", "uvicorn", "prometheus_client"},
-            {"service.app", "service.http", "service.metrics"},
+            {
+                "service.app",
+                "service.core",
+                "service.http_endpoints",
+                "service.http_middleware",
+                "service.http_refusal",
+                "service.http_request",
+                "service.http_server",
+                "service.metrics",
+            },
             "cloud_serve.main([])",
         ),
         (

@@ -1,11 +1,15 @@
-// The narrow part: busy channels symbol by symbol in two lanes, other channels in runs of their mode.
+// The narrow part's two lanes: busy channels symbol by symbol, other channels in runs of their
+// mode.
+//
+// `lane` and the shared Writer or Reader are copied to local variables, which compilers keep in
+// registers, and written back at the end.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
-#if defined(__SSE2__) || defined(_M_X64)  // MSVC does not say that every 64-bit x86 has it
+#if defined(__SSE2__) || defined(_M_X64)  // MSVC has no __SSE2__, and every x86-64 has SSE2
 #define RANS_SSE2 1
 #include <emmintrin.h>
 #endif
@@ -14,8 +18,9 @@
 
 namespace rans {
 
-// Symbols, each by itself, in lanes 0 and 1 by turns.
-inline void push_narrow(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row, Writer& writer) {
+// Symbol i of a row is coded in lane i mod 2.
+inline void push_narrow(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row,
+                        Writer& writer) {
   uint32_t even = lane[0], odd = lane[1];
   size_t i = row;
   if (i % 2) push_value(even, values[--i], channel, writer);
@@ -26,7 +31,8 @@ inline void push_narrow(uint32_t* lane, const Channel& channel, const int16_t* v
   lane[0] = even, lane[1] = odd;
 }
 
-inline Status pop_narrow(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values, size_t row) {
+inline Status pop_narrow(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values,
+                         size_t row) {
   Reader reader = shared;
   uint32_t even = lane[0], odd = lane[1];
   Status status = Status::ok;
@@ -42,7 +48,7 @@ inline Status pop_narrow(uint32_t* lane, const Channel& channel, Reader& shared,
 
 constexpr size_t kGroup = 64;
 
-// Bit i says whether values[i] is another symbol than `mode`, for up to kGroup of them.
+// Bit i is set if values[i] is not `mode`; `count` is at most kGroup.
 inline uint64_t other_than(int16_t mode, const int16_t* values, size_t count) {
   uint64_t others = 0;
   size_t i = 0;
@@ -51,12 +57,13 @@ inline uint64_t other_than(int16_t mode, const int16_t* values, size_t count) {
   for (; i + 16 <= count; i += 16) {
     const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i));
     const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i + 8));
-    const int same = _mm_movemask_epi8(_mm_packs_epi16(_mm_cmpeq_epi16(low, modes), _mm_cmpeq_epi16(high, modes)));
+    const int same = _mm_movemask_epi8(
+        _mm_packs_epi16(_mm_cmpeq_epi16(low, modes), _mm_cmpeq_epi16(high, modes)));
     others |= uint64_t{0xffff ^ static_cast<uint32_t>(same)} << i;
   }
 #else
   for (; i + 16 <= count; i += 16) {
-    uint16_t any = 0;  // compilers make vectors of this
+    uint16_t any = 0;  // compilers vectorise this loop
     for (size_t j = 0; j < 16; ++j) any |= static_cast<uint16_t>(values[i + j] ^ mode);
     for (size_t j = 0; any && j < 16; ++j) others |= uint64_t{values[i + j] != mode} << (i + j);
   }
@@ -65,22 +72,28 @@ inline uint64_t other_than(int16_t mode, const int16_t* values, size_t count) {
   return others;
 }
 
-inline void push_run(uint32_t& state, size_t run, bool ended, const Channel& channel, Writer& writer) {
+// `run` modes in a row. `ended`: by another symbol, and not by the row's end.
+inline void push_run(uint32_t& state, size_t run, bool ended, const Channel& channel,
+                     Writer& writer) {
   const size_t max_run = channel.max_run();
-  size_t full = 0;  // runs that go on; a decoder meets them first
+  size_t full = 0;  // runs of max_run, which a decoder reads before the rest
   if (run >= max_run) full = run / max_run, run %= max_run;
-  if (ended) push_entry<true>(state, channel.runs[run], writer);
-  else if (run) push_entry(state, Entry(channel.runs[run].start, kOne - channel.runs[run].start), writer);
+  if (ended)
+    push_entry<true>(state, channel.runs[run], writer);
+  else if (run)
+    push_entry(state, Entry(channel.runs[run].start, kOne - channel.runs[run].start), writer);
   for (; full; --full) push_entry(state, channel.runs[max_run], writer);
 }
 
-// Runs: lane 0 has the number of modes before the next other symbol, lane 1 that symbol. A run
-// that reaches max_run, or the row's end, is coded as "so many or more", and another may follow.
-inline void push_runs(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row, Writer& writer) {
+// Lane 0 codes the number of modes before the next other symbol, lane 1 that symbol. A run that
+// reaches max_run or the row's end is coded as "so many modes or more". After max_run modes another
+// run follows, unless the row is full.
+inline void push_runs(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row,
+                      Writer& writer) {
   uint32_t run_lane = lane[0], value_lane = lane[1];
   const int16_t mode = static_cast<int16_t>(channel.offset + static_cast<int32_t>(channel.mode));
-  size_t stop = row;  // what is to the right of it is coded
-  bool ended = false;  // the run before it is, by another symbol; the last one is by the row's end
+  size_t stop = row;   // symbols from here on are coded
+  bool ended = false;  // whether values[stop] is a symbol that ended a run, not the row's end
   const auto push_other = [&](size_t i) {
     push_run(run_lane, stop - i - 1, ended, channel, writer);
     push_value(value_lane, values[i], channel, writer);
@@ -100,8 +113,11 @@ inline void push_runs(uint32_t* lane, const Channel& channel, const int16_t* val
   lane[0] = run_lane, lane[1] = value_lane;
 }
 
-inline Status pop_runs(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values, size_t row) {
-  std::fill(values, values + row, static_cast<int16_t>(channel.offset + static_cast<int32_t>(channel.mode)));
+// Inverse of push_runs.
+inline Status pop_runs(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values,
+                       size_t row) {
+  std::fill(values, values + row,
+            static_cast<int16_t>(channel.offset + static_cast<int32_t>(channel.mode)));
   Reader reader = shared;
   uint32_t run_lane = lane[0], value_lane = lane[1];
   const uint32_t max_run = channel.max_run();

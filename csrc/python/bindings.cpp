@@ -1,7 +1,9 @@
-// The coder for Python: numpy arrays in and out without a copy, the GIL released while it works.
+// The Python module runtime.codec._coder: the rANS coder and the JPEG check. Its arguments and
+// results are documented in runtime/codec/_coder.pyi.
 //
-// Always holds: arrays are of the right type and layout or refused (nothing is converted in
-// silence), and every size is checked before memory is taken.
+// Always holds: numpy arrays are used without a copy. An array of another type or layout is
+// refused, never converted. Every size is checked before memory is allocated, and the GIL is
+// released while the C++ code works.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -18,91 +20,108 @@ namespace {
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
 
+// Why a payload is refused, for users: "the payload is damaged, REASON". "" if it is not.
 const char* reason(rans::Status status) {
   switch (status) {
     case rans::Status::truncated: return "it ends before its symbols do";
     case rans::Status::trailing: return "bytes are left over after its last symbol";
-    case rans::Status::bad_state: return "a lane's state is impossible";
-    case rans::Status::bad_escape: return "an escaped symbol is impossible";
+    case rans::Status::bad_state: return "the state of a lane is invalid";
+    case rans::Status::bad_escape: return "an escaped symbol is invalid";
     case rans::Status::ok: break;
   }
   return "";
 }
 
-const rans::Path& find_path(const std::string& name) {
-  for (const rans::Path& path : rans::kPaths)
-    if (path.is_here() && (name.empty() || name == path.name)) return path;
-  throw std::invalid_argument("this machine has no path " + name);
+// The kernel of that name, or the fastest one if it is "".
+const rans::Kernel& find_kernel(const std::string& name) {
+  for (const rans::Kernel& kernel : rans::kKernels)
+    if (kernel.is_available() && (name.empty() || name == kernel.name)) return kernel;
+  throw std::invalid_argument("this machine has no kernel " + name);
 }
 
-void check_lists(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths, const Array<int32_t>& offsets) {
-  if (lengths.ndim() != 1 || offsets.ndim() != 1 || cdf.ndim() != 1 || lengths.size() != offsets.size())
-    throw std::invalid_argument("lengths and offsets are one-dimensional and equally long");
-}
-
-rans::Tables make_tables(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths, const Array<int32_t>& offsets, const std::string& path) {
-  check_lists(cdf, lengths, offsets);
+rans::Tables make_tables(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths,
+                         const Array<int32_t>& offsets, const std::string& kernel) {
+  if (lengths.ndim() != 1 || offsets.ndim() != 1 || cdf.ndim() != 1 ||
+      lengths.size() != offsets.size())
+    throw std::invalid_argument(
+        "cdf, lengths and offsets must be one-dimensional, and the last two equally long");
   return rans::Tables(cdf.data(), static_cast<size_t>(cdf.size()), lengths.data(), offsets.data(),
-                      static_cast<size_t>(lengths.size()), find_path(path));
+                      static_cast<size_t>(lengths.size()), find_kernel(kernel));
 }
 
-rans::CompressAiStream make_stream(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths, const Array<int32_t>& offsets) {
-  make_tables(cdf, lengths, offsets, "");  // throws on what is not valid
-  return rans::CompressAiStream(cdf.data(), lengths.data(), offsets.data(), static_cast<size_t>(lengths.size()));
+rans::CompressAiStream make_stream(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths,
+                                   const Array<int32_t>& offsets) {
+  make_tables(cdf, lengths, offsets, "");  // throws if the arrays are not valid
+  return rans::CompressAiStream(cdf.data(), lengths.data(), offsets.data(),
+                                static_cast<size_t>(lengths.size()));
 }
 
-// channels: those that have context tables; for each four thresholds and 25 CDFs, one after the other.
-void add_contexts(rans::Tables& tables, const Array<uint32_t>& channels, const Array<int32_t>& thresholds, const Array<uint32_t>& cdf,
+// `channels`: those that have context tables, in increasing order. For each of them: a row of
+// `thresholds`, and lengths[k] values of `cdf`, its 25 CDFs one after the other.
+void add_contexts(rans::Tables& tables, const Array<uint32_t>& channels,
+                  const Array<int32_t>& thresholds, const Array<uint32_t>& cdf,
                   const Array<uint32_t>& lengths) {
   const py::ssize_t count = channels.size(), levels = static_cast<py::ssize_t>(rans::kLevels);
-  if (channels.ndim() != 1 || thresholds.ndim() != 2 || thresholds.shape(0) != count || thresholds.shape(1) != levels - 1 || cdf.ndim() != 1 ||
-      lengths.ndim() != 1 || lengths.size() != count)
-    throw std::invalid_argument("context tables are channels [n], thresholds [n, 4], CDFs one after the other, and n lengths of those");
+  if (channels.ndim() != 1 || thresholds.ndim() != 2 || thresholds.shape(0) != count ||
+      thresholds.shape(1) != levels - 1 || cdf.ndim() != 1 || lengths.ndim() != 1 ||
+      lengths.size() != count)
+    throw std::invalid_argument(
+        "context tables must have the shapes channels [n], thresholds [n, 4], cdf [values], "
+        "lengths [n]");
   size_t begin = 0;
   for (py::ssize_t k = 0; k < count; ++k) {
     const size_t length = lengths.data()[k];
-    if (length > static_cast<size_t>(cdf.size()) - begin) throw std::invalid_argument("context tables are cut short");
-    tables.add_contexts(channels.data()[k], thresholds.data() + (levels - 1) * k, cdf.data() + begin, length);
+    if (length > static_cast<size_t>(cdf.size()) - begin)
+      throw std::invalid_argument("context tables are cut short");
+    tables.add_contexts(channels.data()[k], thresholds.data() + (levels - 1) * k,
+                        cdf.data() + begin, length);
     begin += length;
   }
-  if (begin != static_cast<size_t>(cdf.size())) throw std::invalid_argument("CDF values are left over after the last context table");
+  if (begin != static_cast<size_t>(cdf.size()))
+    throw std::invalid_argument("CDF values are left over after the last context table");
 }
 
+// Checks symbols [channels, row], and returns `row`.
 size_t row_of(size_t channels, const Array<int16_t>& symbols) {
   if (symbols.ndim() != 2 || static_cast<size_t>(symbols.shape(0)) != channels)
-    throw std::invalid_argument("symbols have the shape [channels, row]");
+    throw std::invalid_argument("symbols must have the shape [channels, row]");
   return static_cast<size_t>(symbols.shape(1));
+}
+
+// Calls encode(buffer), which writes to the end of a buffer of `capacity` bytes and returns how
+// many.
+template <typename Encode>
+py::bytes encoded(size_t capacity, const Encode& encode) {
+  // Not initialised: `capacity` is for the worst case, and pages that are not written cost nothing.
+  std::unique_ptr<uint8_t[]> buffer(new uint8_t[capacity]);
+  size_t size;
+  {
+    py::gil_scoped_release release;
+    size = encode(buffer.get());
+  }
+  return py::bytes(reinterpret_cast<const char*>(buffer.get() + capacity - size), size);
 }
 
 py::bytes encode(const rans::Tables& tables, const Array<int16_t>& symbols) {
   const size_t row = row_of(tables.channels(), symbols);
-  const size_t capacity = tables.max_payload(row);
-  // Not initialised: of a worst case that never comes only the pages in use are touched.
-  std::unique_ptr<uint8_t[]> buffer(new uint8_t[capacity]);
-  size_t size;
-  {
-    py::gil_scoped_release release;
-    size = tables.encode(symbols.data(), row, buffer.get());
-  }
-  return py::bytes(reinterpret_cast<const char*>(buffer.get() + capacity - size), size);
+  const int16_t* values = symbols.data();
+  return encoded(tables.max_payload(row),
+                 [&](uint8_t* buffer) { return tables.encode(values, row, buffer); });
 }
 
 void check_planes(size_t channels, const Array<int16_t>& symbols) {
   if (symbols.ndim() != 3 || static_cast<size_t>(symbols.shape(0)) != channels)
-    throw std::invalid_argument("symbols have the shape [channels, rows, columns]");
+    throw std::invalid_argument("symbols must have the shape [channels, rows, columns]");
 }
 
 py::bytes encode_small(const rans::Tables& tables, const Array<int16_t>& symbols) {
   check_planes(tables.channels(), symbols);
-  const size_t rows = static_cast<size_t>(symbols.shape(1)), columns = static_cast<size_t>(symbols.shape(2));
-  const size_t capacity = tables.max_payload(rows * columns);
-  std::unique_ptr<uint8_t[]> buffer(new uint8_t[capacity]);
-  size_t size;
-  {
-    py::gil_scoped_release release;
-    size = tables.encode_small(symbols.data(), rows, columns, buffer.get());
-  }
-  return py::bytes(reinterpret_cast<const char*>(buffer.get() + capacity - size), size);
+  const size_t rows = static_cast<size_t>(symbols.shape(1)),
+               columns = static_cast<size_t>(symbols.shape(2));
+  const int16_t* values = symbols.data();
+  return encoded(tables.max_payload(rows * columns), [&](uint8_t* buffer) {
+    return tables.encode_small(values, rows, columns, buffer);
+  });
 }
 
 py::bytes encode_stream(const rans::CompressAiStream& tables, const Array<int16_t>& symbols) {
@@ -113,33 +132,35 @@ py::bytes encode_stream(const rans::CompressAiStream& tables, const Array<int16_
     const std::vector<uint32_t> words = tables.encode(symbols.data(), row);
     bytes.reserve(4 * words.size());
     for (size_t w = words.size(); w-- > 0;)
-      for (int shift = 0; shift < 32; shift += 8) bytes.push_back(static_cast<uint8_t>(words[w] >> shift));
+      for (int shift = 0; shift < 32; shift += 8)
+        bytes.push_back(static_cast<uint8_t>(words[w] >> shift));
   }
   return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
 }
 
+// Why a JPEG is refused, for users: "NAME is damaged or cut short (REASON)". "" if it is not.
 const char* reason(jpeg::Damage damage) {
   switch (damage) {
     case jpeg::Damage::cut_short: return "its data ends before its picture does";
-    case jpeg::Damage::bad_code: return "its data has a code that means nothing";
+    case jpeg::Damage::bad_code: return "its data has an invalid code";
     case jpeg::Damage::lost_restart: return "a part of its data is missing";
-    case jpeg::Damage::left_over: return "its data goes on after its picture's end";
+    case jpeg::Damage::left_over: return "its data goes on after the picture's end";
     case jpeg::Damage::unfinished: return "its last scans are missing";
     case jpeg::Damage::none: break;
   }
   return "";
 }
 
-// Gives None if `judge(bytes, size)` finds nothing wrong, else the reason why the bytes are refused.
-template <typename Judge>
-py::object reason_of(const py::buffer& payload, const Judge& judge) {
-  const py::buffer_info info = payload.request();
+// Calls check(bytes, size). Returns None if it finds nothing wrong, else the reason.
+template <typename Check>
+py::object reason_or_none(const py::buffer& data, const Check& check) {
+  const py::buffer_info info = data.request();
   if (info.ndim != 1 || info.itemsize != 1 || (info.size > 0 && info.strides[0] != 1))
-    throw std::invalid_argument("a payload is contiguous bytes");
+    throw std::invalid_argument("the data must be contiguous bytes");
   const char* why;
   {
     py::gil_scoped_release release;
-    why = reason(judge(static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size)));
+    why = reason(check(static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size)));
   }
   if (*why == 0) return py::none();
   return py::str(why);
@@ -149,42 +170,51 @@ template <typename Tables>
 py::object decode(const Tables& tables, const py::buffer& payload, Array<int16_t>& out) {
   const size_t row = row_of(tables.channels(), out);
   int16_t* values = out.mutable_data();
-  return reason_of(payload, [&](const uint8_t* bytes, size_t size) { return tables.decode(bytes, size, row, values); });
+  return reason_or_none(payload, [&](const uint8_t* bytes, size_t size) {
+    return tables.decode(bytes, size, row, values);
+  });
 }
 
-py::object decode_small(const rans::Tables& tables, const py::buffer& payload, Array<int16_t>& out) {
+py::object decode_small(const rans::Tables& tables, const py::buffer& payload,
+                        Array<int16_t>& out) {
   check_planes(tables.channels(), out);
-  const size_t rows = static_cast<size_t>(out.shape(1)), columns = static_cast<size_t>(out.shape(2));
+  const size_t rows = static_cast<size_t>(out.shape(1)),
+               columns = static_cast<size_t>(out.shape(2));
   int16_t* values = out.mutable_data();
-  return reason_of(payload, [&](const uint8_t* bytes, size_t size) { return tables.decode_small(bytes, size, rows, columns, values); });
+  return reason_or_none(payload, [&](const uint8_t* bytes, size_t size) {
+    return tables.decode_small(bytes, size, rows, columns, values);
+  });
 }
 
-py::object jpeg_damage(const py::buffer& data) { return reason_of(data, &jpeg::find_damage); }
+py::object jpeg_damage(const py::buffer& data) { return reason_or_none(data, &jpeg::find_damage); }
 
 }  // namespace
 
 PYBIND11_MODULE(_coder, module) {
-  module.doc() = "rANS coder with static integer tables; see csrc/rans.hpp";
+  module.doc() = "rANS coder with static integer tables; see csrc/coder/rans.hpp";
   module.attr("NARROW_LANES") = rans::kNarrowLanes;
   module.attr("WIDE_LANES") = rans::kWideLanes;
-  py::list paths;
-  for (const rans::Path& path : rans::kPaths)
-    if (path.is_here()) paths.append(path.name);
-  module.attr("PATHS") = py::tuple(paths);
+  py::list kernels;
+  for (const rans::Kernel& kernel : rans::kKernels)
+    if (kernel.is_available()) kernels.append(kernel.name);
+  module.attr("KERNELS") = py::tuple(kernels);
   module.attr("LEVELS") = rans::kLevels;
   module.attr("NOT_A_SYMBOL") = rans::kNotASymbol;
   py::class_<rans::Tables>(module, "Tables")
-      .def(py::init(&make_tables), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(), py::arg("offsets").noconvert(),
-           py::arg("path") = "")
+      .def(py::init(&make_tables), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(),
+           py::arg("offsets").noconvert(), py::arg("kernel") = "")
       .def("encode", &encode, py::arg("symbols").noconvert())
       .def("decode", &decode<rans::Tables>, py::arg("payload"), py::arg("out").noconvert())
-      .def("add_contexts", &add_contexts, py::arg("channels").noconvert(), py::arg("thresholds").noconvert(), py::arg("cdf").noconvert(),
+      .def("add_contexts", &add_contexts, py::arg("channels").noconvert(),
+           py::arg("thresholds").noconvert(), py::arg("cdf").noconvert(),
            py::arg("lengths").noconvert())
       .def("encode_small", &encode_small, py::arg("symbols").noconvert())
       .def("decode_small", &decode_small, py::arg("payload"), py::arg("out").noconvert());
   module.def("jpeg_damage", &jpeg_damage, py::arg("data"));
   py::class_<rans::CompressAiStream>(module, "CompressAiStream")
-      .def(py::init(&make_stream), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(), py::arg("offsets").noconvert())
+      .def(py::init(&make_stream), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(),
+           py::arg("offsets").noconvert())
       .def("encode", &encode_stream, py::arg("symbols").noconvert())
-      .def("decode", &decode<rans::CompressAiStream>, py::arg("payload"), py::arg("out").noconvert());
+      .def("decode", &decode<rans::CompressAiStream>, py::arg("payload"),
+           py::arg("out").noconvert());
 }

@@ -1,1 +1,1 @@
-"""Many feature files at once, in Parquet."""
+"""Many feature files in one Parquet file, and their predictions."""

@@ -1,15 +1,19 @@
-"""Feature files in Parquet: many in one file, for storage, training and classification in bulk. An extra: `[parquet]`.
+"""Feature files in Parquet: many in one file, to store them, train with them, or classify them.
 
-A pack, which `edge-encode --pack` writes:   key string, feature_file binary, width int32, height int32
-Predictions, which `cloud-decode` writes:    key string, label string, class_index int32, probability float32, error string
+A pack, which `edge-encode --pack` writes, has the columns
+    key string, feature_file binary, width int32, height int32
+Predictions, which `cloud-decode` writes, have the columns
+    key string, label string, class_index int32, probability float32, error string
 
-`width` and `height` are those of the encoded pixels. `error` is null where a row was decoded; where it was refused,
-label, class_index and probability are null. A pack's schema metadata name the bundle's fingerprint and model; another
-program's file need not, and may have its columns in any order, and more of them.
+`width` and `height` are those of the encoded pixels. `error` is null if the row was decoded. If it
+was refused, label, class_index and probability are null. A pack's schema metadata name the
+bundle's fingerprint and model. Packs of other programs may lack these metadata, and may have more
+columns, in any order. Needs the extra `[parquet]`.
 
-Always holds: files appear whole or not at all; memory does not grow with the number of rows; of a file
-nothing but its metadata is read until its columns and the sizes of its row groups are found to be right; a row
-whose feature file is refused, or has logits that are not finite, is a row with its error, never one that is missing, or has a class.
+Always holds: files appear whole or not at all. Memory does not grow with the number of rows. Of a
+pack only its metadata are read until its columns and the sizes of its row groups are checked. A row
+whose feature file is refused, or whose logits are not finite, is a row with its error: it is never
+missing, and never has a class.
 """
 
 import hashlib
@@ -68,26 +72,27 @@ PREDICTIONS = pa.schema(
         ("error", pa.string()),
     ]
 )
-DECODED = ["key", "feature_file"]  # the columns of a pack that classification reads
-FINGERPRINT, MODEL = (
-    b"edgecloud.fingerprint",
-    b"edgecloud.model",
-)  # in a pack's schema metadata, both as text
-MANIFEST_DIGEST = b"edgecloud.manifest_sha256"  # in that of predictions: of the bundle's manifest, which names the digests of all else
+_DECODED = ["key", "feature_file"]  # the columns of a pack that classification reads
+# Keys of a pack's schema metadata; the values are text.
+FINGERPRINT, MODEL = b"edgecloud.fingerprint", b"edgecloud.model"
+# Key of the metadata of predictions: the SHA-256 of the bundle's manifest, which in turn has the
+# SHA-256 of all other files.
+MANIFEST_DIGEST = b"edgecloud.manifest_sha256"
 
-BATCH_ROWS = 64  # classified at a time, which bounds the symbols in memory
-MAX_GROUP_ROWS, MAX_GROUP_BYTES = 1 << 24, 512 << 20  # a row group of more is not read
+BATCH_ROWS = 64  # rows that are classified at a time, which limits the symbols in memory
+MAX_GROUP_ROWS, MAX_GROUP_BYTES = 1 << 24, 512 << 20  # larger row groups are not read
 MAX_KEY_BYTES = 1 << 16
-_GROUP_ROWS, _GROUP_BYTES = 16_384, 16 << 20  # a row group that is written ends at either
-_READ_ROWS = 4096  # at a time: each time, all values that a row group names are checked
+_GROUP_ROWS, _GROUP_BYTES = 16_384, 16 << 20  # a row group ends when it has reached either
+_READ_ROWS = 4096  # rows read at a time; each read checks all distinct values of the row group
 _MAX_METADATA_BYTES = 64 << 20
 
 
 @contextmanager
 def pack_writer(path: str | os.PathLike[str], bundle: "Bundle") -> Iterator[Callable[..., None]]:
-    """Gives a function write(key, feature file, width, height); the pack appears when the block ends without an error.
+    """Write a pack: gives a function write(key, feature file, width, height).
 
-    At most one row group is held in memory. Raises OSError.
+    The pack appears when the block ends without an error. At most one row group is held in memory.
+    Raises OSError.
     """
     with _row_writer(
         path,
@@ -116,7 +121,7 @@ def _row_writer(path: str | os.PathLike[str], schema: pa.Schema) -> Iterator[Cal
         if len(columns[0]) >= _GROUP_ROWS or size >= _GROUP_BYTES:
             flush()
 
-    # Feature files are entropy coded: no compressor makes them smaller, and their extremes tell nobody anything.
+    # Feature files are entropy coded, so compression would not help, nor would statistics of them.
     compression = {name: "none" if name == "feature_file" else "zstd" for name in schema.names}
     repeated = [name for name in schema.names if name not in ("key", "feature_file")]
     with (
@@ -136,7 +141,7 @@ def _row_writer(path: str | os.PathLike[str], schema: pa.Schema) -> Iterator[Cal
 
 
 def check_schema(schema: pa.Schema, bundle: "Bundle | None" = None) -> None:
-    """Whether a pack has such columns, and is of `bundle` as far as its metadata say.
+    """Check that a pack has the right columns, and is of `bundle` if its metadata name a bundle.
 
     Raises ParquetSchemaError, WrongBundleError.
     """
@@ -154,13 +159,15 @@ def check_schema(schema: pa.Schema, bundle: "Bundle | None" = None) -> None:
             )
             columns = ", ".join(f"{field.name} {field.type}" for field in PACK)
             raise ParquetSchemaError(
-                f"the Parquet file has {there}, a pack of feature files has {columns}: edge-encode --pack writes one"
+                f"the Parquet file has {there}, a pack of feature files has {columns}: "
+                "edge-encode --pack writes one"
             )
     own = bundle and bundle.fingerprint.hex()
     of = (schema.metadata or {}).get(FINGERPRINT, b"").decode("ascii", "replace")
     if own and of and of != own:
         raise WrongBundleError(
-            f"the pack is of bundle {of[:8]}, this is {own[:8]}: decode it with the bundle that encoded it"
+            f"the pack is of bundle {of[:8]}, this is {own[:8]}: "
+            "decode it with the bundle that encoded it"
         )
 
 
@@ -168,9 +175,9 @@ def check_schema(schema: pa.Schema, bundle: "Bundle | None" = None) -> None:
 def open_pack(
     path: str | os.PathLike[str], bundle: "Bundle | None" = None
 ) -> Iterator[pq.ParquetFile]:
-    """A pack, its columns and the sizes of its row groups checked; nothing but its metadata is read yet.
+    """Open a pack and check its columns and the sizes of its row groups; only metadata are read.
 
-    Raises the ParquetErrors, WrongBundleError, OSError.
+    Raises ParquetError and its subclasses, WrongBundleError, OSError.
     """
     path = Path(path)
     if not path.exists():
@@ -179,9 +186,10 @@ def open_pack(
         raise ParquetNotFoundError(f"{path} is a folder: name the Parquet files in it")
     if not path.is_file():
         raise ParquetNotFoundError(
-            f"{path} is a pipe or a device, and a Parquet file is read from its end: save it in a file first"
+            f"{path} is a pipe or a device, and a Parquet file is read from its end: "
+            "save it in a file first"
         )
-    # As bytes, for pyarrow takes no text that is not UTF-8.
+    # As bytes, because pyarrow takes no text that is not UTF-8.
     with pa.OSFile(os.fsencode(path)) as source:
         with _damage(path):
             limits = {
@@ -194,7 +202,7 @@ def open_pack(
         columns = [
             index
             for index in range(metadata.num_columns)
-            if metadata.schema.column(index).path in DECODED
+            if metadata.schema.column(index).path in _DECODED
         ]
         for index in range(metadata.num_row_groups):
             with _damage(path):
@@ -202,15 +210,16 @@ def open_pack(
                 size = sum(group.column(column).total_uncompressed_size for column in columns)
             if not 0 <= group.num_rows <= MAX_GROUP_ROWS or not 0 <= size <= MAX_GROUP_BYTES:
                 raise ParquetTooLargeError(
-                    f"row group {index} of {path} has {group.num_rows} rows and {size} bytes of feature files, "
-                    f"{MAX_GROUP_ROWS} and {MAX_GROUP_BYTES} are read: write it in smaller row groups"
+                    f"row group {index} of {path} has {group.num_rows} rows and {size} bytes of "
+                    f"feature files, at most {MAX_GROUP_ROWS} and {MAX_GROUP_BYTES} are read: "
+                    "write it in smaller row groups"
                 )
         with _damage(path):
-            # As dictionaries, a value that is there once is held once, however many rows name it.
+            # With dictionaries, a value is held in memory once, however many rows refer to it.
             file = pq.ParquetFile(
                 source,
                 metadata=metadata,
-                read_dictionary=DECODED,
+                read_dictionary=_DECODED,
                 page_checksum_verification=True,
                 **limits,
             )
@@ -219,6 +228,7 @@ def open_pack(
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
+    """Turn errors of pyarrow into DamagedParquetError."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
@@ -229,7 +239,7 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 def count_rows(path: str | os.PathLike[str]) -> int:
-    """Rows of a pack, by its metadata. Raises as open_pack does."""
+    """The number of rows of a pack, by its metadata. Raises the errors of open_pack."""
     with open_pack(path) as file:
         return int(file.metadata.num_rows)
 
@@ -237,24 +247,28 @@ def count_rows(path: str | os.PathLike[str]) -> int:
 def batches(
     path: str | os.PathLike[str], bundle: "Bundle | None" = None, row_group: int | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """A pack's keys and feature files as dictionaries, at most BATCH_ROWS at a time, in order; of all rows, or of one row group.
+    """A pack's keys and feature files in order, as dictionaries of at most BATCH_ROWS rows.
 
-    Raises as open_pack does.
+    Args:
+        row_group: the row group to read; None for all.
+
+    Raises the errors of open_pack.
     """
     with open_pack(path, bundle) as file:
         found = file.iter_batches(
-            _READ_ROWS, columns=DECODED, row_groups=None if row_group is None else [row_group]
+            _READ_ROWS, columns=_DECODED, row_groups=None if row_group is None else [row_group]
         )
         while True:
             with _damage(Path(path)):
                 batch = next(found, None)
                 if batch:
-                    batch.validate(full=True)  # that text is UTF-8, above all
+                    batch.validate(full=True)  # among others, that text is UTF-8
             if batch is None:
                 return
             if _longest(batch.column("key")) > MAX_KEY_BYTES:
                 raise ParquetTooLargeError(
-                    f"{path} has a key of over {MAX_KEY_BYTES} bytes, which is not read: give images shorter names"
+                    f"{path} has a key of over {MAX_KEY_BYTES} bytes, which is not read: "
+                    "give images shorter names"
                 )
             yield from (
                 batch.slice(start, BATCH_ROWS) for start in range(0, batch.num_rows, BATCH_ROWS)
@@ -267,11 +281,12 @@ def _longest(values: pa.DictionaryArray) -> int:
 
 
 def classify(rows: pa.Table | pa.RecordBatch, decoder: "CloudDecoder") -> pa.Table:
-    """Predictions of a pack's rows, one for each, in order.
+    """The predictions of a pack's rows, in order: a table with the schema PREDICTIONS.
 
     Args:
-        rows: columns `key` and `feature_file`, strings and bytes with 32-bit or 64-bit offsets, or dictionaries of them; others are
-            ignored. The symbols of all rows are in memory at once: give BATCH_ROWS rows at a time.
+        rows: the columns `key` and `feature_file`, as strings and bytes with 32-bit or 64-bit
+            offsets, or dictionaries of them; other columns are ignored. The symbols of all rows
+            are in memory at once, so give BATCH_ROWS rows at a time.
     """
     files = rows.column("feature_file")
     errors: list[str | None] = [None] * len(files)
@@ -298,13 +313,15 @@ def classify(rows: pa.Table | pa.RecordBatch, decoder: "CloudDecoder") -> pa.Tab
 
 
 def _feature_file(scalar: pa.Scalar) -> memoryview:
+    """A row's feature file, not copied. Raises the FeatureFileError of a row without one."""
     value = scalar.value if isinstance(scalar, pa.DictionaryScalar) else scalar
     if not value.is_valid:
         raise EmptyFeatureFileError("the row has no feature file (null): encode its image again")
     data = memoryview(value.as_buffer())
     if len(data) > MAX_FEATURE_FILE_BYTES:
         raise FeatureFileTooLargeError(
-            f"a feature file of {len(data)} bytes, {MAX_FEATURE_FILE_BYTES} are decoded: send it again"
+            f"a feature file of {len(data)} bytes, at most {MAX_FEATURE_FILE_BYTES} are decoded: "
+            "send it again"
         )
     return data
 
@@ -315,12 +332,16 @@ def classify_pack(
     decoder: "CloudDecoder",
     progress: Callable[[int], object] | None = None,
 ) -> tuple[int, int]:
-    """A pack's predictions as a Parquet file, and how many rows were decoded and how many refused.
+    """Write a pack's predictions as a Parquet file.
 
     Args:
-        progress: called with how many rows more are done.
+        source: the pack.
+        target: the file of predictions.
+        progress: called with the number of rows done since the last call.
 
-    Raises as open_pack does; then there is no new `target`.
+    Returns how many rows were decoded, and how many were refused.
+
+    Raises the errors of open_pack; there is then no new `target`.
     """
     decoded = refused = 0
     with prediction_writer(target, decoder.bundle) as write:
@@ -335,7 +356,7 @@ def classify_pack(
 
 
 def count_refused(predictions: pa.Table) -> int:
-    """Rows with an error."""
+    """The number of rows with an error."""
     return int(predictions.num_rows - predictions["error"].null_count)
 
 
@@ -343,7 +364,10 @@ def count_refused(predictions: pa.Table) -> int:
 def prediction_writer(
     path: str | os.PathLike[str], bundle: "Bundle"
 ) -> Iterator[Callable[[pa.Table], None]]:
-    """Gives a function write(predictions); the file appears when the block ends without an error. Raises OSError."""
+    """Write predictions: gives a function write(table), to be called with any number of tables.
+
+    The file appears when the block ends without an error. Raises OSError.
+    """
     with _row_writer(
         path, PREDICTIONS.with_metadata({MANIFEST_DIGEST: bundle_digest(bundle)})
     ) as write:
@@ -356,7 +380,7 @@ def prediction_writer(
 
 
 def is_classified(path: str | os.PathLike[str], bundle: "Bundle", rows: int) -> bool:
-    """Whether a file holds predictions of so many rows, made with this very bundle."""
+    """Whether a file holds predictions of `rows` rows that were made with exactly this bundle."""
     if not Path(path).is_file():
         return False
     try:
@@ -372,5 +396,5 @@ def is_classified(path: str | os.PathLike[str], bundle: "Bundle", rows: int) -> 
 
 
 def bundle_digest(bundle: "Bundle") -> bytes:
-    """Says which very bundle it is: SHA-256 of its manifest, in hexadecimal."""
+    """Identifies a bundle with all its files: the SHA-256 of its manifest, in hexadecimal."""
     return hashlib.sha256((bundle.folder / MANIFEST).read_bytes()).hexdigest().encode()

@@ -1,11 +1,10 @@
-"""cloud-decode: feature files in, classes out; from single files, or from one Parquet file to another.
+"""cloud-decode: feature files in, classes out; single files, or one Parquet file to another.
 
-Always holds: a file that is refused stops no other; no output takes the place of an input; what standard output has no taker
-for is not computed, unless it goes to a file as well.
+Always holds: a file that is refused stops no other. No output replaces an input. If nobody reads
+standard output any more, and nothing goes to a file, the rest is not decoded.
 """
 
 import argparse
-import itertools
 import json
 import sys
 import time
@@ -22,11 +21,13 @@ from ..errors import (
     FeatureFileNotFoundError,
     FeatureFileTooLargeError,
 )
-from ..files import check_folder, check_output, own_descriptor, refuse_same_files, write_atomically
+from ..files import check_output, own_descriptor, refuse_same_files, write_atomically
 from ..options import add_engine_options, number, thread_count
 from .command import (
     EXIT_DONE,
     EXIT_FAILURE,
+    EXIT_REFUSED,
+    Parser,
     command,
     explain,
     lost,
@@ -34,6 +35,7 @@ from .command import (
     standard_input,
     standard_output,
 )
+from .decode_packs import classify_on_ray, classify_pack_file
 from .workers import without_blas_threads
 
 if TYPE_CHECKING:
@@ -42,15 +44,15 @@ if TYPE_CHECKING:
 
     from ..cloud import CloudDecoder
 
-EXIT_REFUSED = 4
 _MOST_CLASSES = 1_000_000
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cloud-decode",
         description="Decode feature files and classify them.",
-        epilog="Exit status: 0 done, 1 failure, 2 wrong usage, 4 a feature file was refused (the others are decoded).",
+        epilog="Exit status: 0 done, 1 failure, 2 wrong usage, "
+        "4 a feature file was refused (the others are decoded).",
     )
     parser.add_argument(
         "files",
@@ -62,12 +64,13 @@ def _parser() -> argparse.ArgumentParser:
         "-o",
         "--output",
         metavar="FILE.parquet",
-        help="write the Parquet file's predictions here: an error, or a class",
+        help="write the predictions for the Parquet file here: for each row a class or an error",
     )
     parser.add_argument(
         "--ray",
         action="store_true",
-        help="decode many Parquet files on a Ray cluster, into the folder -o; what is there already is skipped",
+        help="decode many Parquet files on a Ray cluster, into the folder -o; "
+        "finished ones are skipped",
     )
     parser.add_argument(
         "--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4"
@@ -83,13 +86,13 @@ def _parser() -> argparse.ArgumentParser:
         "--threads",
         type=thread_count,
         metavar="N",
-        help="threads of the cloud graph (default: one a core)",
+        help="threads of the cloud graph (default: one for each core)",
     )
-    add_engine_options(parser, "then decode")
+    add_engine_options(parser, "the files are decoded afterwards")
     parser.add_argument(
         "--json",
         action="store_true",
-        help="one JSON object a line: classes, bytes, bpp, milliseconds by stage",
+        help="print a JSON object for each file: classes, bytes, bpp, milliseconds by stage",
     )
     parser.add_argument(
         "--logits",
@@ -99,14 +102,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--info",
         action="store_true",
-        help="print what the headers say, and decode nothing; needs no bundle",
+        help="print the headers, and decode nothing; needs no bundle",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
 
 def _read(name: str) -> bytes:
-    """A feature file, from a pipe as well. Raises FeatureFileNotFoundError, FeatureFileTooLargeError, OSError."""
+    """A feature file, which may be a pipe.
+
+    Raises FeatureFileNotFoundError, FeatureFileTooLargeError, ClosedStreamError, OSError.
+    """
     try:
         if name == "-":
             data = standard_input().read(MAX_FEATURE_FILE_BYTES + 1)
@@ -121,18 +127,20 @@ def _read(name: str) -> bytes:
         ) from None
     if len(data) > MAX_FEATURE_FILE_BYTES:
         raise FeatureFileTooLargeError(
-            f"more than {MAX_FEATURE_FILE_BYTES} bytes, no feature file is so large: name a feature file"
+            f"more than {MAX_FEATURE_FILE_BYTES} bytes, no feature file is so large: "
+            "name a feature file"
         )
     return data
 
 
 @command("cloud-decode")
 def main(argv: list[str] | None = None) -> int:
+    """The command; gives its exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
     _check_usage(parser, args)
     if args.ray:
-        return _on_ray(args)
+        return classify_on_ray(args)
     if args.info:
         _need_standard_output("open it")
         return _each(args.files, lambda name, data: _print_info(name, data, args.json))
@@ -143,9 +151,9 @@ def main(argv: list[str] | None = None) -> int:
         standard_output()
     elif args.logits is None and args.output is None:
         _need_standard_output("open it, or name a file with --logits")
-    # With predictions or logits on standard output, what is said goes to standard error.
+    # With predictions or logits on standard output, the report goes to standard error.
     report = sys.stderr if to_stdout else sys.stdout
-    # After the usage is checked: numpy and onnxruntime take a while.
+    # Imported after the usage is checked, because numpy and onnxruntime take a while to load.
     without_blas_threads()
     from ..cloud import CloudDecoder
     from ..codec.bundle import bundle_files
@@ -159,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         _tune(args, report)
     decoder = CloudDecoder(args.bundle, args.threads, args.provider, args.precision)
     if args.output is not None:
-        return _classify_pack(decoder, args.files[0], args.output, args.json, report)
+        return classify_pack_file(decoder, args.files[0], args.output, args.json, report)
     return _classify(decoder, args)
 
 
@@ -172,19 +180,19 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         if args.output is None or not all(name.endswith(".parquet") for name in args.files):
             parser.error("--ray takes Parquet files, and a folder for their predictions with -o")
         if args.info or args.logits or args.tune:
-            parser.error("--ray goes with no --info, --logits or --tune")
+            parser.error("--ray cannot be combined with --info, --logits or --tune")
         return
     if (args.output is not None) != any(name.endswith(".parquet") for name in args.files):
-        parser.error("a Parquet file goes with -o FILE.parquet, and -o with a Parquet file")
+        parser.error("a Parquet file needs -o FILE.parquet, and -o needs a Parquet file")
     if args.output is not None and (len(args.files) > 1 or args.info or args.logits or args.tune):
         parser.error("-o FILE.parquet takes one Parquet file, and no --info, --logits or --tune")
 
 
 def _need_standard_output(remedy: str) -> None:
-    """Where all that comes out goes there. Raises ClosedStreamError."""
+    """Refuse a closed standard output if it is the only output. Raises ClosedStreamError."""
     if sys.stdout is None:
         raise ClosedStreamError(
-            f"standard output is closed, and nothing else is to be written: {remedy}"
+            f"standard output is closed, and there is no other output: {remedy}"
         )
 
 
@@ -200,73 +208,16 @@ def _classify(decoder: "CloudDecoder", args: argparse.Namespace) -> int:
     status = _each(args.files, decode, for_stdout=args.logits is None)
     if args.logits:
         if status != EXIT_DONE:
-            say(f"cloud-decode: {args.logits} is not written, it would lack rows", sys.stderr)
+            say(
+                f"cloud-decode: {args.logits} is not written, because rows would be missing",
+                sys.stderr,
+            )
         else:
             try:
                 _write_logits(args.logits, rows)
             except OSError as error:
                 say(f"cloud-decode: cannot write the logits: {explain(error)}", sys.stderr)
                 return EXIT_FAILURE
-    return status
-
-
-def _classify_pack(
-    decoder: "CloudDecoder", source: str, target: str, as_json: bool, report: IO[str] | None
-) -> int:
-    from ..bulk.parquet import classify_pack, count_rows
-    from .progress import Progress
-
-    start = time.perf_counter()
-    try:
-        with Progress(count_rows(source), "row") as progress:
-            decoded, refused = classify_pack(source, target, decoder, progress.advance)
-    except FeatureFileError as error:  # all of it is of another bundle
-        say(f"cloud-decode: {error}", sys.stderr)
-        return EXIT_REFUSED
-    seconds = time.perf_counter() - start
-    result = {
-        "file": source,
-        "output": target,
-        "decoded": decoded,
-        "refused": refused,
-        "seconds": round(seconds, 3),
-    }
-    line = f"{source} -> {target}: {decoded} decoded, {refused} refused; {decoded / seconds:.1f} rows/s"
-    say(json.dumps(result, allow_nan=False) if as_json else line, report)
-    return EXIT_REFUSED if refused else EXIT_DONE
-
-
-def _on_ray(args: argparse.Namespace) -> int:
-    from ..cluster.bulk import classify_packs, plan_packs, plan_targets
-    from ..codec.bundle import Bundle, bundle_files, default_bundle
-    from .progress import Progress
-
-    targets = plan_targets(args.files, args.output)
-    refuse_same_files([target for _, target in targets], bundle_files(args.bundle))
-    check_folder(args.output)
-    bundle = Bundle.load(args.bundle or default_bundle())
-    Path(args.output).mkdir(parents=True, exist_ok=True)
-    packs, results = plan_packs(targets, bundle)
-    status = EXIT_DONE
-    with Progress(sum(pack.rows for pack in packs), "row") as progress:
-        classified = classify_packs(
-            packs, bundle, args.threads, args.provider, args.precision, progress.advance
-        )
-        for result in itertools.chain(results, classified):
-            if result.failure is not None:
-                progress.say(f"cloud-decode: {result.failure}", sys.stderr)
-                status = EXIT_FAILURE
-            elif result.refused:
-                status = status or EXIT_REFUSED
-            if args.json:
-                progress.say(json.dumps(result._asdict(), default=str, allow_nan=False), sys.stdout)
-            elif result.failure is None:
-                what = (
-                    "there already"
-                    if result.skipped
-                    else f"{result.decoded} decoded, {result.refused} refused"
-                )
-                progress.say(f"{result.source} -> {result.target}: {what}", sys.stdout)
     return status
 
 
@@ -284,10 +235,10 @@ def _tune(args: argparse.Namespace, report: IO[str] | None) -> None:
 
 
 def _each(names: list[str], work: Callable[[str, bytes], None], for_stdout: bool = True) -> int:
-    """Do `work` for each file; report what is refused and go on.
+    """Do `work` with each file's name and content; report what is refused and go on.
 
     Args:
-        for_stdout: standard output is all that it is done for.
+        for_stdout: there is no other output than standard output.
     """
     status = EXIT_DONE
     for index, name in enumerate(names):
@@ -337,7 +288,8 @@ def _decode(
 
 def _lines(result: dict[str, Any]) -> str:
     lines = [
-        f"{result['file']}: {result['bytes']} bytes, {result['bpp']:.3f} bpp, {result['milliseconds']['total']:.1f} ms"
+        f"{result['file']}: {result['bytes']} bytes, {result['bpp']:.3f} bpp, "
+        f"{result['milliseconds']['total']:.1f} ms"
     ]
     lines += [
         f"  {100 * entry['probability']:5.1f} %  {entry['label']}" for entry in result["classes"]

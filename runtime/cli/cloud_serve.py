@@ -1,13 +1,16 @@
-"""cloud-serve: a service that takes feature files over HTTP and gives their classes. docs/SERVING.md is its manual.
+"""cloud-serve: a service that takes feature files over HTTP and answers with their classes.
+
+    signals -> socket -> imports -> "live", refuses as `starting` -> loads bundles -> "listening on"
 
     SIGHUP            read bundles and tokens again
-    SIGTERM, SIGINT   while it loads: stop at once; then: refuse what comes, answer what was admitted, stop; a second one stops at once
+    SIGTERM, SIGINT   while it loads: stop at once. Later: refuse new requests, answer admitted
+                      ones, and stop; a second one stops at once
 
-    signals -> socket -> imports -> "live", but refuses as `starting` -> bundles are loaded -> "listening on" -> serves
+docs/SERVING.md is the manual.
 
-Always holds: standard output has one line, when the service takes feature files; all else goes to standard error,
-one JSON object a line once it does; a reader that is too slow or gone loses lines rather than hold up a request.
-Each signal is handled from the command's first line to its last.
+Always holds: standard output has one line, when the service accepts feature files. All else goes to
+standard error, one JSON object per line once the service runs. A reader that is too slow or gone
+loses lines and delays no request. Signals are handled from the command's first line to its last.
 """
 
 import argparse
@@ -23,10 +26,11 @@ from .. import __version__
 from ..errors import EdgeCloudError
 from ..options import number
 from ..service.options import LOG_LEVELS, add_service_options, settings_of
-from .command import EXIT_DONE, EXIT_FAILURE, command, say
+from .command import EXIT_DONE, EXIT_FAILURE, Parser, command, say
 
 if TYPE_CHECKING:
     import socket
+    from asyncio import AbstractEventLoop
     from collections.abc import Callable, Coroutine
     from types import FrameType
     from typing import Any, Self
@@ -36,15 +40,15 @@ if TYPE_CHECKING:
     from ..service.app import Service
 
 _RELOAD = getattr(signal, "SIGHUP", None)  # which Windows lacks
-_BACKLOG = 1024  # connections that the system holds until they are taken
+_BACKLOG = 1024  # connections that the system holds until they are accepted
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="cloud-serve",
         description="Serve bundles: feature files come in over HTTP, classes go out.",
-        epilog="SIGHUP reads bundles and tokens again; SIGTERM answers what was admitted and stops. "
-        "Exit status: 0 stopped when it was told to, 1 failure, 2 wrong usage.",
+        epilog="SIGHUP reads bundles and tokens again; SIGTERM answers admitted requests and "
+        "stops. Exit status: 0 stopped by a signal, 1 failure, 2 wrong usage.",
     )
     parser.add_argument(
         "--host",
@@ -57,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         type=number(int, 0, 65535),
         default=8000,
         metavar="N",
-        help="port, 0 for any that is free (default: 8000)",
+        help="port, 0 for any free one (default: 8000)",
     )
     add_service_options(parser)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -65,10 +69,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class Signals:
-    """What SIGTERM, SIGINT and SIGHUP do. Without handlers, SIGHUP would kill while bundles load, and the first
-    process of a container would not notice SIGTERM.
+    """Handles SIGTERM, SIGINT and SIGHUP: calls `act` with the number of each that is received.
 
-    `act` is called with the received of each that comes.
+    Without handlers, SIGHUP would end the process while bundles load, and SIGTERM would do nothing
+    in the first process of a container.
     """
 
     def __init__(self) -> None:
@@ -91,21 +95,22 @@ class Signals:
 
     @staticmethod
     def before_serving(received: int) -> None:
-        """End the process: it has nothing to finish. SIGHUP changes nothing, because nothing has been read yet."""
+        """End the process, which has nothing to finish. SIGHUP has no effect yet."""
         if received == _RELOAD:
             return
         line = f"cloud-serve: stopped by {signal.Signals(received).name} before it served\n"
-        with suppress(OSError):  # not by way of sys.stderr, on which this may interrupt a line
+        with suppress(OSError):  # not through sys.stderr, which may be in the middle of a line
             os.write(2, line.encode())
         os._exit(EXIT_DONE)
 
     @staticmethod
     def at_the_end(_: int) -> None:
-        """The process ends in a moment."""
+        """Do nothing: the process ends in a moment."""
 
 
 @command("cloud-serve")
 def main(argv: list[str] | None = None) -> int:
+    """Run the command. Returns its exit status."""
     with Signals() as signals:
         return _main(argv, signals)
 
@@ -113,7 +118,8 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str] | None, signals: Signals) -> int:
     args = _parser().parse_args(argv)
     try:
-        from ..service import http  # noqa: F401 - a missing package is told before the socket is opened
+        # Before the socket is opened, so that a missing package is reported first.
+        from ..service import http_server  # noqa: F401
 
         listener = _listen(args.host, args.port)
         from ..service.app import create_app
@@ -121,7 +127,8 @@ def _main(argv: list[str] | None, signals: Signals) -> int:
         app = create_app(settings_of(args), load=False)
     except ImportError as error:
         say(
-            f"cloud-serve: {error}: install what it needs with `pip install 'edgecloud-features[cloud]'`",
+            f"cloud-serve: {error}: install what it needs with "
+            "`pip install 'edgecloud-features[cloud]'`",
             sys.stderr,
         )
         return EXIT_FAILURE
@@ -149,14 +156,14 @@ def _listen(host: str, port: int) -> "socket.socket":
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(
-            _BACKLOG
-        )  # several processes can bind the same port, but only one can listen on it
+        # Several processes can bind the same port, but only one can listen on it.
+        listener.listen(_BACKLOG)
     except OSError as error:
         if listener:
             listener.close()
         raise OSError(
-            f"cannot listen on {host} port {port}, {error.strerror}: choose another --host or --port"
+            f"cannot listen on {host} port {port}, {error.strerror}: "
+            "choose another --host or --port"
         ) from None
     return listener
 
@@ -166,83 +173,103 @@ def _run(
 ) -> int:
     import asyncio
 
-    from ..service.http import allowed_connections, make_server
+    from ..service.log import start_log
 
     service: Service = app.state.service
-    started = asyncio.Event()
-    server = make_server(app, started.set, allowed_connections())
-    kept: set[asyncio.Task[object]] = set()  # the loop keeps no tasks alive by itself
+    log = start_log(LOG_LEVELS[args.log], service.metrics.lost_lines.inc)
+    status = EXIT_FAILURE
+    try:
+        status = asyncio.run(_Serving(app, listener, args).run(signals))
+    finally:
+        # The interpreter would wait for the log's reader, or for a bundle to be loaded.
+        if not log.close() or service.loading:
+            os._exit(status)
+    return status
 
-    async def stop() -> None:
-        if service.draining:
-            for request in server.server_state.tasks:
-                request.cancel()  # is answered that the service stops
-        else:
-            service.drain()
-            await service.drained()
-        server.should_exit = True
 
-    async def serve() -> int:
-        loop, status = asyncio.get_running_loop(), EXIT_DONE
+class _Serving:
+    """The server and its service on an event loop, while the command runs."""
 
-        def begin(work: "Coroutine[Any, Any, object]") -> None:
-            task = asyncio.ensure_future(work)
-            kept.add(task)
-            task.add_done_callback(kept.discard)
+    def __init__(self, app: "Starlette", listener: "socket.socket", args: argparse.Namespace):
+        import asyncio
 
-        def act(number: int) -> None:
-            if number == _RELOAD:  # if bundles are being loaded, it waits until they are
-                loop.call_soon_threadsafe(lambda: begin(service.reload()))
-            elif service.models is None:
-                signals.before_serving(number)
-            else:
-                loop.call_soon_threadsafe(lambda: begin(stop()))
+        from ..service.http_connections import allowed_connections
+        from ..service.http_server import make_server
 
-        signals.act = act
+        self._service: Service = app.state.service
+        self._listener, self._args = listener, args
+        self._started = asyncio.Event()
+        self._server = make_server(app, listener, self._started.set, allowed_connections())
+        self._tasks: set[asyncio.Task[object]] = set()  # the loop itself keeps no tasks alive
+
+    async def run(self, signals: Signals) -> int:
+        """Serve until a signal ends it. Returns the exit status."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        signals.act = lambda number: self._act(number, loop)
         try:
-            serving = asyncio.ensure_future(server.serve(sockets=[listener]))
-            await started.wait()
-            try:
-                await service.open()
-                server.crowd.most = allowed_connections(
-                    server.crowd.count
-                )  # bundles hold files open on some providers
-                _say_listening(listener, args)
-            except (EdgeCloudError, OSError) as error:
-                say(f"cloud-serve: {error}", sys.stderr)
-                status, server.should_exit = EXIT_FAILURE, True
+            serving = asyncio.ensure_future(self._server.serve())
+            await self._started.wait()
+            status = await self._load()
             await serving
         finally:
             signals.act = signals.at_the_end
         return status
 
-    from ..service.log import start_log
+    async def _load(self) -> int:
+        """Load the bundles, and say so. Returns the exit status so far."""
+        from ..service.http_connections import allowed_connections
 
-    log = start_log(LOG_LEVELS[args.log], service.metrics.lost_lines.inc)
-    status = EXIT_FAILURE
-    try:
-        status = asyncio.run(serve())
-    finally:
-        if (
-            not log.close() or service.loading
-        ):  # the interpreter would wait for the log's reader, or for a bundle
-            os._exit(status)
-    return status
+        try:
+            await self._service.open()
+        except (EdgeCloudError, OSError) as error:
+            say(f"cloud-serve: {error}", sys.stderr)
+            self._server.should_exit = True
+            return EXIT_FAILURE
+        # Again, because some engines keep the files of bundles open.
+        connections = self._server.connections
+        connections.limit = allowed_connections(connections.count)
+        _say_listening(self._listener, self._args)
+        return EXIT_DONE
+
+    def _act(self, number: int, loop: "AbstractEventLoop") -> None:
+        """Called by a signal handler, which may interrupt anything."""
+        if number == _RELOAD:  # waits until bundles that are being loaded have been loaded
+            loop.call_soon_threadsafe(lambda: self._start_task(self._service.reload()))
+        elif not self._service.loaded:
+            Signals.before_serving(number)
+        else:
+            loop.call_soon_threadsafe(lambda: self._start_task(self._stop()))
+
+    def _start_task(self, work: "Coroutine[Any, Any, object]") -> None:
+        import asyncio
+
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _stop(self) -> None:
+        """Answer admitted requests, and end the server. A second call ends it at once."""
+        if self._service.draining:
+            for request in self._server.server_state.tasks:
+                request.cancel()  # it is answered that the service stops
+        else:
+            self._service.drain()
+            await self._service.drained()
+        self._server.should_exit = True
 
 
 def _say_listening(listener: "socket.socket", args: argparse.Namespace) -> None:
     if not args.token_file and not _is_local(args.host):
         say(
-            f"cloud-serve: listening on {args.host} without a token, anybody who reaches it may use it: give it a --token-file",
+            f"cloud-serve: listening on {args.host} without a token, anybody who reaches it may "
+            "use it: give it a --token-file",
             sys.stderr,
         )
     host, port = listener.getsockname()[:2]
-    say(
-        f"listening on http://[{host}]:{port}"
-        if ":" in host
-        else f"listening on http://{host}:{port}",
-        sys.stdout,
-    )
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    say(f"listening on http://{address}", sys.stdout)
 
 
 if __name__ == "__main__":

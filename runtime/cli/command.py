@@ -1,13 +1,15 @@
-"""What all commands do alike: exit statuses, signals, numbers in options, and lines on streams that may be closed or full.
+"""What all commands share: exit statuses, signals, the parser, and printing.
 
     @command("edge-encode")
     def main(argv: list[str] | None = None) -> int: ...
 
-Always holds: Ctrl-C, SIGTERM and SIGHUP end a command with one line and status 130, 143 or 129, and its temporary files
-are removed on the way; a second signal ends it at once. A line that cannot be printed stops nothing, and that lines were
-lost is said once at the end.
+Always holds: Ctrl-C, SIGTERM and SIGHUP end a command with one line and status 130, 143 or 129, and
+its temporary files are removed. A second signal ends it at once. Standard output and standard error
+may be closed or full: a line that cannot be printed stops nothing, and if lines for standard output
+were lost, one message at the end says so.
 """
 
+import argparse
 import errno
 import functools
 import os
@@ -21,7 +23,7 @@ from typing import IO, Any, BinaryIO
 
 from ..errors import ClosedStreamError, EdgeCloudError
 
-EXIT_DONE, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
+EXIT_DONE, EXIT_FAILURE, EXIT_REFUSED = 0, 1, 4  # 2, wrong usage, is given by argparse
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 _REMEDIES = {
@@ -34,19 +36,21 @@ _REMEDIES = {
     errno.EMFILE: "raise the limit for open files (ulimit -n)",
     errno.ENFILE: "end other programs, or raise the system's limit for open files",
     errno.ENAMETOOLONG: "give it a shorter name",
-    errno.ELOOP: "mend the symbolic links",
+    errno.ELOOP: "repair the symbolic links",
 }
-_ONE_SIGNAL_SECONDS = (
-    0.5  # `timeout`, systemd and terminals send several signals at once, which count as one
-)
+# `timeout`, systemd and terminals may send several signals at once, which count as one.
+_ONE_SIGNAL_SECONDS = 0.5
 _CONTROL = {
     code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"
 }
-_lost: dict[str, OSError] = {}  # why a stream takes no more, by its name
+_lost: dict[str, OSError] = {}  # by a stream's name, why it takes no more lines
 
 
 class Terminated(SystemExit):
-    """SIGTERM or SIGHUP came. Like KeyboardInterrupt, no `except Exception` stops it, and asyncio lets it through."""
+    """SIGTERM or SIGHUP came.
+
+    Like KeyboardInterrupt, it is not caught by `except Exception`, and asyncio passes it on.
+    """
 
     def __init__(self, number: int):
         super().__init__(128 + number)
@@ -56,11 +60,23 @@ class Terminated(SystemExit):
         return signal.Signals(self.number).name
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose help and messages are printed as other lines are.
+
+    argparse itself ignores errors of writing, so that lost help would be a success.
+    """
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        stream = file or sys.stderr
+        if message and stream is not None:
+            _print(message, stream, end="")
+
+
 def command(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Decorates a command's `main`, which takes its arguments and gives its exit status.
 
-    `main` may catch KeyboardInterrupt and Terminated itself where it has more to say. What it raises of EdgeCloudError,
-    OSError and MemoryError is one line, and status 1.
+    `main` may handle KeyboardInterrupt and Terminated itself if it has more to say. An
+    EdgeCloudError, OSError or MemoryError that it raises becomes one line and status 1.
     """
 
     def decorate(main: Callable[..., int]) -> Callable[..., int]:
@@ -71,8 +87,8 @@ def command(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
             signals = _Signals()
             try:
                 status = _run(name, main, argv, signals)
-            except SystemExit as leaving:  # argparse's, after its help or a usage error
-                code = leaving.code
+            except SystemExit as ending:  # argparse raises it after its help or a usage error
+                code = ending.code
                 raise SystemExit(_finish(name, code) if isinstance(code, int) else code) from None
             finally:
                 signals.restore()
@@ -93,9 +109,8 @@ def _run(name: str, main: Callable[..., int], argv: list[str] | None, signals: "
         say(f"{name}: stopped by {signalled}", sys.stderr)
         return 128 + signalled.number
     except Exception as error:
-        if (
-            signals.received is not None
-        ):  # a library made another error of it, as C modules do that are being imported
+        # A library may replace the signal's exception, as the import of a C module does.
+        if signals.received is not None:
             say(f"{name}: stopped by {signal.Signals(signals.received).name}", sys.stderr)
             return 128 + signals.received
         if not isinstance(error, EdgeCloudError | OSError | MemoryError):
@@ -105,7 +120,10 @@ def _run(name: str, main: Callable[..., int], argv: list[str] | None, signals: "
 
 
 def explain(error: Exception) -> str:
-    """Why something failed, for a person: of the system's errors the file, what is wrong, and a remedy where one is known."""
+    """Why something failed, for a person.
+
+    For an error of the operating system: the file, what is wrong, and a remedy if one is known.
+    """
     if isinstance(error, MemoryError):
         return "there is not enough memory: end other programs, or give it less to do at a time"
     if not isinstance(error, OSError) or error.errno is None:
@@ -120,47 +138,40 @@ def explain(error: Exception) -> str:
 
 
 def say(text: str, file: IO[str] | None) -> None:
-    """Print a line. A stream that is closed or full loses it.
+    """Print a line; it is lost if the stream is closed or full.
 
-    Letters that its encoding lacks become escapes, and so do control characters of file names, which a terminal would obey.
+    Characters that the stream's encoding lacks are printed as escapes, and so are control
+    characters, because a terminal would obey those in a file's name.
     """
-    if file is None:
-        return
-    text = text.translate(_CONTROL)
-    try:
-        try:
-            print(text, file=file, flush=True)
-        except UnicodeEncodeError:
-            encoding = getattr(file, "encoding", "ascii")
-            print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
-    except OSError as error:
-        _lose(file, error)
-    except ValueError:  # the stream was closed by this process
-        pass
+    if file is not None:
+        _print(text.translate(_CONTROL), file)
 
 
 def lost(file: IO[str] | None) -> bool:
-    """Whether a stream has been found to take no more."""
+    """Whether lines for this stream were lost."""
     return file is not None and _name_of(file) in _lost
 
 
 def standard_input() -> BinaryIO:
-    """Standard input's bytes. Raises ClosedStreamError."""
+    """Standard input, for bytes. Raises ClosedStreamError."""
     if sys.stdin is None:
         raise ClosedStreamError("standard input is closed: name a file")
     return sys.stdin.buffer
 
 
 def standard_output() -> BinaryIO:
-    """Standard output for bytes. Raises ClosedStreamError."""
+    """Standard output, for bytes. Raises ClosedStreamError."""
     if sys.stdout is None:
         raise ClosedStreamError("standard output is closed: name a file")
     return sys.stdout.buffer
 
 
 class _Signals:
-    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt or Terminated in the main thread, where nobody else handles or ignores
-    them; a second one, which then finds the command cleaning up for too long, ends the process."""
+    """Makes SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt or Terminated in the main thread.
+
+    Signals that are already handled or ignored are left alone. A second signal ends the process at
+    once, in case cleaning up takes too long.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -189,17 +200,34 @@ class _Signals:
 
 
 def _mend_streams() -> None:
-    """A descriptor 0, 1 or 2 that is closed would become the next file, into which libraries then print. One that another
-    program has set to not waiting would lose what comes while its other end is busy."""
+    """Open descriptors 0, 1 and 2 if they are closed, and make them blocking.
+
+    If one were closed, the next file to be opened would get its number, and libraries would print
+    into that file. A stream that another program made non-blocking would lose lines while its
+    reader is busy.
+    """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(
-                os.open(os.devnull, os.O_RDWR), True
-            )  # takes the lowest that is free
-        with suppress(OSError, AttributeError):  # Windows has it for pipes, and lately
+            # open() takes the lowest number that is free, which is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        with suppress(OSError, AttributeError):  # Windows knows it for pipes only, since 3.12
             os.set_blocking(descriptor, True)
+
+
+def _print(text: str, file: IO[str], end: str = "\n") -> None:
+    try:
+        try:
+            print(text, file=file, end=end, flush=True)
+        except UnicodeEncodeError:
+            encoding = getattr(file, "encoding", "ascii")
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
+            print(text, file=file, end=end, flush=True)
+    except OSError as error:
+        _lose(file, error)
+    except ValueError:  # this process closed the stream
+        pass
 
 
 def _name_of(file: IO[str]) -> str:
@@ -207,7 +235,10 @@ def _name_of(file: IO[str]) -> str:
 
 
 def _lose(file: IO[str], error: OSError) -> None:
-    """Send what a stream is given from now on to nowhere, so that each further line costs nothing and the exit is quiet."""
+    """Note that a stream takes no more, and send all further lines to the null device.
+
+    Otherwise each further line would fail, and so would the interpreter's flush at its end.
+    """
     _lost.setdefault(_name_of(file), error)
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -217,17 +248,17 @@ def _lose(file: IO[str], error: OSError) -> None:
 
 
 def _finish(name: str, status: int) -> int:
-    """The last lines are flushed here, where it can still be said that they were lost."""
+    """Flush the streams, report lost lines, and give the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             try:
                 stream.flush()
             except OSError as error:
                 _lose(stream, error)
-            except ValueError:  # the stream was closed by this process
+            except ValueError:  # this process closed the stream
                 pass
     why = _lost.get("standard output")
-    # A reader that has left, as `head` does, wants no more, and no complaint.
+    # A reader that has closed its end, as `head` does, is no error.
     if why is None or why.errno == errno.EPIPE:
         return status
     say(f"{name}: lines for standard output were lost: {why.strerror}", sys.stderr)

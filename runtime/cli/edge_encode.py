@@ -1,14 +1,13 @@
-"""edge-encode: images in, feature files out, or one Parquet file of them; a single image or whole folders.
+"""edge-encode: images in, feature files out, or one Parquet file of them.
 
-Always holds: an image that fails stops no other, and leaves no file and no row; results come in the order of the
-images; only as many are under way as the workers need, however many there are; no output takes the place of an input, and
-nothing that is reported, or cannot be, stops the work.
+Always holds: an image that fails stops no other, and leaves no file and no row. Results come in the
+order of the images. Only as many images are under way as the workers need, however many there are.
+No output replaces an input. A report that cannot be printed does not stop the work.
 """
 
 import argparse
 import itertools
 import json
-import os
 import sys
 import time
 import warnings
@@ -21,28 +20,24 @@ from typing import IO, TYPE_CHECKING, Any
 
 from .. import __version__
 from ..engine.processor import cores
-from ..errors import EdgeCloudError, ImageFileTooLargeError, OutputError
+from ..errors import EdgeCloudError, OutputError
 from ..files import check_folder, check_output, own_descriptor, refuse_same_files, write_atomically
 from ..images.find import Job, TargetError, describe, find, to_files, to_rows
 from ..options import add_engine_options, thread_count
-from .command import EXIT_DONE, EXIT_FAILURE, command, explain, say, standard_output
-from .command import standard_input as open_standard_input
+from .command import EXIT_DONE, EXIT_FAILURE, Parser, command, explain, say, standard_output
+from .image_arguments import add_image_options, readable, worker_count
 from .progress import Progress
 from .workers import map_ordered, without_blas_threads
 
 if TYPE_CHECKING:
     from ..edge import EdgeEncoder
 
-    Result = tuple[
-        dict[str, Any], bytes | None
-    ]  # what is reported, and the feature file if there is a new one
-    Source = str | BytesIO | Exception  # an image's file, its bytes, or why it cannot be read
-
-_MAX_STDIN_BYTES = 256 << 20  # larger than any image file that is decoded; more is not read
+    _Result = tuple[dict[str, Any], bytes | None]  # the report, and the new feature file if any
+    _Source = str | BytesIO | Exception  # an image's file, its bytes, or why it cannot be read
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="edge-encode",
         description="Encode images to feature files.",
         epilog="Exit status: 0 done, 1 an image failed (the others are encoded), 2 wrong usage.",
@@ -57,54 +52,37 @@ def _parser() -> argparse.ArgumentParser:
         "-o",
         "--output",
         metavar="FILE_OR_DIR",
-        help="feature file, folder (gets a NAME.bin for each image, and the tree of a folder that is encoded), or - for standard output",
+        help="feature file, or - for standard output, or folder: it gets a NAME.bin for each "
+        "image, in the same subfolders as the images",
     )
     parser.add_argument(
         "--pack",
         metavar="FILE.parquet",
         help="instead of -o: one Parquet file of all feature files, or - for standard output",
     )
-    parser.add_argument(
-        "--bundle", metavar="DIR", help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4"
-    )
-    parser.add_argument(
-        "--as-is",
-        action="store_true",
-        help="do not resize as the bundle says (to 224x224, most of them); crop to multiples of 8",
-    )
-    parser.add_argument(
-        "--fast-jpeg",
-        action="store_true",
-        help="decode large JPEGs at a fraction of their size: pixels differ a little",
-    )
+    add_image_options(parser)
     parser.add_argument(
         "--small",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="write small files: fewer bytes for some microseconds more (default: as the bundle says)",
+        help="write smaller files, which take some microseconds more (default: as the bundle says)",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="skip images whose feature files of this bundle are there",
-    )
-    parser.add_argument(
-        "--workers",
-        type=thread_count,
-        metavar="N",
-        help="encode so many images at a time (default: the cores and one more)",
+        help="skip images whose feature files exist already and are of this bundle",
     )
     parser.add_argument(
         "--threads",
         type=thread_count,
         metavar="N",
-        help="threads of the encoder graph (default: one a core, shared by the workers)",
+        help="threads of the encoder graph (default: one for each core, shared by the workers)",
     )
-    add_engine_options(parser, "the images are encoded as well if there is an -o or --pack")
+    add_engine_options(parser, "with -o or --pack the images are encoded afterwards")
     parser.add_argument(
         "--json",
         action="store_true",
-        help="one JSON object a line: bytes, bpp, milliseconds by stage",
+        help="print a JSON object for each image: bytes, bpp, milliseconds by stage",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
@@ -112,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @command("edge-encode")
 def main(argv: list[str] | None = None) -> int:
+    """The command; gives its exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
     to_stdout = _check_usage(parser, args)
@@ -132,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
             else f"edge-encode: {describe(passed_over)}",
             sys.stderr,
         )
-    # After the usage is checked: numpy and onnxruntime take a while.
+    # Imported after the usage is checked, because numpy and onnxruntime take a while to load.
     without_blas_threads()
     from ..codec.feature_file import Profile
     from ..edge import EdgeEncoder
@@ -140,10 +119,9 @@ def main(argv: list[str] | None = None) -> int:
     _check_outputs(args, [image for image, _ in found], [output for _, output in jobs])
     # With the feature file on standard output, the report goes to standard error.
     report: IO[str] | None = sys.stderr if to_stdout else sys.stdout
-    # Pillow warns at half of the size that it refuses, and of every oddity in a TIFF.
+    # Pillow warns of images above half of its size limit, and of every oddity in a TIFF.
     warnings.simplefilter("ignore")
-    # One more than the cores: now and then a worker waits for the disk.
-    workers = max(1, min(args.workers or cores() + 1, len(jobs)))
+    workers = worker_count(args.workers, len(jobs))
     threads = args.threads or (max(1, cores() // workers) if workers > 1 else None)
     if args.tune:
         _tune(args, [image for image, _ in found], report)
@@ -157,15 +135,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     if len(jobs) > 1:
         rate = counts["encoded"] / (time.perf_counter() - start)
-        summary = f"{', '.join(f'{count} {status}' for status, count in counts.items())}; {rate:.1f} images/s"
-        say(summary, sys.stderr if args.json else report)
+        summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+        say(f"{summary}; {rate:.1f} images/s", sys.stderr if args.json else report)
     return EXIT_FAILURE if counts["failed"] else EXIT_DONE
 
 
 def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> bool:
-    """Whether standard output carries what is encoded. Raises ClosedStreamError."""
+    """Whether the encoded data go to standard output. Raises ClosedStreamError."""
     if args.output is None and args.pack is None and not args.tune:
-        parser.error("name where the feature files go with -o or --pack")
+        parser.error("say where the feature files go, with -o or --pack")
     if args.pack is not None and (args.output is not None or args.resume):
         parser.error("--pack writes one file, whole or not at all: leave out -o and --resume")
     if "" in (args.output, args.pack):
@@ -182,7 +160,10 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> b
 
 
 def _check_outputs(args: argparse.Namespace, images: list[str], targets: list[str]) -> None:
-    """Before any work: that outputs replace no image and no file of the bundle, and can be written. Raises the OutputErrors."""
+    """Check before any work that outputs can be written, and replace no image or bundle file.
+
+    Raises OutputError and its subclasses.
+    """
     from ..codec.bundle import bundle_files
 
     outputs = [args.pack] if args.pack is not None else targets
@@ -204,20 +185,28 @@ def encode_all(
     pack: str | None = None,
     as_json: bool = False,
 ) -> dict[str, int]:
-    """Encode to files, or to a pack, and report each image; gives how many were encoded, skipped, and failed.
+    """Encode images to files, or to a pack, and report each.
+
+    Args:
+        jobs: images and their outputs; with `pack`, the keys of their rows.
+        workers: images that are encoded at a time.
+        report: the stream for the reports of images; None if it is closed.
+        pack: the Parquet file to write instead of feature files.
+
+    Returns how many images were "encoded", "skipped" and "failed".
 
     Raises MissingExtraError, and OSError for a pack that cannot be written.
     """
-    packing: Any = nullcontext()
+    pack_file: Any = nullcontext()
     if pack is not None:
         from ..bulk.parquet import pack_writer
 
         Path(pack).parent.mkdir(parents=True, exist_ok=True)
-        packing = pack_writer(pack, encoder.bundle)
+        pack_file = pack_writer(pack, encoder.bundle)
     counts = {"encoded": 0, "skipped": 0, "failed": 0}
     work = partial(_try, encoder, as_is=as_is, resume=resume, to_file=pack is None)
     with (
-        packing as write_row,
+        pack_file as write_row,
         Progress(len(jobs), "image") as progress,
         closing(
             map_ordered(work, ((image, output, _source(image)) for image, output in jobs), workers)
@@ -238,14 +227,19 @@ def encode_all(
 
 
 def _line(result: dict[str, Any]) -> str:
+    output = "standard output" if result["output"] == "-" else result["output"]
     return (
-        f"{result['image']} -> {'standard output' if result['output'] == '-' else result['output']}: {result['bytes']} bytes, "
-        f"{result['bpp']:.3f} bpp at {result['width']}x{result['height']}, {result['milliseconds']['total']:.1f} ms"
+        f"{result['image']} -> {output}: {result['bytes']} bytes, {result['bpp']:.3f} bpp "
+        f"at {result['width']}x{result['height']}, {result['milliseconds']['total']:.1f} ms"
     )
 
 
-def _source(image: str) -> "Source":
-    """Pipes and devices are read here, in the main thread: one that waits in another could not be interrupted."""
+def _source(image: str) -> "_Source":
+    """An image to be encoded in a worker.
+
+    Pipes and devices are read here, in the main thread, because a worker that waits for one could
+    not be interrupted.
+    """
     try:
         return readable(image)
     except (EdgeCloudError, OSError, MemoryError) as error:
@@ -253,22 +247,27 @@ def _source(image: str) -> "Source":
 
 
 def _try(
-    encoder: "EdgeEncoder", job: "tuple[str, str, Source]", as_is: bool, resume: bool, to_file: bool
-) -> "Result":
+    encoder: "EdgeEncoder",
+    job: "tuple[str, str, _Source]",
+    as_is: bool,
+    resume: bool,
+    to_file: bool,
+) -> "_Result":
+    """Encode one image, unless it is done already; an error becomes a report."""
     image, output, source = job
     try:
-        if resume and Path(output).is_file() and encoder.wrote(output, as_is):
+        if resume and Path(output).is_file() and encoder.is_current(output, as_is):
             return {"status": "skipped", "image": image, "output": output}, None
         if isinstance(source, Exception):
             raise source
         return _encode(encoder, image, source, output, as_is, to_file)
     except (EdgeCloudError, OSError, MemoryError) as error:
         reason = (
-            f"{image} does not fit the memory: make it smaller first"
+            f"{image} does not fit into memory: make it smaller first"
             if isinstance(error, MemoryError)
             else explain(error)
         )
-        # Errors of a graph, an array or the output say nothing of the image.
+        # Errors of a graph, an array or the output do not name the image.
         name = "standard input" if image == "-" else image
         return {
             "status": "failed",
@@ -298,7 +297,7 @@ def _encode(
     output: str,
     as_is: bool,
     to_file: bool,
-) -> "Result":
+) -> "_Result":
     from ..images.preprocess import preprocess
 
     clock = [time.perf_counter()]
@@ -307,7 +306,7 @@ def _encode(
     symbols = encoder.symbols(pixels[None])[0]
     clock.append(time.perf_counter())
     height, width = pixels.shape[:2]
-    data = encoder.pack(symbols, height, width)
+    data = encoder.encode_symbols(symbols, height, width)
     clock.append(time.perf_counter())
     if to_file:
         _write(output, data)
@@ -343,37 +342,6 @@ def _write(output: str, data: bytes) -> None:
         raise OutputError(
             f"cannot write {reason if what in reason else f'{what}: {reason}'}"
         ) from error
-
-
-def readable(image: str) -> str | BytesIO:
-    """An image as its decoder can read it: a file by its name; and what is none, a pipe say, by what it holds.
-
-    Raises ImageFileTooLargeError, ClosedStreamError, OSError.
-    """
-    if image == "-":
-        return standard_input()
-    # Not of Path, which raises for names that no file can have.
-    if not os.path.exists(image) or Path(image).is_file() or Path(image).is_dir():  # noqa: PTH110
-        return image
-    with open(image, "rb", buffering=0) as stream:
-        return _read_all(stream, image)
-
-
-def standard_input() -> BytesIO:
-    """All that standard input holds. Raises ImageFileTooLargeError, ClosedStreamError."""
-    return _read_all(open_standard_input(), "standard input")
-
-
-def _read_all(stream: IO[bytes], name: str) -> BytesIO:
-    data = BytesIO()
-    while more := stream.read(min(_MAX_STDIN_BYTES + 1 - data.tell(), 1 << 20)):
-        data.write(more)
-        if data.tell() > _MAX_STDIN_BYTES:
-            raise ImageFileTooLargeError(
-                f"{name} has more than {_MAX_STDIN_BYTES} bytes, no image is so large: make it smaller first"
-            )
-    data.seek(0)
-    return data
 
 
 if __name__ == "__main__":

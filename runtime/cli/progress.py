@@ -1,8 +1,8 @@
-"""How far a long command is: tqdm's bar on standard error.
+"""The progress of a long command: tqdm's bar on standard error.
 
-Always holds: there is a bar only where standard error is a terminal, more than one thing is to be done, and
-tqdm is installed, which the edge half does not ask for; results and errors are printed without it as with it, and a terminal
-that is gone stops nothing.
+Always holds: there is a bar only if standard error is a terminal, there is more than one step, and
+tqdm is installed, which the edge half does not require. Results and errors are printed with or
+without a bar. A terminal that is gone stops nothing.
 """
 
 import sys
@@ -13,7 +13,7 @@ from .command import say
 
 
 class Progress:
-    """Use it in a `with` block. `shown` says whether there is a bar."""
+    """A bar of `total` steps, called `unit`; to be used in a `with` block."""
 
     def __init__(self, total: int, unit: str):
         self._bar: Any = None
@@ -25,14 +25,15 @@ class Progress:
 
     @property
     def shown(self) -> bool:
+        """Whether there is a bar."""
         return self._bar is not None
 
     def hides(self, file: IO[str] | None) -> bool:
-        """Whether the bar is on the same terminal, and says enough."""
+        """Whether a line on `file` would share the terminal with the bar."""
         return self.shown and _is_terminal(file)
 
     def advance(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Count steps that are done."""
         if self._bar is not None:
             try:
                 self._bar.update(count)
@@ -40,7 +41,7 @@ class Progress:
                 self._drop()
 
     def say(self, text: str, file: IO[str] | None) -> None:
-        """Print a line, above the bar if it is on a terminal too."""
+        """Print a line, above the bar if they share a terminal."""
         if not self.hides(file):
             say(text, file)
             return
@@ -52,7 +53,7 @@ class Progress:
             self._drop()
 
     def _drop(self) -> None:
-        self._bar.disable = True  # or it would write again when it is collected
+        self._bar.disable = True  # otherwise it would write again when it is deleted
         self._bar = None
 
     def __enter__(self) -> "Progress":

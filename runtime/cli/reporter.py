@@ -1,7 +1,7 @@
-"""Lines that are printed from a thread of their own, so that whoever reads them, or does not, holds up nothing else.
+"""Lines that are printed from a thread of their own, so that their reader delays nothing else.
 
-Always holds: no call here waits for a stream, but for `close`, and that not for long while nothing is read; lines appear in
-the order in which they were said; lines that are lost are counted.
+Always holds: no call here waits for a stream, except close(), and that not for long if nothing is
+read. Lines appear in the order in which they were given. Lines that are lost are counted.
 """
 
 import select
@@ -16,60 +16,61 @@ from typing import IO
 from .command import say
 from .progress import Progress
 
-_MAX_LINES = 10_000  # that wait for a slow reader
-_PATIENCE = 10.0  # seconds in which a reader takes nothing, after which the rest is lost
+_MAX_LINES = 10_000  # that may wait for a slow reader
+_PATIENCE = 10.0  # seconds without a line being read, after which the rest is lost
 
 
 class Reporter:
-    """Prints lines, and a bar of what is done where there can be one."""
+    """Prints lines, and a progress bar if there can be one."""
 
     def __init__(self, unit: str):
         self._unit = unit
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._said = self._printed = 0  # lines
-        self._steps = self._done = 0  # of this thread, of the bar
+        self._said = self._printed = 0  # lines that were given, and that were printed
+        self._handled = 0  # entries of the queue
+        self._done = 0  # steps of the bar
         self._progress = Progress(0, unit)
         self._thread = threading.Thread(target=self._print, name="reporter", daemon=True)
         self._thread.start()
 
     def say(self, text: str, file: IO[str] | None, beside_bar: bool = True) -> None:
-        """Print a line; `beside_bar` says whether also where there is a bar on the same terminal."""
+        """Print a line; with `beside_bar` False, not if it would share the terminal with a bar."""
         self._said += 1
         if self._work.qsize() < _MAX_LINES:
             self._work.put(partial(self._say, text, file, beside_bar))
 
     @property
     def lost(self) -> int:
-        """Lines that were not printed; after close."""
+        """How many lines were not printed; to be read after close()."""
         return self._said - self._printed
 
     def expect(self, total: int) -> None:
-        """So many are to be done."""
-        if sys.stderr is not None:  # where a bar would be
+        """Set how many steps there are."""
+        if sys.stderr is not None:  # the bar's stream
             self._work.put(partial(self._expect, total))
 
     def advance(self) -> None:
-        """One more is done."""
+        """Count a step that is done."""
         if self._work.qsize() < _MAX_LINES:
             self._work.put(self._advance)
 
     def close(self) -> bool:
-        """Wait until everything is printed; False where a stream took nothing for so long that the rest is lost."""
+        """Wait until everything is printed; False if a stream took nothing for too long."""
         self._work.put(self._end_bar)
         self._work.put(None)
         while self._thread.is_alive():
-            steps = self._steps
+            handled = self._handled
             self._thread.join(_PATIENCE)
-            if self._thread.is_alive() and self._steps == steps:
+            if self._thread.is_alive() and self._handled == handled:
                 return False
         return True
 
     def _print(self) -> None:
         while (work := self._work.get()) is not None:
-            # A bar on a stream that fails; lines never raise these.
+            # The bar may raise these if its stream fails. Lines never do.
             with suppress(OSError, ValueError):
                 work()
-            self._steps += 1
+            self._handled += 1
 
     def _say(self, text: str, file: IO[str] | None, beside_bar: bool) -> None:
         if file is None or not (self._progress.shown and file.isatty()):
@@ -93,7 +94,7 @@ class Reporter:
 
 
 def say_if_read(text: str) -> None:
-    """Print a line on standard error if that takes it at once."""
+    """Print a line on standard error, unless that would have to wait for its reader."""
     with suppress(OSError, ValueError, AttributeError):
         if select.select([], [sys.stderr.fileno()], [], 0)[1]:
             say(text, sys.stderr)

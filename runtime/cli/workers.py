@@ -1,4 +1,4 @@
-"""Work of a command in several threads, in order, and the threads that libraries start."""
+"""Threads of a command: its workers, whose results stay in order, and those of libraries."""
 
 import os
 from collections import deque
@@ -6,30 +6,34 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-T = TypeVar("T")
-R = TypeVar("R")
-_AHEAD = 4  # jobs under way for each worker, so that a large one does not keep the others waiting
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+_AHEAD = 4  # jobs under way for each worker, so that the others need not wait for a large one
 
 
 def without_blas_threads() -> None:
-    """Before numpy is imported: nothing here multiplies matrices in it, and its threads for that spin as they start."""
+    """Keep numpy from starting threads for matrix products; to be called before it is imported.
+
+    The commands multiply no matrices in numpy, and these threads use the processor while they wait.
+    """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def map_ordered(
-    work: Callable[[T], R], jobs: Iterable[T], workers: int
-) -> Generator[R, None, None]:
-    """Results in the order of the jobs, a few of which are under way at a time.
+    work: Callable[[_T], _R], jobs: Iterable[_T], workers: int
+) -> Generator[_R, None, None]:
+    """Do `work` on each job in threads; results come in the order of the jobs.
 
-    Jobs are taken from their iterable in this thread. Closing the iterator, or an exception such as Ctrl-C's, waits for the work
-    that has begun and begins no more.
+    `jobs` is iterated in the caller's thread, a few jobs ahead of the results. Closing the
+    generator, or an exception such as KeyboardInterrupt, waits for the jobs that have begun, and
+    begins no more.
     """
     if workers < 2:
         yield from map(work, jobs)
         return
     pool = ThreadPoolExecutor(workers)
     try:
-        pending: deque[Future[R]] = deque()
+        pending: deque[Future[_R]] = deque()
         for job in jobs:
             pending.append(pool.submit(work, job))
             if len(pending) >= _AHEAD * workers:

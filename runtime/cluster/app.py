@@ -1,16 +1,17 @@
-"""The service on a Ray cluster: `serve run runtime.cluster.app:app`. docs/SCALING.md is its manual. An extra: `[ray]`.
+"""The service on a Ray cluster. docs/SCALING.md is its manual. Needs the extra `[ray]`.
 
-    serve run runtime.cluster.app:app bundle=bundles/ours_n4 threads=4      # arguments are the options of cloud-serve
-    serve deploy docs/ray/serve.yaml                                    # the same ones, under `args`
+    serve run runtime.cluster.app:app bundle=bundles/ours_n4 threads=4   # options of cloud-serve
+    serve deploy docs/ray/serve.yaml                                     # the same, under `args`
 
-    clients -> Ray's HTTP proxies, one a node -> replicas: each runs the application of service/app.py, with its own queue and batches
+    clients -> Ray's HTTP proxies, one on each node -> replicas
 
-Ray places replicas, starts those again that die, and adds some where many requests are under way. It
-starts as many threads of the cloud graph in each as it has reserved CPUs for it.
+Each replica runs the application of service/app.py, with its own queue and batches. Ray places the
+replicas, restarts those that die, and adds some when many requests are under way. A replica starts
+as many threads of the cloud graph as Ray has reserved CPUs for it.
 
-Always holds: what an application answers and refuses here is what it does behind `cloud-serve`: nothing is in front
-of it that waits, batches or refuses while one replica has room. A replica that stops gets no more requests, and
-answers those that it has.
+Always holds: an application answers and refuses here what it does behind `cloud-serve`. Nothing in
+front of it waits, batches or refuses while a replica has room. A replica that stops gets no more
+requests, and answers those that it has.
 """
 
 import argparse
@@ -35,25 +36,22 @@ except ImportError as error:
         f"serving on a cluster needs Ray ({error}): pip install 'edgecloud-features[ray]'"
     ) from error
 
-DEPLOYMENT = "edgecloud"  # its name, under which a config file changes what it is made of
+DEPLOYMENT = "edgecloud"  # the name by which a config file refers to the deployment
 
 _MAX_REPLICAS = 100
-# Ray holds back what exceeds this many times the queue of the application, which refuses what exceeds it once.
+# Requests that Ray lets through to a replica, in queues of the application. The application itself
+# refuses what exceeds one queue; Ray holds back only what exceeds this many.
 _ONGOING = 4
-_HELD = (
-    4096  # requests that each proxy holds at most, while it looks for a replica, or there is none
-)
-_HEALTH_PERIOD, _HEALTH_TIMEOUT = (
-    5.0,
-    10.0,
-)  # seconds; after three checks that fail, a replica is replaced
+_HELD = 4096  # requests that a proxy holds at most, while there is no replica to send them to
+_HEALTH_PERIOD, _HEALTH_TIMEOUT = 5.0, 10.0  # seconds; a replica is replaced after three failures
 _MARGIN = 5.0  # seconds, for a replica to stop after it has drained
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise RayArgumentsError(
-            f"{message.replace('--', '')}: arguments are written NAME=VALUE, and are the options of cloud-serve"
+            f"{message.replace('--', '')}: arguments are written NAME=VALUE, "
+            "and are the options of cloud-serve"
         )
 
 
@@ -61,8 +59,9 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     """The Ray Serve application.
 
     Args:
-        arguments: options of cloud-serve, by their names without dashes in front; a list for one that may be given several times.
-            `host` and `port` belong to Ray. `replicas`: how many; without it, as many as the load asks for.
+        arguments: options of cloud-serve, by their names without leading dashes; a list for an
+            option that may be given several times. `host` and `port` are not among them, because
+            Ray listens. `replicas` is their number; without it, Ray follows the load.
 
     Raises RayArgumentsError.
     """
@@ -86,9 +85,8 @@ def app(arguments: dict[str, Any]) -> serve.Application:
         health_check_timeout_s=_HEALTH_TIMEOUT,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=settings.drain_seconds + _MARGIN,
-        logging_config={
-            "enable_access_log": False
-        },  # the application writes a line for each request itself
+        # The application writes its own line for each request.
+        logging_config={"enable_access_log": False},
         **(
             {"num_replicas": args.replicas}
             if args.replicas
@@ -99,14 +97,14 @@ def app(arguments: dict[str, Any]) -> serve.Application:
 
 
 class _Replica:
-    """What serve.ingress makes an application's replica of."""
+    """The class that serve.ingress turns into a replica of the application."""
 
     async def check_health(self) -> None:
-        """Runs on the event loop of the application: whether it turns."""
+        """Succeeds if the application's event loop, on which it runs, is not blocked."""
 
 
 def _application(settings: Settings, level: str) -> Starlette:
-    """In a replica: the application, with the threads that Ray has reserved CPUs for."""
+    """The application, made in a replica, with a thread for each CPU that Ray has reserved."""
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
     application = create_app(replace(settings, threads=max(1, int(cpus))))
     start_log(level, application.state.service.metrics.lost_lines.inc)
@@ -114,7 +112,7 @@ def _application(settings: Settings, level: str) -> Starlette:
 
 
 def _autoscaling(settings: Settings) -> dict[str, float]:
-    """Two batches a replica: one in the graph, and the next."""
+    """Aim at two batches for each replica: one in the graph, and the next."""
     return {
         "min_replicas": 1,
         "max_replicas": _MAX_REPLICAS,
@@ -123,6 +121,7 @@ def _autoscaling(settings: Settings) -> dict[str, float]:
 
 
 def _options(arguments: dict[str, Any]) -> list[str]:
+    """Arguments of Ray Serve as options of a command line."""
     options = []
     for name, value in arguments.items():
         for one in value if isinstance(value, list | tuple) else [value]:
@@ -131,7 +130,7 @@ def _options(arguments: dict[str, Any]) -> list[str]:
 
 
 def _absolute(settings: Settings) -> Settings:
-    """With paths that do not depend on where a replica runs. All nodes have them in the same place."""
+    """With absolute paths, which are the same on all nodes, wherever a replica runs."""
     bundles = tuple(Path(folder).absolute() for folder in settings.bundles or (default_bundle(),))
     token_file = Path(settings.token_file).absolute() if settings.token_file is not None else None
     return replace(settings, bundles=bundles, token_file=token_file)

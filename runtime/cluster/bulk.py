@@ -1,15 +1,16 @@
-"""Many packs of feature files, classified on a Ray cluster: `cloud-decode --ray features/*.parquet -o out/`. An extra: `[ray]`.
+"""Many packs, classified on a Ray cluster: `cloud-decode --ray features/*.parquet -o out/`.
 
-    packs -> their row groups -> Ray Data: a pool of actors, each with its decoder -> predictions, in order -> out/PACK.parquet
+    packs -> row groups -> a pool of actors, each with a decoder -> predictions -> out/PACK.parquet
 
-An actor reads the row groups that it classifies: all nodes see packs and bundle under the same path. The
-driver, where the command runs, writes the predictions, which are a twentieth of the size. Actors that a
-lost node takes with it are started again elsewhere, and their row groups are classified again.
+An actor reads the row groups that it classifies, so all nodes need the packs and the bundle under
+the same path. The driver, where the command runs, writes the predictions, which are a twentieth of
+the size. Actors that are lost with a node are started again elsewhere, and their row groups are
+classified again. Needs the extra `[ray]`.
 
-Always holds: an output file appears whole or not at all, and has a row for each row of its input, in order; a run
-that is given again goes on with the packs that have no output of this very bundle; memory, here and
-in the actors, is that of row groups under way, however many rows there are; a row that is refused is a row with its error,
-and a pack that cannot be read stops no other.
+Always holds: an output file appears whole or not at all, and has a row for each row of its input,
+in order. A run that is started again continues with the packs that have no output of exactly this
+bundle. Memory, here and in the actors, depends on the row groups under way, not on the number of
+rows. A row that is refused is a row with its error, and a pack that cannot be read stops no other.
 """
 
 import logging
@@ -53,12 +54,18 @@ except ImportError as error:
         f"decoding on a cluster needs Ray ({error}): pip install 'edgecloud-features[ray]'"
     ) from error
 
-_MAX_BLOCKS = 10_000  # units of work that Ray Data is told of; more row groups than that share them
-_ANSWER_SECONDS = 10.0
+_MAX_BLOCKS = 10_000  # blocks of Ray Data; if there are more row groups, they share blocks
+_ANSWER_SECONDS = 10.0  # to wait for a cluster's address to answer
 
 
 class PackResult(NamedTuple):
-    """What became of a pack: rows decoded and refused; or the reason why there is no output; or that it was there already."""
+    """What happened to a pack.
+
+    Attributes:
+        decoded, refused: numbers of rows.
+        failure: why there is no output; None if there is one.
+        skipped: the output existed already.
+    """
 
     source: Path
     target: Path
@@ -69,7 +76,7 @@ class PackResult(NamedTuple):
 
 
 class Pack(NamedTuple):
-    """A pack that is to be classified."""
+    """A pack to classify, and the file for its predictions."""
 
     source: Path
     target: Path
@@ -82,7 +89,7 @@ def plan_targets(
 ) -> list[tuple[Path, Path]]:
     """Each input with its output, which has the same name and is in `folder`.
 
-    Raises SameOutputError, also for an output that is any of the inputs.
+    Raises SameOutputError if two inputs have one output, or an output is one of the inputs.
     """
     owner: dict[Path, Path] = {}
     for source in map(Path, sources):
@@ -93,7 +100,8 @@ def plan_targets(
             )
         if owner.setdefault(target, source) != source:
             raise SameOutputError(
-                f"{owner[target]} and {source} would both become {target}: rename one, or decode them into two folders"
+                f"{owner[target]} and {source} would both become {target}: "
+                "rename one, or decode them into two folders"
             )
     refuse_same_files(owner, sources)
     return [(source, target) for target, source in owner.items()]
@@ -102,10 +110,10 @@ def plan_targets(
 def plan_packs(
     targets: Sequence[tuple[Path, Path]], bundle: Bundle
 ) -> tuple[list[Pack], list[PackResult]]:
-    """Packs to classify; and results of those that are classified already, or cannot be.
+    """The packs to classify, and the results of those that are done already or cannot be read.
 
     Args:
-        targets: packs and their predictions, as of plan_targets.
+        targets: packs and the files for their predictions, as plan_targets gives them.
     """
     packs, results = [], []
     for source, target in targets:
@@ -130,13 +138,13 @@ def classify_packs(
     precision: str = "auto",
     progress: Callable[[int], object] = lambda rows: None,
 ) -> Iterator[PackResult]:
-    """Classify packs on the cluster; gives each one's result when its output is written, in order.
+    """Classify packs on the cluster; gives their results in order, each when its file is written.
 
     Args:
-        bundle: looked for in the same folder on each node.
-        threads: of each actor, and the CPUs that Ray reserves for it; None for one.
-        provider, precision: as CloudDecoder's.
-        progress: told how many rows more are done.
+        bundle: must be in the same folder on each node.
+        threads: threads of each actor, and the CPUs that Ray reserves for it; None for one.
+        provider, precision: as CloudDecoder takes them.
+        progress: called with the number of rows done since the last call.
 
     Raises RayClusterError, OSError.
     """
@@ -164,14 +172,15 @@ def classify_packs(
 
 @contextmanager
 def _cluster() -> Iterator[None]:
-    """The cluster that $RAY_ADDRESS names, or that this machine is a node of; else this machine alone."""
+    """Connect to the cluster at $RAY_ADDRESS, or the one of this machine, or start one here."""
     if ray.is_initialized():
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "")
     host, colon, port = address.rpartition(":")
     try:
-        if colon and port.isdecimal() and "/" not in host:  # Ray itself asks for minutes
+        # Ray itself tries an address that does not answer for minutes.
+        if colon and port.isdecimal() and "/" not in host:
             socket.create_connection((host, int(port)), _ANSWER_SECONDS).close()
         with _own_sigterm():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
@@ -188,16 +197,18 @@ def _cluster() -> Iterator[None]:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """SIGTERM stays with whom it was. Ray's handler, which it sets as it starts, ends the process with status 15 and says nothing."""
+    """Keep this process's handler of SIGTERM while Ray starts.
+
+    Ray sets a handler that ends the process with status 15, without a message.
+    """
     handler = signal.getsignal(signal.SIGTERM)
-    if (
-        threading.current_thread() is not threading.main_thread() or handler is None
-    ):  # where Ray sets none, or Python could not
+    # Outside the main thread Ray sets no handler. One that C code has set cannot be set again.
+    if threading.current_thread() is not threading.main_thread() or handler is None:
         yield
         return
     try:
         yield
-    except SystemExit:  # of Ray's handler
+    except SystemExit:  # raised by Ray's handler
         signal.signal(signal.SIGTERM, handler)
         ray.shutdown()
         signal.raise_signal(signal.SIGTERM)
@@ -212,12 +223,13 @@ def _write(
     done: "Generator[pa.Table | str, None, None]",
     progress: Callable[[int], object],
 ) -> PackResult:
+    """Write a pack's predictions, which `done` gives, one row group after another."""
     decoded = refused = 0
     failure: str | None = None
     try:
         with prediction_writer(pack.target, bundle) as write:
             for _ in range(pack.row_groups):
-                predictions = next(done, "Ray ended before all was classified: decode it again")
+                predictions = next(done, "Ray ended before the pack was done: decode it again")
                 if isinstance(predictions, str):
                     failure = failure or predictions
                 elif failure is None:
@@ -226,7 +238,10 @@ def _write(
                     decoded, refused = decoded + predictions.num_rows - wrong, refused + wrong
                     progress(predictions.num_rows)
             if failure is None and decoded + refused != pack.rows:
-                failure = f"{pack.source} had {pack.rows} rows, and has {decoded + refused}: it was changed, decode it again"
+                failure = (
+                    f"{pack.source} had {pack.rows} rows, and has {decoded + refused}: "
+                    "it was changed, decode it again"
+                )
             if failure is not None:
                 raise _NotWritten
     except _NotWritten:
@@ -235,7 +250,7 @@ def _write(
 
 
 class _NotWritten(Exception):
-    """Leaves no output file."""
+    """Makes prediction_writer leave no file."""
 
 
 def _in_order(
@@ -246,7 +261,12 @@ def _in_order(
     provider: str,
     precision: str,
 ) -> "Generator[pa.Table | str, None, None]":
-    """Of each row group of a pack, its predictions, or why it could not be read."""
+    """For each row group, in order, its predictions, or why it could not be read.
+
+    Args:
+        units: row groups, each as the path of its pack and its index.
+        digest: of the bundle that actors must find in `bundle_dir`.
+    """
     if not units:
         return
     context = ray.data.DataContext.get_current()
@@ -277,15 +297,16 @@ def _in_order(
     except RayFailure as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
         raise RayClusterError(
-            f"Ray failed: {reason}: what is finished stays, give the command again to go on"
+            f"Ray failed: {reason}: what is finished is kept, run the command again to continue"
         ) from error
 
 
 class _Classifier:
-    """An actor: the decoder is loaded once, and reads and classifies one row group after another."""
+    """An actor: it loads the decoder once, then reads and classifies row groups."""
 
     def __init__(self, bundle_dir: str, digest: bytes, threads: int, provider: str, precision: str):
-        # Ray Data starts an actor that fails here again, for ever.
+        # An error is kept for later, because Ray Data restarts an actor that raises one here
+        # forever.
         self.failure: str | None = None
         try:
             self.decoder = CloudDecoder(bundle_dir, threads, provider, precision)
@@ -293,7 +314,10 @@ class _Classifier:
             self.failure = f"on {os.uname().nodename}: {error}"
             return
         if bundle_digest(self.decoder.bundle) != digest:
-            self.failure = f"{bundle_dir} on {os.uname().nodename} is another bundle than here: put the same one on each node"
+            self.failure = (
+                f"{bundle_dir} on {os.uname().nodename} is another bundle than here: "
+                "put the same one on each node"
+            )
 
     def __call__(self, units: pa.Table) -> pa.Table:
         (unit,) = units.to_pylist()
@@ -311,6 +335,7 @@ class _Classifier:
         return pa.table(columns)
 
     def _classify(self, source: str, row_group: int) -> bytes:
+        """Predictions of a row group, as a stream of Arrow."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, PREDICTIONS) as writer:
             for batch in batches(source, self.decoder.bundle, row_group):

@@ -1,1 +1,1 @@
-"""The feature file, entropy tables and bundles: what both ends must agree on, byte by byte."""
+"""The feature file, entropy tables and bundles: all that both ends must agree on, byte for byte."""

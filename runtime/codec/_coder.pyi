@@ -1,4 +1,4 @@
-"""The native coder, csrc/python/bindings.cpp. `runtime.codec.coder` is its public face."""
+"""The native coder, built from csrc/python/bindings.cpp. Use `runtime.codec.coder` instead."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,25 +7,31 @@ NARROW_LANES: int
 WIDE_LANES: int
 LEVELS: int
 NOT_A_SYMBOL: int
-PATHS: tuple[str, ...]
+KERNELS: tuple[str, ...]
 
 class Tables:
-    """Raises ValueError naming the first table that breaks a rule."""
+    """Static tables and, for some channels, context tables.
+
+    Raises ValueError naming the first table that breaks a rule.
+    """
 
     def __init__(
         self,
         cdf: NDArray[np.uint32],
         lengths: NDArray[np.uint32],
         offsets: NDArray[np.int32],
-        path: str = "",
+        kernel: str = "",
     ) -> None:
-        """`path`: one of PATHS, or "" for the fastest; all give the same bytes."""
+        """All CDFs concatenated, the length of each, and each channel's offset.
+
+        `kernel` is one of KERNELS, or "" for the fastest. All kernels write the same bytes.
+        """
 
     def encode(self, symbols: NDArray[np.int16]) -> bytes:
-        """Symbols [channels, row] -> payload; ValueError on NOT_A_SYMBOL."""
+        """Symbols [channels, places] -> payload. Raises ValueError for NOT_A_SYMBOL."""
 
     def decode(self, payload: bytes | bytearray | memoryview, out: NDArray[np.int16]) -> str | None:
-        """Fill `out` [channels, row]; gives the reason where the payload is refused."""
+        """Fill `out` [channels, places]. Returns the reason if the payload is refused."""
 
     def add_contexts(
         self,
@@ -34,26 +40,36 @@ class Tables:
         cdf: NDArray[np.uint32],
         lengths: NDArray[np.uint32],
     ) -> None:
-        """Tables by context of some channels [n], for small files: thresholds [n, 4], all CDFs, how many values each has."""
+        """Context tables of n `channels`, for small files.
+
+        `thresholds` is [n, 4]; `cdf` has the channels' 25 CDFs each, concatenated; `lengths` [n]
+        says how many values of `cdf` are each channel's.
+        """
 
     def encode_small(self, symbols: NDArray[np.int16]) -> bytes:
-        """Symbols [channels, rows, columns] -> payload; ValueError on NOT_A_SYMBOL."""
+        """Symbols [channels, rows, columns] -> payload. Raises ValueError for NOT_A_SYMBOL."""
 
     def decode_small(
         self, payload: bytes | bytearray | memoryview, out: NDArray[np.int16]
     ) -> str | None:
-        """Fill `out` [channels, rows, columns]; gives the reason where the payload is refused."""
+        """Fill `out` [channels, rows, columns]. Returns as `decode` does."""
 
 class CompressAiStream:
-    """The same tables' streams as CompressAI writes them."""
+    """Reads and writes CompressAI's streams under static tables."""
 
     def __init__(
         self, cdf: NDArray[np.uint32], lengths: NDArray[np.uint32], offsets: NDArray[np.int32]
-    ) -> None: ...
-    def encode(self, symbols: NDArray[np.int16]) -> bytes: ...
-    def decode(
-        self, payload: bytes | bytearray | memoryview, out: NDArray[np.int16]
-    ) -> str | None: ...
+    ) -> None:
+        """As `Tables`."""
+
+    def encode(self, symbols: NDArray[np.int16]) -> bytes:
+        """Symbols [channels, places] -> stream."""
+
+    def decode(self, payload: bytes | bytearray | memoryview, out: NDArray[np.int16]) -> str | None:
+        """Fill `out` [channels, places]. Returns the reason if the stream is refused."""
 
 def jpeg_damage(data: bytes | bytearray | memoryview) -> str | None:
-    """The reason why a JPEG's entropy-coded data is not whole; None where it is, or is not walked (see csrc/jpeg/jpeg.hpp)."""
+    """Why a JPEG's entropy-coded data is not whole; None if it is whole or of a kind not checked.
+
+    csrc/jpeg/jpeg.hpp says what is checked.
+    """

@@ -1,9 +1,9 @@
-"""Entropy tables, and the native coder behind them.
+"""Entropy tables, and the native coder that uses them.
 
-A table is one channel's integer CDF, 0 to 2^16, and the offset: entry k stands for the symbol
-offset + k, and the last entry for every symbol that the table lacks (an escape). A channel may have
-context tables beside it, chosen symbol by symbol by what lies above and to the left: small files are
-coded under those. Payloads are described in docs/FORMAT.md, the algorithm in csrc/coder/rans.hpp.
+A table is one channel's integer CDF, from 0 to 2^16, and an offset. Entry k stands for the symbol
+offset + k; the last entry stands for every symbol outside the table (an escape). A channel may also
+have context tables, for small files: each symbol's table is chosen by the symbols above it and to
+its left. docs/FORMAT.md describes payloads, csrc/coder/rans.hpp the algorithm.
 
 Always holds: tables are validated when they are made, so coding never meets a bad one. A Tables
 object does not change and may be shared between threads; coding releases the GIL.
@@ -21,13 +21,16 @@ from ..errors import DamagedFeatureFileError, NotANumberError, TablesError
 from . import _coder, strict_json
 from .feature_file import Profile
 
-PRECISION = 16
-LEVELS = _coder.LEVELS
-CONTEXTS = LEVELS**2
+_CDF_BITS = 16  # a CDF ends at 2^16; tables.json calls it precision
+LEVELS = _coder.LEVELS  # of a neighbouring symbol
+CONTEXTS = LEVELS**2  # of the neighbours above and to the left
 
 
 def _integers(values: Sequence[int]) -> NDArray[np.int64]:
-    """A row of 32-bit integers; numpy alone would wrap larger ones, and cut fractions off."""
+    """Values as an array. Raises ValueError for one that is not a 32-bit integer.
+
+    astype alone would wrap large integers and cut off fractions.
+    """
     array = np.array(values)
     if array.ndim != 1 or (
         array.size and (array.dtype.kind != "i" or (array != array.astype(np.int32)).any())
@@ -37,11 +40,12 @@ def _integers(values: Sequence[int]) -> NDArray[np.int64]:
 
 
 class Contexts(NamedTuple):
-    """One channel's tables by context.
+    """One channel's context tables.
 
-    A symbol's level is the number of `thresholds` (4, strictly increasing) that it has reached; its
-    context is 5 x the level of the symbol above + the level of the symbol to the left. `cdfs` has 25
-    rows, each as long as the channel's own CDF, 257 values at most.
+    The level of a symbol is how many of the four strictly increasing `thresholds` are not above it.
+    A symbol's context is 5 x (level of the symbol above) + (level of the symbol to the left).
+    `cdfs` has one CDF per context, 25 in all, each as long as the channel's static one and of at
+    most 257 values.
     """
 
     thresholds: Sequence[int]
@@ -49,12 +53,16 @@ class Contexts(NamedTuple):
 
 
 class Tables:
-    """One static integer table a channel, and for some channels tables by context.
+    """A static integer table for each channel, and context tables for some.
 
     Args:
-        cdfs: for each channel strictly increasing integers from 0 to 65536, three at least.
-        offsets: for each channel the symbol of the first entry.
-        contexts: channel -> its tables by context.
+        cdfs: per channel, at least three strictly increasing integers from 0 to 65536.
+        offsets: per channel, the symbol of the first entry.
+        contexts: context tables by channel.
+
+    Attributes, all read-only arrays:
+        cdfs: list of uint32 [entries + 1]. offsets: int32 [channels].
+        contexts: channel -> (thresholds int32 [4], list of 25 CDFs uint32).
 
     Raises TablesError naming the first table that breaks a rule.
     """
@@ -95,7 +103,7 @@ class Tables:
     def _check_contexts(
         self, channel: int, thresholds: NDArray[np.int32], rows: list[NDArray[np.uint32]]
     ) -> None:
-        """What the flat lists for the native coder no longer show."""
+        """Check what the concatenated form no longer shows. Raises ValueError."""
         if not 0 <= channel < len(self.cdfs):
             raise ValueError(f"context tables of channel {channel}, which does not exist")
         if (
@@ -104,13 +112,14 @@ class Tables:
             or any(len(row) != len(self.cdfs[channel]) for row in rows)
         ):
             raise ValueError(
-                f"context tables of channel {channel}: not 4 thresholds and 25 CDFs as long as the channel's own"
+                f"context tables of channel {channel}: not 4 thresholds and 25 CDFs as long as the "
+                "channel's own"
             )
 
     def _flat_contexts(
         self,
     ) -> tuple[NDArray[np.uint32], NDArray[np.int32], NDArray[np.uint32], NDArray[np.uint32]]:
-        """Channels, thresholds, CDFs one after the other, and how many values of those are each channel's."""
+        """Channels, thresholds, all CDFs concatenated, and how many of their values each has."""
         thresholds = [pair[0] for pair in self.contexts.values()]
         rows = [row for pair in self.contexts.values() for row in pair[1]]
         return (
@@ -121,19 +130,24 @@ class Tables:
         )
 
     def flat(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.int32]]:
-        """All CDFs one after the other, the length of each, and the offsets: what the native coder takes."""
+        """All static CDFs concatenated, the length of each, and the offsets.
+
+        The native coder takes this form.
+        """
         lengths = np.array([len(cdf) for cdf in self.cdfs], np.uint32)
         return np.concatenate([*self.cdfs, np.empty(0, np.uint32)]), lengths, self.offsets
 
     @property
     def channels(self) -> int:
+        """How many static tables there are."""
         return len(self.cdfs)
 
     def encode(self, symbols: NDArray[np.int16], profile: Profile = Profile.STATIC) -> bytes:
-        """Symbols int16 [channels, rows, columns], C-contiguous, each -32767..32767 -> payload.
+        """Encode symbols int16 [channels, rows, columns], C-contiguous, each -32767 to 32767.
 
-        Under the tables by context: fewer bytes, in more time.
-        Raises NotANumberError on -32768, by which the edge graph marks a latent that is no number.
+        Profile.CONTEXT gives fewer bytes and takes more time. Returns the payload.
+
+        Raises NotANumberError for -32768, with which the edge graph marks a NaN in the latent.
         """
         try:
             if profile is Profile.CONTEXT:
@@ -143,15 +157,18 @@ class Tables:
             if not (symbols == _coder.NOT_A_SYMBOL).any():
                 raise
             raise NotANumberError(
-                "the encoder graph computed a latent that is not a number: the checkpoint is broken, export another"
+                "the edge graph computed a latent that is not a number: "
+                "the checkpoint is broken, export another"
             ) from error
 
     def decode(
         self, payload: bytes | memoryview, shape: tuple[int, ...], profile: Profile = Profile.STATIC
     ) -> NDArray[np.int16]:
-        """Payload -> symbols int16 [channels, *shape]; `shape` is (rows, columns). Memory taken depends on it alone.
+        """Decode a payload to symbols int16 [channels, rows, columns]; `shape` is (rows, columns).
 
-        Raises DamagedFeatureFileError unless the payload is consumed exactly.
+        Memory depends on the shape alone, not on the payload.
+
+        Raises DamagedFeatureFileError unless exactly the whole payload is used.
         """
         out = np.empty((self.channels, *shape), np.int16)
         if profile is Profile.CONTEXT:
@@ -185,17 +202,19 @@ class Tables:
             )
 
         contexts = ",".join(
-            f'\n  "{channel}": {{"thresholds": {json.dumps(thresholds.tolist(), allow_nan=False)}, "cdfs": [{lines(rows, 3)}]}}'
+            f'\n  "{channel}": {{"thresholds": {json.dumps(thresholds.tolist(), allow_nan=False)}, '
+            f'"cdfs": [{lines(rows, 3)}]}}'
             for channel, (thresholds, rows) in self.contexts.items()
         )
         offsets = json.dumps(self.offsets.tolist(), allow_nan=False)
         return (
-            f'{{"precision": {PRECISION},\n "offsets": {offsets},\n "cdfs": [{lines(self.cdfs, 2)}],\n "contexts": {{{contexts}}}}}\n'
+            f'{{"precision": {_CDF_BITS},\n "offsets": {offsets},\n'
+            f' "cdfs": [{lines(self.cdfs, 2)}],\n "contexts": {{{contexts}}}}}\n'
         ).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> "Tables":
-        """Inverse of `to_json`; raises TablesError."""
+        """Tables from the contents of tables.json. Raises TablesError."""
         try:
             content = strict_json.loads(text)
             precision, cdfs, offsets = content["precision"], content["cdfs"], content["offsets"]
@@ -207,8 +226,9 @@ class Tables:
             raise TablesError(
                 f"tables.json is not understood ({error!r}): export the bundle again"
             ) from error
-        if precision != PRECISION or not isinstance(cdfs, list) or not isinstance(offsets, list):
+        if precision != _CDF_BITS or not isinstance(cdfs, list) or not isinstance(offsets, list):
             raise TablesError(
-                f"tables.json has precision {precision!r}, {PRECISION} is known: export the bundle again"
+                f"tables.json has precision {precision!r}, this release reads {_CDF_BITS}: "
+                "export the bundle again"
             )
         return cls(cdfs, offsets, contexts)

@@ -1,11 +1,10 @@
-"""CompressAI's streams, for users who hold receivers or recordings of it.
+"""CompressAI's streams ("strings" in its API), for users with receivers or recordings of them.
 
-`EntropyBottleneck.compress` of CompressAI 1.2.8 gives one string an image, without a header: the
-receiver has to know the tables and the shape. `CompressAiCoder` reads and writes those strings for
-a bundle's tables, and turns them into feature files and back. docs/compressai.md says how to use it.
+`EntropyBottleneck.compress` of CompressAI 1.2.8 gives one stream per image, without a header: the
+receiver must know the tables and the shape. This file reads and writes such streams with a
+bundle's tables, and converts them to feature files and back. docs/compressai.md shows how.
 
-Always holds: symbols are those of the string, whichever way; a string that is not consumed exactly
-is refused. A coder may be shared between threads.
+Always holds: a conversion changes no symbol, and a stream that is not used up exactly is refused.
 """
 
 import math
@@ -21,32 +20,37 @@ from .coder import Tables
 
 
 class CompressAiCoder:
-    """Strings of CompressAI 1.2.8's EntropyBottleneck, under given tables."""
+    """Reads and writes streams of CompressAI 1.2.8's EntropyBottleneck under given tables.
+
+    May be shared between threads.
+    """
 
     def __init__(self, tables: Tables):
         self.tables = tables
         self._native = _coder.CompressAiStream(*tables.flat())
 
     def encode(self, symbols: NDArray[np.int16]) -> bytes:
-        """Symbols int16 [channels, ...], C-contiguous, each -32767..32767 -> string.
+        """Encode symbols int16 [channels, ...], C-contiguous, each -32767 to 32767.
 
-        The bytes are CompressAI's own. Raises NotANumberError on -32768.
+        Returns the bytes that CompressAI would write. Raises NotANumberError for -32768.
         """
         if (symbols == _coder.NOT_A_SYMBOL).any():
             raise NotANumberError(
-                "a symbol is -32768, the mark of a latent that is not a number: the checkpoint is broken"
+                "a symbol is -32768, which marks a latent that is not a number: "
+                "the checkpoint is broken"
             )
         return self._native.encode(symbols.reshape(self.tables.channels, -1))
 
     def decode(
         self, string: bytes | bytearray | memoryview, shape: tuple[int, ...]
     ) -> NDArray[np.int16]:
-        """String -> symbols int16 [channels, *shape]. Raises DamagedStreamError."""
+        """Decode a stream to symbols int16 [channels, *shape]. Raises DamagedStreamError."""
         out = np.empty((self.tables.channels, math.prod(shape)), np.int16)
         reason = self._native.decode(string, out)
         if reason is not None:
             raise DamagedStreamError(
-                f"a string of {len(string)} bytes is none of these tables and this shape, {reason}: check height, width and bundle"
+                f"the stream of {len(string)} bytes does not decode with these tables and this "
+                f"shape, {reason}: check height, width and bundle"
             )
         return out.reshape(self.tables.channels, *shape)
 
@@ -54,12 +58,12 @@ class CompressAiCoder:
 def to_feature_file(
     string: bytes, height: int, width: int, bundle: Bundle | str | os.PathLike[str]
 ) -> bytes:
-    """The feature file of the same symbols.
+    """Convert a CompressAI stream to a feature file of the same symbols.
 
     Args:
         string: what `EntropyBottleneck.compress` gave for one image.
         height, width: of that image in pixels, multiples of 8.
-        bundle: of the checkpoint whose tables wrote the string.
+        bundle: a Bundle or its folder, of the checkpoint that wrote the stream.
 
     Raises StreamShapeError, DamagedStreamError, the BundleErrors.
     """
@@ -71,7 +75,8 @@ def to_feature_file(
     )
     if bad or bundle.shape.symbols(height, width) > bundle.max_symbols:
         raise StreamShapeError(
-            f"{width}x{height} pixels are not multiples of 8 within the bundle's limit of {bundle.max_symbols} symbols"
+            f"{width}x{height} pixels are not multiples of 8 within the bundle's limit of "
+            f"{bundle.max_symbols} symbols: check height, width and bundle"
         )
     symbols = CompressAiCoder(bundle.compressai_tables()).decode(
         string, bundle.shape.latent(height, width)
@@ -82,9 +87,10 @@ def to_feature_file(
 def from_feature_file(
     data: bytes, bundle: Bundle | str | os.PathLike[str]
 ) -> tuple[bytes, tuple[int, int]]:
-    """The string that CompressAI would have written, and the latent's (rows, columns), which `decompress` asks for.
+    """Convert a feature file to the stream that CompressAI would have written.
 
-    Raises the FeatureFileErrors and BundleErrors.
+    Returns the stream and the latent's (rows, columns), which `decompress` takes.
+    Raises the FeatureFileErrors, the BundleErrors.
     """
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     symbols = bundle.decode(data)

@@ -1,7 +1,8 @@
-"""manifest.json: what a bundle is. docs/BUNDLE.md is its specification.
+"""manifest.json, which says what a bundle is. docs/BUNDLE.md is its specification.
 
-Always holds: this file alone reads and writes a manifest; one that was read has every member that the runtime uses, in
-its type and range. What export only records (versions, parity, figures) stands in `record` and decides nothing.
+Always holds: only this file reads and writes manifests. A Manifest that was read has every member
+that the runtime uses, of the right type and in range. What export only records (versions, parity,
+figures) is in `record` and changes nothing that runs.
 """
 
 import json
@@ -14,15 +15,14 @@ from . import strict_json
 from .feature_file import BLOCK, VERSION, Profile
 
 SCHEMA = 2
-PRECISIONS = ("auto", "fp32", "int8")
-MAX_SIDE = (
-    1 << 12
-)  # pixels that preprocessing may resize a short side to; bounds the memory that a bundle can ask for
+_PRECISIONS = ("auto", "fp32", "int8")
+# Pixels that the short side may be resized to: bounds the memory that a bundle can ask for.
+MAX_SIDE = 1 << 12
 
 
 @dataclass(frozen=True)
 class ShapeRule:
-    """From pixels to symbols: side of the latent = side of the image / stride - shrink."""
+    """From an image's size to its symbols' shape: side of the latent = pixels / stride - shrink."""
 
     channels: int
     stride: int
@@ -33,13 +33,17 @@ class ShapeRule:
         return height // self.stride - self.shrink, width // self.stride - self.shrink
 
     def symbols(self, height: int, width: int) -> int:
+        """How many symbols an image of height x width pixels (multiples of 8) has."""
         rows, columns = self.latent(height, width)
         return self.channels * rows * columns
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image unless it is taken as it is: short side to `resize`, then the central `crop` x `crop`."""
+    """What is done to an image before the edge graph, unless it is taken as it is.
+
+    The short side is resized to `resize` pixels, then the central `crop` x `crop` pixels are kept.
+    """
 
     resize: int = 256
     crop: int = 224
@@ -49,7 +53,7 @@ STANDARD = Preprocessing()  # the reference's evaluation transform
 
 
 class FileEntry(NamedTuple):
-    """A file of the bundle, as it was exported."""
+    """Size and SHA-256 (hexadecimal) of one of the bundle's files, as it was exported."""
 
     bytes: int
     sha256: str
@@ -57,7 +61,11 @@ class FileEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest. `lmb` is the text by which the checkpoint was named; `fingerprint` has 32 bytes."""
+    """A bundle's manifest; docs/BUNDLE.md has the meaning of every member.
+
+    `lmb` is text, as it was given to export. `fingerprint` has 32 bytes.
+    `bottleneck_sha256` has 64 hexadecimal digits.
+    """
 
     model: str
     lmb: str
@@ -67,15 +75,18 @@ class Manifest:
     shape: ShapeRule
     max_symbols: int
     preprocessing: Preprocessing
-    profile: Profile  # of the files that the edge writes unless asked otherwise
-    precision: str  # that both ends run in unless asked otherwise
+    profile: Profile  # of feature files, unless the caller asks for another
+    precision: str  # of _PRECISIONS, for both ends, unless the caller asks for another
     classes: int
     files: Mapping[str, FileEntry]
     record: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: bytes, source: str) -> "Manifest":
-        """A manifest from JSON; `source` names it in errors. Raises InconsistentBundleError, UnsupportedBundleError."""
+        """Read a manifest from JSON; messages call it `source`.
+
+        Raises InconsistentBundleError, UnsupportedBundleError.
+        """
         try:
             content = strict_json.loads(text)
             schema = content["schema"]
@@ -83,7 +94,8 @@ class Manifest:
             raise _not_understood(source, error) from error
         if schema != SCHEMA:
             raise UnsupportedBundleError(
-                f"{source} has schema {schema!r}, this release reads {SCHEMA}: update, or export it again"
+                f"{source} has schema {schema!r}, this release reads {SCHEMA}: "
+                "update, or export it again"
             )
         try:
             version = content.pop("format_version")
@@ -109,16 +121,18 @@ class Manifest:
                 },
                 record=content,
             )
-            way = (preprocessing["interpolation"], preprocessing["antialias"])
+            resampling = (preprocessing["interpolation"], preprocessing["antialias"])
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise _not_understood(source, error) from error
         if version != VERSION:
             raise UnsupportedBundleError(
-                f"{source} has feature files of version {version!r}, not {VERSION}: update, or export it again"
+                f"{source} has feature files of version {version!r}, this release reads {VERSION}: "
+                "update, or export it again"
             )
-        if way != ("bilinear", True):
+        if resampling != ("bilinear", True):
             raise UnsupportedBundleError(
-                f"{source} resizes by {way[0]!r}, this release by antialiased bilinear alone: export it again"
+                f"{source} resizes by {resampling[0]!r}, antialias {resampling[1]!r}; "
+                "this release resizes by antialiased bilinear alone: export it again"
             )
         manifest._check(source)
         return manifest
@@ -134,17 +148,19 @@ class Manifest:
             )
         if not 1 <= sides.crop <= sides.resize <= MAX_SIDE or sides.crop % BLOCK:
             raise InconsistentBundleError(
-                f"{source} resizes to {sides.resize} and crops {sides.crop} pixels: a crop is a multiple of {BLOCK}, no larger than "
-                f"what it is cut from, and that at most {MAX_SIDE}; export the bundle again"
+                f"{source} resizes to {sides.resize} and crops {sides.crop} pixels: "
+                f"a crop is a multiple of {BLOCK} and at most the resized side, which is at most "
+                f"{MAX_SIDE}; export the bundle again"
             )
-        if self.precision not in PRECISIONS or self.classes < 1 or len(self.fingerprint) != 32:
+        if self.precision not in _PRECISIONS or self.classes < 1 or len(self.fingerprint) != 32:
             raise _not_understood(
                 source,
-                f"precision {self.precision!r}, {self.classes} classes, fingerprint of {len(self.fingerprint)} bytes",
+                f"precision {self.precision!r}, {self.classes} classes, "
+                f"fingerprint of {len(self.fingerprint)} bytes",
             )
 
     def to_json(self) -> bytes:
-        """Inverse of `parse`."""
+        """The contents of manifest.json; `parse` reads them back."""
         content = {
             "schema": SCHEMA,
             "format_version": VERSION,

@@ -1,8 +1,10 @@
-"""Reading JSON as its standard has it, RFC 8259: no NaN, no infinity.
+"""Reads JSON as RFC 8259 defines it: without NaN and infinity.
 
-Python's own module takes `NaN`, `Infinity`, and makes an infinity of `1e999`. Each slips through the
-comparisons that follow, since a NaN is neither over a limit nor under it. What we write is held to
-the same by `json.dumps(..., allow_nan=False)`.
+Python's json module accepts `NaN` and `Infinity`, and reads `1e999` as infinity. Such values pass
+later range checks, since every comparison with a NaN is false. What we write follows the same rule
+through `json.dumps(..., allow_nan=False)`.
+
+Always holds: every number that is read is finite.
 """
 
 import json
@@ -11,7 +13,7 @@ from typing import Any
 
 
 def loads(text: str | bytes) -> Any:
-    """As json.loads; raises ValueError for a number that is not finite, too."""
+    """As json.loads, and also raises ValueError for a number that is not finite."""
     return json.loads(text, parse_constant=_finite, parse_float=_finite)
 
 

@@ -1,1 +1,1 @@
-"""From a device to the service: a spool and a sender that lose nothing."""
+"""From a device to the service: the spool, and the sender that delivers what it holds."""

@@ -1,6 +1,7 @@
-"""What becomes of images that are to be delivered; and what to do with them while nothing can be posted.
+"""What a delivery takes and gives: encoded images, and the outcome of each.
 
-Always holds: an image is accepted before anything else is said of it, whatever is wrong with the way to the server.
+Always holds: an image is accepted into the spool before anything else is reported about it,
+whatever is wrong with the connection to the server.
 """
 
 from collections.abc import Generator, Iterable
@@ -19,10 +20,14 @@ class Encoded(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of an image.
+    """What happened to an image.
 
-    `status` is "delivered", "refused", "failed" (no feature file, or the spool could not take it), or "spooled" (still in the
-    spool); `result` is the recorded result of the first two; `error` says why of the others and of "refused".
+    Attributes:
+        status: "failed" means that there is no feature file, or that the spool could not take it;
+            "spooled", that the feature file is still in the spool.
+        key: of the feature file, if there is one.
+        result: what the spool recorded, if `status` is "delivered" or "refused".
+        error: why, unless `status` is "delivered".
     """
 
     image: str
@@ -43,7 +48,7 @@ def recorded(image: str, result: dict[str, Any]) -> Outcome:
 def accept_all(
     spool: Spool, images: Iterable[Encoded], why: EdgeCloudError
 ) -> Generator[Outcome, None, None]:
-    """Accept images into the spool where nothing can be posted; raises `why` after the last."""
+    """Accept images into the spool when nothing can be posted; raises `why` after the last."""
     for image in images:
         if image.error is not None:
             yield Outcome(image.image, "failed", error=image.error)

@@ -1,19 +1,20 @@
-"""The spool: a folder of feature files that wait to be delivered, and the results of those that were.
+"""The spool: a folder of feature files that wait for delivery, and the results of delivered ones.
 
     lock                       held by the one process that uses the folder
-    pending/NUMBER-KEY.spool   accepted and not delivered; the least number is the oldest
-    refused/NUMBER-KEY.spool   refused by the server for good, kept for whoever asks why
-    results.jsonl              one line a key, delivered or refused, in the order of the answers
-    reserve                    room on the disk for results, given up bit by bit when the disk is full
+    pending/NUMBER-KEY.spool   accepted and not delivered; the smallest number is the oldest
+    refused/NUMBER-KEY.spool   refused by the server for good; kept, so that it can be examined
+    results.jsonl              a line for each result, in the order of the answers (results.py)
+    reserve                    room on the disk for results when the disk is full (reserve.py)
 
-A key is the SHA-256 of the feature file, in hexadecimal. A .spool file is a line of JSON, which names the image, and the
-feature file's bytes. The last line of a key in results.jsonl says where its file belongs: "delivered", nowhere;
-"refused", in refused/; "requeued", in pending/. Opening the folder makes that true.
+A key is the SHA-256 of the feature file, in hexadecimal. A .spool file is a line of JSON that names
+the image, followed by the feature file's bytes. The last line of a key in results.jsonl says where
+its file belongs: "delivered", nowhere; "refused", in refused/; "requeued", in pending/. Opening the
+folder moves each file to where it belongs.
 
-Always holds: what accept() returned for is on the disk, and stays there until its result is; a key has one result,
-unless a refused one was put back on purpose; a process that ends anywhere, or a disk that is full, leaves a
-folder that opens with nothing lost; nothing is accepted without room to record its result; pending and refused files
-together stay within the bound.
+Always holds: when accept() returns, the feature file is on the disk, and it stays there until its
+result is. A key has one result, unless a refused file was put back on purpose. If the process ends
+at any step, or the disk is full, the folder opens again with nothing lost. Nothing is accepted
+without room to record its result. Pending and refused files together stay within the limit.
 """
 
 import contextlib
@@ -24,32 +25,17 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from ..errors import (
-    DamagedResultsError,
-    DamagedSpoolFileError,
-    SpoolDiskError,
-    SpoolFullError,
-    SpoolInUseError,
-)
+from ..errors import DamagedSpoolFileError, SpoolDiskError, SpoolFullError, SpoolInUseError
 from ..files import sync_folder, write_atomically
+from .reserve import BLOCK, Reserve
+from .results import DELIVERED, REFUSED, REQUEUED, Results
 
-DELIVERED, REFUSED, REQUEUED = "delivered", "refused", "requeued"
-_BLOCK = 4096  # what the smallest file takes of most disks
-_RESERVE, _STEP = (
-    64 * _BLOCK,
-    4 * _BLOCK,
-)  # a result takes less than a block, and those that are delivered give theirs back
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-T = TypeVar("T")
+__all__ = ["DELIVERED", "REFUSED", "Entry", "Spool", "key_of"]
+
 _NAME = re.compile(r"(\d{12,})-([0-9a-f]{64})\.spool")
-_LINE = re.compile(
-    rb'\{"key": "([0-9a-f]{64})", "status": "(?:delivered|refused|requeued)", .*\}\n'
-)
 
 
 def key_of(data: bytes) -> str:
@@ -58,7 +44,7 @@ def key_of(data: bytes) -> str:
 
 
 class Entry(NamedTuple):
-    """A file of the spool: its place in the order, its key, and the bytes that it takes of the disk."""
+    """A file of the spool: its place in the order, its key, and the bytes of disk that it takes."""
 
     number: int
     key: str
@@ -66,14 +52,17 @@ class Entry(NamedTuple):
 
     @property
     def name(self) -> str:
+        """The file's name, in pending/ or refused/."""
         return f"{self.number:012d}-{self.key}.spool"
 
 
 class Spool:
-    """Opens a spool, makes it if need be, and mends what a killed process left. May be shared between threads.
+    """Opens a spool, creates it if needed, and repairs what a killed process left.
+
+    Threads may share it.
 
     Args:
-        folder: a folder of this spool alone.
+        folder: a folder that nothing else uses.
         limit: bytes of disk, in blocks of 4096, that pending and refused files may take together.
 
     Raises SpoolInUseError, DamagedResultsError, SpoolDiskError.
@@ -82,22 +71,15 @@ class Spool:
     def __init__(self, folder: str | os.PathLike[str], limit: int = 256 << 20):
         self.folder, self.limit = Path(folder), limit
         self._mutex = threading.Lock()
-        self._lock = self._results = -1
-        self._end = 0  # of the last whole line of the results
+        self._opened = contextlib.ExitStack()
         try:
             for part in (self._pending_folder, self._refused_folder):
                 part.mkdir(parents=True, exist_ok=True)
-            self._lock = self._take_lock()
-            self._reserved = self._reserve_file.stat().st_size if self._reserve_file.exists() else 0
-            self._keep_reserve()
-            created = not self.results_file.exists()
-            self._results = os.open(
-                self.results_file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
-            )
-            if created:
-                sync_folder(self.folder)
-                sync_folder(self.folder.absolute().parent)
-            self._offsets = self._read_results()
+            self._opened.callback(os.close, self._take_lock())
+            self._reserve = Reserve(self.folder / "reserve")
+            self._reserve.fill()
+            self._results = Results(self.results_file)
+            self._opened.callback(self._results.close)
             self._pending = self._scan(self._pending_folder)
             self._refused = self._scan(self._refused_folder)
             self._reconcile()
@@ -118,13 +100,12 @@ class Spool:
         self.close()
 
     def close(self) -> None:
-        for handle in (self._results, self._lock):
-            if handle >= 0:
-                os.close(handle)
-        self._lock = self._results = -1
+        """Let another process use the folder."""
+        self._opened.close()
 
     @property
     def results_file(self) -> Path:
+        """The file of results: a line of JSON for each."""
         return self.folder / "results.jsonl"
 
     def fits(self, image: str, data: bytes) -> bool:
@@ -132,17 +113,23 @@ class Spool:
         return self._size + _on_disk(len(_content(image, data))) <= self.limit
 
     def pending(self) -> list[Entry]:
-        """What waits, oldest first."""
+        """The entries that wait for delivery, oldest first."""
         with self._mutex:
             return sorted(self._pending.values())
 
     def result(self, key: str) -> dict[str, Any] | None:
-        """The recorded result of a key, None if it has none: `key`, `status`, `time`, and what was recorded with it."""
-        last = self._last_line(key)
+        """The recorded result of a key: `key`, `status`, `time`, and the details given to finish().
+
+        None if the key has no result.
+        """
+        last = self._results.last(key)
         return last if last and last["status"] != REQUEUED else None
 
     def accept(self, image: str, data: bytes) -> Entry | dict[str, Any]:
-        """Put a feature file on the disk. Where its key waits already, that entry; where it has a result, the result.
+        """Write a feature file to the disk.
+
+        Gives its entry, or the result that its key has already. A key that is pending is not
+        written again.
 
         Raises SpoolFullError, SpoolDiskError; the file is then not in the spool.
         """
@@ -158,8 +145,8 @@ class Spool:
             if self._size + entry.size > self.limit:
                 raise SpoolFullError(self._full(image))
             try:
-                self._keep_reserve()
-                if self._reserved < _STEP:
+                self._reserve.fill()
+                if not self._reserve.usable:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 write_atomically(self._pending_folder / entry.name, content)
                 sync_folder(self._pending_folder)
@@ -175,9 +162,9 @@ class Spool:
             return entry
 
     def read(self, entry: Entry) -> tuple[str, bytes]:
-        """The image's name and the feature file.
+        """The image's name and the feature file of a pending entry.
 
-        Raises DamagedSpoolFileError where the bytes are not those that were accepted, SpoolDiskError.
+        Raises DamagedSpoolFileError if the bytes are not those that were accepted, SpoolDiskError.
         """
         path = self._pending_folder / entry.name
         try:
@@ -191,39 +178,44 @@ class Spool:
         try:
             return str(json.loads(line)["image"]), data
         except (ValueError, KeyError, TypeError):
-            # The feature file is whole; only its name was hit.
+            # The feature file is intact; only the line with the name is damaged.
             return "?", data
 
     def finish(self, entry: Entry, status: str, **details: Any) -> dict[str, Any]:
-        """Record the result of a pending entry, DELIVERED or REFUSED, then delete its file or move it aside.
+        """Record the result of a pending entry, then delete its file or move it to refused/.
+
+        Args:
+            status: DELIVERED or REFUSED.
+            details: recorded with the result; JSON.
 
         Raises SpoolDiskError; the entry is then still pending.
         """
         with self._mutex:
             try:
-                result = self._record(entry.key, status, **details)
+                result = self._record(entry.key, status, details)
             except OSError as error:
                 raise SpoolDiskError(
-                    f"{self.results_file} cannot be written, {entry.key[:16]} stays in the spool: {error}"
+                    f"{self.results_file} cannot be written, "
+                    f"{entry.key[:16]} stays in the spool: {error}"
                 ) from error
             del self._pending[entry.key]
             if status == REFUSED:
                 self._refused[entry.key] = entry
             else:
                 self._size -= entry.size
-            # The result stands: a file that cannot be put away now is when the spool is opened next.
+            # The result is recorded. A file that cannot be moved now is moved at the next opening.
             with contextlib.suppress(OSError):
                 self._put(entry, status, self._pending_folder)
-            self._keep_reserve()
+            self._reserve.fill()
         return result
 
     def requeue_refused(self) -> int:
-        """Put everything that was refused back among what waits, in its old place; returns how many files.
+        """Put all refused files back into pending/, in their old order; gives how many.
 
         Raises SpoolDiskError.
         """
         with self._mutex:
-            # Its owner may have deleted some.
+            # The spool's owner may have deleted some of the files.
             entries = [
                 entry
                 for entry in self._refused.values()
@@ -231,7 +223,7 @@ class Spool:
             ]
             for entry in entries:
                 try:
-                    self._record(entry.key, REQUEUED)
+                    self._record(entry.key, REQUEUED, {})
                     self._put(entry, REQUEUED, self._refused_folder)
                 except OSError as error:
                     raise SpoolDiskError(
@@ -248,46 +240,15 @@ class Spool:
     def _refused_folder(self) -> Path:
         return self.folder / "refused"
 
-    @property
-    def _reserve_file(self) -> Path:
-        return self.folder / "reserve"
-
     def _full(self, image: str) -> str:
+        count = len(self._pending) + len(self._refused)
         refused = f", {len(self._refused)} of them refused" if self._refused else ""
         remedy = ", or delete what is in refused/" if self._refused else ""
         return (
-            f"the spool {self.folder} is full, {len(self._pending) + len(self._refused)} feature files in {self._size} of "
-            f"{self.limit} bytes{refused}: {image} is not accepted; deliver the spool first{remedy}, or allow more with --spool-mb"
+            f"the spool {self.folder} is full, {count} feature files in {self._size} of "
+            f"{self.limit} bytes{refused}: {image} is not accepted; "
+            f"deliver the spool first{remedy}, or allow more with --spool-mb"
         )
-
-    def _keep_reserve(self) -> None:
-        """Make the reserve whole, as far as the disk has room."""
-        if self._reserved >= _RESERVE:
-            return
-        with (
-            contextlib.suppress(OSError),
-            open(self._reserve_file, "r+b" if self._reserved else "wb", buffering=0) as file,
-        ):
-            file.seek(self._reserved)
-            try:
-                while self._reserved < _RESERVE:
-                    # Bytes that were never written, and on some file systems zeros, take no room.
-                    self._reserved += file.write(os.urandom(_RESERVE - self._reserved))
-            finally:
-                os.fsync(file.fileno())
-
-    def _with_room(self, work: Callable[[], T]) -> T:
-        """Do what writes to the disk; where that is full, a part of the reserve is given up for it, and another. Raises OSError."""
-        while True:
-            try:
-                return work()
-            except OSError as error:
-                if error.errno not in _NO_ROOM or self._reserved <= 0:
-                    raise
-            self._reserved = max(0, self._reserved - _STEP)
-            with contextlib.suppress(FileNotFoundError):
-                os.truncate(self._reserve_file, self._reserved)
-            sync_folder(self.folder)  # some file systems give the blocks back only then
 
     def _take_lock(self) -> int:
         handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -296,31 +257,16 @@ class Spool:
         except BlockingIOError:
             os.close(handle)
             raise SpoolInUseError(
-                f"the spool {self.folder} is in use by another edge-send: wait until it ends, or name another folder with --spool"
+                f"the spool {self.folder} is in use by another edge-send: "
+                "wait until it ends, or name another folder with --spool"
             ) from None
         return handle
 
-    def _read_results(self) -> dict[bytes, int]:
-        """Where each key's last line begins. A last line that was not written whole is cut off."""
-        offsets: dict[bytes, int] = {}
-        with open(self.results_file, "rb") as file:
-            for count, line in enumerate(file, 1):
-                match = _LINE.fullmatch(line)
-                if not match or (not file.peek(1) and not _is_json(line)):
-                    if file.read(1):
-                        raise DamagedResultsError(
-                            f"line {count} of {self.results_file} is no result: move the file away, or mend the line; "
-                            "images whose results are away are sent again when they are named again"
-                        )
-                    os.ftruncate(self._results, self._end)
-                    os.fsync(self._results)
-                    break
-                offsets[bytes.fromhex(match[1].decode())] = self._end
-                self._end += len(line)
-        return offsets
-
     def _scan(self, folder: Path) -> dict[str, Entry]:
-        """A folder's entries by key, oldest first; temporary files of a killed process are deleted."""
+        """A folder's entries by key, oldest first.
+
+        Temporary files of a killed process are deleted.
+        """
         entries = []
         for file in os.scandir(folder):
             if match := _NAME.fullmatch(file.name):
@@ -330,13 +276,13 @@ class Spool:
         return {entry.key: entry for entry in sorted(entries)}
 
     def _reconcile(self) -> None:
-        """Put each file where its key's last result says."""
+        """Move each file to where the last result of its key says."""
         for entries, folder in (
             (self._pending, self._pending_folder),
             (self._refused, self._refused_folder),
         ):
             for entry in list(entries.values()):
-                last = self._last_line(entry.key)
+                last = self._results.last(entry.key)
                 status = last["status"] if last else None
                 if status and self._put(entry, status, folder):
                     del entries[entry.key]
@@ -344,9 +290,9 @@ class Spool:
                         (self._refused if status == REFUSED else self._pending)[entry.key] = entry
 
     def _put(self, entry: Entry, status: str, folder: Path) -> bool:
-        """Take an entry's file from `folder` to where `status` says; whether it had to go.
+        """Move an entry's file from `folder` to where `status` says; gives whether it had to move.
 
-        The folders are not synced: what a power cut undoes here is done again when the spool is opened.
+        The folders are not synced: a move that a power cut undoes is repeated at the next opening.
         """
         target = {DELIVERED: None, REFUSED: self._refused_folder, REQUEUED: self._pending_folder}[
             status
@@ -354,41 +300,12 @@ class Spool:
         if target is None:
             (folder / entry.name).unlink()
         elif target != folder:
-            # A name may need a block.
-            self._with_room(lambda: os.replace(folder / entry.name, target / entry.name))
+            # A new name in a folder may need a block.
+            self._reserve.with_room(lambda: os.replace(folder / entry.name, target / entry.name))
         return target != folder
 
-    def _record(self, key: str, status: str, **details: Any) -> dict[str, Any]:
-        """Append a line and flush it to the disk."""
-        result = {
-            "key": key,
-            "status": status,
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            **details,
-        }
-        line = json.dumps(result, allow_nan=False).encode() + b"\n"
-        self._with_room(lambda: self._append(line))
-        self._offsets[bytes.fromhex(key)] = self._end
-        self._end += len(line)
-        return result
-
-    def _append(self, line: bytes) -> None:
-        """Write a line behind the last whole one; what one that failed left there is cut off first."""
-        if os.fstat(self._results).st_size != self._end:
-            os.ftruncate(self._results, self._end)
-        written = 0
-        while written < len(line):
-            written += os.write(self._results, line[written:])
-        os.fsync(self._results)
-
-    def _last_line(self, key: str) -> dict[str, Any] | None:
-        offset = self._offsets.get(bytes.fromhex(key))
-        if offset is None:
-            return None
-        with open(self.results_file, "rb") as file:
-            file.seek(offset)
-            line: dict[str, Any] = json.loads(file.readline())
-        return line
+    def _record(self, key: str, status: str, details: dict[str, Any]) -> dict[str, Any]:
+        return self._reserve.with_room(lambda: self._results.append(key, status, details))
 
 
 def _content(image: str, data: bytes) -> bytes:
@@ -396,12 +313,5 @@ def _content(image: str, data: bytes) -> bytes:
 
 
 def _on_disk(length: int) -> int:
-    return -(-length // _BLOCK) * _BLOCK
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+    """Bytes of disk that a file of `length` bytes takes, in whole blocks."""
+    return -(-length // BLOCK) * BLOCK

@@ -1,1 +1,1 @@
-"""What runs a graph: onnxruntime or OpenVINO, and how a device chooses between them."""
+"""Engines, which run graphs: onnxruntime and OpenVINO, and how a device chooses between them."""

@@ -1,7 +1,9 @@
-"""What an engine is. To add one: a file in this folder with one class, and its name in registry.py's list.
+"""What an engine is: the class that each file of this room implements.
 
-Always holds: an engine says itself what this device lacks for it, which precisions it has, and what is worth trying;
-nothing outside its file asks which engine it is.
+To add an engine, write a file with one class and add the class to the list in registry.py.
+
+Always holds: an engine itself says which precisions it has, what this device lacks for it, and what
+`--tune` should try. Nothing outside its file asks which engine it is.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ PRECISIONS = ("fp32", "bf16", "int8")
 
 @dataclass(frozen=True)
 class Choice:
-    """A provider, which runs a graph, and the precision in which it computes."""
+    """What runs a graph: a provider, by which an engine is asked for, and one of PRECISIONS."""
 
     provider: str
     precision: str
@@ -24,33 +26,48 @@ class Choice:
 
 
 class Engine(Protocol):
-    """A graph that is ready to run; may be shared between threads."""
+    """A loaded graph. May be shared between threads.
 
-    PROVIDERS: ClassVar[tuple[str, ...]]  # the names by which it is asked for
+    Attributes:
+        PROVIDERS: the names after --provider that mean this engine; no other engine has them.
+        PRECISIONS: those of base.PRECISIONS that it computes in.
+        choice: what it was loaded with.
+        fingerprint: of the graph's bundle, 64 hexadecimal digits; None if the library drops it.
+    """
+
+    PROVIDERS: ClassVar[tuple[str, ...]]
     PRECISIONS: ClassVar[tuple[str, ...]]
 
     choice: Choice
-    fingerprint: (
-        str | None
-    )  # of the bundle that the graph is of, in hexadecimal; None where the engine cannot tell
+    fingerprint: str | None
 
     def __init__(self, graph: bytes, choice: Choice, threads: int | None, workers: int):
-        """Load an ONNX graph. `threads` for each of `workers` simultaneous calls; None for one a core.
+        """Load a graph.
+
+        Args:
+            graph: an ONNX model with one input; with int8, a quantised one.
+            choice: a provider and a precision of this class.
+            threads: for one call; None for one per core.
+            workers: how many threads will call `run` at the same time.
 
         Raises whatever the library raises.
         """
 
     @classmethod
     def version(cls) -> str | None:
-        """The library's version; None where it is not installed."""
+        """The library's version, without importing it if that is slow; None if not installed."""
 
     @classmethod
     def lacks(cls, choice: Choice) -> str | None:
-        """What this device lacks to run a choice, for a message; None if nothing."""
+        """What this device lacks for a choice, to follow "needs" in a message; None if nothing."""
 
     @classmethod
     def is_worth_trying(cls, choice: Choice) -> bool:
-        """Whether `--tune` should measure a choice that this device can run."""
+        """Whether `--tune` should measure a choice that lacks nothing."""
 
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """The graph's outputs by name, for its one input."""
+        """Run the graph on its one input; gives its outputs by name.
+
+        Pixels uint8 [N, H, W, 3] give `symbols` int16 [N, C, H', W'];
+        symbols int16 [N, C, H', W'] give `logits` float32 [N, classes].
+        """

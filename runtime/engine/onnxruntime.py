@@ -1,6 +1,6 @@
-"""onnxruntime: by one of its execution providers and, for what that one lacks, by the CPU's.
+"""onnxruntime, with one of its execution providers. What that one lacks runs on the CPU provider.
 
-Always holds: in int8 it is exact on every processor.
+Always holds: integer arithmetic is exact on every processor.
 """
 
 from typing import Any, ClassVar
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from . import processor
 from .base import Choice
 
-# Where a program had imported onnxruntime before `runtime` could switch its reports off, this stops those to come.
+# For programs that imported onnxruntime before `runtime`: stops further telemetry.
 ort.disable_telemetry_events()
 
-# Without VNNI two products of uint8 and int8 are added in 16 bits, which overflow: so onnxruntime is exact, and slower.
+# Processors without VNNI add two products of uint8 and int8 in 16 bits, which can overflow. With
+# this option onnxruntime avoids that, and is slower.
 NO_VNNI = ("session.x64quantprecision", "1")
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -29,7 +30,7 @@ _PROVIDERS = {
 
 
 class OnnxRuntime:
-    """A graph in onnxruntime."""
+    """A graph in an onnxruntime session."""
 
     PROVIDERS: ClassVar[tuple[str, ...]] = tuple(_PROVIDERS)
     PRECISIONS: ClassVar[tuple[str, ...]] = ("fp32", "int8")
@@ -40,7 +41,7 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Idle threads that spin take the core from the code that runs between two calls.
+        # Idle threads that spin would take the core from the coder, which runs between two calls.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if choice.precision == "int8" and not processor.has_vnni():
             options.add_session_config_entry(*NO_VNNI)
@@ -54,10 +55,12 @@ class OnnxRuntime:
 
     @classmethod
     def version(cls) -> str | None:
+        """As Engine.version."""
         return str(ort.__version__)
 
     @classmethod
     def lacks(cls, choice: Choice) -> str | None:
+        """As Engine.lacks."""
         wanted = _PROVIDERS[choice.provider]
         return (
             None
@@ -67,7 +70,9 @@ class OnnxRuntime:
 
     @classmethod
     def is_worth_trying(cls, choice: Choice) -> bool:
+        """As Engine.is_worth_trying."""
         return True
 
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """As Engine.run."""
         return dict(zip(self._outputs, self._session.run(None, {self._source: batch}), strict=True))

@@ -1,9 +1,9 @@
-"""OpenVINO, called directly: its own build of onnxruntime would overwrite the plain one.
+"""OpenVINO, called directly, because onnxruntime-openvino would replace the plain onnxruntime.
 
-In bf16, float32 weights are rounded as it goes. In int8, sums of products overflow on x86 processors without VNNI,
-where bright pixels would become other symbols: there it says that it cannot.
+bf16 runs the float32 graph. int8 needs VNNI on x86 processors: without it sums of products
+overflow, and bright pixels become other symbols.
 
-Always holds: after each call the thread has the signal stack that it had before.
+Always holds: a call leaves the thread's signal stack as it was.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ class OpenVino:
         with _own_signal_stack():
             self._compile(openvino.Core(), graph, threads, workers)
         self._outputs = [output.get_any_name() for output in self._compiled.outputs]
-        self._requests = threading.local()  # a request runs one thing at a time
+        self._requests = threading.local()  # one request per thread: each runs one call at a time
 
     def _compile(
         self, core: "openvino.Core", graph: bytes, threads: int | None, workers: int
@@ -48,31 +48,30 @@ class OpenVino:
         choice = self.choice
         model = core.read_model(graph)
         source = model.get_parameters()[0]
-        # Its CPU plugin takes no int16.
+        # OpenVINO's CPU plugin takes no int16.
         self._widen = source.get_element_type() == openvino.Type.i16
         if self._widen:
             source.set_element_type(openvino.Type.i32)
             model.validate_nodes_and_infer_types()
         if choice.precision == "int8":
-            _only_inputs_in_eight_bits(model)
+            _keep_outputs_in_float32(model)
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "bf16" if choice.precision == "bf16" else "f32",
-            # Several processes that each pin their threads would pin them to the same cores.
+            # Otherwise several processes pin their threads to the same cores.
             "ENABLE_CPU_PINNING": False,
         }
         if workers > 1:
-            settings["NUM_STREAMS"] = workers  # requests of one stream wait for each other
+            settings["NUM_STREAMS"] = workers  # requests in one stream wait for each other
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads * workers
         self._compiled = core.compile_model(model, "CPU", settings)
 
     @classmethod
     def version(cls) -> str | None:
-        from importlib.metadata import (
-            PackageNotFoundError,
-            version,
-        )  # and with it the package email
+        """As Engine.version."""
+        # Imported here because it loads much, such as the package email.
+        from importlib.metadata import PackageNotFoundError, version
 
         try:
             return version("openvino")
@@ -81,6 +80,7 @@ class OpenVino:
 
     @classmethod
     def lacks(cls, choice: Choice) -> str | None:
+        """As Engine.lacks."""
         if not find_spec("openvino"):
             return "the package openvino, which is not installed here"
         if choice.precision == "int8" and processor.X86 and not processor.has_vnni():
@@ -89,9 +89,11 @@ class OpenVino:
 
     @classmethod
     def is_worth_trying(cls, choice: Choice) -> bool:
+        """As Engine.is_worth_trying."""
         return choice.precision != "bf16" or processor.has_bf16()
 
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """As Engine.run."""
         request: openvino.InferRequest | None = getattr(self._requests, "one", None)
         if request is None:
             with _own_signal_stack():
@@ -113,10 +115,10 @@ class _SignalStack(ctypes.Structure):
 
 @contextmanager
 def _own_signal_stack() -> Iterator[None]:
-    """Give the calling thread the signal stack back that it had before.
+    """Restore the calling thread's signal stack when the block ends.
 
-    OpenVINO sets one while it compiles for a processor, and frees it: the next signal that Python handles, such as
-    Ctrl-C's, would end the process with a segmentation fault.
+    OpenVINO sets a signal stack while it compiles, and frees it without restoring the old one. The
+    next signal that Python handles, such as Ctrl-C, would then crash the process.
     """
     if sys.platform != "linux":
         yield
@@ -129,33 +131,36 @@ def _own_signal_stack() -> Iterator[None]:
         libc.sigaltstack(ctypes.byref(before), None)
 
 
-def _only_inputs_in_eight_bits(model: "openvino.Model") -> None:
-    """Of a quantised graph, take away what makes eight bits of a convolution's output, but before another convolution.
+def _keep_outputs_in_float32(model: "openvino.Model") -> None:
+    """In a quantised graph, remove the rounding of convolution outputs that no convolution reads.
 
-    onnxruntime needs that, OpenVINO does not: it computes on in float32, in the convolution's own loop, which is
-    faster and nearer to the float32 graph. And pixels, which are eight bits as they come, are said to be.
+    onnxruntime's int8 convolution writes eight bits, so the graph rounds every output. OpenVINO's
+    can write float32, and fuses the operations that follow into its own loop: that is faster and
+    closer to the float32 graph. Also, a range of 0 to 255 is declared for the pixels, so that the
+    first convolution runs in int8 without rounding them.
     """
     from openvino import opset13
 
-    def maker(node: "openvino.Node") -> "openvino.Node":
+    def producer(node: "openvino.Node") -> "openvino.Node":
         return node.input_value(0).get_node()
 
     for node in model.get_ordered_ops():
         if node.get_type_name() == "FakeQuantize":
-            output = maker(node) if maker(node).get_type_name() == "Add" else node  # its bias
-            if maker(output).get_type_name() != "Convolution":
+            has_bias = producer(node).get_type_name() == "Add"
+            output = producer(node) if has_bias else node
+            if producer(output).get_type_name() != "Convolution":
                 continue
             restored = node
-            while restored.get_type_name() != "Multiply":  # to integers, and back to float32
+            while restored.get_type_name() != "Multiply":  # the last step back to float32
                 (reader,) = restored.output(0).get_target_inputs()
                 restored = reader.get_node()
             for reader in restored.output(0).get_target_inputs():
                 if reader.get_node().get_type_name() != "Convolution":
                     reader.replace_source_output(node.input_value(0))
         elif node.get_type_name() == "Convolution":
-            source = node.input_value(0).get_node()
+            source = producer(node)
             while source.get_type_name() in ("Multiply", "Subtract", "Convert", "Transpose"):
-                source = maker(source)
+                source = producer(source)
             if (
                 source.get_type_name() == "Parameter"
                 and source.get_element_type().to_string() == "u8"

@@ -1,10 +1,11 @@
 """Which engine runs a bundle's graph: the list of engines, and the choice among them.
 
-`auto` is what `tune` chose on this very device (tune.py), else onnxruntime on the CPU in the precision that the bundle
-names, which is fp32 unless it was exported otherwise: that needs nothing more, and its symbols are torch's.
+`auto` follows the choice that `--tune` made on this device (tune.py). Without one it is onnxruntime
+on the CPU, in the precision that the bundle names, mostly fp32: that needs no other package, and
+its symbols are those of torch.
 
-Always holds: whatever is chosen, a device that lacks it falls back to the CPU provider, and says so in one line; a
-feature file decodes to the symbols that were encoded, whichever engine computed them.
+Always holds: if this device lacks what a choice needs, the CPU provider runs instead and one line
+of the log says so.
 """
 
 import logging
@@ -21,7 +22,7 @@ from .openvino import OpenVino
 
 log = logging.getLogger(__name__)
 
-# Every engine has its line here; a program's own is added by ENGINES.append(MyEngine).
+# One line per engine. A program registers its own with ENGINES.append(MyEngine).
 ENGINES: list[type[Engine]] = [
     OnnxRuntime,
     OpenVino,
@@ -36,12 +37,12 @@ _MAX_TUNED_BYTES = 1 << 20
 
 
 def providers() -> list[str]:
-    """The names of all providers."""
+    """The names of all providers, in the order of ENGINES."""
     return [provider for engine in ENGINES for provider in engine.PROVIDERS]
 
 
 def engine_of(provider: str) -> type[Engine]:
-    """The engine that has a provider. Raises EngineChoiceError."""
+    """The class that has a provider of that name. Raises EngineChoiceError."""
     for engine in ENGINES:
         if provider in engine.PROVIDERS:
             return engine
@@ -49,7 +50,10 @@ def engine_of(provider: str) -> type[Engine]:
 
 
 def candidates(bundle: Bundle, end: str) -> list[Choice]:
-    """All that is worth trying for the bundle's graph of an `end`, "edge" or "cloud", on this device; the safe choice first."""
+    """What `--tune` measures here for the bundle's graph of an `end`, "edge" or "cloud".
+
+    SAFE comes first.
+    """
     return [
         choice
         for engine in ENGINES
@@ -62,20 +66,27 @@ def candidates(bundle: Bundle, end: str) -> list[Choice]:
 
 
 def graph_file(bundle: Bundle, end: str, precision: str) -> str | None:
-    """The bundle's file for a precision, None where it has none."""
+    """The bundle's file of an `end`, "edge" or "cloud", for a precision; None if it has none.
+
+    bf16 runs the float32 graph.
+    """
     name = GRAPHS[end]["int8" if precision == "int8" else "fp32"]
     return name if bundle.has(name) else None
 
 
 def describe_device() -> dict[str, str]:
-    """What a tuned choice depends on: processor, cores, and the engines' versions."""
+    """What a tuned choice depends on: processor, number of cores, and versions of the engines."""
     versions = {engine.__name__.lower(): engine.version() for engine in ENGINES}
     found = {"processor": processor.name(), "cores": str(os.cpu_count())}
     return found | {name: version for name, version in versions.items() if version}
 
 
 def tuned_choice(bundle: Bundle, end: str) -> Choice | None:
-    """What `tune` chose for this bundle on this device; None if it has not run here, or something has changed since."""
+    """What `--tune` chose for this bundle and `end` on this device.
+
+    None if it has not run, or if the device, an engine's version or the bundle has changed since;
+    the log then says so.
+    """
     path = bundle.folder / TUNED
     try:
         if not path.is_file() or path.stat().st_size > _MAX_TUNED_BYTES:
@@ -94,14 +105,15 @@ def tuned_choice(bundle: Bundle, end: str) -> Choice | None:
 
 
 def choose(bundle: Bundle, end: str, provider: str = "auto", precision: str = "auto") -> Choice:
-    """From what was asked for to what will run.
+    """What will run on this device, for the provider and precision that the caller asked for.
 
-    Raises EngineChoiceError for names that do not exist or do not go together, and for a precision
-    that the bundle does not have.
+    Raises EngineChoiceError for a name that does not exist, for a precision that the provider does
+    not have, and for one that the bundle does not have.
     """
     if provider not in ("auto", *providers()) or precision not in ("auto", *PRECISIONS):
         raise EngineChoiceError(
-            f"no engine {provider} {precision}: providers are auto, {', '.join(providers())}; precisions auto, {', '.join(PRECISIONS)}"
+            f"no engine {provider} {precision}: providers are auto, {', '.join(providers())}; "
+            f"precisions auto, {', '.join(PRECISIONS)}"
         )
     able = [
         name
@@ -111,11 +123,13 @@ def choose(bundle: Bundle, end: str, provider: str = "auto", precision: str = "a
     ]
     if provider not in ("auto", *able):
         raise EngineChoiceError(
-            f"provider {provider} has no {precision}: choose --provider {able[0]}, or another --precision"
+            f"provider {provider} has no {precision}: "
+            f"choose --provider {able[0]}, or another --precision"
         )
     if precision == "int8" and not graph_file(bundle, end, "int8"):
         raise EngineChoiceError(
-            f"{bundle.folder} has no int8 graph for the {end}: leave out --precision, or export with --calibrate DIR"
+            f"{bundle.folder} has no int8 graph for the {end}: "
+            "leave out --precision, or export with --calibrate DIR"
         )
     if provider == "auto":
         tuned = tuned_choice(bundle, end)
@@ -133,9 +147,9 @@ def choose(bundle: Bundle, end: str, provider: str = "auto", precision: str = "a
     if not lacking:
         return choice
     safe = engine_of(SAFE.provider)
-    lesser = Choice(SAFE.provider, precision if precision in safe.PRECISIONS else SAFE.precision)
-    log.warning("%s needs %s: %s runs instead", choice, lacking, lesser)
-    return lesser
+    fallback = Choice(SAFE.provider, precision if precision in safe.PRECISIONS else SAFE.precision)
+    log.warning("%s needs %s: %s runs instead", choice, lacking, fallback)
+    return fallback
 
 
 def open_engine(
@@ -146,11 +160,15 @@ def open_engine(
     precision: str = "auto",
     workers: int = 1,
 ) -> Engine:
-    """The bundle's graph of an `end`, "edge" or "cloud", ready to run with `threads` threads (None: one a core), called by
-    `workers` threads at the same time.
+    """Load the bundle's graph of an `end`, "edge" or "cloud".
 
-    Raises EngineChoiceError, the BundleErrors of Bundle.read, and InconsistentBundleError when the
-    engine cannot load the graph, or the graph is another bundle's.
+    Args:
+        threads: for one call; None for one per core.
+        provider, precision: "auto", or what the caller asks for.
+        workers: how many threads will call the engine at the same time.
+
+    Raises EngineChoiceError, the BundleErrors of Bundle.read, and InconsistentBundleError if the
+    engine cannot load the graph or the graph is another bundle's.
     """
     return open_choice(bundle, end, threads, choose(bundle, end, provider, precision), workers)
 
@@ -158,26 +176,26 @@ def open_engine(
 def open_choice(
     bundle: Bundle, end: str, threads: int | None, choice: Choice, workers: int = 1
 ) -> Engine:
-    """As open_engine, for a choice that was made."""
+    """As `open_engine`, for a choice that `choose` or `candidates` gave."""
     name = graph_file(bundle, end, choice.precision)
     assert name
     data = bundle.read(name)
     try:
         engine = engine_of(choice.provider)(data, choice, threads, workers)
-    except Exception as error:  # the libraries' own classes share no public base
+    except Exception as error:  # the libraries' errors have no common base class
         raise InconsistentBundleError(
             f"{choice.provider} cannot load {bundle.folder / name}: {error}"
         ) from error
     if engine.fingerprint not in (None, bundle.fingerprint.hex()):
         raise InconsistentBundleError(
-            f"{bundle.folder / name} is of bundle {str(engine.fingerprint)[:8]}, the manifest of {bundle.fingerprint.hex()[:8]}: "
-            "export the bundle again"
+            f"{bundle.folder / name} is of bundle {str(engine.fingerprint)[:8]}, "
+            f"the manifest of {bundle.fingerprint.hex()[:8]}: export the bundle again"
         )
     return engine
 
 
 def group_by_shape(shapes: Sequence[tuple[int, ...]], size: int) -> list[list[int]]:
-    """Indexes of equal shapes together, at most `size` in a group: what shares a graph call."""
+    """Indexes into `shapes`, in groups of one shape and at most `size`: one graph call each."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, shape in enumerate(shapes):
         groups.setdefault(shape, []).append(index)

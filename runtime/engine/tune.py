@@ -1,12 +1,12 @@
-"""Which engine is fastest on this very device: measured once, kept beside the bundle.
+"""Finds the fastest engine for a bundle on this device, and saves the choice beside the bundle.
 
-Every provider and precision that is installed here and that the bundle has runs the same inputs in
-turn, and is held to what the safe choice, onnxruntime's CPU provider in float32, gives. The choice goes
-to BUNDLE/tuned.json, and `auto` follows it until the processor, an engine's version or the bundle changes.
+All candidates of the registry run the same inputs in turn. Their outputs are compared with those of
+the safe choice, onnxruntime's CPU provider in float32. The choice is saved in BUNDLE/tuned.json;
+`auto` follows it until the processor, an engine's version or the bundle changes.
 
-Always holds: an engine whose output strays too far is never chosen, and one that computes in less than
-float32 only if it is clearly faster. Whether int8 is good enough for a model is decided at export,
-on many images; here a few show that this device computes it right.
+Always holds: an engine whose output deviates too far is never chosen. One of a lower precision than
+float32 is chosen only if it is clearly faster. Export decides on many images whether int8 is good
+enough for a model; the few inputs here only show that this device computes it correctly.
 """
 
 import json
@@ -27,16 +27,17 @@ from ..files import write_atomically
 from .base import Choice, Engine
 from .registry import SAFE, TUNED, candidates, describe_device, open_choice
 
-MAX_CHANGED = 0.01  # of an edge graph's symbols
-CLEARLY = 0.95  # of the best float32 time
-WARM_UP, ROUNDS = 5, 40
-INPUTS = 8  # that are measured with
+MAX_CHANGED = 0.01  # largest accepted share of changed symbols of the edge graph
+CLEARLY = 0.95  # clearly faster: at most this share of the best float32 time
+WARM_UP, ROUNDS = 5, 40  # runs of each candidate: unmeasured, measured
+INPUTS = 8  # at most so many are measured with
 
+# (expected output, found output) -> (how far apart they are, whether that is too far)
 Deviation = Callable[[NDArray[Any], NDArray[Any]], tuple[float, bool]]
 
 
 def changed_symbols(expected: NDArray[Any], found: NDArray[Any]) -> tuple[float, bool]:
-    """The share of an edge graph's symbols that differ, and whether that is too much."""
+    """The share of an edge graph's symbols that differ, 0 to 1, and whether that is too much."""
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return 1.0, True
     changed = float((found != expected).mean())
@@ -46,9 +47,10 @@ def changed_symbols(expected: NDArray[Any], found: NDArray[Any]) -> tuple[float,
 def readable_inputs(
     names: Iterable[str], read: Callable[[str], NDArray[Any]]
 ) -> list[NDArray[Any]]:
-    """What the first few files hold that can be read. A pipe can be read once, and is not for this.
+    """The contents of the first readable files, at most INPUTS; `read` gives those of one.
 
-    Raises TuneError where there is none, with the first one's reason.
+    Skips pipes and standard input, which can be read only once.
+    Raises TuneError if no file can be read, with the reason for the first.
     """
     inputs: list[NDArray[Any]] = []
     reasons = []
@@ -63,7 +65,8 @@ def readable_inputs(
             break
     if not inputs:
         raise TuneError(
-            f"there is nothing to measure with: name at least one readable input ({(reasons or ['there is no file among them'])[0]})"
+            "there is nothing to measure with: name at least one readable input "
+            f"({reasons[0] if reasons else 'there is no file among them'})"
         )
     return inputs
 
@@ -76,46 +79,63 @@ def tune(
     deviation: Deviation,
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Measure and choose the engine of an `end`, "edge" or "cloud", and keep the choice in BUNDLE/tuned.json.
+    """Measure the candidates for an `end`, "edge" or "cloud", and save the choice.
 
     Args:
-        inputs: batches of one as the graph takes them: pixels uint8 [1, H, W, 3], or symbols int16 [1, C, H', W'].
-        output: the graph's output that is held to the safe engine's.
-        deviation: how far one output is from the safe one, and whether that is too far: `changed_symbols`, or a task's.
-        threads: of each engine; None for one a core.
+        inputs: batches of one: pixels uint8 [1, H, W, 3], or symbols int16 [1, C, H', W'].
+        output: the name of the graph's output that is compared.
+        deviation: `changed_symbols`, or a task's `deviation`.
+        threads: for one call of each engine; None for one per core.
 
-    Gives {"provider", "precision", "threads", "candidates": [{"provider", "precision", "milliseconds",
-    "strays", "accepted", "error"}]}, milliseconds being medians of one input. Raises TuneError; the
-    BundleErrors where not even the safe choice loads; NotFiniteLogitsError where it gives no logits.
+    Returns {"provider", "precision", "threads", "candidates": [...]}. A candidate has "provider",
+    "precision" and "accepted", and either "deviation" and "milliseconds" (the median for one input)
+    or "error".
+
+    Raises TuneError, the BundleErrors if the safe choice does not load, and what `deviation` raises
+    for the safe choice's output, such as NotFiniteLogitsError.
     """
     if not inputs:
         raise TuneError("there is nothing to measure with: name at least one readable input")
-    engines: dict[Choice, Engine] = {SAFE: open_choice(bundle, end, threads, SAFE)}
-    for batch in inputs:  # what is not finite raises here, before anything is compared with it
-        deviation(*[engines[SAFE].run(batch)[output]] * 2)
+    safe = open_choice(bundle, end, threads, SAFE)
+    for batch in inputs:
+        # Raises if the safe output is not finite, before anything is compared with it.
+        deviation(*[safe.run(batch)[output]] * 2)
+    engines: dict[Choice, Engine] = {}
     rows: dict[Choice, dict[str, Any]] = {}
     for choice in dict.fromkeys((SAFE, *candidates(bundle, end))):
-        rows[choice] = {
+        row = rows[choice] = {
             "provider": choice.provider,
             "precision": choice.precision,
             "accepted": False,
         }
         try:
-            engine = engines.setdefault(
-                choice,
-                engines[SAFE] if choice == SAFE else open_choice(bundle, end, threads, choice),
-            )
+            engine = safe if choice == SAFE else open_choice(bundle, end, threads, choice)
             results = [
-                deviation(engines[SAFE].run(batch)[output], engine.run(batch)[output])
-                for batch in inputs
+                deviation(safe.run(batch)[output], engine.run(batch)[output]) for batch in inputs
             ]
-            rows[choice]["strays"] = max(far for far, _ in results)
-            rows[choice]["accepted"] = not any(too_far for _, too_far in results)
-        except (
-            Exception
-        ) as error:  # an engine that is installed and does not work here is one not to choose
-            engines.pop(choice, None)
-            rows[choice]["error"] = str(error).splitlines()[0] if str(error) else repr(error)
+        except Exception as error:  # such as an installed engine that does not work on this device
+            row["error"] = str(error).splitlines()[0] if str(error) else repr(error)
+            continue
+        row["deviation"] = max(far for far, _ in results)
+        row["accepted"] = not any(too_far for _, too_far in results)
+        engines[choice] = engine
+    for choice, milliseconds in _median_times(engines, inputs).items():
+        rows[choice]["milliseconds"] = milliseconds
+    best = _fastest(rows)
+    result = {
+        "provider": best.provider,
+        "precision": best.precision,
+        "threads": threads,
+        "candidates": list(rows.values()),
+    }
+    _save(bundle, end, result)
+    return result
+
+
+def _median_times(
+    engines: dict[Choice, Engine], inputs: Sequence[NDArray[Any]]
+) -> dict[Choice, float]:
+    """Milliseconds of one input. Engines take turns, so that a slow moment falls on all of them."""
     times: dict[Choice, list[float]] = {choice: [] for choice in engines}
     for index in range(WARM_UP + ROUNDS):
         for choice, engine in engines.items():
@@ -123,30 +143,18 @@ def tune(
             engine.run(inputs[index % len(inputs)])
             if index >= WARM_UP:
                 times[choice].append(time.perf_counter() - start)
-    for choice, seconds in times.items():
-        rows[choice]["milliseconds"] = round(1e3 * statistics.median(seconds), 3)
-
-    def fastest(choices: list[Choice]) -> Choice:
-        return min(choices, key=lambda choice: rows[choice]["milliseconds"])
-
-    accepted = [choice for choice in engines if rows[choice]["accepted"]]
-    best, exact = (
-        fastest(accepted),
-        fastest([choice for choice in accepted if choice.precision == "fp32"]),
-    )
-    if rows[best]["milliseconds"] > CLEARLY * rows[exact]["milliseconds"]:
-        best = exact
-    result = {
-        "provider": best.provider,
-        "precision": best.precision,
-        "threads": threads,
-        "candidates": list(rows.values()),
-    }
-    _keep(bundle, end, result)
-    return result
+    return {choice: round(1e3 * statistics.median(seconds), 3) for choice, seconds in times.items()}
 
 
-def _keep(bundle: Bundle, end: str, result: dict[str, Any]) -> None:
+def _fastest(rows: dict[Choice, dict[str, Any]]) -> Choice:
+    """The fastest accepted choice; a lower precision must be clearly faster than float32."""
+    accepted = {choice: row["milliseconds"] for choice, row in rows.items() if row["accepted"]}
+    best = min(accepted, key=accepted.__getitem__)
+    exact = min((c for c in accepted if c.precision == "fp32"), key=accepted.__getitem__)
+    return best if accepted[best] <= CLEARLY * accepted[exact] else exact
+
+
+def _save(bundle: Bundle, end: str, result: dict[str, Any]) -> None:
     path = bundle.folder / TUNED
     head = {"device": describe_device(), "fingerprint": bundle.fingerprint.hex()}
     try:
@@ -161,12 +169,12 @@ def _keep(bundle: Bundle, end: str, result: dict[str, Any]) -> None:
         )
     except OSError as error:
         raise TuneError(
-            f"the choice cannot be kept in {path} ({error}): tune as a user who may write there"
+            f"the choice cannot be saved in {path} ({error}): tune as a user who may write there"
         ) from error
 
 
 def table(result: dict[str, Any]) -> str:
-    """The measurements, a line an engine, fastest first."""
+    """The measurements as text, one line per candidate, fastest first."""
     rows = sorted(result["candidates"], key=lambda row: row.get("milliseconds", np.inf))
     lines = []
     for row in rows:
@@ -181,6 +189,7 @@ def table(result: dict[str, Any]) -> str:
         else:
             note = "" if row["accepted"] else "  too far from float32"
             lines.append(
-                f"{name:<16} {row['milliseconds']:8.2f} ms   strays {row['strays']:.4%}{note}{chosen}"
+                f"{name:<16} {row['milliseconds']:8.2f} ms   "
+                f"deviation {row['deviation']:.4%}{note}{chosen}"
             )
     return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""From any picture, folder or pattern to pixels."""
+"""Images: which files a folder or pattern names, decoding them, and preprocessing to pixels."""

@@ -1,8 +1,10 @@
-"""Which images a command was given, and what becomes of each: a feature file of its own, or a row of a pack.
+"""Which images a command's arguments name, and the output of each.
 
-Always holds: no two images have one target, or one key; the order is that of the arguments, sorted within a
-folder or a pattern; a folder and a pattern follow the same rules, and what they pass over is counted; a folder that cannot
-be read is an error, not a folder without images.
+An image's output is a feature file of its own, or a row of a pack (a Parquet file of many).
+
+Always holds: no two images have the same output file or key. Images come in the order of the
+arguments, sorted within a folder or pattern. Folders and patterns follow the same rules, and files
+that they skip are counted. A folder that cannot be read is an error, not an empty folder.
 """
 
 import fnmatch
@@ -17,11 +19,9 @@ from pathlib import Path
 
 from ..errors import ImageNotFoundError
 
-Found = tuple[
-    str, str
-]  # an image, and its name: the path below the folder that was given, with slashes
-Job = tuple[str, str]  # an image, and its target or key
-_BY_ANOTHER = {"MPO"}  # which the JPEG decoder opens
+Found = tuple[str, str]  # an image's path, and its name: the path below the argument, with slashes
+Job = tuple[str, str]  # an image's path, and its output file or key
+_OPENED_AS_JPEG = {"MPO"}  # formats that Pillow's JPEG plugin opens
 _KINDS = {
     stat.S_IFIFO: "pipe",
     stat.S_IFSOCK: "socket",
@@ -29,56 +29,64 @@ _KINDS = {
     stat.S_IFBLK: "device",
     stat.S_IFLNK: "broken link",
 }
-_NAMED = 5  # kinds of files that are named one by one
-_SUFFIX_LETTERS = 10  # of more, it is a part of a name
+_MAX_KINDS = 5  # named one by one in a message
+_MAX_SUFFIX = 10  # characters; a longer one is taken for a part of the name
 
 
 class TargetError(ValueError):
-    """Feature files cannot go where they were to go."""
+    """The feature files cannot be written where the arguments say."""
 
 
 def find(arguments: list[str], passed_over: Counter[str] | None = None) -> list[Found]:
     """The images that the arguments name.
 
-    A folder stands for all images in it and below; a pattern with *, ? or [] (** for any folders) for those that it
-    matches, which keep their tree from its first such part on. Anything else stands for itself. In folders and patterns an
-    image is a regular file with a suffix of a format that Pillow opens, or with the suffix that the pattern spells out;
-    what is hidden is left out, unless the pattern has that dot; ** and folders follow no links to folders.
+    A folder stands for all images in it and below. A pattern with *, ? or [] (** for any folders)
+    stands for the images that it matches; their names begin at the pattern's first such part.
+    Anything else stands for itself, and its name is the file's.
+
+    In folders and patterns, an image is a regular file with a suffix of a format that Pillow opens,
+    or with the suffix that the pattern spells out. Hidden files are left out, unless that part of
+    the pattern begins with a dot. Folders and ** do not follow links to folders.
 
     Args:
         passed_over: counts files that are no images, by suffix or kind.
 
-    Raises ImageNotFoundError for a folder or a pattern without images, and OSError.
+    Raises ImageNotFoundError for a folder or pattern without images, and OSError.
     """
     counts: Counter[str] = Counter() if passed_over is None else passed_over
     return [found for argument in arguments for found in _expand(argument, counts)]
 
 
 def describe(passed_over: Counter[str]) -> str:
-    """One line for a person."""
-    kinds = [f"{kind} {count:,}" for kind, count in passed_over.most_common(_NAMED)]
-    if len(passed_over) > _NAMED:
-        kinds.append(f"others {sum(count for _, count in passed_over.most_common()[_NAMED:]):,}")
+    """One line for a person about the files that `find` passed over."""
+    kinds = [f"{kind} {count:,}" for kind, count in passed_over.most_common(_MAX_KINDS)]
+    if len(passed_over) > _MAX_KINDS:
+        others = sum(count for _, count in passed_over.most_common()[_MAX_KINDS:])
+        kinds.append(f"others {others:,}")
     remedy = (
         "; convert .heic and .heif to JPEG, or install pillow-heif"
         if {".heic", ".heif"} & set(passed_over)
         else ""
     )
     number = passed_over.total()
-    return f"passed over {number:,} that {'is no image file' if number == 1 else 'are no image files'} ({', '.join(kinds)}){remedy}"
+    what = "is no image file" if number == 1 else "are no image files"
+    return f"passed over {number:,} that {what} ({', '.join(kinds)}){remedy}"
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Of the formats that Pillow opens as pictures: no programs that draw, no films, and nothing that it only names or writes."""
+    """The suffixes, such as ".jpg", of the picture formats that Pillow opens here.
+
+    Not of formats that it only identifies or writes, nor of films and drawing programs (EPS).
+    """
     from PIL import Image, ImageFile
 
-    with suppress(ImportError):  # HEIC pictures, where their decoder is installed
+    with suppress(ImportError):  # HEIC, if its decoder is installed
         importlib.import_module("pillow_heif").register_heif_opener()
 
     def is_picture(kind: str) -> bool:
         factory = Image.OPEN.get(kind, (None, None))[0]
-        opens = factory is not None or kind in _BY_ANOTHER
+        opens = factory is not None or kind in _OPENED_AS_JPEG
         stub = isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
         return opens and not stub and Image.MIME.get(kind, "image/").startswith("image/")
 
@@ -91,14 +99,14 @@ def _expand(argument: str, passed_over: Counter[str]) -> Iterable[Found]:
     path = Path(argument)
     magic = [index for index, part in enumerate(path.parts) if _is_magic(part)]
     parts: tuple[str, ...]
-    # Not of Path, which raises for names that no file can have, and in folders that may not be read.
+    # os.path, because Path raises for impossible names and in folders that may not be read.
     if argument and os.path.isdir(path):  # noqa: PTH112
         root, parts = path, ("**", "*")
     elif magic and not os.path.exists(path):  # noqa: PTH110
         root, parts = Path(*path.parts[: magic[0]]), path.parts[magic[0] :]
     else:
         if path.suffix.lower() in (".heic", ".heif"):
-            image_suffixes()  # brings their decoder
+            image_suffixes()  # registers the HEIC decoder
         return [(argument, "stdin" if argument == "-" else path.name)]
     if parts[-1] == "**":
         parts = (*parts, "*")
@@ -108,7 +116,7 @@ def _expand(argument: str, passed_over: Counter[str]) -> Iterable[Found]:
         if spelt_out and not _is_magic(spelt_out)
         else image_suffixes()
     )
-    # A file that ** reaches in two ways counts once.
+    # A dictionary, because ** may reach a file in two ways.
     kinds = {str(Path(entry.path)): _kind(entry, suffixes) for entry in _matches(root, parts)}
     others = Counter(kind for kind in kinds.values() if kind)
     passed_over.update(others)
@@ -126,8 +134,11 @@ def _is_magic(part: str) -> bool:
 
 
 def _matches(root: Path, pattern: tuple[str, ...]) -> Iterator["os.DirEntry[str]"]:
-    """All but folders that a pattern matches. ** follows no links to folders, and gives them instead; other parts follow them."""
-    # A pattern in a folder that there is not matches nothing.
+    """Everything but folders that a pattern below `root` matches.
+
+    ** does not follow links to folders, but gives the links; other parts follow them.
+    """
+    # A pattern in a folder that does not exist matches nothing.
     todo = [(root, pattern)] if root.is_dir() else []
     while todo:
         folder, (part, *others) = todo.pop()
@@ -155,27 +166,30 @@ def _matches(root: Path, pattern: tuple[str, ...]) -> Iterator["os.DirEntry[str]
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Or a link to one."""
-    with suppress(OSError):  # a link that leads in a circle
+    """Whether it is a folder or a link to one."""
+    with suppress(OSError):  # a link in a loop
         return entry.is_dir()
     return False
 
 
 def _kind(entry: "os.DirEntry[str]", suffixes: Iterable[str]) -> str:
-    """Of what is no image, its suffix or kind; of an image nothing."""
+    """The suffix or kind of an entry that is no image; "" for an image."""
     with suppress(OSError):
         if entry.is_file():
             suffix = Path(entry.name).suffix.lower()
             if suffix in suffixes:
                 return ""
-            return suffix if 1 < len(suffix) <= _SUFFIX_LETTERS else "no suffix"
+            return suffix if 1 < len(suffix) <= _MAX_SUFFIX else "no suffix"
     if _is_folder(entry):
         return "linked folder"
     return _KINDS.get(stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode), "other")
 
 
 def to_files(arguments: list[str], found: list[Found], output: str) -> list[Job]:
-    """Each image and its feature file, "-" being standard output. Raises TargetError."""
+    """Each image and its feature file for `-o output`; "-" is standard output.
+
+    Raises TargetError.
+    """
     alone = [image for image, _ in found] == arguments and len(found) == 1
     if output == "-":
         if not alone:
@@ -199,7 +213,7 @@ def to_files(arguments: list[str], found: list[Found], output: str) -> list[Job]
 
 
 def to_rows(found: list[Found]) -> list[Job]:
-    """Each image and its key in a pack: its name. Raises TargetError."""
+    """Each image and its key in a pack, which is its name. Raises TargetError."""
     _refuse_repeated(
         (name for _, name in found),
         "have the key",
@@ -209,7 +223,7 @@ def to_rows(found: list[Found]) -> list[Job]:
 
 
 def printable(name: str) -> str:
-    """A file name that is not UTF-8, with escapes for what is not."""
+    """A file name with escapes for bytes that are not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

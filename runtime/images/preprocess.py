@@ -1,16 +1,20 @@
-"""From anybody's image to the pixels that the edge graph takes: uint8 [H, W, 3], RGB.
+"""From any image to the pixels that the edge graph takes: uint8 [H, W, 3], RGB.
 
-The bundle's manifest says how: the short side to so many pixels (bilinear, antialiased), then a central crop; 256 and
-224 are the reference's evaluation transform. `as_is` leaves the pixels alone and crops them, centred, to multiples of 8.
-With `fast_jpeg` a large JPEG is decoded at a half, a quarter or an eighth of its size before that, still at least twice
-the short side (512 pixels): libjpeg then leaves out most of its work, and levels differ a little. docs/folders.md has the figures.
+The bundle's manifest says how: the short side is resized (bilinear, antialiased), then the centre
+is cropped. 256 and 224 pixels are the reference's evaluation transform. With `as_is` an image is
+not resized, and only cropped at its centre to multiples of 8 pixels.
 
-Animations use their first frame, and transparency is composited on white. 16-bit levels keep their upper eight. CMYK is
-read as Adobe writes it, inverted, without its colour profile.
+With `fast_jpeg` a large JPEG is first decoded at a half, a quarter or an eighth of its size, which
+saves libjpeg most of its work; the result is at least twice the resized short side (512 pixels for
+256). Levels differ a little; docs/folders.md has the figures.
 
-Always holds: EXIF orientation is applied, and one that cannot be read is upright; a header that promises too many
-pixels is refused before they are decoded, and levels are never guessed; beside the pixels as Pillow holds them, memory
-is at most five bytes a pixel, and three more for `as_is`.
+Animations use their first frame, and transparency is composited on white. 16-bit levels keep their
+upper eight bits. CMYK is read as Adobe writes it, inverted, without its colour profile.
+
+Always holds: EXIF orientation is applied, and an unreadable one means upright. A header that claims
+too many pixels is refused before they are decoded. Levels of unknown range are refused, not
+guessed. Besides Pillow's decoded pixels, memory is at most five bytes per pixel, and three more
+with `as_is`.
 """
 
 import os
@@ -35,9 +39,9 @@ from .image_file import FAST_SIDE, load_image, load_opened, shortened
 __all__ = ["FAST_SIDE", "ImageInput", "load_image", "preprocess"]
 
 _LEVELS = np.dtype(np.uint8)
-_LONGEST = 64 * 256  # pixels of a resized image's long side, unless its short one needs more
-_BAND_PIXELS = 1 << 20  # that are converted at a time
-_ORIENTATION = 0x0112  # of EXIF; 1 is upright
+_MAX_LONG_SIDE = 64 * 256  # pixels after resizing, unless four times the short side are more
+_BAND_PIXELS = 1 << 20  # converted at a time
+_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,29 +52,34 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _GREY = {"1", "L", "LA", "La", "I"}
-_SIXTEEN_BITS = {"PNG", "PPM", "JPEG2000"}  # formats that mode I is 16 bits of
-_TIFF_BITS, _TIFF_ZERO_IS_BLACK, _TIFF_SAMPLES = 258, 262, 339
+_SIXTEEN_BITS = {"PNG", "PPM", "JPEG2000"}  # formats whose 16-bit levels may have Pillow's mode I
+# TIFF tags: bits per sample; whether zero is white (0) or black (1); sample format, 1 is unsigned.
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 
-Flatten: TypeAlias = Callable[[Image.Image, str], Image.Image]  # some rows, to mode L or RGB
+_Flatten: TypeAlias = Callable[[Image.Image, str], Image.Image]  # a band of rows, to mode L or RGB
 ImageInput: TypeAlias = "str | os.PathLike[str] | BinaryIO | Image.Image | NDArray[np.uint8]"
 
 
 def preprocess(
     source: ImageInput, as_is: bool = False, fast_jpeg: bool = False, rule: Preprocessing = STANDARD
 ) -> NDArray[np.uint8]:
-    """Pixels uint8 [H, W, 3], H and W multiples of 8; [crop, crop, 3] by the rule unless `as_is`.
+    """Decode, resize and crop an image.
 
     Args:
-        source: a path, an open file, a PIL image, or a uint8 array [H, W, 3] of RGB levels.
-        fast_jpeg: decode large JPEG files at a fraction of their size; no effect with `as_is`.
+        source: a path, a binary file, a PIL image, or a uint8 array [H, W, 3] of RGB levels.
+        as_is: do not resize; crop to multiples of 8 pixels.
+        fast_jpeg: decode large JPEG files at a reduced size; no effect with `as_is`.
         rule: the bundle's, `bundle.manifest.preprocessing`.
+
+    Returns pixels uint8 [H, W, 3], RGB: H and W are `rule.crop`, or with `as_is` multiples of 8.
 
     Raises load_image's errors, UnknownLevelsError, ImageArrayError, ImageTooSmallError.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != _LEVELS or source.ndim != 3 or source.shape[2] != 3 or source.size == 0:
             raise ImageArrayError(
-                f"an image array is uint8 [height, width, 3] in RGB order, not {source.dtype} {list(source.shape)}"
+                "an image array is uint8 [height, width, 3] in RGB order, not "
+                f"{source.dtype} {list(source.shape)}"
             )
         if as_is:
             top, left, height, width = _blocks(*source.shape[:2])
@@ -97,11 +106,14 @@ def _wrong_type(source: object) -> str:
         remedy = "give one image at a time, or several to encode_batch"
     else:
         remedy = "give one of those"
-    return f"an image is a path, an open binary file, a PIL image or a numpy array, not {kind}: {remedy}"
+    return (
+        "an image is a path, an open binary file, a PIL image or a numpy array, "
+        f"not {kind}: {remedy}"
+    )
 
 
 def _to_levels(image: Image.Image, name: str) -> Image.Image:
-    """Upright and opaque with eight bits a level: mode L where the image is grey, else RGB.
+    """The image upright and opaque, with eight bits per level: mode L if it is grey, else RGB.
 
     Raises UnknownLevelsError, UnsupportedImageError.
     """
@@ -115,12 +127,12 @@ def _to_levels(image: Image.Image, name: str) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # Pillow's reader has no common class for what metadata may be damaged to
+    except Exception:  # Pillow's errors for damaged metadata have no common class
         return 1
 
 
-def _flattened(image: Image.Image, flatten: Flatten) -> Image.Image:
-    # Bands of rows, so that what a conversion needs on its way is never there for the whole image.
+def _flattened(image: Image.Image, flatten: _Flatten) -> Image.Image:
+    # In bands of rows, so that a conversion needs memory for one band, not for the whole image.
     is_grey = image.mode in _GREY or image.mode.startswith("I;16")
     mode = "L" if is_grey else "RGB"
     flat = Image.new(mode, image.size)
@@ -141,7 +153,7 @@ def _bands(width: int, height: int) -> Iterator[tuple[int, int]]:
 
 
 def _flat(band: Image.Image, mode: str) -> Image.Image:
-    """On white, in mode L or RGB."""
+    """Composited on white, in mode L or RGB."""
     if not band.has_transparency_data:
         return band.convert(mode)
     band = band.convert("LA" if mode == "L" else "RGBA")
@@ -150,24 +162,26 @@ def _flat(band: Image.Image, mode: str) -> Image.Image:
     return white
 
 
-def _wide_levels(image: Any, name: str) -> Flatten | None:
-    """How levels of more than eight bits become eight; None where they have eight.
+def _wide_levels(image: Any, name: str) -> _Flatten | None:
+    """A function that reduces levels of more than eight bits to eight; None if they have eight.
 
-    Raises UnknownLevelsError where nothing says what black and white are.
+    Raises UnknownLevelsError where nothing says which levels are black and white.
     """
     wide = image.mode in ("I", "F") or image.mode.startswith("I;16")
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    signed = any(kind != 1 for kind in tags.get(_TIFF_SAMPLES, ()))
+    signed = any(kind != 1 for kind in tags.get(_TIFF_SAMPLE_FORMAT, ()))
     if not wide and not signed:
         return None
     known = image.mode.startswith("I;16") and image.format != "FITS"
     if signed or not (known or (image.mode == "I" and image.format in _SIXTEEN_BITS)):
         raise UnknownLevelsError(
-            f"{name} has mode {image.mode}, and nothing says which levels are black and white: convert it to 8 bits, or unsigned 16"
+            f"{name} has mode {image.mode}, and nothing says which levels are black and white: "
+            "convert it to 8 bits, or unsigned 16"
         )
-    if tags.get(_TIFF_ZERO_IS_BLACK) == 0:
+    if tags.get(_TIFF_PHOTOMETRIC) == 0:
         raise UnknownLevelsError(
-            f"{name} is a 16-bit TIFF in which zero is white, which is not read as such: convert it to PNG"
+            f"{name} is a 16-bit TIFF in which zero is white, which Pillow does not invert: "
+            "convert it to PNG"
         )
     bits = 12 if 12 in tags.get(_TIFF_BITS, ()) else 16
     key = image.info.get("transparency")
@@ -183,15 +197,15 @@ def _wide_levels(image: Any, name: str) -> Flatten | None:
 
 
 def _to_crop(image: Image.Image, rule: Preprocessing) -> NDArray[np.uint8]:
-    """Resized and cropped, as torchvision's Resize and CenterCrop compute sides and corners."""
+    """Resize and crop; sides and corners are those of torchvision's Resize and CenterCrop."""
     short, crop = rule.resize, rule.crop
     width, height = image.size
     if width <= height:
         size = (short, max(short, int(short * height / width)))
     else:
         size = (max(short, int(short * width / height)), short)
-    # A panorama is cut before it is enlarged: 1 x 50,000 pixels must not become 256 x 12,800,000.
-    ratio = max(4, _LONGEST // short)
+    # A panorama is cropped before it is enlarged: 1 x 50,000 must not become 256 x 12,800,000.
+    ratio = max(4, _MAX_LONG_SIDE // short)
     if max(size) > ratio * short:
         image = image.crop(_middle(width, height, ratio))
         size = (short, ratio * short) if width <= height else (ratio * short, short)
@@ -212,7 +226,7 @@ def _middle(width: int, height: int, ratio: int) -> tuple[int, int, int, int]:
 
 
 def _to_array(image: Image.Image) -> NDArray[np.uint8]:
-    """As it is, cropped to whole blocks."""
+    """The pixels of the image, cropped to whole blocks."""
     first, left, height, width = _blocks(image.height, image.width)
     pixels = np.empty((height, width, 3), np.uint8)
     for top, bottom in _bands(width, height):
@@ -227,6 +241,7 @@ def _blocks(rows: int, columns: int) -> tuple[int, int, int, int]:
     height, width = rows // BLOCK * BLOCK, columns // BLOCK * BLOCK
     if height == 0 or width == 0:
         raise ImageTooSmallError(
-            f"an image of {columns}x{rows} pixels is under {BLOCK} a side: leave out --as-is, or enlarge it"
+            f"an image of {columns}x{rows} pixels is under {BLOCK} a side: "
+            "leave out --as-is, or enlarge it"
         )
     return _centre(rows, height), _centre(columns, width), height, width

@@ -1,1 +1,1 @@
-"""The cloud as a service that answers many devices."""
+"""The cloud as a service for many devices: a core that knows no protocol, and HTTP in front."""

@@ -1,13 +1,12 @@
-"""Requests that come one by one, and a graph that is fastest on several: the queue between them.
+"""A queue between requests, which come one by one, and a graph that is fastest on several images.
 
-Feature files of one bundle and one shape share a graph call. One call runs at a time, in a thread of
-its own and with all the graph's threads; while it runs the next batch gathers, so that a busy service
-fills its batches without waiting. When idle, it waits up to `max_wait` for more requests.
+Feature files of one bundle and one shape share a graph call. One call runs at a time, in a thread
+of its own, with all of the graph's threads. While it runs, the next batch collects, so that a busy
+service fills its batches without waiting. When idle, it waits up to `max_wait` for more requests.
 
-Always holds: everything here is touched on the event loop alone, except for the graph call. Every admitted
-request is answered, or refused with an error of its own: at its deadline, or when its graph call ends.
-Expired or abandoned requests are dropped before dispatch. A graph call that fails affects its own batch
-and nothing else.
+Always holds: everything but the graph call runs on the event loop. Every admitted image is answered
+or refused with an error of its own: at its deadline, or when its graph call ends. Expired or
+abandoned images are dropped before dispatch. A graph call that fails affects only its own batch.
 """
 
 import asyncio
@@ -26,29 +25,31 @@ from ..errors import DeadlineError, GraphFailedError, QueueFullError
 log = logging.getLogger(__name__)
 
 _MAX_RETRY_SECONDS = 60
-_NEWEST = 0.2  # weight of the last graph call in the measured seconds an image
+_NEWEST_WEIGHT = 0.2  # of the last graph call in the moving average of seconds per image
 
 
 class Graph(Protocol):
-    """What a batch runs through. Items of different graphs never share a call."""
+    """What a batch runs through. Images of different graphs never share a call."""
 
     @property
     def max_symbols(self) -> int:
-        """Of one image, and so of a call of several."""
+        """The most symbols that one image may have, and so a call of several images."""
 
     def run(self, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
         """Symbols int16 [N, C, H', W'] -> logits float32 [N, classes]."""
 
 
 class Answer(NamedTuple):
-    """One image's logits float32 [classes], and the seconds that it waited and that its graph call took."""
+    """One image's logits float32 [classes], and two times in seconds."""
 
     logits: NDArray[np.float32]
-    queue: float
-    graph: float
+    queue: float  # until its graph call
+    graph: float  # of its graph call
 
 
 class _Item:
+    """One image in the queue: symbols int16 [C, H', W'], and when it was queued in loop time."""
+
     def __init__(self, symbols: NDArray[np.int16], queued: float, future: "asyncio.Future[Answer]"):
         self.symbols, self.queued, self.future = symbols, queued, future
 
@@ -57,16 +58,17 @@ _Key = tuple[Graph, tuple[int, ...]]
 
 
 class Batcher:
-    """Made, and used, on a running event loop.
+    """Collects admitted images into graph calls. Belongs to one event loop.
 
     Args:
-        max_batch: images of one graph call. Fewer where they are large: a call has no more symbols
-            than the bundle allows of one image.
+        max_batch: images in one graph call. Fewer where they are large: a call has no more symbols
+            than the bundle allows for one image.
         max_wait: seconds that an idle graph waits for a batch to fill.
         max_queue: images that are admitted and not yet answered.
-        max_delay: seconds. Nothing is admitted that would have to wait longer, as fast as the graph was of late.
-        seconds_per_image: how fast the graph is, until it has been measured.
-        on_batch: told the images and the seconds of each graph call.
+        max_delay: seconds. An image that would wait longer, at the graph's recent speed, is not
+            admitted.
+        seconds_per_image: of the graph, until it has been measured.
+        on_batch: called with the images and the seconds of each graph call.
     """
 
     def __init__(
@@ -78,17 +80,12 @@ class Batcher:
         seconds_per_image: float = 0.0,
         on_batch: Callable[[int, float], None] = lambda images, seconds: None,
     ):
-        self.max_batch, self.max_wait, self.max_queue, self.max_delay = (
-            max_batch,
-            max_wait,
-            max_queue,
-            max_delay,
-        )
+        self.max_batch, self.max_wait = max_batch, max_wait
+        self.max_queue, self.max_delay = max_queue, max_delay
         self.seconds_per_image = seconds_per_image
         self.admitted = 0
         self._on_batch = on_batch
-        self._loop = asyncio.get_running_loop()
-        # What waits: for each graph and shape an ordered set, in order of arrival.
+        # Waiting images: for each graph and shape a set in the order of arrival.
         self._groups: dict[_Key, dict[_Item, None]] = {}
         self._thread = ThreadPoolExecutor(1, "graph")
         self._running = False
@@ -96,20 +93,21 @@ class Batcher:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def require_room(self, images: int = 1) -> None:
-        """Raises QueueFullError where so many more images cannot be admitted now."""
+    def require_capacity(self, images: int = 1) -> None:
+        """Raises QueueFullError if so many more images cannot be admitted now."""
         delay = self.admitted * self.seconds_per_image
         if self.admitted + images > self.max_queue or delay > self.max_delay:
             seconds = min(max(1, math.ceil(delay)), _MAX_RETRY_SECONDS)
             raise QueueFullError(
-                f"{self.admitted} images are waiting, which takes {delay:.1f} s: ask again in {seconds} s",
+                f"{self.admitted} images are waiting, which takes {delay:.1f} s: "
+                f"ask again in {seconds} s",
                 seconds,
             )
 
     @contextmanager
     def admit(self, images: int) -> Iterator[None]:
-        """Hold room for so many images; raises QueueFullError."""
-        self.require_room(images)
+        """Reserve places for so many images. Raises QueueFullError."""
+        self.require_capacity(images)
         self.admitted += images
         self._idle.clear()
         try:
@@ -122,24 +120,26 @@ class Batcher:
     def submit(
         self, graph: Graph, symbols: NDArray[np.int16], deadline: float
     ) -> "asyncio.Future[Answer]":
-        """Queue one image that was admitted: symbols int16 [C, H', W'], deadline in the loop's time.
+        """Queue one admitted image: symbols int16 [C, H', W'], deadline in the loop's time.
 
         The future raises DeadlineError or GraphFailedError. Cancelling it gives up its place.
         """
-        item = _Item(symbols, self._loop.time(), self._loop.create_future())
+        loop = asyncio.get_running_loop()
+        item = _Item(symbols, loop.time(), loop.create_future())
         key = graph, symbols.shape
         self._groups.setdefault(key, {})[item] = None
-        timer = self._loop.call_at(deadline, self._expire, key, item)
+        timer = loop.call_at(deadline, self._expire, key, item)
         item.future.add_done_callback(lambda _: self._remove(key, item, timer))
         self._dispatch()
         return item.future
 
     def _expire(self, key: _Key, item: _Item) -> None:
         if item in self._groups.get(key, ()) and not item.future.done():
-            waited = self._loop.time() - item.queued
+            waited = asyncio.get_running_loop().time() - item.queued
             item.future.set_exception(
                 DeadlineError(
-                    f"no turn came in {1e3 * waited:.0f} ms: send it again when less is asked"
+                    f"no graph call was free within {1e3 * waited:.0f} ms: "
+                    "send it again when the service is less busy"
                 )
             )
 
@@ -152,14 +152,15 @@ class Batcher:
                 del self._groups[key]
 
     def _dispatch(self) -> None:
-        """Start a graph call if none runs and a batch is full, or has waited long enough."""
+        """Start a graph call if none runs, and a batch is full or has waited long enough."""
         if self._running:
             return
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        now, first = self._loop.time(), math.inf
-        # The group whose first item has waited longest goes first.
+        loop = asyncio.get_running_loop()
+        now, first = loop.time(), math.inf
+        # The group whose first image has waited longest goes first.
         for key, group in sorted(
             self._groups.items(), key=lambda entry: next(iter(entry[1])).queued
         ):
@@ -168,7 +169,7 @@ class Batcher:
                 return self._start(key)
             first = min(first, due)
         if self._groups:
-            self._timer = self._loop.call_at(first, self._dispatch)
+            self._timer = loop.call_at(first, self._dispatch)
 
     def _size(self, key: _Key) -> int:
         graph, shape = key
@@ -182,8 +183,9 @@ class Batcher:
         if not batch:
             return self._dispatch()
         self._running = True
-        start = self._loop.time()
-        call = self._loop.run_in_executor(
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        call = loop.run_in_executor(
             self._thread, lambda: key[0].run(np.stack([item.symbols for item in batch]))
         )
         call.add_done_callback(lambda done: self._finish(batch, start, done))
@@ -192,31 +194,32 @@ class Batcher:
         self, batch: list[_Item], start: float, call: "asyncio.Future[NDArray[np.float32]]"
     ) -> None:
         self._running = False
-        seconds = self._loop.time() - start
-        # First the next call, then what this one's clients are told: the graph is what there is least of.
+        seconds = asyncio.get_running_loop().time() - start
+        # Start the next call before the answers of this one: the graph is the bottleneck.
         self._dispatch()
         if error := call.exception():
             log.error("a graph call of %d images failed", len(batch), exc_info=error)
             for item in batch:
                 _fail(item, f"the cloud graph failed ({type(error).__name__}): send it again")
             return
-        self.seconds_per_image += _NEWEST * (seconds / len(batch) - self.seconds_per_image)
+        self.seconds_per_image += _NEWEST_WEIGHT * (seconds / len(batch) - self.seconds_per_image)
         self._on_batch(len(batch), seconds)
         for item, logits in zip(batch, call.result(), strict=True):
             if not np.isfinite(logits).all():
                 _fail(
                     item,
-                    "the cloud graph computed logits that are not numbers: the bundle is broken, export another",
+                    "the cloud graph computed logits that are not numbers: "
+                    "the bundle is broken, export another",
                 )
             elif not item.future.done():
                 item.future.set_result(Answer(logits, start - item.queued, seconds))
 
     async def drained(self) -> None:
-        """Until nothing is admitted."""
+        """Wait until no image is admitted."""
         await self._idle.wait()
 
     def close(self) -> None:
-        """Ends the graph's thread, after its call."""
+        """End the graph's thread, after its current call."""
         if self._timer:
             self._timer.cancel()
         self._thread.shutdown(wait=True)

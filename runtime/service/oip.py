@@ -1,14 +1,15 @@
 """The Open Inference Protocol, version 2: its JSON, and its extension for binary tensors.
 
-    request   {"inputs": [{"name": "feature_file", "datatype": "BYTES", "shape": [N], ...}], "outputs": [...], "parameters": {...}}
+    request   {"inputs": [{"name": "feature_file", "datatype": "BYTES", "shape": [N], ...}],
+               "outputs": [...], "parameters": {...}}
     response  {"outputs": [label, probability, class_index: [N, top_k]; logits: [N, classes]]}
 
-A feature file is no text: within JSON it is written in base64. With the binary extension the JSON comes
-first, its length in a header, and then the tensors' bytes; an element of a BYTES tensor is a 32-bit
-little-endian length and so many bytes.
+Feature files are binary, so within JSON they are in base64. With the binary extension the JSON
+comes first, its length is in a header, and the tensors' bytes follow. An element of a BYTES tensor
+is its length (32 bits, little-endian) and its bytes.
 
-Always holds: what is not as the protocol asks is refused whole; lengths are checked before anything is taken from them;
-an optional member that is null is as if it were absent.
+Always holds: a request with any error is refused whole; lengths are checked before anything is read
+with them; an optional member that is null counts as absent.
 """
 
 import base64
@@ -29,21 +30,21 @@ from ..tasks.classification import Classification
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 INPUT = "feature_file"
-# Name -> datatype. The first three have top_k columns, the last one as many as there are classes.
+# Name -> datatype. The first three have top_k columns, the last one has a column per class.
 OUTPUTS = {"label": "BYTES", "probability": "FP32", "class_index": "INT32", "logits": "FP32"}
 EXTENSIONS = ["binary_tensor_data"]
 NO_SHARED_MEMORY = (
-    "shared memory is not served (see `extensions` in /v2): send tensors within the request"
+    "shared memory is not supported (see `extensions` in /v2): send tensors within the request"
 )
 _DTYPES = {"FP32": "<f4", "INT32": "<i4"}
 _LENGTH = struct.Struct("<I")
-_MAX_ID = 256
-_MAX_DEPTH = 2  # of nested lists of data
+_MAX_ID = 256  # characters
+_MAX_DEPTH = 2  # of nested lists in data, and of a shape
 
 
 @dataclass(frozen=True)
 class InferRequest:
-    """A request that was understood. `outputs` are names, and whether each is to come in binary."""
+    """A valid request. `outputs`: name -> whether it is requested in binary."""
 
     files: list[bytes]
     outputs: dict[str, bool] = field(default_factory=dict)
@@ -52,90 +53,38 @@ class InferRequest:
 
 
 def metadata(name: str, classes: int, engine: str) -> dict[str, Any]:
-    """What /v2/models/NAME tells."""
-    shapes = {
-        "label": [-1, -1],
-        "probability": [-1, -1],
-        "class_index": [-1, -1],
-        "logits": [-1, classes],
-    }
+    """The answer of /v2/models/NAME: the inputs and outputs of a model with so many classes."""
+    columns = {"logits": classes}
+    tensor = {"name": INPUT, "datatype": "BYTES", "shape": [-1]}
     return {
         "name": name,
         "platform": f"edgecloud_features ({engine})",
-        "inputs": [
-            {
-                "name": INPUT,
-                "datatype": "BYTES",
-                "shape": [-1],
-                "parameters": {"content_type": "base64"},
-            }
-        ],
+        "inputs": [{**tensor, "parameters": {"content_type": "base64"}}],
         "outputs": [
-            {"name": output, "datatype": datatype, "shape": shapes[output]}
+            {"name": output, "datatype": datatype, "shape": [-1, columns.get(output, -1)]}
             for output, datatype in OUTPUTS.items()
         ],
     }
 
 
 def parse(body: bytes, header_length: str | None, max_files: int) -> InferRequest:
-    """Take an inference request apart.
+    """Read an inference request.
 
     Args:
-        body: of the request.
-        header_length: value of the header HEADER_LENGTH, where there is one.
-        max_files: feature files of one request.
+        body: of the HTTP request.
+        header_length: value of the header HEADER_LENGTH; None if there is none.
+        max_files: feature files that one request may have.
 
     Raises MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError.
     """
-    length = len(body)
-    if header_length is not None:
-        if not (
-            header_length.isascii()
-            and header_length.isdigit()
-            and len(header_length) < 10
-            and int(header_length) <= len(body)
-        ):
-            raise MalformedRequestError(
-                f"{HEADER_LENGTH} is {header_length[:20]!r}, of a body of {len(body)} bytes: send the JSON's length"
-            )
-        length = int(header_length)
+    length = _json_length(body, header_length)
     try:
         request = strict_json.loads(body[:length])
     except (ValueError, RecursionError) as error:
         raise MalformedRequestError(
             f"the request is not JSON ({str(error)[:80]}): see the Open Inference Protocol"
         ) from None
-    inputs = _get(request, "inputs", list, [])
-    if (
-        len(inputs) != 1
-        or _get(inputs[0], "name", str, "") != INPUT
-        or _get(inputs[0], "datatype", str, "") != "BYTES"
-    ):
-        raise MalformedRequestError(
-            f"the request's inputs are not one of name {INPUT} and datatype BYTES: send feature files in that"
-        )
-    count = _count(_get(inputs[0], "shape", list, []))
-    if count > max_files:
-        raise TooManyFilesError(
-            f"{count} feature files in one request, {max_files} are taken: send several requests"
-        )
-    size = _get(_parameters(inputs[0]), "binary_data_size", int, None)
-    if size is not None:
-        if size != len(body) - length:
-            raise MalformedRequestError(
-                f"binary_data_size is {size}, {len(body) - length} bytes follow the JSON: send so many as it says"
-            )
-        files = elements(memoryview(body)[length:], max_files)
-    else:
-        if length != len(body):
-            raise MalformedRequestError(
-                f"{len(body) - length} bytes follow the JSON, and no input has a binary_data_size: leave one of both"
-            )
-        files = [_decode(text) for text in _flat(_get(inputs[0], "data", list, None), max_files)]
-    if len(files) != count:
-        raise MalformedRequestError(
-            f"the input's shape is of {count} feature files, {len(files)} came: send as many as it says"
-        )
+    files = _files(request, memoryview(body)[length:], max_files)
     parameters = _get(request, "parameters", dict, {})
     top_k = _get(parameters, "top_k", int, 1)
     if not 1 <= top_k < 1 << 31:
@@ -143,30 +92,88 @@ def parse(body: bytes, header_length: str | None, max_files: int) -> InferReques
     identity = _get(request, "id", str, None)
     if identity is not None and len(identity) > _MAX_ID:
         raise MalformedRequestError(
-            f"the request's id has {len(identity)} characters, {_MAX_ID} are taken: choose a shorter one"
+            f"the request's id has {len(identity)} characters, and at most {_MAX_ID} are accepted: "
+            "choose a shorter one"
         )
-    return InferRequest(
-        files,
-        _outputs(request, _get(parameters, "binary_data_output", bool, False)),
-        identity,
-        top_k,
-    )
+    outputs = _outputs(request, _get(parameters, "binary_data_output", bool, False))
+    return InferRequest(files, outputs, identity, top_k)
+
+
+def _json_length(body: bytes, header_length: str | None) -> int:
+    """How many bytes of the body are JSON."""
+    if header_length is None:
+        return len(body)
+    if not (
+        header_length.isascii()
+        and header_length.isdigit()
+        and len(header_length) < 10
+        and int(header_length) <= len(body)
+    ):
+        raise MalformedRequestError(
+            f"{HEADER_LENGTH} is {header_length[:20]!r} for a body of {len(body)} bytes: "
+            "send the length of the JSON"
+        )
+    return int(header_length)
+
+
+def _files(request: Any, tail: memoryview, max_files: int) -> list[bytes]:
+    """The feature files of a request, in its JSON or in the bytes that follow it."""
+    inputs = _get(request, "inputs", list, [])
+    if (
+        len(inputs) != 1
+        or _get(inputs[0], "name", str, "") != INPUT
+        or _get(inputs[0], "datatype", str, "") != "BYTES"
+    ):
+        raise MalformedRequestError(
+            f"the request has not exactly one input of name {INPUT} and datatype BYTES: "
+            "send feature files in such an input"
+        )
+    count = _count(_get(inputs[0], "shape", list, []))
+    if count > max_files:
+        raise TooManyFilesError(
+            f"{count} feature files in one request, and at most {max_files} are accepted: "
+            "send several requests"
+        )
+    size = _get(_parameters(inputs[0]), "binary_data_size", int, None)
+    if size is None:
+        if len(tail):
+            raise MalformedRequestError(
+                f"{len(tail)} bytes follow the JSON, and no input has a binary_data_size: "
+                "send both or neither"
+            )
+        data = _get(inputs[0], "data", list, None)
+        files = [_decode(text) for text in _flatten(data, max_files)]
+    else:
+        if size != len(tail):
+            raise MalformedRequestError(
+                f"binary_data_size is {size}, but {len(tail)} bytes follow the JSON: "
+                "send as many as it says"
+            )
+        files = elements(tail, max_files)
+    if len(files) != count:
+        raise MalformedRequestError(
+            f"the input's shape is of {count} feature files, {len(files)} came: "
+            "send as many as it says"
+        )
+    return files
 
 
 def _outputs(request: dict[str, Any], binary: bool) -> dict[str, bool]:
+    """The outputs that are requested: name -> whether in binary, which is `binary` by default."""
     wanted: dict[str, bool] = {}
     for output in _get(request, "outputs", list, []):
         name, parameters = _get(output, "name", str, ""), _parameters(output)
         if name not in OUTPUTS or parameters.get("classification") is not None:
             raise MalformedRequestError(
-                f"no output {name[:80]!r} with these parameters: ask for {', '.join(OUTPUTS)}; top_k is the request's"
+                f"there is no output {name[:80]!r} with these parameters: "
+                f"ask for {', '.join(OUTPUTS)}; top_k is a parameter of the request"
             )
         wanted[name] = _get(parameters, "binary_data", bool, binary)
     return wanted or dict.fromkeys(OUTPUTS, binary)
 
 
-def elements(data: memoryview, most: int) -> list[bytes]:
-    """The elements of a BYTES tensor, which is also the body of a batch: each a 32-bit little-endian length and its bytes.
+def elements(data: memoryview, max_files: int) -> list[bytes]:
+    """The elements of a BYTES tensor; the body of /v1/classify/batch has the same form.
 
     Raises MalformedRequestError, TooManyFilesError.
     """
@@ -177,26 +184,40 @@ def elements(data: memoryview, most: int) -> list[bytes]:
         end = start + _LENGTH.unpack_from(data, at)[0] if start <= len(data) else start
         if end > len(data):
             raise MalformedRequestError(
-                f"feature file {len(found)} ends at byte {end} of {len(data)}: send all of it, after its length"
+                f"feature file {len(found)} ends at byte {end} of {len(data)}: "
+                "send all of it, after its length"
             )
-        if len(found) == most:
-            raise TooManyFilesError(
-                f"more than {most} feature files in one request: send several requests"
-            )
+        if len(found) == max_files:
+            raise _too_many(max_files)
         found.append(bytes(data[start:end]))
         at = end
     return found
 
 
+def _too_many(max_files: int) -> TooManyFilesError:
+    return TooManyFilesError(
+        f"more than {max_files} feature files in one request: send several requests"
+    )
+
+
 def join(files: Sequence[bytes]) -> bytes:
-    """Inverse of `elements`."""
+    """The inverse of `elements`."""
     return b"".join(_LENGTH.pack(len(file)) + file for file in files)
 
 
 def render(
     request: InferRequest, model: str, labels: list[str], logits: NDArray[np.float32]
 ) -> tuple[bytes, int | None]:
-    """The response to logits float32 [N, classes]: its body, and the JSON's length if tensors follow it."""
+    """The response to a request.
+
+    Args:
+        request: what outputs are requested, and how.
+        model: name of the bundle that answered.
+        labels: of its classes.
+        logits: finite, float32 [N, classes].
+
+    Returns the body, and the length of its JSON if tensors follow that, else None.
+    """
     probabilities, best = Classification.most_probable(logits, request.top_k)
     found: dict[str, NDArray[Any]] = {
         "label": np.array(labels, object)[best],
@@ -227,7 +248,10 @@ def render(
 
 
 def _get(source: Any, key: str, kind: type, default: Any) -> Any:
-    """A member of a JSON object, of the kind that it must have; `default` where it is absent or null."""
+    """A member of a JSON object; `default` if it is absent or null.
+
+    Raises MalformedRequestError if `source` is not an object, or the member is of another kind.
+    """
     value = source.get(key) if isinstance(source, dict) else source
     if value is None and isinstance(source, dict):
         return default
@@ -237,13 +261,14 @@ def _get(source: Any, key: str, kind: type, default: Any) -> Any:
         or (isinstance(value, bool) and kind is int)
     ):
         raise MalformedRequestError(
-            f"the request has {str(value)[:40]!r} where {key} ({kind.__name__}) belongs: see the Open Inference Protocol"
+            f"the request has {str(value)[:40]!r} where {key} ({kind.__name__}) belongs: "
+            "see the Open Inference Protocol"
         )
     return value
 
 
 def _parameters(tensor: Any) -> dict[str, Any]:
-    """Of an input or an output."""
+    """The parameters of an input or an output. Raises UnsupportedSharedMemoryError."""
     parameters: dict[str, Any] = _get(tensor, "parameters", dict, {})
     if any(
         parameters.get(f"shared_memory_{what}") is not None
@@ -254,31 +279,31 @@ def _parameters(tensor: Any) -> dict[str, Any]:
 
 
 def _count(shape: list[Any]) -> int:
+    """How many elements a tensor of this shape has."""
     if (
         not shape
         or len(shape) > _MAX_DEPTH
         or not all(type(side) is int and 1 <= side < 1 << 31 for side in shape)
     ):
         raise MalformedRequestError(
-            f"the input's shape is {str(shape)[:40]}, not [N] or [N, 1]: send one feature file or more"
+            f"the input's shape is {str(shape)[:40]}, not [N] or [N, 1]: "
+            "send at least one feature file"
         )
     return math.prod(shape)
 
 
-def _flat(data: Any, most: int, depth: int = 1) -> list[str]:
-    """The strings of data, which may come in nested lists."""
+def _flatten(data: Any, max_files: int, depth: int = 1) -> list[str]:
+    """The strings of data, which may be nested lists."""
     if not isinstance(data, list):
         raise MalformedRequestError(
             "the input has neither data nor a binary_data_size: send feature files in one of both"
         )
-    if len(data) > most:
-        raise TooManyFilesError(
-            f"more than {most} feature files in one request: send several requests"
-        )
+    if len(data) > max_files:
+        raise _too_many(max_files)
     flat: list[str] = []
     for entry in data:
         flat += (
-            _flat(entry, most, depth + 1)
+            _flatten(entry, max_files, depth + 1)
             if isinstance(entry, list) and depth < _MAX_DEPTH
             else [entry]
         )
@@ -290,5 +315,6 @@ def _decode(text: Any) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError, TypeError):
         raise MalformedRequestError(
-            "the input's data are not base64: write feature files so, or send them by the binary extension"
+            "the input's data are not base64: encode feature files in it, "
+            "or send them with the binary extension"
         ) from None

@@ -1,1 +1,1 @@
-"""What the outputs of a cloud graph mean."""
+"""Tasks, which say what the outputs of a cloud graph mean: classification today."""

@@ -1,4 +1,4 @@
-"""benchmarks/breakeven.py: what follows from the parts, checked by hand; and the whole of it, in its smallest size."""
+"""breakeven.py: its arithmetic, checked by hand, and a whole run of the smallest size."""
 
 import json
 import math
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import breakeven
-from benchmarks.breakeven import (
+from benchmarks.breakeven import text
+from benchmarks.breakeven_model import (
     ALONE,
     NETWORKS,
-    RESULTS,
     SPLIT,
     Network,
     Way,
@@ -22,8 +22,9 @@ from benchmarks.breakeven import (
     fastest,
     network_budget_ms,
     report,
-    text,
 )
+from benchmarks.breakeven_parts import operating_points
+from benchmarks.common import RESULTS
 
 PROJECT = Path(__file__).resolve().parents[2]
 WAYS = [
@@ -76,12 +77,12 @@ def test_advice_names_the_limits() -> None:
         230,
         {"JPEG": pytest.approx(12000 / 38)},
     )
-    assert "500 bytes take less than 230 ms" in slow["text"]
+    assert "sending 500 bytes take less than 230 ms together" in slow["text"]
     assert (
-        "above 316 kbit/s, JPEG is there sooner, with 4.0 times the bytes (its top-1 80.0%, split's 80.0%)."
-        in slow["text"]
+        "Above 316 kbit/s, JPEG is faster, with 4.0 times the bytes "
+        "(its top-1 is 80.0%, split's 80.0%)." in slow["text"]
     )
-    assert "run all on it, in 15 ms" in advice(WAYS, 0.5)["text"]
+    assert "run the whole network there (15 ms)" in advice(WAYS, 0.5)["text"]
     always = advice([replace(SPLIT_WAY, device_ms=1), *WAYS[1:]], 10)
     assert always["faster_than_codec_below_kbps"] == {"JPEG": None}
     assert "slower on any uplink" in always["text"]
@@ -114,7 +115,7 @@ def test_the_kept_figure_is_of_the_kept_parts() -> None:
         ways, NETWORKS, [entry["device_factor"] for entry in kept["advice"]], kept["cloud_factor"]
     )
     assert {key: kept[key] for key in again} == again
-    points = breakeven.operating_points()
+    points = operating_points()
     assert {way.name: (way.bytes, way.top1) for way in ways} == {
         SPLIT: (points.bytes, points.top1),
         **{

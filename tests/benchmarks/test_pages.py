@@ -1,4 +1,4 @@
-"""Pages quote their records: every table of figures is the one that its benchmark prints for the kept record."""
+"""The tables of figures on the pages are those that the benchmarks print for their records."""
 
 import pytest
 
@@ -22,8 +22,8 @@ def test_an_edited_figure_is_put_right_and_all_else_stays() -> None:
     assert pages.rendered(page.replace(row, row.replace("439", "39"))) == page
 
 
-def test_a_table_that_there_is_not_is_refused() -> None:
+def test_a_table_that_does_not_exist_is_refused() -> None:
     with pytest.raises(
-        pages.PageError, match="no record is called 'nothing': choose one of headline"
+        pages.PageError, match="no table is called 'nothing': choose one of headline"
     ):
         pages.rendered("<!-- record: nothing -->\n<!-- end -->")

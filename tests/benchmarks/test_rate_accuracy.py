@@ -1,4 +1,4 @@
-"""benchmarks/rate_accuracy.py: curves from records; and the whole chain from training to the figure, in its smallest size."""
+"""benchmarks/rate_accuracy.py: curves from records, and all steps from training to the figure."""
 
 import json
 import os
@@ -9,21 +9,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.common import RESULTS
+from benchmarks.curves import Curves, Point, bd_rate, bytes_at, bytes_enough, pareto, top1_at
 from benchmarks.rate_accuracy import (
     CODECS,
-    RESULTS,
-    Curves,
-    Point,
     RecordsError,
-    bd_rate,
-    bytes_at,
-    bytes_enough,
     compare,
     measured,
-    pareto,
     published,
     text,
-    top1_at,
 )
 from export.images import synthetic_images
 
@@ -125,78 +119,55 @@ def test_records_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
         measured(tmp_path)
 
 
+def python(folder: Path, *arguments: str) -> str:
+    """Run Python in a folder, and give its standard output."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def train(folder: Path, models: tuple[str, ...]) -> Path:
+    """Train a teacher and the models for an instant; gives the teacher's file."""
+    options = ("--data", "images", "--smoke", "--workers", "0")
+    python(folder, "-m", "training.backbone", *options, "--run_dir", "teacher")
+    # A bottleneck alone finds its backbone one folder up from it.
+    (folder / "checkpoints").mkdir()
+    backbone = (folder / "teacher" / "resnet50.safetensors").rename(
+        folder / "checkpoints" / "resnet50.safetensors"
+    )
+    options += ("--optimizer", "adamw", "--frozen_tail", "--bottleneck_only")
+    options += ("--backbone", str(backbone), "--model_args", "bpp_lmb=1.28")
+    for model in models:
+        place = ("--model", model, "--run_dir", f"checkpoints/{model}")
+        python(folder, "-m", "training.train", *options, *place)
+    return backbone
+
+
 @pytest.mark.slow
 def test_from_training_to_the_figure_in_the_smallest_size(tmp_path: Path) -> None:
     for index, image in enumerate(synthetic_images(20, side=96)):
         folder = tmp_path / "images" / f"class {index % 10}"
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{index}.png")
-    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    models = ("ours_n4_enc", "matsubara2022wacv")
+    backbone = train(tmp_path, models)
+    assert (tmp_path / "checkpoints" / models[0] / "lmb1.28.safetensors").stat().st_size < 10e6
 
-    def python(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    benchmarks = PROJECT / "benchmarks"
-    trained = ("--data", "images", "--smoke", "--workers", "0", "--optimizer", "adamw")
-    python("-m", "training.backbone", *trained[:-2], "--run_dir", "teacher")
-    # A bottleneck alone finds its backbone one folder up from it.
-    (tmp_path / "checkpoints").mkdir()
-    backbone = (tmp_path / "teacher" / "resnet50.safetensors").rename(
-        tmp_path / "checkpoints" / "resnet50.safetensors"
-    )
-    for model in ("ours_n4_enc", "matsubara2022wacv"):
-        more = (
-            "--model",
-            model,
-            "--frozen_tail",
-            "--bottleneck_only",
-            "--backbone",
-            str(backbone),
-            "--model_args",
-            "bpp_lmb=1.28",
-        )
-        python("-m", "training.train", *trained, *more, "--run_dir", f"checkpoints/{model}")
-    assert (tmp_path / "checkpoints" / "ours_n4_enc" / "lmb1.28.safetensors").stat().st_size < 10e6
-    python(
-        "-m",
-        "training.evaluate",
-        "-d",
-        "images",
-        "-m",
-        "ours_n4_enc",
-        "matsubara2022wacv",
-        "--smoke",
-        "--out",
-        "results",
-    )
-    python(
-        str(benchmarks / "codecs.py"),
-        "--data",
-        "images",
-        "--teacher",
-        str(backbone),
-        "--smoke",
-        "--out",
-        "results/accuracy_codecs.json",
-    )
-    result = json.loads(
-        python(str(benchmarks / "rate_accuracy.py"), "--results", "results", "--json")
-    )
-    assert {one["curve"] for one in result["curves"]} == {
-        "ours_n4_enc",
-        "matsubara2022wacv",
-        *CODECS,
-    }
+    evaluate = ("-m", "training.evaluate", "-d", "images", "--smoke", "--out", "results")
+    python(tmp_path, *evaluate, "-m", *models)
+    codecs = (str(PROJECT / "benchmarks" / "codecs.py"), "--data", "images", "--smoke")
+    codecs += ("--teacher", str(backbone), "--out", "results/accuracy_codecs.json")
+    python(tmp_path, *codecs)
+    script = str(PROJECT / "benchmarks" / "rate_accuracy.py")
+    result = json.loads(python(tmp_path, script, "--results", "results", "--json"))
+    assert {one["curve"] for one in result["curves"]} == {*models, *CODECS}
     assert result["images"] == 10
     assert (tmp_path / "results" / "rate_accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "results" / "rate_accuracy.json").read_text()) == result
-    python(str(benchmarks / "rate_accuracy.py"), "--imagenet", "--smoke")

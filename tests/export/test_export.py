@@ -453,7 +453,7 @@ def test_a_bundle_says_what_is_done_to_images_and_the_edge_does_it(
         == 0
     )
     assert "at 384x384" in capsys.readouterr().out
-    assert encoder.wrote(tmp_path / "f.bin")
+    assert encoder.is_current(tmp_path / "f.bin")
     for wrong, message in (
         (["--crop", "225"], "not a multiple of 8"),
         (["--crop", "264"], "up to --resize 256"),

@@ -2,14 +2,19 @@
 
     python tests/golden/make.py
 
-They are committed, and change only with the format's version. Payloads come from the plain-Python
-coder; the native one, from Python and from C++, is held to them.
+The files are committed, and change only with the format's version. Payloads come from the coder in
+plain Python; tests compare the native one with them, from Python and from C++.
 
-A case is text: "channels row", or "channels rows columns" for a small payload; for each channel
-"offset cdf..."; for a small payload for each channel a line of four thresholds and 25 CDFs, or an
-empty one; for each channel its symbols; and the payload in hex. A bad feature file is named by its
-defect; `intact.bin`, and `intact_small.bin` with the context tables of the second channel, are the
-ones that it spoils.
+A case is text, line by line:
+
+    "channels places", or "channels rows columns" for a small payload
+    per channel "offset cdf..."
+    for a small payload, per channel four thresholds and 25 CDFs, or an empty line
+    per channel its symbols
+    the payload in hexadecimal
+
+A bad feature file is named by its defect. It is made of `intact.bin`, or of `intact_small.bin`,
+whose second channel has context tables.
 """
 
 import random
@@ -24,18 +29,10 @@ import reference_coder
 
 HERE = Path(__file__).resolve().parent
 
-SKEWED = [
-    0,
-    1,
-    4,
-    204,
-    65004,
-    65524,
-    65534,
-    65535,
-    65536,
-]  # symbols -3..3 and the escape, nearly all 0
-PLAIN = [0, 4000, 30000, 50000, 65000, 65536]  # symbols 0..3 and the escape
+# Symbols -3 to 3 and the escape, nearly all 0.
+SKEWED = [0, 1, 4, 204, 65004, 65524, 65534, 65535, 65536]
+# Symbols 0 to 3 and the escape.
+PLAIN = [0, 4000, 30000, 50000, 65000, 65536]
 CONTEXTS = (
     [0, 1, 2, 3],
     [
@@ -47,6 +44,7 @@ FINGERPRINT = bytes.fromhex("0badcafe")
 
 
 def cases() -> dict[str, tuple[list[list[int]], list[int], list[list[int]]]]:
+    """By name: CDFs, offsets, symbols."""
     rng = random.Random(0)
     mixed = [
         [rng.choice([0] * 20 + [1, -1, 2, -3]) for _ in range(100)],
@@ -74,7 +72,7 @@ def cases() -> dict[str, tuple[list[list[int]], list[int], list[list[int]]]]:
 def small_cases() -> dict[
     str, tuple[list[list[int]], list[int], reference_coder.Contexts, list[list[int]], int]
 ]:
-    """With a number of columns at the end."""
+    """By name: CDFs, offsets, context tables, symbols, columns."""
     rng = random.Random(1)
     smooth = [
         [min(4, max(-1, (i // 9 + i % 9) // 4 + rng.choice([-1, 0, 0, 0, 1]))) for i in range(99)]
@@ -93,6 +91,7 @@ def small_cases() -> dict[
 
 
 def write_cases() -> None:
+    """Write the cases of the coder."""
     for name, (cdfs, offsets, contexts, symbols, columns) in small_cases().items():
         payload = reference_coder.encode_small(cdfs, offsets, contexts, symbols, columns)
         nothing: tuple[list[int], list[list[int]]] = ([], [])
@@ -122,6 +121,7 @@ def write_cases() -> None:
 
 
 def sealed(body: bytes) -> bytes:
+    """A body with its checksum."""
     return body + zlib.crc32(body).to_bytes(4, "little")
 
 
@@ -132,7 +132,7 @@ def feature_file(
     length: bytes | None = None,
     version: bytes = b"\x01",
 ) -> bytes:
-    """Of 16x24 pixels, two channels of 2x3 symbols, unless said otherwise."""
+    """A feature file of 16x24 pixels, two channels of 2x3 symbols, unless fields are given."""
     return sealed(
         b"\xfc"
         + version
@@ -144,32 +144,37 @@ def feature_file(
     )
 
 
+TABLES = [SKEWED, PLAIN], [-3, 0]
+SYMBOLS = [[0, 0, 2, 0, -90, 0], [1, 0, 3, 2, 1, 500]]
+
+
+def with_digits(symbol: int, digits: list[int]) -> bytes:
+    """A file of an encoder that writes other digits than it should for `symbol`."""
+    right = reference_coder.Channel.digits
+    reference_coder.Channel.digits = lambda channel, value: (
+        digits if value == symbol else right(channel, value)
+    )
+    try:
+        return feature_file(reference_coder.encode(*TABLES, SYMBOLS))
+    finally:
+        reference_coder.Channel.digits = right
+
+
+def with_last_state() -> bytes:
+    """A file of an encoder that begins with another state than 2^16."""
+    reference_coder.LOWER += 1
+    try:
+        return feature_file(reference_coder.encode(*TABLES, SYMBOLS))
+    finally:
+        reference_coder.LOWER -= 1
+
+
 def write_bad_files() -> None:
-    tables = [SKEWED, PLAIN], [-3, 0]
-    symbols = [[0, 0, 2, 0, -90, 0], [1, 0, 3, 2, 1, 500]]
-    payload = reference_coder.encode(*tables, symbols)
+    """Write the intact files, and each file that a reader must refuse."""
+    payload = reference_coder.encode(*TABLES, SYMBOLS)
     intact = feature_file(payload)
-    small_payload = reference_coder.encode_small(*tables, {1: CONTEXTS}, symbols, 3)
+    small_payload = reference_coder.encode_small(*TABLES, {1: CONTEXTS}, SYMBOLS, 3)
     intact_small = feature_file(small_payload, version=b"\x11")
-
-    def with_digits(symbol: int, digits: list[int]) -> bytes:
-        """The payload of an encoder that writes other digits than it should for `symbol`."""
-        right = reference_coder.Channel.digits
-        reference_coder.Channel.digits = lambda channel, value: (
-            digits if value == symbol else right(channel, value)
-        )
-        try:
-            return feature_file(reference_coder.encode(*tables, symbols))
-        finally:
-            reference_coder.Channel.digits = right
-
-    def with_last_state() -> bytes:
-        """The payload of an encoder that begins with another state than 2^16."""
-        reference_coder.LOWER += 1
-        try:
-            return feature_file(reference_coder.encode(*tables, symbols))
-        finally:
-            reference_coder.LOWER -= 1
 
     bad = {
         "empty": b"",

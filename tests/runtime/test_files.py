@@ -1,4 +1,4 @@
-"""Output files: whole or not at all, never in the place of an input or a device; and temporary files that nobody else removes."""
+"""Output files: whole or not at all, never in place of an input or device; temporary files."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def unswept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test is as a process of its own."""
+    """Folders are swept once per process: let each test begin as a new process."""
     monkeypatch.setattr(files, "_swept", set())
 
 
@@ -86,7 +86,7 @@ def test_an_error_names_the_file_and_not_its_temporary_one(
 def test_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to("there/next")
-    (tmp_path / "there" / "next").symlink_to("../there/x.bin")  # which is not there yet
+    (tmp_path / "there" / "next").symlink_to("../there/x.bin")  # which does not exist yet
     for data in (b"1", b"2"):
         files.write_atomically(tmp_path / "link", data)
         assert (tmp_path / "there" / "x.bin").read_bytes() == data
@@ -97,7 +97,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
         files.write_atomically(tmp_path / "circle", b"")
 
 
-def test_a_device_stays_one(tmp_path: Path) -> None:
+def test_a_device_stays_a_device(tmp_path: Path) -> None:
     (tmp_path / "null").symlink_to(os.devnull)
     for name in (os.devnull, tmp_path / "null"):
         files.write_atomically(name, b"x")
@@ -105,9 +105,7 @@ def test_a_device_stays_one(tmp_path: Path) -> None:
     assert names(tmp_path) == ["null"]
 
 
-def test_a_pipe_is_written_into_once_all_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pipe_gets_all_data_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     pipe = tmp_path / "pipe"
@@ -128,7 +126,7 @@ def test_a_pipe_is_written_into_once_all_is_there(
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="descriptors have names in /proc")
-def test_a_descriptor_goes_on_where_it_is(tmp_path: Path) -> None:
+def test_a_descriptor_keeps_its_position(tmp_path: Path) -> None:
     with open(tmp_path / "x", "wb") as file:
         file.write(b"before ")
         file.flush()
@@ -148,7 +146,7 @@ def test_a_file_that_may_not_be_written_is_not_replaced(
     path.write_bytes(b"kept")
     path.chmod(0o400)
     access = os.access
-    # Root may write all.
+    # Patched, because root may write everything.
     monkeypatch.setattr(os, "access", lambda name, mode: Path(name) != path and access(name, mode))
     with pytest.raises(PermissionError, match=r"x\.bin"):
         files.write_atomically(path, b"lost")
@@ -167,7 +165,7 @@ with files.{made}({name!r}):
 
 
 @pytest.mark.parametrize("made", ["atomic_file", "temporary_folder"])
-def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path, made: str) -> None:
+def test_files_of_killed_processes_are_swept_and_no_others(tmp_path: Path, made: str) -> None:
     target = str(tmp_path / "x.bin")
     kept = [".x.bin.0123456789abcdef", ".hidden", "x.0123456789abcdef.partial", ".x.0123.partial"]
     for name in kept:
@@ -185,7 +183,7 @@ def test_what_a_killed_process_left_is_swept_and_nothing_else(tmp_path: Path, ma
             assert holder.stdout.readline() == b"ready\n"
         assert len(names(tmp_path)) == len(kept) + 2
         files.sweep(tmp_path)
-        assert len(names(tmp_path)) == len(kept) + 2, "their writers live"
+        assert len(names(tmp_path)) == len(kept) + 2, "their writers still run"
         holders[0].kill()
         holders[0].wait()
         files.sweep(tmp_path)
@@ -212,7 +210,7 @@ def test_a_temporary_folder_is_renamed_or_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == ["made"]
 
 
-def test_an_output_that_is_an_input_is_refused_by_whatever_name(tmp_path: Path) -> None:
+def test_an_output_that_is_an_input_is_refused_under_any_name(tmp_path: Path) -> None:
     image, other = tmp_path / "a.jpg", tmp_path / "b.jpg"
     image.touch()
     other.touch()
@@ -240,7 +238,7 @@ def test_two_outputs_that_are_one_file_are_refused(tmp_path: Path) -> None:
     files.refuse_same_files([tmp_path / "sub" / "a", tmp_path / "a", "/dev/null", "/dev/null"], [])
 
 
-def test_what_standard_input_reads_is_an_input(tmp_path: Path) -> None:
+def test_a_file_on_standard_input_is_an_input(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     code = "import sys\nfrom runtime import files\nfiles.refuse_same_file(sys.argv[1], ['-'])"
     with open(tmp_path / "a.jpg", "rb") as image:

@@ -1,4 +1,7 @@
-"""Hostile input: whatever is posted, the service answers or refuses, with no 500, and others' answers stay what they are."""
+"""Hostile input: the service answers or refuses every request, never with 500.
+
+Answers to good requests stay the same meanwhile.
+"""
 
 import http.client
 import json
@@ -37,7 +40,7 @@ PATHS = ("/v1/classify", "/v1/classify/batch", "/v2/models/ours_n4/infer")
 
 @pytest.fixture(scope="module")
 def address(bundle: Path) -> Iterator[tuple[str, int]]:
-    """Of the service."""
+    """Host and port of the service."""
     with served(Settings(bundles=(bundle,), threads=2, deadline_ms=60_000)) as (_, address):
         yield address
 
@@ -64,7 +67,7 @@ def api(address: tuple[str, int]) -> Any:
 
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
 def test_what_the_openapi_document_allows(api: Any, path: str, method: str) -> None:
-    """Answers are those that the document describes, and none is a 500."""
+    """Answers are as the document describes, and none is a 500."""
     checks = [
         not_a_server_error,
         status_code_conformance,
@@ -98,7 +101,7 @@ def post(
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
-    """Another file: bits flipped, cut off, gone on, spliced, all random, or damaged under a checksum that is right."""
+    """A file with flipped bits, truncated, extended, spliced, random, or with a right checksum."""
     changed = bytearray(data)
     match chance.randrange(6):
         case 0:
@@ -120,10 +123,11 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 
 
 def framed(files: list[bytes]) -> bytes:
+    """The body of a batch: each file after its length."""
     return b"".join(len(data).to_bytes(4, "little") + data for data in files)
 
 
-def test_random_and_mutated_bodies_bring_about_no_500(
+def test_random_and_mutated_bodies_cause_no_500(
     address: tuple[str, int], files: list[bytes]
 ) -> None:
     chance = random.Random(0)
@@ -155,7 +159,7 @@ def test_ten_thousand_bad_feature_files_change_no_good_answer(
     best = [decoder.classify(data, 1)[0] for data in files]
 
     def batch(number: int) -> Counter[str]:
-        """One good file, at any place, among bad ones."""
+        """One good file at a random place among bad ones."""
         chance = random.Random(number)
         place, which = chance.randrange(BATCH), chance.randrange(len(files))
         sent = [mutated(chance.choice(files), chance) for _ in range(BATCH)]

@@ -1,4 +1,4 @@
-"""Both ends together: the right class from the demo's picture, limits, batches, threads, strangers."""
+"""Both ends together: the demo's class, limits, batches, threads, and other bundles' files."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -74,7 +74,7 @@ def test_groups_keep_every_index_once() -> None:
     assert groups == [[0, 2], [3], [1, 4]]
 
 
-def test_threads_may_share_both(
+def test_threads_may_share_encoder_and_decoder(
     encoder: EdgeEncoder, decoder: CloudDecoder, golf_ball: NDArray[np.uint8]
 ) -> None:
     images = [np.roll(golf_ball[:96, :96], shift, axis=1) for shift in range(6)]
@@ -103,16 +103,16 @@ def test_an_image_larger_than_the_bundle_allows(encoder: EdgeEncoder) -> None:
 
 
 def test_a_file_larger_than_the_bundle_allows_takes_no_memory(decoder: CloudDecoder) -> None:
-    """The header promises 2^62 pixels: refused before anything is allocated."""
+    """The header claims 2^62 pixels, and is refused before anything is allocated."""
     side = ((1 << 28) - 1) * 8
     with pytest.raises(errors.TooManySymbolsError, match="--max-pixels"):
-        decoder.classify(feature_file.pack(decoder.bundle.fingerprint, side, side, bytes(100)))
+        decoder.classify(feature_file.build(decoder.bundle.fingerprint, side, side, bytes(100)))
 
 
 @pytest.mark.parametrize(("height", "width"), [(0, 0), (0, 224), (224, 0)])
 def test_a_file_of_no_pixels(decoder: CloudDecoder, height: int, width: int) -> None:
     with pytest.raises(errors.DamagedFeatureFileError, match="impossible"):
-        decoder.classify(feature_file.pack(decoder.bundle.fingerprint, height, width, bytes(16)))
+        decoder.classify(feature_file.build(decoder.bundle.fingerprint, height, width, bytes(16)))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_payload_that_is_damaged_under_a_right_checksum(
 ) -> None:
     payload = change(bytes(feature_file.parse(feature_bytes).payload))
     with pytest.raises(errors.DamagedFeatureFileError, match="payload"):
-        decoder.classify(feature_file.pack(decoder.bundle.fingerprint, 224, 224, payload))
+        decoder.classify(feature_file.build(decoder.bundle.fingerprint, 224, 224, payload))
 
 
 def test_every_flipped_byte_of_a_real_file_is_refused(

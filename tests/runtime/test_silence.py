@@ -1,7 +1,7 @@
-"""Nothing that we run reports to its makers, or writes under HOME.
+"""Nothing that we run sends telemetry or writes under HOME.
 
-onnxruntime, OpenVINO and Ray each have a telemetry of their own. `runtime/__init__.py` switches all of them off; here
-a whole encode and decode are watched by strace, in an empty HOME.
+onnxruntime, OpenVINO and Ray each have telemetry, which `runtime/__init__.py` switches off. Here
+strace watches an encode and a decode in an empty HOME.
 """
 
 import os
@@ -24,16 +24,18 @@ MODULES = [
     if REPORTS.search(path.read_text())
 ]
 
-# Says, when onnxruntime or OpenVINO is about to be imported, what would be reported, and imports neither.
+# When one of the three is about to be imported: exits with a message unless its telemetry is off.
 WATCH = """
 import importlib, os, sys
 class Watch:
     def find_spec(self, name, *_):
         if name in ("onnxruntime", "openvino", "ray"):
-            off = os.environ.get("ORT_DISABLE_TELEMETRY") == "1" and os.environ.get("RAY_USAGE_STATS_ENABLED") == "0"
-            sys.exit(0 if off and sys.modules.get("openvino_telemetry", 1) is None else f"{name} would report")
+            ort_off = os.environ.get("ORT_DISABLE_TELEMETRY") == "1"
+            ray_off = os.environ.get("RAY_USAGE_STATS_ENABLED") == "0"
+            openvino_off = sys.modules.get("openvino_telemetry", 1) is None
+            sys.exit(0 if ort_off and ray_off and openvino_off else f"{name} would report")
         if name in ("torch", "onnx", "torchvision"):
-            sys.exit(0)  # takes seconds, and what comes after it is ours no more
+            sys.exit(0)  # importing them takes seconds, and they report nothing
 sys.meta_path.insert(0, Watch())
 try:
     importlib.import_module(sys.argv[1])
@@ -44,7 +46,7 @@ except Exception as error:
 
 
 def environment(**changes: str | None) -> dict[str, str]:
-    """This process's, without what itself and these tests have set."""
+    """This process's environment without the two variables, with `changes`; None removes one."""
     kept = {
         key: value
         for key, value in os.environ.items()
@@ -53,7 +55,7 @@ def environment(**changes: str | None) -> dict[str, str]:
     return {key: value for key, value in (kept | changes).items() if value is not None}
 
 
-def test_where_reports_may_begin() -> None:
+def test_the_modules_that_import_what_reports_are_found() -> None:
     assert {"runtime.engine.onnxruntime", "runtime.cluster.bulk", "export.parity"} <= set(MODULES)
 
 
@@ -93,10 +95,13 @@ def test_encode_and_decode_make_no_socket_and_leave_home_empty(
     home.mkdir()
     watched = []
     if shutil.which("strace"):
-        calls = "socket,connect,creat,open,openat,mkdir,mkdirat,rename,renameat,renameat2,link,linkat,symlink,symlinkat"
+        calls = (
+            "socket,connect,creat,open,openat,mkdir,mkdirat,rename,renameat,renameat2,"
+            "link,linkat,symlink,symlinkat"
+        )
         watched = ["strace", "-f", "-qq", "-e", "signal=none", "-e", f"trace={calls}", "-o"]
     elif os.environ.get("CI") == "true":
-        pytest.fail("no strace here, which CI must have: apt-get install strace")
+        pytest.fail("CI must have strace: apt-get install strace")
     for index, command in enumerate(commands(out, bundle, provider)):
         trace = tmp_path / f"{index}.trace"
         prefix = [*watched, str(trace)] if watched else []
@@ -110,7 +115,7 @@ def test_encode_and_decode_make_no_socket_and_leave_home_empty(
         if watched:
             lines = trace.read_text().splitlines()
             assert any(GOLF_BALL.name in line or "feat.bin" in line for line in lines), (
-                "strace saw what was done"
+                "strace saw the command's own files"
             )
             assert [line for line in lines if re.search(r"\b(socket|connect)\(", line)] == []
             written = [
@@ -127,7 +132,7 @@ def test_encode_and_decode_make_no_socket_and_leave_home_empty(
 
 
 @pytest.mark.parametrize("home", [None, "/nonexistent", ""])
-def test_without_a_home_nothing_is_said(home: str | None, bundle: Path, tmp_path: Path) -> None:
+def test_without_a_home_nothing_is_printed(home: str | None, bundle: Path, tmp_path: Path) -> None:
     for command in commands(tmp_path, bundle, "cpu"):
         done = subprocess.run(
             command,
@@ -141,7 +146,8 @@ def test_without_a_home_nothing_is_said(home: str | None, bundle: Path, tmp_path
 
 
 def test_a_users_own_choice_stays() -> None:
-    code = "import os, runtime; print(os.environ['ORT_DISABLE_TELEMETRY'], os.environ['RAY_USAGE_STATS_ENABLED'])"
+    names = "ORT_DISABLE_TELEMETRY", "RAY_USAGE_STATS_ENABLED"
+    code = f"import os, runtime; print(*[os.environ[name] for name in {names}])"
     env = environment(ORT_DISABLE_TELEMETRY="0", RAY_USAGE_STATS_ENABLED="1")
     assert (
         subprocess.run(
@@ -156,10 +162,11 @@ def test_a_users_own_choice_stays() -> None:
     )
 
 
-def test_what_onnxruntime_had_begun_to_report_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that imports onnxruntime before `runtime`."""
+def test_telemetry_of_an_earlier_import_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a program that imports onnxruntime before `runtime`."""
     code = (
-        "import onnxruntime\nended = []\nonnxruntime.disable_telemetry_events = lambda: ended.append(1)\n"
+        "import onnxruntime\nended = []\n"
+        "onnxruntime.disable_telemetry_events = lambda: ended.append(1)\n"
         "import runtime.engine.onnxruntime\nassert ended == [1]\n"
     )
     done = subprocess.run(

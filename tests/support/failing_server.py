@@ -1,4 +1,7 @@
-"""A real HTTP server that fails as it is told: what edge-send is tested against besides cloud-serve itself."""
+"""A real HTTP server that fails on demand; edge-send is tested against it and cloud-serve.
+
+A Failure is a function that handles one request of a Handler instead of an answer.
+"""
 
 import http.server
 import json
@@ -20,6 +23,8 @@ Failure = Callable[["Handler"], None]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers a POST with CLASSES, unless its server has a failure for it."""
+
     protocol_version = "HTTP/1.1"
     server: "FailingServer"  # type: ignore[assignment]
 
@@ -44,7 +49,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200, {"classes": CLASSES})
 
     def do_CONNECT(self) -> None:
-        """As a proxy that is asked for a tunnel, and makes none."""
+        """Fail as a proxy that is asked for a tunnel."""
         with self.server.mutex:
             self.server.posts.append(
                 {
@@ -59,6 +64,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         failure(self)
 
     def answer(self, status: int, content: Any, **headers: str) -> None:
+        """Send a response; content that is not bytes is sent as JSON."""
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response_only(status)
         for name, value in headers.items():
@@ -74,7 +80,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class FailingServer(http.server.ThreadingHTTPServer):
-    """Answers with CLASSES, but for the failures in `script`, which come first, one a post."""
+    """Answers with CLASSES, unless one of these has a failure for the request, in this order.
+
+    Attributes:
+        poison: body -> failure.
+        script: the failures of the next requests, None for an answer.
+        chances: failures, one of which is drawn at random for half of the requests.
+        always: the failure of all other requests.
+        posts: all requests so far.
+        answered: how often each Idempotency-Key was answered.
+    """
 
     daemon_threads = True
 
@@ -84,7 +99,7 @@ class FailingServer(http.server.ThreadingHTTPServer):
         self.script: list[Failure | None] = []
         self.always: Failure | None = None
         self.poison: dict[bytes, Failure] = {}
-        self.chances: list[Failure] = []  # drawn from at random, half of the time
+        self.chances: list[Failure] = []
         self.random = random.Random(1)
         self.posts: list[dict[str, Any]] = []
         self.answered: Counter[str] = Counter()
@@ -104,13 +119,14 @@ class FailingServer(http.server.ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, *_: object) -> None:
-        pass  # clients that are killed
+        """Nothing: tests kill clients."""
 
     @property
     def url(self) -> str:
         return f"{self.scheme}://localhost:{self.server_address[1]}"
 
     def next_failure(self, body: bytes) -> Failure | None:
+        """The failure of a request with this body; None for an answer."""
         if body in self.poison:
             return self.poison[body]
         if self.script:
@@ -121,34 +137,36 @@ class FailingServer(http.server.ThreadingHTTPServer):
 
 
 def status(code: int, content: Any = b"", **headers: str) -> Failure:
+    """A failure with this status."""
     return lambda handler: handler.answer(code, content, **headers)
 
 
 def refusal(code: int, name: str, **headers: str) -> Failure:
-    """As cloud-serve refuses."""
+    """A failure in the form of cloud-serve's refusals."""
     return status(code, {"code": name, "error": f"it is {name}"}, **headers)
 
 
 def hang_up(handler: Handler) -> None:
-    """Take the post and close the connection without a word."""
+    """Read the request and close the connection without an answer."""
     handler.close_connection = True
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
 def answer_and_hang_up(handler: Handler) -> None:
-    """Work, and lose the answer: what makes a delivery happen twice."""
+    """Count the request as answered, but lose the answer, so that it is sent again."""
     with handler.server.mutex:
         handler.server.answered[handler.headers["Idempotency-Key"]] += 1
     hang_up(handler)
 
 
 def silence(handler: Handler) -> None:
+    """Never answer."""
     time.sleep(3)
     handler.close_connection = True
 
 
 def drip(handler: Handler) -> None:
-    """Begin an answer that does not end."""
+    """Send an answer very slowly, and not to its end."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
     for _ in range(100):
         handler.wfile.write(b" ")
@@ -156,7 +174,7 @@ def drip(handler: Handler) -> None:
 
 
 def flood(handler: Handler) -> None:
-    """An answer far larger than any of cloud-serve's."""
+    """Send an answer far larger than any of cloud-serve's."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
     for _ in range(1000):
         handler.wfile.write(bytes(1 << 16))

@@ -1,69 +1,97 @@
-"""The coder again, in plain Python: slow, readable, and the oracle that the native one is held to.
+"""The coder once more, in plain Python: slow and readable, and the oracle for the native coder.
 
-Written from docs/FORMAT.md, section "Payload", and in its order. Works on lists of ints, and
-asserts what the native coder refuses.
+Written from docs/FORMAT.md, section 3; the headings below have the numbers of its subsections.
+
+A payload is what a list of steps leaves in 16-bit words. `narrow_steps`, `wide_steps` and
+`encode_small` list the steps of rows of symbols, in the order in which a decoder takes them. The
+encoder takes that list in reverse (`push`), because rANS is a stack: what was pushed last is popped
+first. The decoder (class `Decoder` and the `pop_...` functions) finds each step from its state.
+
+Words are a stack as well: a list whose last word is the decoder's next one.
+
+Always holds: decoding raises AssertionError or IndexError on every payload that the encoder does
+not write. The native coder refuses such a payload.
 """
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-ONE = 1 << 16  # frequencies sum to this
-LOWER = 1 << 16  # a lane's state lies in [2^16, 2^32)
+ONE = 1 << 16  # sum of a table's frequencies
+LOWER = 1 << 16  # a lane's state lies in [2^16, 2^32) between steps
 NARROW_LANES, WIDE_LANES = 2, 16
-WIDE_SYMBOLS = 16384
-RUN_FREQUENCY = 57344
+WIDE_SYMBOLS = 16384  # with fewer symbols in busy channels there is no wide part
+RUN_FREQUENCY = 57344  # a channel whose mode has at least this frequency is coded in runs
 MAX_RUN = 256
 LEVELS = 5
-MANY_CONTEXTS = 16  # channels with context tables from which on there are four lanes
+MANY_CONTEXTS = 16  # with at least as many channels that have context tables, four lanes
 
-Contexts = dict[int, tuple[list[int], list[list[int]]]]  # channel -> thresholds, 25 CDFs
+Rows = list[list[int]]  # a list for each channel
+Contexts = dict[int, tuple[list[int], Rows]]  # channel -> four thresholds, 25 CDFs
+
+
+# 3.1 What follows from a table
 
 
 @dataclass
 class Channel:
-    """A table, and what follows from it."""
+    """A channel's table, and what follows from it."""
 
     cdf: list[int]
     offset: int
 
     def __post_init__(self) -> None:
         frequencies = [b - a for a, b in zip(self.cdf, self.cdf[1:], strict=False)]
-        self.in_table = len(frequencies) - 1
+        self.in_table = len(frequencies) - 1  # entries that stand for symbols; then the escape
         self.mode = max(range(self.in_table), key=lambda k: (frequencies[k], -k))
-        often = frequencies[self.mode]
-        self.in_runs = often >= RUN_FREQUENCY
+        self.in_runs = frequencies[self.mode] >= RUN_FREQUENCY
         self.values, self.runs = self.cdf, [0]
         if self.in_runs:
-            # The table without its mode, scaled to 2^16; entry k of it is symbol entry k, or k + 1 from the mode on.
-            without = self.cdf[: self.mode + 1] + [
-                start - often for start in self.cdf[self.mode + 2 :]
-            ]
-            self.values = [start * ONE // (ONE - often) for start in without]
-            # runs[k] is the start of "k modes"; what lies from runs[k] on is "k modes or more".
-            survival = 1 << 47
-            while len(self.runs) <= MAX_RUN:
-                survival = survival * often >> 16
-                start = ONE - (survival >> 31)
-                if start in (self.runs[-1], ONE):
-                    break
-                self.runs.append(start)
+            self.values = self._without_mode(frequencies[self.mode])
+            self.runs = self._run_starts(frequencies[self.mode])
         self.max_run = len(self.runs) - 1
 
+    def _without_mode(self, frequency: int) -> list[int]:
+        """The distribution of a symbol, given that it is not the mode: sums scaled to 2^16."""
+        sums = self.cdf[: self.mode + 1]
+        sums += [start - frequency for start in self.cdf[self.mode + 2 :]]
+        return [start * ONE // (ONE - frequency) for start in sums]
+
+    def _run_starts(self, frequency: int) -> list[int]:
+        """The start of each entry k ("k modes"): the probability of fewer than k modes.
+
+        That of k or more is the k-th power of the mode's, computed with 47 fractional bits.
+        """
+        starts, survival = [0], 1 << 47
+        while len(starts) <= MAX_RUN:
+            survival = survival * frequency >> 16
+            start = ONE - (survival >> 31)
+            if start in (starts[-1], ONE):
+                break
+            starts.append(start)
+        return starts
+
     def entry(self, symbol: int) -> int:
-        """Index in `values`; the last one is the escape."""
+        """The entry of a symbol in `cdf`; the last one is the escape."""
         k = symbol - self.offset
-        if not 0 <= k < self.in_table:
-            return len(self.values) - 2
+        return k if 0 <= k < self.in_table else self.in_table
+
+    def value(self, symbol: int) -> int:
+        """The entry of a symbol in `values`, where a mode in runs has none."""
+        k = self.entry(symbol)
         return k - (self.in_runs and k > self.mode)
 
-    def symbol(self, entry: int) -> int | None:
-        """Inverse of `entry`; None for the escape."""
-        if entry == len(self.values) - 2:
-            return None
-        return self.offset + entry + (self.in_runs and entry >= self.mode)
+    def symbol(self, value: int) -> int | None:
+        """Inverse of `value`; None for the escape."""
+        k = value + (self.in_runs and value >= self.mode)
+        return self.offset + k if k < self.in_table else None
 
     def digits(self, symbol: int) -> list[int]:
-        """What follows an escape: the distance from the table in base 128, least significant first."""
+        """An escaped symbol's distance from the table in base 128, least significant digit first.
+
+        All digits but the last have 128 added.
+        """
         end = self.offset + self.in_table
         distance = 2 * (symbol - end) if symbol >= end else 2 * (self.offset - 1 - symbol) + 1
         digits = []
@@ -73,292 +101,300 @@ class Channel:
         return [*digits, distance]
 
 
+# 3.2 Lanes and steps
+
+
+class Entry(NamedTuple):
+    """A step: the part [start, start + frequency) of a table's 2^16."""
+
+    lane: int
+    start: int
+    frequency: int
+
+
+class Bits(NamedTuple):
+    """A step: `width` raw bits."""
+
+    lane: int
+    width: int
+    bits: int
+
+
+Step = Entry | Bits
+
+
+def table_step(lane: int, cdf: list[int], entry: int) -> Entry:
+    return Entry(lane, cdf[entry], cdf[entry + 1] - cdf[entry])
+
+
+def digit_steps(lane: int, channel: Channel, symbol: int) -> Iterator[Step]:
+    """What follows the entry of a symbol: digits if that is the escape, else nothing."""
+    if channel.entry(symbol) == channel.in_table:
+        yield from (Bits(lane, 8, digit) for digit in channel.digits(symbol))
+
+
+def value_steps(lane: int, channel: Channel, symbol: int) -> Iterator[Step]:
+    """A symbol as an entry of `values`, then its digits if that is the escape."""
+    yield table_step(lane, channel.values, channel.value(symbol))
+    yield from digit_steps(lane, channel, symbol)
+
+
+def push(lanes: list[int], steps: list[Step], words: list[int]) -> None:
+    """Encode steps, the last one first: section 3.6."""
+    for step in reversed(steps):
+        state = lanes[step.lane]
+        # A word leaves if the state would otherwise reach 2^32.
+        limit = step.frequency << 16 if isinstance(step, Entry) else 1 << (32 - step.width)
+        if state >= limit:
+            words.append(state & 0xFFFF)
+            state >>= 16
+        if isinstance(step, Entry):
+            quotient, remainder = divmod(state, step.frequency)
+            lanes[step.lane] = (quotient << 16) + remainder + step.start
+        else:
+            lanes[step.lane] = state << step.width | step.bits
+
+
+class Decoder:
+    """Lanes that take words from a shared stack."""
+
+    def __init__(self, words: list[int], lanes: int):
+        """Reads the first states: section 3.3."""
+        self.words = words
+        self.lanes = [words.pop() | words.pop() << 16]
+        assert self.lanes[0] >= LOWER
+        for lane in range(lanes - 1):
+            width = self.pop_bits(lane, 4)
+            high = 1 << width | self.pop_bits(lane, width)
+            self.lanes.append(high << 16 | words.pop())
+
+    def _set(self, lane: int, state: int) -> None:
+        """After either kind of step: a state below 2^16 takes a word."""
+        self.lanes[lane] = state if state >= LOWER else state << 16 | self.words.pop()
+
+    def pop_bits(self, lane: int, width: int) -> int:
+        state = self.lanes[lane]
+        self._set(lane, state >> width)
+        return state & ((1 << width) - 1)
+
+    def pop_entry(self, lane: int, cdf: list[int]) -> int:
+        """The index of the entry that covers the state's low 16 bits."""
+        state = self.lanes[lane]
+        slot = state & 0xFFFF
+        entry = bisect_right(cdf, slot) - 1
+        self._set(lane, (cdf[entry + 1] - cdf[entry]) * (state >> 16) + slot - cdf[entry])
+        return entry
+
+    def pop_digits(self, lane: int, channel: Channel) -> int:
+        """An escaped symbol. Its digits have to be those that an encoder writes for it."""
+        digits: list[int] = []
+        while not digits or digits[-1] >= 128:
+            digits.append(self.pop_bits(lane, 8))
+        distance = sum((digit % 128) << (7 * place) for place, digit in enumerate(digits))
+        half = distance // 2
+        below, above = channel.offset - 1 - half, channel.offset + channel.in_table + half
+        symbol = below if distance % 2 else above
+        assert digits == channel.digits(symbol)
+        assert -32767 <= symbol <= 32767
+        return symbol
+
+    def pop_value(self, lane: int, channel: Channel) -> int:
+        symbol = channel.symbol(self.pop_entry(lane, channel.values))
+        return self.pop_digits(lane, channel) if symbol is None else symbol
+
+
+# 3.3 Parts of a plain payload
+
+
 def parts(channels: list[Channel], row: int) -> tuple[list[int], list[int]]:
-    """Indexes of the channels of the wide part and of the narrow part, both in order."""
+    """The indexes of the wide part's channels and of the narrow part's, both in order."""
     busy = [c for c, channel in enumerate(channels) if not channel.in_runs]
     wide = busy[:-1] if len(busy) * row >= WIDE_SYMBOLS else []
     return wide, [c for c in range(len(channels)) if c not in wide]
 
 
-# A step of a part: which lane, and either the entry's start and frequency, or a digit.
-Step = tuple[int, int, int] | tuple[int, int]
+def push_states(lanes: list[int], words: list[int]) -> None:
+    """Write the encoder's last states, which are the decoder's first ones.
+
+    A lane's low half is a word. Its high half has its bits in the lane before it.
+    """
+    for lane in range(len(lanes) - 1, 0, -1):
+        words.append(lanes[lane] & 0xFFFF)
+        high = lanes[lane] >> 16
+        width = high.bit_length() - 1
+        push(lanes, [Bits(lane - 1, 4, width), Bits(lane - 1, width, high ^ 1 << width)], words)
+    words += [lanes[0] >> 16, lanes[0] & 0xFFFF]
 
 
-def narrow_steps(channel: Channel, row: list[int]) -> list[Step]:
-    """The steps of one row in the narrow part, in the decoder's order."""
-    steps: list[Step] = []
-
-    def value(lane: int, symbol: int) -> None:
-        entry = channel.entry(symbol)
-        steps.append(
-            (lane, channel.values[entry], channel.values[entry + 1] - channel.values[entry])
-        )
-        if channel.symbol(entry) is None:
-            steps.extend((lane, digit) for digit in channel.digits(symbol))
-
+def narrow_steps(channel: Channel, row: list[int]) -> Iterator[Step]:
+    """The steps of one row in the narrow part."""
     if not channel.in_runs:
         for i, symbol in enumerate(row):
-            value(i % 2, symbol)
-        return steps
+            yield from value_steps(i % 2, channel, symbol)
+        return
     mode, i = channel.offset + channel.mode, 0
     while i < len(row):
         most = min(channel.max_run, len(row) - i)
         run = 0
         while run < most and row[i + run] == mode:
             run += 1
+        yield table_step(0, [*channel.runs[: most + 1], ONE], run)
         i += run
-        if run == most:
-            steps.append((0, channel.runs[run], ONE - channel.runs[run]))
-        else:
-            steps.append((0, channel.runs[run], channel.runs[run + 1] - channel.runs[run]))
-            value(1, row[i])
+        if run < most:
+            yield from value_steps(1, channel, row[i])
             i += 1
-    return steps
 
 
-def level(thresholds: list[int], symbol: int) -> int:
-    return sum(symbol >= threshold for threshold in thresholds)
+def pop_narrow(decoder: Decoder, channel: Channel, row: int) -> list[int]:
+    if not channel.in_runs:
+        return [decoder.pop_value(i % 2, channel) for i in range(row)]
+    values: list[int] = []
+    while len(values) < row:
+        most = min(channel.max_run, row - len(values))
+        run = decoder.pop_entry(0, [*channel.runs[: most + 1], ONE])
+        values += [channel.offset + channel.mode] * run
+        if run < most:
+            values.append(decoder.pop_value(1, channel))
+    return values
 
 
-def context_of(thresholds: list[int], values: list[int], at: int, columns: int) -> int:
-    """Of the symbol at position `at`: only what lies before it in `values` is looked at."""
-    above = values[at - columns] if at >= columns else 0
-    left = values[at - 1] if at % columns else 0
-    return LEVELS * level(thresholds, above) + level(thresholds, left)
-
-
-def groups(contexts: Contexts) -> tuple[int, list[list[int]]]:
-    """How many lanes a small payload has, and the channels with context tables that go side by side."""
-    lanes = 2 if len(contexts) < MANY_CONTEXTS else 4
-    channels = sorted(contexts)
-    whole = len(channels) // lanes * lanes
-    return lanes, [channels[i : i + lanes] for i in range(0, whole, lanes)] + [
-        [c] for c in channels[whole:]
-    ]
-
-
-def wide_steps(channel: Channel, row: list[int]) -> list[Step]:
-    """The steps of one row in the wide part: of sixteen symbols the entries first, then the digits."""
-    steps: list[Step] = []
+def wide_steps(channel: Channel, row: list[int]) -> Iterator[Step]:
+    """The steps of one row in the wide part: in groups of sixteen, entries first, then digits."""
     for begin in range(0, len(row), WIDE_LANES):
         group = row[begin : begin + WIDE_LANES]
         for lane, symbol in enumerate(group):
-            entry = channel.entry(symbol)
-            steps.append(
-                (lane, channel.values[entry], channel.values[entry + 1] - channel.values[entry])
-            )
+            yield table_step(lane, channel.values, channel.value(symbol))
         for lane, symbol in enumerate(group):
-            if channel.symbol(channel.entry(symbol)) is None:
-                steps.extend((lane, digit) for digit in channel.digits(symbol))
-    return steps
+            yield from digit_steps(lane, channel, symbol)
 
 
-def push(lanes: list[int], steps: list[Step], words: list[int]) -> None:
-    """Encode steps, the last one first; `words` grows backwards, its last is the decoder's first."""
-    for lane, *what in reversed(steps):
-        state = lanes[lane]
-        if len(what) == 1:
-            lanes[lane] = push_bits(state, 8, what[0], words)
-            continue
-        start, frequency = what
-        if state >= frequency << 16:
-            words.append(state & 0xFFFF)
-            state >>= 16
-        lanes[lane] = (state // frequency << 16) + state % frequency + start
+def pop_wide(decoder: Decoder, channel: Channel, row: int) -> list[int]:
+    values: list[int] = []
+    for begin in range(0, row, WIDE_LANES):
+        lanes = range(min(WIDE_LANES, row - begin))
+        group = [channel.symbol(decoder.pop_entry(lane, channel.values)) for lane in lanes]
+        values += [
+            decoder.pop_digits(lane, channel) if symbol is None else symbol
+            for lane, symbol in enumerate(group)
+        ]
+    return values
 
 
-def push_bits(state: int, count: int, bits: int, words: list[int]) -> int:
-    if state >= 1 << (32 - count):
-        words.append(state & 0xFFFF)
-        state >>= 16
-    return state << count | bits
+def to_channels(cdfs: Rows, offsets: list[int]) -> list[Channel]:
+    return [Channel(cdf, offset) for cdf, offset in zip(cdfs, offsets, strict=True)]
 
 
-def push_states(lanes: list[int], words: list[int]) -> None:
-    """The last states: of all lanes but the first the low half as a word, the high half's bits in the lane before."""
-    for lane in range(len(lanes) - 1, 0, -1):
-        words.append(lanes[lane] & 0xFFFF)
-        high = lanes[lane] >> 16
-        bits = high.bit_length() - 1
-        lanes[lane - 1] = push_bits(lanes[lane - 1], bits, high ^ 1 << bits, words)
-        lanes[lane - 1] = push_bits(lanes[lane - 1], 4, bits, words)
-    words += [lanes[0] >> 16, lanes[0] & 0xFFFF]
+def to_bytes(words: list[int]) -> bytes:
+    return b"".join(word.to_bytes(2, "little") for word in reversed(words))
 
 
-def encode(cdfs: list[list[int]], offsets: list[int], symbols: list[list[int]]) -> bytes:
+def to_words(payload: bytes) -> list[int]:
+    assert len(payload) % 2 == 0
+    return [int.from_bytes(payload[i : i + 2], "little") for i in range(len(payload) - 2, -1, -2)]
+
+
+def encode(cdfs: Rows, offsets: list[int], symbols: Rows) -> bytes:
     """symbols[channel][position] -> payload."""
-    channels = [Channel(cdf, offset) for cdf, offset in zip(cdfs, offsets, strict=True)]
+    channels = to_channels(cdfs, offsets)
     wide, narrow = parts(channels, len(symbols[0]))
     words: list[int] = []
     lanes = [LOWER] * NARROW_LANES
     push(lanes, [step for c in narrow for step in narrow_steps(channels[c], symbols[c])], words)
     push_states(lanes, words)
     if wide:
-        # The wide lanes begin with the narrow part's first words in their low halves.
+        # The narrow part's first words become the low halves of the wide lanes' first states.
         lanes = [LOWER | (words.pop() if words else 0) for _ in range(WIDE_LANES)]
         push(lanes, [step for c in wide for step in wide_steps(channels[c], symbols[c])], words)
         push_states(lanes, words)
-    return b"".join(word.to_bytes(2, "little") for word in reversed(words))
+    return to_bytes(words)
+
+
+def decode(cdfs: Rows, offsets: list[int], payload: bytes, row: int) -> Rows:
+    """Inverse of `encode`, with `row` symbols a channel."""
+    channels, words = to_channels(cdfs, offsets), to_words(payload)
+    wide, narrow = parts(channels, row)
+    symbols: Rows = [[]] * len(channels)
+    padded = False  # whether the wide lanes may carry words that the narrow part lacks
+    if wide:
+        decoder = Decoder(words, WIDE_LANES)
+        for c in wide:
+            symbols[c] = pop_wide(decoder, channels[c], row)
+        assert all(state >> 16 == 1 for state in decoder.lanes)
+        padded = not words
+        words += [state & 0xFFFF for state in reversed(decoder.lanes)]
+    decoder = Decoder(words, NARROW_LANES)
+    for c in narrow:
+        symbols[c] = pop_narrow(decoder, channels[c], row)
+    assert decoder.lanes == [LOWER] * NARROW_LANES
+    assert not any(words) if padded else not words
+    return symbols
+
+
+# 3.5 Small payloads
+
+
+def context_of(thresholds: list[int], values: list[int], at: int, columns: int) -> int:
+    """The context at position `at` of a plane; only `values` before that position are read."""
+    above = values[at - columns] if at >= columns else 0
+    left = values[at - 1] if at % columns else 0
+    levels = [sum(symbol >= threshold for threshold in thresholds) for symbol in (above, left)]
+    return LEVELS * levels[0] + levels[1]
+
+
+def groups(contexts: Contexts) -> tuple[int, list[list[int]]]:
+    """The number of lanes, and the channels with context tables in groups coded side by side."""
+    lanes = 2 if len(contexts) < MANY_CONTEXTS else 4
+    channels = sorted(contexts)
+    whole = len(channels) // lanes * lanes
+    together = [channels[i : i + lanes] for i in range(0, whole, lanes)]
+    return lanes, together + [[c] for c in channels[whole:]]
 
 
 def encode_small(
-    cdfs: list[list[int]],
-    offsets: list[int],
-    contexts: Contexts,
-    symbols: list[list[int]],
-    columns: int,
+    cdfs: Rows, offsets: list[int], contexts: Contexts, symbols: Rows, columns: int
 ) -> bytes:
-    """symbols[channel][position] of rows of `columns` -> small payload."""
-    channels = [Channel(cdf, offset) for cdf, offset in zip(cdfs, offsets, strict=True)]
+    """symbols[channel][position], in rows of `columns` -> small payload."""
+    channels = to_channels(cdfs, offsets)
     lanes, side_by_side = groups(contexts)
-    steps = [
-        step
-        for c in range(len(channels))
-        if c not in contexts
-        for step in narrow_steps(channels[c], symbols[c])
-    ]
+    steps: list[Step] = []
+    for c, channel in enumerate(channels):
+        if c not in contexts:
+            steps += narrow_steps(channel, symbols[c])
     for group in side_by_side:
         for at in range(len(symbols[0])):
             for lane, c in enumerate(group):
                 thresholds, tables = contexts[c]
                 cdf = tables[context_of(thresholds, symbols[c], at, columns)]
-                k = symbols[c][at] - offsets[c]
-                entry = k if 0 <= k < channels[c].in_table else channels[c].in_table
-                steps.append((lane, cdf[entry], cdf[entry + 1] - cdf[entry]))
-                if entry == channels[c].in_table:
-                    steps.extend((lane, digit) for digit in channels[c].digits(symbols[c][at]))
+                steps.append(table_step(lane, cdf, channels[c].entry(symbols[c][at])))
+                steps += digit_steps(lane, channels[c], symbols[c][at])
     words: list[int] = []
     states = [LOWER] * lanes
     push(states, steps, words)
     push_states(states, words)
-    return b"".join(word.to_bytes(2, "little") for word in reversed(words))
-
-
-class Stream:
-    """Lanes that take words from a shared list, whose last one is next."""
-
-    def __init__(self, words: list[int], lanes: int):
-        self.words = words
-        self.lanes = [words.pop() | words.pop() << 16]
-        assert self.lanes[0] >= LOWER
-        for lane in range(lanes - 1):
-            bits = self.pop_bits(lane, 4)
-            high = 1 << bits | self.pop_bits(lane, bits)
-            self.lanes.append(high << 16 | words.pop())
-
-    def set(self, lane: int, state: int) -> None:
-        self.lanes[lane] = state if state >= LOWER else state << 16 | self.words.pop()
-
-    def pop_bits(self, lane: int, count: int) -> int:
-        state = self.lanes[lane]
-        self.set(lane, state >> count)
-        return state & ((1 << count) - 1)
-
-    def pop(self, lane: int, cdf: list[int]) -> int:
-        """Index of the entry that covers the lane's low 16 bits."""
-        state = self.lanes[lane]
-        slot = state & 0xFFFF
-        entry = bisect_right(cdf, slot) - 1
-        self.set(lane, (cdf[entry + 1] - cdf[entry]) * (state >> 16) + slot - cdf[entry])
-        return entry
-
-    def pop_digits(self, lane: int, channel: Channel) -> int:
-        digits: list[int] = []
-        while not digits or digits[-1] >= 128:
-            digits.append(self.pop_bits(lane, 8))
-        distance = sum((digit % 128) << (7 * place) for place, digit in enumerate(digits))
-        half = distance // 2
-        symbol = (
-            channel.offset - 1 - half if distance % 2 else channel.offset + channel.in_table + half
-        )
-        assert digits == channel.digits(symbol)
-        assert -32767 <= symbol <= 32767
-        return symbol
-
-    def pop_value(self, lane: int, channel: Channel) -> int:
-        symbol = channel.symbol(self.pop(lane, channel.values))
-        return self.pop_digits(lane, channel) if symbol is None else symbol
-
-
-def pop_narrow(stream: Stream, channel: Channel, row: int) -> list[int]:
-    if not channel.in_runs:
-        return [stream.pop_value(i % 2, channel) for i in range(row)]
-    values: list[int] = []
-    while len(values) < row:
-        most = min(channel.max_run, row - len(values))
-        run = stream.pop(0, [*channel.runs[: most + 1], ONE])
-        values += [channel.offset + channel.mode] * run
-        if run < most:
-            values.append(stream.pop_value(1, channel))
-    return values
-
-
-def pop_wide(stream: Stream, channel: Channel, row: int) -> list[int]:
-    values: list[int] = []
-    for begin in range(0, row, WIDE_LANES):
-        group = [
-            channel.symbol(stream.pop(lane, channel.values))
-            for lane in range(min(WIDE_LANES, row - begin))
-        ]
-        values += [
-            stream.pop_digits(lane, channel) if symbol is None else symbol
-            for lane, symbol in enumerate(group)
-        ]
-    return values
-
-
-def decode(cdfs: list[list[int]], offsets: list[int], payload: bytes, row: int) -> list[list[int]]:
-    """Payload -> symbols[channel][position]; AssertionError or IndexError on anything but what `encode` writes."""
-    assert len(payload) % 2 == 0
-    channels = [Channel(cdf, offset) for cdf, offset in zip(cdfs, offsets, strict=True)]
-    wide, narrow = parts(channels, row)
-    words = [int.from_bytes(payload[i : i + 2], "little") for i in range(0, len(payload), 2)]
-    words.reverse()
-    symbols: list[list[int]] = [[]] * len(channels)
-    padded = False
-    if wide:
-        stream = Stream(words, WIDE_LANES)
-        for c in wide:
-            symbols[c] = pop_wide(stream, channels[c], row)
-        assert all(state >> 16 == 1 for state in stream.lanes)
-        padded = not words
-        words += [state & 0xFFFF for state in reversed(stream.lanes)]
-    stream = Stream(words, NARROW_LANES)
-    for c in narrow:
-        symbols[c] = pop_narrow(stream, channels[c], row)
-    assert stream.lanes == [LOWER] * NARROW_LANES
-    assert not any(words) if padded else not words
-    return symbols
+    return to_bytes(words)
 
 
 def decode_small(
-    cdfs: list[list[int]],
-    offsets: list[int],
-    contexts: Contexts,
-    payload: bytes,
-    row: int,
-    columns: int,
-) -> list[list[int]]:
-    """Inverse of `encode_small`; AssertionError or IndexError on anything else than it writes."""
-    assert len(payload) % 2 == 0
-    channels = [Channel(cdf, offset) for cdf, offset in zip(cdfs, offsets, strict=True)]
+    cdfs: Rows, offsets: list[int], contexts: Contexts, payload: bytes, row: int, columns: int
+) -> Rows:
+    """Inverse of `encode_small`, with `row` symbols a channel."""
+    channels = to_channels(cdfs, offsets)
     lanes, side_by_side = groups(contexts)
-    words = [int.from_bytes(payload[i : i + 2], "little") for i in range(0, len(payload), 2)]
-    words.reverse()
-    stream = Stream(words, lanes)
-    symbols: list[list[int]] = [[] for _ in channels]
+    decoder = Decoder(to_words(payload), lanes)
+    symbols: Rows = [[] for _ in channels]
     for c, channel in enumerate(channels):
         if c not in contexts:
-            symbols[c] = pop_narrow(stream, channel, row)
+            symbols[c] = pop_narrow(decoder, channel, row)
     for group in side_by_side:
         for at in range(row):
             for lane, c in enumerate(group):
                 thresholds, tables = contexts[c]
-                entry = stream.pop(lane, tables[context_of(thresholds, symbols[c], at, columns)])
-                escape = entry == channels[c].in_table
+                cdf = tables[context_of(thresholds, symbols[c], at, columns)]
+                entry = decoder.pop_entry(lane, cdf)
+                escaped = entry == channels[c].in_table
                 symbols[c].append(
-                    stream.pop_digits(lane, channels[c]) if escape else offsets[c] + entry
+                    decoder.pop_digits(lane, channels[c]) if escaped else offsets[c] + entry
                 )
-    assert stream.lanes == [LOWER] * lanes
-    assert not words
+    assert decoder.lanes == [LOWER] * lanes
+    assert not decoder.words
     return symbols

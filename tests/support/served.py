@@ -6,23 +6,23 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from runtime.service import http as serve_http
-from runtime.service.app import Settings, create_app
+from runtime.service.app import create_app
+from runtime.service.http_server import HttpServer, make_server
+from runtime.service.settings import Settings
 
 
 @contextmanager
-def served(
-    settings: Settings, most: int = 1000
-) -> Iterator[tuple[serve_http.Server, tuple[str, int]]]:
-    """The server, of so many connections at most, and the address where it listens; ended at the end."""
+def served(settings: Settings, limit: int = 1000) -> Iterator[tuple[HttpServer, tuple[str, int]]]:
+    """The server, with so many connections at most, and its address. It ends with the context."""
     started = threading.Event()
-    server = serve_http.make_server(create_app(settings), started.set, most)
     listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    address = listener.getsockname()
+    server = make_server(create_app(settings), listener, started.set, limit)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
     assert started.wait(60)
     try:
-        yield server, listener.getsockname()
+        yield server, address
     finally:
         server.should_exit = True
         thread.join(60)

@@ -1,4 +1,4 @@
-"""Packs of feature files: written whole, read within limits, classified row by row; and every Parquet file that is refused."""
+"""Packs: written whole, read within limits, classified by row, and refused if they are damaged."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def pack(tmp_path: Path, encoder: EdgeEncoder, feature_bytes: bytes) -> Path:
 
 
 def foreign(path: Path, feature_bytes: bytes, **changed: Any) -> Path:
-    """A pack of one row as another program might write it: without metadata, with these columns changed, or left out if None."""
+    """A pack of one row without metadata; `changed` replaces columns; None leaves one out."""
     columns = {
         "key": pa.array(["a"]),
         "feature_file": pa.array([feature_bytes]),
@@ -141,7 +141,7 @@ def test_each_row_has_its_class_or_its_error(
 def test_a_table_of_any_widths_or_dictionaries(
     decoder: CloudDecoder, feature_bytes: bytes, encoder: EdgeEncoder
 ) -> None:
-    """As Ray or another reader has it: the same predictions, images of several sizes among them."""
+    """As Ray or another reader gives it, with images of several sizes: the same predictions."""
     other = encoder.encode(
         Path(__file__).resolve().parents[3] / "docs" / "demo" / "golf_ball.jpg", as_is=True
     )
@@ -231,8 +231,8 @@ def test_a_row_group_of_absurd_size_is_not_read(
                 next(parquet.batches(pack))
 
 
-def test_a_value_that_many_rows_name_is_held_once(tmp_path: Path, feature_bytes: bytes) -> None:
-    """Of a dictionary's one large value a small file makes any number of rows: 200 rows, 1.6 GB if each were copied."""
+def test_a_value_that_many_rows_share_is_held_once(tmp_path: Path, feature_bytes: bytes) -> None:
+    """A small file may have many rows that share one large value: 1.6 GB if each had a copy."""
     large = bytes(8 << 20)
     path = foreign(
         tmp_path / "bomb.parquet",
@@ -244,7 +244,7 @@ def test_a_value_that_many_rows_name_is_held_once(tmp_path: Path, feature_bytes:
         width=pa.array([8] * 200, pa.int32()),
         height=pa.array([8] * 200, pa.int32()),
     )
-    # Written by one who hides that it is a dictionary: the same pages, and a schema of plain bytes.
+    # The same pages with a schema of plain bytes, which hides the dictionary.
     with (
         pytest.raises(errors.ParquetSchemaError, match="feature_file as dictionary"),
         parquet.open_pack(path),
@@ -272,7 +272,7 @@ def test_a_feature_file_of_absurd_size_is_a_refused_row(
     )
     assert found["error"][0].as_py() is None
     assert (
-        f"of {len(feature_bytes) + 1} bytes, {len(feature_bytes)} are decoded"
+        f"of {len(feature_bytes) + 1} bytes, at most {len(feature_bytes)} are decoded"
         in found["error"][1].as_py()
     )
 
@@ -341,7 +341,7 @@ def test_predictions_that_would_replace_their_pack_are_refused(
 
 
 def test_packs_and_predictions_through_pipes(pack: Path, bundle: Path, tmp_path: Path) -> None:
-    """Outputs go into a pipe, or to standard output; an input is read from its end."""
+    """Outputs may go into a pipe. An input may not be one, because it is read from its end."""
     golf_ball = Path(__file__).resolve().parents[3] / "docs" / "demo" / "golf_ball.jpg"
     for module, arguments, rows in (
         ("edge_encode", [golf_ball, "--pack", "-"], 1),

@@ -1,4 +1,4 @@
-"""What all commands do alike: signals, errors, and lines on streams that are closed, full, left, or lack letters."""
+"""What all commands share: signals, errors, and lines on streams that are closed or full."""
 
 import argparse
 import asyncio
@@ -30,14 +30,14 @@ SIGNALS = [
 
 
 def call(work: Any) -> int:
-    """A command's `main` that does `work`; gives its status."""
+    """Run a command whose `main` calls `work`; gives its status."""
     return command.command("c")(lambda argv: work() or 0)()
 
 
 def python(
     code: str, shell: str = '"$0" -c "$1"', **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run `code`, a command's lines, by a shell line that sets its streams."""
+    """Run `code` by a line of bash that sets its streams; $0 is Python, and $1 the program."""
     program = f"import os, signal, sys\nfrom runtime.cli import command\n{code}"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     arguments = ["bash", "-c", shell, sys.executable, program]
@@ -68,7 +68,7 @@ def test_a_signal_is_one_line_and_its_status(
 
 
 def test_a_signal_that_the_caller_ignores_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `nohup` has it."""
+    """As `nohup` does."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert call(lambda: os.kill(os.getpid(), signal.SIGHUP)) == 0
@@ -77,7 +77,7 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("number", "line"), SIGNALS)
-def test_an_error_that_a_library_makes_of_a_signal(
+def test_a_library_that_replaces_the_exception_of_a_signal(
     number: signal.Signals, line: str, capsys: Capture
 ) -> None:
     def work() -> None:
@@ -122,7 +122,7 @@ def test_a_second_signal_ends_at_once(second: str) -> None:
 
 
 def test_signals_that_come_together_are_one() -> None:
-    """As those of `timeout` and systemd."""
+    """As `timeout` and systemd send them."""
     done = python(CLEANING.format(seconds=1e9, second="signal.SIGHUP"))
     assert (done.returncode, done.stdout, done.stderr) == (
         143,
@@ -158,7 +158,7 @@ def test_errors_of_the_system_are_explained() -> None:
         command.explain(OSError(errno.EXDEV, "Invalid cross-device link", "a", None, "b"))
         == "a and b: Invalid cross-device link"
     )
-    assert command.explain(OSError("a library's own words")) == "a library's own words"
+    assert command.explain(OSError("a text of a library")) == "a text of a library"
     assert command.explain(PermissionError(errno.EACCES, "Permission denied", b"x")).startswith(
         "x: Permission denied: change its"
     )
@@ -208,20 +208,41 @@ def test_streams_that_take_nothing_stop_nothing(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a device of Linux")
-def test_help_that_cannot_be_printed() -> None:
-    code = 'command.command("c")(lambda argv: __import__("argparse").ArgumentParser("c").parse_args(sys.argv[1:]))()'
-    done = python(code, '"$0" -c "$1" --help >/dev/full')
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_help_that_cannot_be_printed(unbuffered: str) -> None:
+    """argparse itself ignores the error of a write that does not wait in a buffer."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+
+    def run(streams: str) -> subprocess.CompletedProcess[str]:
+        code = 'command.command("c")(lambda argv: command.Parser("c").parse_args(sys.argv[1:]))()'
+        return python(code, f'"$0" -c "$1" {streams}', env=environment)
+
+    done = run("--help >/dev/full")
     assert (done.returncode, done.stderr) == (
         1,
         "c: lines for standard output were lost: No space left on device\n",
     )
-    done = python(code, '"$0" -c "$1" --wrong 2>/dev/full')
-    assert (done.returncode, done.stderr) == (2, "")
-    assert python(code, '"$0" -c "$1" --help >&-').returncode == 0
+    done = run("--wrong 2>/dev/full")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+    assert run("--wrong 2>&-").returncode == 2
+    assert run("--help >&-").returncode == 0
+    assert run("--help").stdout.startswith("usage: c [-h]\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a device of Linux")
+@pytest.mark.parametrize("name", ["edge_encode", "edge_send", "cloud_decode", "cloud_serve"])
+def test_the_help_of_each_command(name: str) -> None:
+    shell = f'PYTHONUNBUFFERED=1 "$0" -m runtime.cli.{name} --help >/dev/full'
+    done = python("", shell)
+    assert done.returncode == 1
+    assert done.stderr.endswith("lines for standard output were lost: No space left on device\n")
 
 
 def test_descriptors_that_are_closed_become_no_files(tmp_path: Path) -> None:
-    code = 'command.command("c")(lambda argv: print(open("x", "w").fileno(), file=open("y", "w")) or 0)()'
+    code = (
+        'command.command("c")'
+        '(lambda argv: print(open("x", "w").fileno(), file=open("y", "w")) or 0)()'
+    )
     python(
         code,
         '"$0" -c "$1" <&- >&- 2>&-',
@@ -231,11 +252,14 @@ def test_descriptors_that_are_closed_become_no_files(tmp_path: Path) -> None:
     assert int((tmp_path / "y").read_text()) > 2
 
 
-def test_a_stream_that_does_not_wait_loses_nothing() -> None:
-    """Another program may have set it so; its reader is slow."""
+def test_a_non_blocking_stream_loses_nothing() -> None:
+    """Another program may have made it non-blocking."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    code = 'command.command("c")(lambda argv: [command.say("x" * 999, sys.stdout) for _ in range(500)] and 0)()'
+    code = (
+        'command.command("c")'
+        '(lambda argv: [command.say("x" * 999, sys.stdout) for _ in range(500)] and 0)()'
+    )
     child = subprocess.Popen(
         [sys.executable, "-c", f"import sys\nfrom runtime.cli import command\n{code}"],
         stdout=writer,
@@ -247,7 +271,7 @@ def test_a_stream_that_does_not_wait_loses_nothing() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "utf-16"])
-def test_letters_that_a_stream_lacks_become_escapes(encoding: str) -> None:
+def test_characters_that_an_encoding_lacks_become_escapes(encoding: str) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding)
     command.say("caf\udce9 \u65e5 \x1b[31m\r", stream)
     assert isinstance(stream.buffer, io.BytesIO)

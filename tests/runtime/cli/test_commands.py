@@ -1,9 +1,8 @@
-"""edge-encode and cloud-decode as their users call them: arguments, streams, exit statuses, JSON."""
+"""edge-encode and cloud-decode as users call them: arguments, pipes, exit statuses, JSON."""
 
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -11,38 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import GOLF_BALL, Capture, command
 from numpy.typing import NDArray
 from PIL import Image
 
 from runtime import files
 from runtime.cli import cloud_decode as cloud_cli
 from runtime.cli import edge_encode as edge_cli
+from runtime.cli import image_arguments
 from runtime.codec import feature_file
 from runtime.codec.feature_file import Profile
 
-GOLF_BALL = Path(__file__).resolve().parents[3] / "docs" / "demo" / "golf_ball.jpg"
-Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def default_bundle(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGECLOUD_BUNDLE", str(bundle))
-
-
-@pytest.fixture
-def feat(tmp_path: Path, feature_bytes: bytes) -> Path:
-    path = tmp_path / "feat.bin"
-    path.write_bytes(feature_bytes)
-    return path
-
-
-def command(name: str, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", f"runtime.cli.{name}", *arguments],
-        input=stdin,
-        capture_output=True,
-        check=False,
-    )
+pytestmark = pytest.mark.usefixtures("default_bundle")
 
 
 def test_image_to_class(tmp_path: Path, feature_bytes: bytes, capsys: Capture) -> None:
@@ -72,7 +51,7 @@ def test_through_pipes(feature_bytes: bytes) -> None:
 def test_standard_input_without_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr(edge_cli, "_MAX_STDIN_BYTES", 1000)
+    monkeypatch.setattr(image_arguments, "MAX_IMAGE_BYTES", 1000)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(bytes(5000))))
     assert edge_cli.main(["-", "-o", str(tmp_path / "feat.bin")]) == 1
     assert "more than 1000 bytes" in capsys.readouterr().err
@@ -170,7 +149,7 @@ def test_a_refused_file_is_status_4_and_the_others_are_decoded(
     assert "bad.bin: " in captured.err
     assert text in captured.err
     assert "golf ball" in captured.out
-    assert not logits.exists(), "logits that lack a row are not written"
+    assert not logits.exists(), "logits with a missing row are not written"
 
 
 def test_another_bundles_file_is_status_4(feat: Path, random_bundle: Path, capsys: Capture) -> None:
@@ -233,96 +212,6 @@ def test_logits_that_would_replace_an_input_are_refused(
     assert (done.returncode, done.stdout) == (1, "")
     assert "the input on standard input" in done.stderr
     assert feat.read_bytes() == before
-
-
-def test_logits_into_what_is_no_file(feat: Path, tmp_path: Path, capsys: Capture) -> None:
-    assert cloud_cli.main([str(feat), "--logits", os.devnull]) == 0
-    assert Path(os.devnull).is_char_device()
-    assert cloud_cli.main([str(feat), "--logits", str(tmp_path)]) == 1
-    assert "is a folder: name a file in it" in capsys.readouterr().err
-    assert cloud_cli.main([str(feat), "--logits", "/dev/full"]) == 1
-    assert "cannot write the logits: /dev/full: No space left on device" in capsys.readouterr().err
-
-
-def test_what_goes_to_standard_output_by_its_name_is_alone_there(
-    feat: Path, feature_bytes: bytes
-) -> None:
-    encoded = command("edge_encode", str(GOLF_BALL), "-o", "/dev/stdout")
-    assert (encoded.returncode, encoded.stdout) == (0, feature_bytes)
-    assert b"-> /dev/stdout: " in encoded.stderr
-    logits = command("cloud_decode", str(feat), "--logits", "/dev/stdout")
-    assert np.load(io.BytesIO(logits.stdout)).shape == (1, 10)
-
-
-def shell(line: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A command line in bash; $0 is this interpreter."""
-    done = ["bash", "-c", line, sys.executable, *map(str, arguments)]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    return subprocess.run(done, capture_output=True, text=True, check=False, env=environment)
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a device of Linux")
-def test_reports_that_nobody_takes_stop_no_encoding(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    for name in "abc":
-        shutil.copy(GOLF_BALL, tmp_path / "photos" / f"{name}.jpg")
-    for index, (streams, status, err) in enumerate(
-        (
-            ("<&- >&- 2>&-", 0, ""),
-            ("2>&1 | exec true; exit ${PIPESTATUS[0]}", 0, ""),
-            (
-                ">/dev/full",
-                1,
-                "edge-encode: lines for standard output were lost: No space left on device\n",
-            ),
-        )
-    ):
-        out = tmp_path / f"out{index}"
-        done = shell(
-            f'"$0" -m runtime.cli.edge_encode "$1" -o "$2" {streams}', tmp_path / "photos", out
-        )
-        assert (done.returncode, done.stdout, done.stderr) == (status, "", err)
-        assert sorted(path.name for path in out.iterdir()) == ["a.bin", "b.bin", "c.bin"]
-
-
-def test_a_closed_stream_that_is_needed_is_refused(feat: Path) -> None:
-    for line, text in (
-        (
-            '"$0" -m runtime.cli.edge_encode - -o "$1.new" <&-',
-            "standard input is closed: name a file",
-        ),
-        ('"$0" -m runtime.cli.edge_encode "$2" -o - >&-', "standard output is closed: name a file"),
-        (
-            '"$0" -m runtime.cli.cloud_decode "$1" >&-',
-            "standard output is closed, and nothing else is to be written: open it, or name a file",
-        ),
-        ('"$0" -m runtime.cli.cloud_decode - <&-', "standard input is closed: name a file"),
-    ):
-        done = shell(line, feat, GOLF_BALL)
-        assert done.returncode == 1
-        assert text in done.stderr
-        assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is a device of Linux")
-def test_decoding_stops_where_nobody_takes_what_comes_out(
-    feat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    files = [str(feat)] * 3
-    for options, note in (
-        (["--json"], "the last 2 of 3 files were not decoded"),
-        (["--info"], "the last 2 of 3 files were not decoded"),
-        (["--logits", str(tmp_path / "logits.npy")], None),
-    ):
-        with monkeypatch.context() as patched:
-            patched.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115
-            assert cloud_cli.main([*files, *options]) == 1
-            sys.stdout.close()
-        err = capsys.readouterr().err
-        assert "lines for standard output were lost: No space left on device" in err
-        assert ("not decoded" in err) is bool(note)
-        assert note is None or note in err
-    assert np.load(tmp_path / "logits.npy").shape == (3, 10)
 
 
 def test_tuning_measures_with_what_can_be_read(
@@ -410,7 +299,7 @@ def test_a_file_is_written_whole_or_not_at_all(
 
 
 def test_the_installed_commands_exist() -> None:
-    """The two names that users type, installed beside this interpreter."""
+    """The two commands by the names that users type."""
     for name in ("edge-encode", "cloud-decode"):
         result = subprocess.run(
             [Path(sys.executable).parent / name, "--version"],
@@ -422,9 +311,7 @@ def test_the_installed_commands_exist() -> None:
         assert result.stdout.startswith(name)
 
 
-def test_small_files_or_plain_ones(
-    bundle: Path, random_bundle: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_either_profile(bundle: Path, random_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "feat.bin"
     for options, profile in (
         ([], Profile.CONTEXT),

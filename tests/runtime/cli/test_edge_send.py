@@ -1,56 +1,19 @@
-"""The command: its words and exit codes, and that it loses nothing however often it is killed."""
+"""edge-send: its output, its exit statuses, and what it does with faults."""
 
 import json
-import os
-import random
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from failing_server import FailingServer, answer_and_hang_up, hang_up, refusal, status
+from failing_server import FailingServer, refusal, status
 from numpy.typing import NDArray
-from PIL import Image
+from sending import crops, is_delivered, results
 
-from runtime import CloudDecoder, EdgeEncoder
+from runtime import EdgeEncoder
 from runtime.cli.edge_send import EXIT_SPOOLED, main
 from runtime.delivery.spool import Spool, key_of
-
-
-@pytest.fixture
-def server() -> Iterator[FailingServer]:
-    with FailingServer() as server:
-        yield server
-
-
-@pytest.fixture
-def spool(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EDGECLOUD_SPOOL", str(tmp_path / "spool"))
-    monkeypatch.setenv("EDGECLOUD_BUNDLE", str(bundle))
-    return tmp_path / "spool"
-
-
-def crops(picture: NDArray[np.uint8], folder: Path, count: int) -> list[Path]:
-    """Different real pictures: places of one."""
-    folder.mkdir()
-    paths = []
-    for index in range(count):
-        top, left = 7 * (index // 20), 7 * (index % 20)
-        paths.append(folder / f"{index:03d}.png")
-        Image.fromarray(picture[top : top + 240, left : left + 240]).save(paths[-1])
-    return paths
-
-
-def results(spool: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (spool / "results.jsonl").read_text().splitlines()]
 
 
 def test_a_folder_is_encoded_delivered_and_recorded(
@@ -77,7 +40,7 @@ def test_a_folder_is_encoded_delivered_and_recorded(
     assert {result["image"] for result in results(spool)} == {str(path) for path in paths}
 
 
-def test_json_says_what_became_of_each(
+def test_json_has_the_outcome_of_each_image(
     server: FailingServer,
     spool: Path,
     golf_ball: NDArray[np.uint8],
@@ -140,7 +103,7 @@ def test_a_token_is_sent(
 
 
 @pytest.mark.parametrize("content", [b"", b"two words", b"a\nb", b"\xc3\xa9", b"x" * 5000, None])
-def test_a_token_file_that_is_none(
+def test_a_wrong_token_file_is_refused(
     content: bytes | None, spool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if content is not None:
@@ -150,13 +113,12 @@ def test_a_token_file_that_is_none(
     assert not spool.exists()
 
 
-def test_a_token_that_others_could_read_is_warned_of(
+def test_a_warning_if_others_could_read_the_token(
     spool: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "token").write_text("a-secret-token")
-    assert (
-        main(["--url", "http://192.0.2.1", "--token-file", str(tmp_path / "token")]) == 0
-    )  # nothing is there to send
+    # There is nothing to send.
+    assert main(["--url", "http://192.0.2.1", "--token-file", str(tmp_path / "token")]) == 0
     assert "http without TLS shows the token" in capsys.readouterr().err
 
 
@@ -201,20 +163,6 @@ def test_what_cannot_work_fails_at_once(
     assert capsys.readouterr().err.startswith("edge-send: ")
 
 
-@pytest.fixture
-def pending(spool: Path) -> Path:
-    """A spool in which a file of an earlier run waits."""
-    with Spool(spool) as opened:
-        opened.accept("earlier", b"earlier")
-    return spool
-
-
-def is_delivered(spool: Path) -> bool:
-    return [(result["image"], result["status"]) for result in results(spool)] == [
-        ("earlier", "delivered")
-    ]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -236,7 +184,7 @@ def is_delivered(spool: Path) -> bool:
         "closed input",
     ],
 )
-def test_faults_of_new_images_do_not_strand_the_spool(
+def test_faults_of_new_images_do_not_stop_the_spool(
     arguments: list[str],
     message: str,
     server: FailingServer,
@@ -254,7 +202,7 @@ def test_faults_of_new_images_do_not_strand_the_spool(
     assert is_delivered(pending)
     assert "1 delivered, 0 refused, " in out
     assert message in err
-    assert err.count("no bundle in") <= 1, "what is wrong with all images is said once"
+    assert err.count("no bundle in") <= 1, "what is wrong with all images is reported once"
 
 
 def test_faults_of_new_images_in_json(
@@ -271,7 +219,7 @@ def test_faults_of_new_images_in_json(
         "a.png": "failed",
         "b.png": "failed",
     }
-    assert last["error"].startswith("the encoder is not installed as a whole (")
+    assert last["error"].startswith("the encoder is not completely installed (")
     assert {**last, "error": None} == {
         "delivered": 1,
         "refused": 0,
@@ -301,7 +249,7 @@ def test_a_fault_in_one_argument_stops_no_other(
         (
             ["--url", "http://host", "--token-file", "missing"],
             {},
-            "the token's file cannot be read",
+            "the token file cannot be read",
         ),
         (["--url", "http://host", "--ca-file", "missing"], {}, "missing holds no certificates"),
         (
@@ -311,7 +259,7 @@ def test_a_fault_in_one_argument_stops_no_other(
         ),
     ],
 )
-def test_images_are_accepted_whatever_is_wrong_with_the_way(
+def test_images_are_accepted_with_a_wrong_endpoint(
     options: list[str],
     environment: dict[str, str],
     message: str,
@@ -342,7 +290,10 @@ def test_images_are_accepted_without_httpx(
     spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     (path,) = crops(golf_ball, tmp_path / "images", 1)
-    code = "import sys; sys.modules['httpx'] = None; from runtime.cli.edge_send import main; sys.exit(main(sys.argv[1:]))"
+    code = (
+        "import sys; sys.modules['httpx'] = None; from runtime.cli.edge_send import main; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, path, "--url", "http://host"],
         capture_output=True,
@@ -355,7 +306,7 @@ def test_images_are_accepted_without_httpx(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_what_waits_is_never_without_a_reason(
+def test_each_waiting_file_has_a_reason(
     server: FailingServer,
     pending: Path,
     capsys: pytest.CaptureFixture[str],
@@ -392,269 +343,3 @@ def test_a_spool_in_use(
     with Spool(spool):
         assert main(["--url", server.url]) == 1
     assert "in use by another edge-send" in capsys.readouterr().err
-
-
-@contextmanager
-def edge_send(arguments: list[str], stdin: int | None = None) -> Iterator["subprocess.Popen[str]"]:
-    """The command, which ends by SIGKILL unless it has ended."""
-    command = [sys.executable, "-m", "runtime.cli.edge_send", *arguments]
-    # What a shell runs in the background ignores Ctrl-C, and so would all that it starts.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        running = subprocess.Popen(
-            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
-    with running:
-        try:
-            yield running
-        finally:
-            running.kill()
-
-
-def test_standard_input_names_and_an_interrupt(
-    server: FailingServer, spool: Path, golf_ball: NDArray[np.uint8], tmp_path: Path
-) -> None:
-    (path,) = crops(golf_ball, tmp_path / "images", 1)
-    odd = path.with_name(os.fsdecode(b"caf\xe9.png"))
-    path.rename(odd)
-    command = [sys.executable, "-m", "runtime.cli.edge_send", "--url", server.url]
-    done = subprocess.run([*command, odd], capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert b"caf\\udce9.png: " in done.stdout
-    done = subprocess.run(
-        [*command, "-"],
-        input=(tmp_path / "images").joinpath(odd).read_bytes(),
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0
-    assert done.stdout.startswith(b"-: ")
-    server.always = hang_up
-    Image.fromarray(golf_ball[100:300, 100:300]).save(path)
-    with edge_send([str(path), "--url", server.url, "--attempts", "100"]) as running:
-        while len(server.posts) < 3:
-            assert running.poll() is None
-            time.sleep(0.01)
-        running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=30)
-    assert running.returncode == 130
-    assert (
-        err
-        == "edge-send: interrupted; what was accepted is in the spool, and the next run delivers it\n"
-    )
-    server.always = None
-    assert main(["--url", server.url]) == 0
-    assert len(results(spool)) == 2
-
-
-def test_input_that_does_not_end_and_sigterm(server: FailingServer, pending: Path) -> None:
-    with edge_send(["-", "--url", server.url], stdin=subprocess.PIPE) as running:
-        while not is_delivered(pending):
-            assert running.poll() is None
-            time.sleep(0.01)
-        running.send_signal(signal.SIGTERM)
-        running.wait(60)  # its input stays open
-        assert running.stderr
-        assert (
-            running.stderr.read()
-            == "edge-send: stopped by SIGTERM; what was accepted is in the spool, and the next run delivers it\n"
-        )
-    assert running.returncode == 143
-
-
-def full_pipe() -> tuple[int, int]:
-    """The ends of a pipe that takes no more."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    for size in (4096, 1):
-        with suppress(BlockingIOError):
-            while True:
-                os.write(writer, b"x" * size)
-    os.set_blocking(writer, True)
-    return reader, writer
-
-
-@pytest.mark.parametrize("stuck", ["stdout", "both"])
-def test_a_reader_that_does_not_read(stuck: str, server: FailingServer, spool: Path) -> None:
-    with Spool(spool) as opened:
-        for number in range(50):
-            opened.accept(f"image {number}", b"%d" % number)
-    reader, writer = full_pipe()
-    code = "import sys; from runtime.cli import edge_send, reporter; reporter._PATIENCE = 0.3; sys.exit(edge_send.main(sys.argv[1:]))"
-    stderr = writer if stuck == "both" else subprocess.PIPE
-    try:
-        command = [sys.executable, "-c", code, "--url", server.url]
-        done = subprocess.run(
-            command, stdout=writer, stderr=stderr, check=False, timeout=120, text=True
-        )
-    finally:
-        os.close(reader)
-        os.close(writer)
-    assert done.returncode == 1
-    assert len(results(spool)) == 50
-    if stuck == "stdout":
-        assert (
-            done.stderr
-            == "edge-send: 51 lines were lost, since nobody reads them; results.jsonl has what came of the images\n"
-        )
-
-
-@pytest.mark.parametrize(
-    ("redirection", "code"),
-    [("> /dev/full", 1), (">&-", 0), ("2>&-", 0), (">&- 2>&- <&-", 0), ("| head -1", 0)],
-)
-def test_streams_that_take_nothing_stop_no_delivery(
-    redirection: str, code: int, server: FailingServer, spool: Path
-) -> None:
-    with Spool(spool) as opened:
-        for number in range(50):
-            opened.accept(f"image {number}", b"%d" % number)
-    command = f"set -o pipefail; {sys.executable} -m runtime.cli.edge_send --url {server.url} {redirection}"
-    done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == code, done.stderr
-    assert len(results(spool)) == 50
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) == (redirection == "> /dev/full")
-
-
-def test_names_that_the_terminal_lacks(server: FailingServer, spool: Path) -> None:
-    with Spool(spool) as opened:
-        opened.accept("größe.png", b"1")
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-    command = [sys.executable, "-m", "runtime.cli.edge_send", "--url", server.url]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("gr\\xf6\\xdfe.png: ")
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_it_loses_nothing(
-    server: FailingServer,
-    spool: Path,
-    golf_ball: NDArray[np.uint8],
-    encoder: EdgeEncoder,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    record_property: Any,
-) -> None:
-    """Each turn is killed some posts, and some milliseconds, after it began to work; the last is not."""
-    chance = random.Random(3)
-    images = crops(golf_ball, tmp_path / "images", 400)
-    names = {str(path) for path in images}
-    keys = {key_of(encoder.encode(path)): path for path in images}
-    assert len(keys) == len(images)
-    server.chances = [None] * 6 + [
-        refusal(429, "queue_full"),
-        refusal(500, "graph_failed"),
-        hang_up,
-        answer_and_hang_up,
-    ]  # type: ignore[list-item]
-    arguments = [str(tmp_path / "images"), "--url", server.url, "--attempts", "50"]
-    kills = torn = waiting_at_kill = 0
-    for _ in range(30):
-        before = len(server.posts)
-        enough = before + chance.randrange(1, 15)
-        with edge_send(arguments) as running:
-            while len(server.posts) < enough and running.poll() is None:
-                time.sleep(0.002)
-            time.sleep(chance.uniform(0, 0.05))
-        kills += running.returncode == -signal.SIGKILL
-        content = (
-            (spool / "results.jsonl").read_bytes() if (spool / "results.jsonl").exists() else b""
-        )
-        torn += bool(content) and not content.endswith(b"\n")
-        waiting_at_kill += len(list((spool / "pending").glob("*.spool")))
-    # What was accepted is delivered with no image named; then the command as it was.
-    server.chances = []
-    assert main(["--url", server.url]) == 0
-    assert main(arguments) == 0
-    recorded = results(spool)
-    assert Counter(result["key"] for result in recorded) == Counter(list(keys))
-    assert {result["image"] for result in recorded} == names
-    assert all(result["status"] == "delivered" for result in recorded)
-    assert set(server.answered) == set(keys)
-    assert list((spool / "pending").iterdir()) == []
-    assert kills >= 25
-    assert waiting_at_kill > kills, "there was something to lose"
-    twice = sum(count > 1 for count in server.answered.values())
-    counted = {
-        "kills": kills,
-        "torn": torn,
-        "pending at kills": waiting_at_kill,
-        "posts": len(server.posts),
-        "answered twice": twice,
-    }
-    record_property("counted", counted)
-    with capsys.disabled():
-        print(f"\n{counted}, {len(recorded)} results")
-
-
-def result_count(spool: Path) -> int:
-    return (
-        (spool / "results.jsonl").read_bytes().count(b"\n")
-        if (spool / "results.jsonl").exists()
-        else 0
-    )
-
-
-@contextmanager
-def cloud_serve(arguments: list[str]) -> Iterator[None]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "runtime.cli.cloud_serve", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        assert process.stdout
-        assert process.stdout.readline().startswith(b"listening")
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.mark.slow
-def test_a_cloud_serve_that_is_killed_and_comes_back(
-    spool: Path,
-    golf_ball: NDArray[np.uint8],
-    encoder: EdgeEncoder,
-    decoder: CloudDecoder,
-    bundle: Path,
-    tmp_path: Path,
-) -> None:
-    """The real service, with a token; the sender is killed once as well."""
-    images = crops(golf_ball, tmp_path / "images", 24)
-    (tmp_path / "token").write_text("0123456789abcdef-token\n")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    command = [
-        "--port",
-        str(port),
-        "--bundle",
-        str(bundle),
-        "--token-file",
-        str(tmp_path / "token"),
-    ]
-    arguments = [str(tmp_path / "images"), "--url", f"http://127.0.0.1:{port}", "--in-flight", "2"]
-    token = ["--token-file", str(tmp_path / "token")]
-    with edge_send([*arguments, *token, "--attempts", "1000"]) as running:
-        for enough in (6, 12):
-            with cloud_serve(command):  # which ends by SIGKILL
-                while result_count(spool) < enough:
-                    assert running.poll() is None
-                    time.sleep(0.01)
-    with cloud_serve(command):
-        assert main(arguments) == 1, "without the token"
-        assert main([*arguments, *token]) == 0
-    found = {result["image"]: result["classes"] for result in results(spool)}
-    assert len(found) == result_count(spool) == len(images)
-    for path in images:
-        expected = decoder.classify(encoder.encode(path))
-        assert [entry["label"] for entry in found[str(path)]][:1] == [expected[0].label]
-        assert found[str(path)][0]["probability"] == pytest.approx(
-            expected[0].probability, abs=1e-4
-        )

@@ -1,4 +1,4 @@
-"""Lines from a thread of their own: in order, bounded in number, and never waited for without end."""
+"""Lines from a thread of their own: in order, limited in number, and never waited for forever."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ def test_lines_appear_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "line 0\nline 1\nline 2\n"
 
 
-def test_a_reader_that_does_not_read_is_left() -> None:
+def test_a_reader_that_does_not_read_is_not_waited_for() -> None:
     reader, writer = os.pipe()
     lines = Reporter("image")
     with (

@@ -1,4 +1,4 @@
-"""Bundles: what is in one, and every bundle that is refused."""
+"""Bundles: what is in one, and every kind that is refused."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ Copy = Callable[[Path], Path]
 
 
 def replace(path: Path, data: bytes) -> None:
-    """A new file in place of a hard link."""
+    """Put a new file in place of a hard link."""
     path.unlink()
     path.write_bytes(data)
 
@@ -28,7 +28,7 @@ def edit_manifest(folder: Path, change: Callable[[dict], object]) -> None:
 
 
 def put(folder: Path, name: str, data: bytes) -> None:
-    """Replace a file and its hash in the manifest: what an attacker or a careless script would do."""
+    """Replace a file and its hash in the manifest, as an attacker or a careless script would."""
     replace(folder / name, data)
     edit_manifest(
         folder,
@@ -124,7 +124,7 @@ def test_a_graph_of_another_bundle(
 
 
 @pytest.mark.parametrize("data", [b"", b"no graph"])
-def test_a_graph_that_is_none(random_bundle: Path, copy_of: Copy, data: bytes) -> None:
+def test_a_file_that_is_no_graph(random_bundle: Path, copy_of: Copy, data: bytes) -> None:
     folder = copy_of(random_bundle)
     put(folder, "edge.onnx", data)
     with pytest.raises(errors.InconsistentBundleError, match="cannot load"):
@@ -148,7 +148,7 @@ def test_labels_that_are_no_text(random_bundle: Path, copy_of: Copy) -> None:
 @pytest.mark.parametrize(
     "text", [b"", b"[]", b"null", b"{}", b"{", b'{"schema": 2}', b"\xff", b"[" * 100_000]
 )
-def test_a_manifest_that_is_none(random_bundle: Path, copy_of: Copy, text: bytes) -> None:
+def test_a_file_that_is_no_manifest(random_bundle: Path, copy_of: Copy, text: bytes) -> None:
     folder = copy_of(random_bundle)
     replace(folder / "manifest.json", text)
     with pytest.raises(errors.InconsistentBundleError, match="not understood"):
@@ -225,7 +225,7 @@ def test_a_manifest_that_is_none(random_bundle: Path, copy_of: Copy, text: bytes
         ),
     ],
 )
-def test_a_manifest_that_makes_no_sense(
+def test_an_invalid_manifest(
     random_bundle: Path, copy_of: Copy, change: Callable, error: type, text: str
 ) -> None:
     folder = copy_of(random_bundle)

@@ -49,7 +49,7 @@ def test_rows_of_every_length(row: int, kind: str) -> None:
 
 
 GOLDEN = [
-    # Two channels in runs, then one that is not.
+    # Two channels in runs (narrow), and one that is not.
     (
         [[0, 10, 65000, 65500, 65536], [0, 1, 65535, 65536]],
         [-1, 0],
@@ -64,7 +64,7 @@ GOLDEN = [
 def test_golden_bytes(
     cdfs: list[list[int]], offsets: list[int], symbols: list[list[int]], golden: str
 ) -> None:
-    """These bytes are the format: a change of them needs another version."""
+    """These bytes are the format: other bytes need another version."""
     assert Tables(cdfs, offsets).encode(as_array(symbols)).hex() == golden
     assert reference_coder.encode(cdfs, offsets, symbols).hex() == golden
     assert Tables(cdfs, offsets).decode(bytes.fromhex(golden), (9,)).tolist() == symbols
@@ -78,27 +78,27 @@ def test_no_symbols_are_6_bytes() -> None:
 
 
 def plain_tables(channels: int, entries: int) -> tuple[list[list[int]], list[int]]:
-    """Tables without a mode to code in runs, of `entries` symbols: as at two bits a symbol."""
+    """Tables of `entries` symbols, none so frequent that it is coded in runs."""
     weights = 0.6 ** np.abs(np.arange(entries) - entries // 2)
     inner = np.maximum(1, (weights / weights.sum() * (65535 - entries)).astype(int))
     inner[entries // 2] += 65535 - inner.sum()
     return [[0, *np.cumsum([*inner, 1]).tolist()]] * channels, [-(entries // 2)] * channels
 
 
-def native(cdfs: list[list[int]], offsets: list[int], path: str) -> _coder.Tables:
+def native(cdfs: list[list[int]], offsets: list[int], kernel: str) -> _coder.Tables:
     lengths = np.array([len(cdf) for cdf in cdfs], np.uint32)
     return _coder.Tables(
-        np.concatenate(cdfs).astype(np.uint32), lengths, np.array(offsets, np.int32), path
+        np.concatenate(cdfs).astype(np.uint32), lengths, np.array(offsets, np.int32), kernel
     )
 
 
-@pytest.mark.parametrize("path", _coder.PATHS)
+@pytest.mark.parametrize("kernel", _coder.KERNELS)
 @pytest.mark.parametrize("entries", [2, 3, 5, 16, 17, 32, 70])
 @pytest.mark.parametrize(
     ("row", "kind"), [(4096, "likely"), (5600, "likely"), (5461, "any"), (4099, "escapes")]
 )
-def test_the_wide_part_on_every_path(path: str, entries: int, row: int, kind: str) -> None:
-    """Four plain channels and one in runs: the first three are wide, with sixteen lanes."""
+def test_the_wide_part_with_every_kernel(kernel: str, entries: int, row: int, kind: str) -> None:
+    """Four plain channels and one in runs. The first three are wide, with sixteen lanes."""
     cdfs, offsets = plain_tables(4, entries)
     cdfs, offsets = [*cdfs[:2], skewed_tables(1)[0][0], *cdfs[2:]], [*offsets[:2], -3, *offsets[2:]]
     rng = np.random.default_rng(entries * row)
@@ -111,7 +111,7 @@ def test_the_wide_part_on_every_path(path: str, entries: int, row: int, kind: st
         symbols[:, ::7] = rng.integers(offsets[0], offsets[0] + entries, symbols[:, ::7].shape)
     if kind == "escapes":
         symbols[:, ::11] = rng.integers(-LIMIT, LIMIT, symbols[:, ::11].shape)
-    coder = native(cdfs, offsets, path)
+    coder = native(cdfs, offsets, kernel)
     payload = coder.encode(symbols)
     assert payload == reference_coder.encode(cdfs, offsets, symbols.tolist())
     decoded = np.empty_like(symbols)
@@ -128,21 +128,21 @@ def test_the_wide_part_on_every_path(path: str, entries: int, row: int, kind: st
     assert coder.decode(payload + b"\0\0", decoded) is not None
 
 
-@pytest.mark.parametrize("path", _coder.PATHS)
-def test_a_narrow_part_too_short_for_the_wide_lanes_is_padded(path: str) -> None:
-    """The last plain channel costs next to nothing: its words do not fill the wide lanes' first states."""
+@pytest.mark.parametrize("kernel", _coder.KERNELS)
+def test_a_narrow_part_too_short_for_the_wide_lanes_is_padded(kernel: str) -> None:
+    """The last plain channel takes too few words to fill the wide lanes' first states."""
     cdfs, offsets = plain_tables(3, 5)
     cdfs[2] = [0, 57000, 57001, 65536]
     symbols = np.random.default_rng(0).integers(-2, 3, (3, 8192)).astype(np.int16)
     symbols[2] = -2
-    payload = native(cdfs, offsets, path).encode(symbols)
+    payload = native(cdfs, offsets, kernel).encode(symbols)
     assert payload == reference_coder.encode(cdfs, offsets, symbols.tolist())
     assert np.array_equal(Tables(cdfs, offsets).decode(payload, (8192,)), symbols)
     assert reference_coder.decode(cdfs, offsets, payload, 8192) == symbols.tolist()
 
 
-def test_paths() -> None:
-    """Those that the processor has, the fastest first, and the portable one always."""
+def test_kernels() -> None:
+    """Those that the processor can run, the fastest first, and always the portable one."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = (
         set(cpuinfo.read_text().split())
@@ -169,8 +169,8 @@ def test_paths() -> None:
         *(["neon"] if platform.machine() in ("aarch64", "arm64") else []),
         "portable",
     ]
-    assert list(_coder.PATHS) == expected
-    with pytest.raises(ValueError, match="no path abacus"):
+    assert list(_coder.KERNELS) == expected
+    with pytest.raises(ValueError, match="no kernel abacus"):
         native(*skewed_tables(1), "abacus")
 
 
@@ -196,7 +196,7 @@ def test_a_payload_is_within_8_bytes_and_a_third_of_a_percent_of_the_ideal(bits:
 
 
 def laplacian_tables(bits: float) -> tuple[list[list[int]], list[int]]:
-    """One channel's table, of the discrete Laplacian of that entropy."""
+    """One channel's table: a discrete Laplacian of that many bits of entropy."""
     values = np.arange(-20, 21)
 
     def distribution(scale: float) -> np.ndarray:
@@ -218,7 +218,7 @@ def laplacian_tables(bits: float) -> tuple[list[list[int]], list[int]]:
 @settings(max_examples=300)
 @given(tables_and_symbols(), st.data())
 def test_a_damaged_payload_is_refused_or_decodes_to_itself(case, data: st.DataObject) -> None:
-    """Whatever the decoder accepts, the encoder would have written byte for byte."""
+    """What the decoder accepts, the encoder would have written byte for byte."""
     cdfs, offsets, symbols = case
     tables, array = Tables(cdfs, offsets), as_array(symbols)
     payload = bytearray(tables.encode(array))
@@ -259,7 +259,7 @@ def test_every_truncation_and_every_addition_is_refused(kind: str) -> None:
             tables.decode(payload + more, (50,))
 
 
-def test_a_mark_of_no_number_is_refused() -> None:
+def test_the_mark_of_a_nan_is_refused() -> None:
     symbols = np.zeros((2, 9), np.int16)
     symbols[1, 4] = _coder.NOT_A_SYMBOL
     with pytest.raises(NotANumberError, match="not a number"):
@@ -354,7 +354,7 @@ def test_one_table_set_may_be_used_by_many_threads() -> None:
         assert all(pool.map(work, range(200)))
 
 
-def test_lane_count_is_the_formats() -> None:
+def test_the_lane_count_is_that_of_the_format() -> None:
     assert (
         (_coder.NARROW_LANES, _coder.WIDE_LANES)
         == (reference_coder.NARROW_LANES, reference_coder.WIDE_LANES)

@@ -1,4 +1,4 @@
-"""CompressAI's strings: byte for byte its own on any tables and symbols, and every read bounded."""
+"""CompressAI's streams: the same bytes as its own coder writes, and bounded reads of any input."""
 
 import contextlib
 from pathlib import Path
@@ -18,6 +18,7 @@ from runtime.codec.compressai_stream import CompressAiCoder, from_feature_file, 
 
 
 def theirs(cdfs: list[list[int]], offsets: list[int], symbols: list[list[int]]) -> bytes:
+    """The stream that CompressAI's own encoder writes."""
     width = max(len(cdf) for cdf in cdfs)
     padded = [cdf + [0] * (width - len(cdf)) for cdf in cdfs]
     indexes = [channel for channel, row in enumerate(symbols) for _ in row]
@@ -32,20 +33,20 @@ def theirs(cdfs: list[list[int]], offsets: list[int], symbols: list[list[int]]) 
 def test_the_bytes_are_compressais(case) -> None:
     cdfs, offsets, symbols = case
     coder, array = CompressAiCoder(Tables(cdfs, offsets)), as_array(symbols)
-    string = coder.encode(array)
-    assert np.array_equal(coder.decode(string, array.shape[1:]), array)
-    # CompressAI 1.2.8 makes room for a word a symbol, and needs up to two more words than half of them.
+    stream = coder.encode(array)
+    assert np.array_equal(coder.decode(stream, array.shape[1:]), array)
+    # CompressAI 1.2.8 may write outside its buffer for less than four symbols.
     assume(array.size >= 4)
-    assert string == theirs(cdfs, offsets, symbols)
+    assert stream == theirs(cdfs, offsets, symbols)
 
 
 def test_compressai_reads_ours() -> None:
     cdfs, offsets = skewed_tables(3)
     symbols = np.random.default_rng(0).integers(-9, 10, (3, 100)).astype(np.int16)
-    string = CompressAiCoder(Tables(cdfs, offsets)).encode(symbols)
+    stream = CompressAiCoder(Tables(cdfs, offsets)).encode(symbols)
     indexes = np.repeat(np.arange(3), 100).tolist()
     assert (
-        RansDecoder().decode_with_indexes(string, indexes, cdfs, [9] * 3, offsets)
+        RansDecoder().decode_with_indexes(stream, indexes, cdfs, [9] * 3, offsets)
         == symbols.reshape(-1).tolist()
     )
 
@@ -61,23 +62,23 @@ def test_noise_is_refused_or_decodes_to_itself(noise: bytes, row: int) -> None:
     assert coder.encode(symbols) == noise
 
 
-def test_every_truncation_flipped_bit_and_addition_is_refused_or_another_string() -> None:
+def test_every_truncation_flipped_bit_and_addition_is_refused_or_another_stream() -> None:
     coder = CompressAiCoder(Tables(*skewed_tables(2)))
     symbols = np.random.default_rng(1).integers(-300, 300, (2, 20)).astype(np.int16)
-    string = coder.encode(symbols)
-    for length in range(len(string)):
+    stream = coder.encode(symbols)
+    for length in range(len(stream)):
         with pytest.raises(errors.DamagedStreamError):
-            coder.decode(string[:length], (20,))
+            coder.decode(stream[:length], (20,))
     with pytest.raises(errors.DamagedStreamError, match="left over"):
-        coder.decode(string + b"\0\0\0\0", (20,))
-    for bit in range(8 * len(string)):
-        damaged = bytearray(string)
+        coder.decode(stream + b"\0\0\0\0", (20,))
+    for bit in range(8 * len(stream)):
+        damaged = bytearray(stream)
         damaged[bit // 8] ^= 1 << bit % 8
         with contextlib.suppress(errors.DamagedStreamError):
             assert coder.encode(coder.decode(bytes(damaged), (20,))) == damaged
 
 
-def test_a_mark_of_no_number_is_refused() -> None:
+def test_the_mark_of_a_nan_is_refused() -> None:
     with pytest.raises(errors.NotANumberError):
         CompressAiCoder(Tables(*skewed_tables(1))).encode(np.full((1, 4), -32768, np.int16))
 
@@ -85,7 +86,7 @@ def test_a_mark_of_no_number_is_refused() -> None:
 def test_recordings_of_the_models_own_entropy_bottleneck_convert_both_ways(
     random_checkpoint: Path, random_bundle: Path, golf_ball: NDArray[np.uint8]
 ) -> None:
-    """A receiver that has the torch checkpoint: its compress and decompress, and our feature files."""
+    """`compress` and `decompress` of the torch checkpoint, and our feature files."""
     from export.parity import torch_symbols
     from training.checkpoint import load_model
 
@@ -95,10 +96,10 @@ def test_recordings_of_the_models_own_entropy_bottleneck_convert_both_ways(
     pixels = np.ascontiguousarray(golf_ball[:128, :192])
     with torch.no_grad():
         symbols = torch.from_numpy(torch_symbols(model, pixels[None]))
-        string = entropy.compress(symbols.float() + model.bottleneck_layer.medians)[0]
-    data = to_feature_file(string, 128, 192, random_bundle)
+        stream = entropy.compress(symbols.float() + model.bottleneck_layer.medians)[0]
+    data = to_feature_file(stream, 128, 192, random_bundle)
     assert np.array_equal(CloudDecoder(random_bundle, 1).symbols(data), symbols[0].numpy())
-    assert from_feature_file(data, random_bundle) == (string, (16, 24))
+    assert from_feature_file(data, random_bundle) == (stream, (16, 24))
     with torch.no_grad():
         latent = entropy.decompress(
             [

@@ -8,26 +8,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import errors
-from runtime.codec.feature_file import FeatureFile, Profile, pack, parse
+from runtime.codec.feature_file import FeatureFile, Profile, build, parse
 
 FINGERPRINT = bytes.fromhex("0badcafe")
 GOLDEN = bytes.fromhex("fc010badcafe1c500568656c6c6f12b5289d")
 
 
 def sealed(body: bytes) -> bytes:
-    """A body with a right checksum, so that a test reaches what lies behind it."""
+    """A body with a right checksum, so that a test reaches the checks after it."""
     return body + zlib.crc32(body).to_bytes(4, "little")
 
 
 def test_golden_bytes() -> None:
-    """These bytes are version 1 of the format: a change of them needs another version."""
-    assert pack(FINGERPRINT + b"and more", 224, 640, b"hello") == GOLDEN
+    """These bytes are version 1 of the format: other bytes need another version."""
+    assert build(FINGERPRINT + b"and more", 224, 640, b"hello") == GOLDEN
     assert GOLDEN.hex() in (Path(__file__).resolve().parents[3] / "docs" / "FORMAT.md").read_text()
     assert parse(GOLDEN) == FeatureFile(FINGERPRINT, 224, 640, memoryview(b"hello"))
 
 
 def test_overhead_is_14_bytes_at_224() -> None:
-    assert len(pack(FINGERPRINT, 224, 224, bytes(1000))) == 1014
+    assert len(build(FINGERPRINT, 224, 224, bytes(1000))) == 1014
 
 
 @given(
@@ -36,10 +36,10 @@ def test_overhead_is_14_bytes_at_224() -> None:
     st.integers(0, 2**28 - 1),
     st.binary(max_size=300),
 )
-def test_what_is_packed_is_parsed(
+def test_what_is_built_is_parsed(
     fingerprint: bytes, rows: int, columns: int, payload: bytes
 ) -> None:
-    file = parse(pack(fingerprint, 8 * rows, 8 * columns, payload))
+    file = parse(build(fingerprint, 8 * rows, 8 * columns, payload))
     assert (file.fingerprint, file.height, file.width, bytes(file.payload)) == (
         fingerprint,
         8 * rows,
@@ -57,7 +57,7 @@ def test_any_buffer_is_parsed(kind: type) -> None:
 @pytest.mark.parametrize(("height", "width"), [(220, 224), (224, 1), (-8, 8), (8 << 28, 8)])
 def test_impossible_sizes_are_not_written(height: int, width: int) -> None:
     with pytest.raises(ValueError, match=r"multiples of 8|does not fit"):
-        pack(FINGERPRINT, height, width, b"")
+        build(FINGERPRINT, height, width, b"")
 
 
 def test_empty() -> None:
@@ -73,13 +73,16 @@ def test_another_kind_of_file(data: bytes) -> None:
 
 @pytest.mark.parametrize("version", [0x00, 0x02, 0x0F, 0x12, 0x21, 0xF1, 0xFF])
 def test_another_version_or_profile(version: int) -> None:
-    text = f"version {version % 16}, profile {version // 16}; this release reads version 1, profiles 0 and 1"
+    text = (
+        f"version {version % 16}, profile {version // 16}; "
+        "this release reads version 1, profiles 0 and 1"
+    )
     with pytest.raises(errors.UnsupportedVersionError, match=text):
         parse(sealed(bytes([0xFC, version]) + GOLDEN[2:-4]))
 
 
 def test_the_profile_is_the_high_half_of_the_second_byte() -> None:
-    data = pack(FINGERPRINT, 224, 640, b"hello", profile=Profile.CONTEXT)
+    data = build(FINGERPRINT, 224, 640, b"hello", profile=Profile.CONTEXT)
     assert data[:2] == b"\xfc\x11"
     assert data[2:-4] == GOLDEN[2:-4]
     assert parse(data) == FeatureFile(

@@ -1,4 +1,7 @@
-"""The golden files: the same bytes from Python, from C++ and from plain Python; each bad file its error."""
+"""Golden files: three coders write the same bytes, and each bad file gives its error.
+
+The coders are the native one from Python and from C++, and the one in plain Python.
+"""
 
 import os
 import platform
@@ -138,7 +141,7 @@ FLAGS = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
 
 
 def tool(name: str, package: str) -> str:
-    """Its path; without it the test is skipped, but CI must have it."""
+    """Its path. Without it the test is skipped, except in CI, which must have it."""
     found = shutil.which(name) or shutil.which(f"{name}-static")
     if not found:
         assert os.environ.get("CI") != "true", f"CI must have {name}"
@@ -147,7 +150,7 @@ def tool(name: str, package: str) -> str:
 
 
 def test_cases_on_arm(tmp_path: Path) -> None:
-    """The portable path and NEON's, on a machine that is emulated."""
+    """The portable path and NEON, in an emulator."""
     compiler, emulator = (
         tool("aarch64-linux-gnu-g++", "g++-aarch64-linux-gnu"),
         tool("qemu-aarch64", "qemu-user"),
@@ -166,7 +169,7 @@ def test_cases_on_arm(tmp_path: Path) -> None:
     platform.machine() != "x86_64", reason="builds for x86-64, with this machine's compiler"
 )
 def test_cases_on_a_processor_without_avx(tmp_path: Path) -> None:
-    """Where an instruction that it lacks ends the program."""
+    """An instruction that it lacks would end the program."""
     compiler, emulator = (
         os.environ.get("CXX") or tool("g++", "g++"),
         tool("qemu-x86_64", "qemu-user"),

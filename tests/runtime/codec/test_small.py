@@ -1,4 +1,4 @@
-"""Small files: tables chosen by neighbours, against the Python coder, and what is refused."""
+"""Small files: context tables against the Python coder, and what is refused."""
 
 import zlib
 from pathlib import Path
@@ -26,7 +26,7 @@ FORMAT = Path(__file__).resolve().parents[3] / "docs" / "FORMAT.md"
 def cases(
     draw: st.DrawFn,
 ) -> tuple[list[list[int]], list[int], reference_coder.Contexts, NDArray[np.int16]]:
-    """Any tables, some channels with context tables, planes of symbols in and out of them."""
+    """Any tables, context tables for some channels, and symbols inside and outside of them."""
     channels = draw(st.sampled_from([1, 2, 3, 4, 5, 18]))
     rows, columns = draw(st.sampled_from([0, 1, 2, 5])), draw(st.sampled_from([1, 2, 3, 7]))
     cdfs, offsets, contexts, planes = [], [], {}, []
@@ -36,7 +36,7 @@ def cases(
         offset = draw(st.one_of(st.just(-(size // 2)), st.integers(-LIMIT, LIMIT - size + 1)))
 
         def cdf(size: int = size) -> list[int]:
-            # A spread of almost nothing puts all inner values at one end, with frequencies of 1.
+            # A population of `size` puts all inner values at one end, with frequencies of 1.
             inner = np.sort(rng.choice(rng.choice([size, 4000, 65535]), size, replace=False)) + 1
             return [0, *inner.tolist(), 65536]
 
@@ -102,26 +102,26 @@ def test_a_damaged_payload_is_refused_or_decodes_to_itself(case, data: st.DataOb
 
 
 def context_tables(channels: int, with_contexts: int) -> Tables:
-    """Skewed tables; those by context lean to what their context says."""
+    """Skewed tables; context tables make the symbols likely that their context suggests."""
     cdfs, offsets = skewed_tables(channels)
-    leaning = []
+    skewed = []
     for context in range(CONTEXTS):
         weights = np.ones(8)
         weights[[3, 1 + context // 5, 1 + context % 5]] += [20, 100, 100]
         frequencies = (weights / weights.sum() * 65000).astype(int)
         frequencies[3] += 65536 - frequencies.sum()
-        leaning.append([0, *np.cumsum(frequencies).tolist()])
+        skewed.append([0, *np.cumsum(frequencies).tolist()])
     return Tables(
         cdfs,
         offsets,
-        {channel: Contexts([-1, 0, 1, 2], leaning) for channel in range(with_contexts)},
+        {channel: Contexts([-1, 0, 1, 2], skewed) for channel in range(with_contexts)},
     )
 
 
 @pytest.mark.parametrize("with_contexts", [0, 1, 2, 3, 15, 16, 17, 19])
 @pytest.mark.parametrize("side", [28, 55])
 def test_any_number_of_channels_with_context_tables(with_contexts: int, side: int) -> None:
-    """Two lanes or four, and channels that are left over."""
+    """For two lanes and four, and for numbers that no lane count divides."""
     tables = context_tables(20, with_contexts)
     rng = np.random.default_rng(side)
     planes = np.where(
@@ -144,7 +144,7 @@ def test_any_number_of_channels_with_context_tables(with_contexts: int, side: in
         tables.decode(payload + b"\0\0", (side, side), profile=Profile.CONTEXT)
 
 
-def test_contexts_are_what_the_python_coder_says() -> None:
+def test_contexts_match_the_python_coder() -> None:
     plane = np.random.default_rng(0).integers(-4, 5, (6, 5))
     expected = [
         reference_coder.context_of([-2, 0, 1, 3], plane.reshape(-1).tolist(), at, 5)
@@ -154,7 +154,7 @@ def test_contexts_are_what_the_python_coder_says() -> None:
 
 
 def test_golden_bytes() -> None:
-    """These bytes are the format: a change of them needs another version."""
+    """These bytes are the format: other bytes need another version."""
     golden = "05300300b6f9e002168a"
     cdfs, offsets = [[0, 30000, 60000, 65536], [0, 10, 65000, 65500, 65536]], [0, -1]
     contexts = {
@@ -178,7 +178,7 @@ def test_golden_bytes() -> None:
     assert golden in FORMAT.read_text()
 
 
-def test_a_mark_of_no_number_is_refused() -> None:
+def test_the_mark_of_a_nan_is_refused() -> None:
     planes = np.zeros((2, 3, 3), np.int16)
     planes[0, 1, 1] = -32768
     with pytest.raises(errors.NotANumberError, match="not a number"):
@@ -214,7 +214,7 @@ def test_bad_context_tables_are_refused(
         )
 
 
-def test_context_tables_survive_their_file_and_count_for_the_fingerprint() -> None:
+def test_context_tables_survive_their_file_and_change_the_digest() -> None:
     tables = context_tables(3, 2)
     again = Tables.from_json(tables.to_json())
     assert again.to_json() == tables.to_json()
@@ -241,7 +241,7 @@ def test_a_bad_file_of_context_tables_is_refused(contexts: bytes) -> None:
         )
 
 
-def test_the_default_bundle_writes_small_files_that_hold_the_same(
+def test_the_default_bundle_writes_small_files_of_the_same_symbols(
     bundle: Path, golf_ball: NDArray[np.uint8]
 ) -> None:
     small, plain = EdgeEncoder(bundle, 1), EdgeEncoder(bundle, 1, profile=Profile.STATIC)
@@ -275,14 +275,14 @@ def test_small_files_need_context_tables(random_bundle: Path, golf_ball: NDArray
         encoder.bundle.decode(bytes(file))
 
 
-def test_compressai_strings_keep_the_checkpoints_own_tables(
+def test_compressai_streams_use_the_checkpoints_own_tables(
     bundle: Path, feature_bytes: bytes
 ) -> None:
-    """Receivers of CompressAI know those, not the fitted ones."""
+    """CompressAI's receivers have these tables, not the fitted ones."""
     loaded = Bundle.load(bundle)
     own = loaded.compressai_tables()
     assert own.digest() != loaded.tables.digest()
     assert not own.contexts
-    string, shape = from_feature_file(feature_bytes, bundle)
-    assert np.array_equal(CompressAiCoder(own).decode(string, shape), loaded.decode(feature_bytes))
-    assert to_feature_file(string, 224, 224, bundle) == feature_bytes
+    stream, shape = from_feature_file(feature_bytes, bundle)
+    assert np.array_equal(CompressAiCoder(own).decode(stream, shape), loaded.decode(feature_bytes))
+    assert to_feature_file(stream, 224, 224, bundle) == feature_bytes

@@ -1,11 +1,9 @@
-"""The spool loses nothing: its refusals, and a process that dies at each of its steps on the disk."""
+"""The spool: its results and refusals, and a process that dies at each step of its work."""
 
 import contextlib
-import errno
 import itertools
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +13,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from deliveries import accept
 
-from runtime.delivery.spool import DELIVERED, REFUSED, Entry, Spool, key_of
+from runtime.delivery.spool import DELIVERED, REFUSED, Spool, key_of
 from runtime.errors import (
     DamagedResultsError,
     DamagedSpoolFileError,
@@ -24,12 +23,6 @@ from runtime.errors import (
     SpoolFullError,
     SpoolInUseError,
 )
-
-
-def accept(spool: Spool, image: str, data: bytes) -> Entry:
-    entry = spool.accept(image, data)
-    assert isinstance(entry, Entry)
-    return entry
 
 
 def test_what_is_accepted_outlasts_the_process_oldest_first(tmp_path: Path) -> None:
@@ -158,7 +151,7 @@ def test_results_may_be_moved_away(tmp_path: Path) -> None:
         assert (tmp_path / "refused" / refused.name).is_file()
 
 
-def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     with Spool(tmp_path) as spool:
         entry = accept(spool, "a", b"a" * 50)
         path = tmp_path / "pending" / entry.name
@@ -169,139 +162,10 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
         assert spool.read(entry) == ("?", b"a" * 50)
 
 
-def test_a_spool_where_no_folder_can_be(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SpoolDiskError, match="cannot be used"):
         Spool(tmp_path / "file")
-
-
-def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path) -> None:
-    with Spool(tmp_path) as spool:
-        kept = accept(spool, "kept", b"kept")
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(
-            resource.RLIMIT_FSIZE, (60, limits[1])
-        )  # a write beyond 60 bytes fails, as on a full disk
-        try:
-            with pytest.raises(
-                SpoolDiskError, match=r"cannot be written, new is not accepted: .*File too large"
-            ):
-                spool.accept("new", b"n" * 100)
-            with pytest.raises(
-                SpoolDiskError, match=r"results.jsonl cannot be written, .* stays in the spool"
-            ):
-                spool.finish(kept, DELIVERED)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert spool.pending() == [kept]
-        assert [file.name for file in (tmp_path / "pending").iterdir()] == [kept.name]
-        assert (
-            tmp_path / "results.jsonl"
-        ).stat().st_size == 60  # the beginning of a line, which the next one replaces
-        spool.finish(kept, DELIVERED)
-    with Spool(tmp_path) as spool:
-        assert spool.pending() == []
-        assert spool.result(kept.key)
-
-
-class FullDisk:
-    """A disk on which the spool's files, in whole blocks, leave no more room than there is now; and no name takes any."""
-
-    def __init__(self, folder: Path, room: int = 0):
-        self.folder, self.write, self.full = folder, os.write, self.taken(folder) + room
-
-    @staticmethod
-    def taken(folder: Path) -> int:
-        return sum(-(-path.stat().st_size // 4096) for path in folder.rglob("*") if path.is_file())
-
-    def os_write(self, handle: int, data: bytes) -> int:
-        size = os.fstat(handle).st_size
-        if self.taken(self.folder) - -(-size // 4096) + -(-(size + len(data)) // 4096) > self.full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return self.write(handle, data)
-
-
-def test_a_full_disk_is_drained_from_the_reserve(tmp_path: Path) -> None:
-    """Nothing else gives room back: each result takes of the reserve what the file that it delivers gives."""
-    with Spool(tmp_path) as spool:
-        entries = [accept(spool, str(number), bytes([number]) * 3000) for number in range(60)]
-        reserve = (tmp_path / "reserve").stat().st_size
-        assert reserve == 64 * 4096
-        disk = FullDisk(tmp_path)
-        with mock.patch.object(os, "write", disk.os_write):
-            for entry in entries[:20]:
-                spool.finish(entry, REFUSED, message="x" * 500)  # which gives nothing back
-            for entry in entries[20:]:
-                spool.finish(entry, DELIVERED, classes=["x" * 500])
-        assert spool.pending() == []
-    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 60
-    with Spool(tmp_path) as spool:
-        assert (tmp_path / "reserve").stat().st_size == reserve
-
-
-def test_a_reserve_that_is_used_up_keeps_what_waits(tmp_path: Path) -> None:
-    with Spool(tmp_path) as spool:
-        kept = accept(spool, "kept", b"kept")
-        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with (
-            mock.patch.object(os, "write", side_effect=full),
-            pytest.raises(SpoolDiskError, match=r"stays in the spool: .*No space left"),
-        ):
-            spool.finish(kept, DELIVERED)
-        assert (tmp_path / "reserve").stat().st_size == 0
-        assert spool.pending() == [kept]
-        # The disk is still full: what could not be recorded is not accepted.
-        with (
-            mock.patch.object(Spool, "_keep_reserve"),
-            pytest.raises(SpoolDiskError, match=r"new is not accepted: .*No space left"),
-        ):
-            spool.accept("new", b"new")
-        accept(spool, "new", b"new")
-        spool.finish(kept, DELIVERED)
-
-
-def test_a_real_disk_that_is_full(tmp_path: Path) -> None:
-    """A file system of one megabyte, in this process's own name space where that is allowed."""
-    code = f"""
-import subprocess, sys
-from pathlib import Path
-subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", {str(tmp_path)!r}], check=True)
-from runtime.errors import SpoolDiskError
-from runtime.delivery.spool import DELIVERED, REFUSED, Spool
-folder = Path({str(tmp_path)!r})
-with Spool(folder / "spool") as spool:
-    count = 0
-    try:
-        while True:
-            spool.accept(str(count), count.to_bytes(2, "big") * 1500)
-            count += 1
-    except SpoolDiskError as error:
-        assert "No space left" in str(error), error
-with Spool(folder / "spool") as spool:
-    entries = spool.pending()
-    assert len(entries) == count > 100, count
-    for index, entry in enumerate(entries):
-        spool.finish(entry, REFUSED if index < 50 else DELIVERED, message="x" * 600)
-    assert spool.requeue_refused() == 50
-print(count)
-"""
-    command = [
-        "unshare",
-        "--mount",
-        *([] if os.geteuid() == 0 else ["--map-root-user"]),
-        sys.executable,
-        "-c",
-        code,
-    ]
-    probe = subprocess.run(
-        [*command[:-3], "mount", "-t", "tmpfs", "none", str(tmp_path)],
-        capture_output=True,
-        check=False,
-    )
-    if probe.returncode:
-        pytest.skip(f"no file system can be mounted here: {probe.stderr!r}")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_refused_files_count_towards_the_bound(tmp_path: Path) -> None:
@@ -309,7 +173,10 @@ def test_refused_files_count_towards_the_bound(tmp_path: Path) -> None:
         entries = [accept(spool, str(number), bytes([number])) for number in range(3)]
         for entry in entries[:2]:
             spool.finish(entry, REFUSED)
-        match = r"3 feature files in 12288 of 12288 bytes, 2 of them refused: d is not accepted.*or delete what is in refused/"
+        match = (
+            r"3 feature files in 12288 of 12288 bytes, 2 of them refused: "
+            r"d is not accepted.*or delete what is in refused/"
+        )
         with pytest.raises(SpoolFullError, match=match):
             spool.accept("d", b"d")
     (tmp_path / "refused" / entries[0].name).unlink()  # by its owner
@@ -329,11 +196,11 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
 
 
 class Died(BaseException):
-    """The process is gone: no handler of the code under test runs on."""
+    """The process is killed: no `except Exception` of the code under test catches it."""
 
 
 class Disk:
-    """Counts the calls that change the disk; the one of number `last`, and all after it, do not happen any more."""
+    """Counts the calls that change the disk; call number `last`, and all after it, fail."""
 
     NAMES = ("open", "write", "fsync", "replace", "unlink", "ftruncate", "mkdir")
 
@@ -362,7 +229,7 @@ def test_what_is_promised_is_flushed_first(tmp_path: Path) -> None:
         disk = Disk()
         with disk.watched():
             entry = accept(spool, "a", b"a" * 5000)
-        # The file is written through its own object, which does not call os.write.
+        # The feature file is written through a file object, which does not call os.write.
         assert disk.calls == ["open", "fsync", "replace", "open", "fsync"]
         disk = Disk()
         with disk.watched():
@@ -392,7 +259,7 @@ def test_dying_at_every_step(tmp_path: Path) -> None:
                     spool.finish(entry, DELIVERED)
         except Died:
             pass
-        for handle in _open_in(folder):  # as the kernel does for a process that is gone
+        for handle in _open_in(folder):  # as the kernel does for a killed process
             os.close(handle)
         with Spool(folder) as spool:
             history: dict[str, list[str]] = {key_of(data): [] for data in sent}
@@ -411,7 +278,7 @@ def test_dying_at_every_step(tmp_path: Path) -> None:
             assert not [
                 file for file in (folder / "pending").iterdir() if file.name.startswith(".")
             ]
-            # And it works on.
+            # The spool still works.
             for data in sent:
                 spool.accept("again", data)
             spool.requeue_refused()

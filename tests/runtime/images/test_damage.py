@@ -1,4 +1,4 @@
-"""Never half an image: damage that a decoder passes over in silence, and the walk through a JPEG's codes that finds it."""
+"""Damaged images are refused, also where Pillow decodes them without a word."""
 
 import io
 import random
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_images import chunk
 from PIL import Image, TiffImagePlugin
 
 from runtime import errors
@@ -78,7 +79,7 @@ def test_a_whole_jpeg_is_taken(name: str) -> None:
 @pytest.mark.parametrize("name", JPEGS)
 @pytest.mark.parametrize("part", [0.02, 0.25, 0.5, 0.75, 0.97])
 def test_a_jpegs_scan_that_is_cut_and_ended(name: str, part: float) -> None:
-    """libjpeg fills the rest with grey, and says so in a warning that Pillow drops."""
+    """libjpeg fills the rest with grey, and warns; Pillow drops the warning."""
     data = JPEGS[name]
     begin, end = scan_of(data)
     cut = data[: begin + int(part * (end - begin))].rstrip(b"\xff") + END
@@ -90,7 +91,7 @@ def test_a_jpegs_scan_that_is_cut_and_ended(name: str, part: float) -> None:
 @pytest.mark.parametrize("name", JPEGS)
 @pytest.mark.parametrize("value", [0x00, 0x55, 0xA7])
 def test_a_jpegs_tail_that_is_overwritten(name: str, value: int) -> None:
-    """As a card or a copy leaves it that stopped: libjpeg takes what it can from the one value."""
+    """As an interrupted copy leaves it. libjpeg decodes what it can of the repeated value."""
     data = JPEGS[name]
     begin, end = scan_of(data)
     for part in (0.2, 0.6):
@@ -100,7 +101,7 @@ def test_a_jpegs_tail_that_is_overwritten(name: str, value: int) -> None:
 
 @pytest.mark.parametrize("name", JPEGS)
 def test_a_hole_of_garbage_in_a_jpegs_scan(name: str) -> None:
-    """Some garbage happens to be codes; of holes of 1,000 bytes nearly all are found."""
+    """Garbage may happen to be valid codes; of holes of 1,000 bytes nearly all are found."""
     data, chance = JPEGS[name], random.Random(0)
     begin, end = scan_of(data)
     size = min(1000, (end - begin) // 2)
@@ -121,7 +122,7 @@ def test_a_lost_restart_interval() -> None:
 
 
 def test_a_progressive_jpeg_without_its_last_scans() -> None:
-    """Cut between two scans, each of which is whole: libjpeg has no word for it."""
+    """Cut between two complete scans: libjpeg does not even warn."""
     data = JPEGS["progressive"]
     scans = [at for at in range(len(data)) if data.startswith(b"\xff\xda", at)]
     tables = [data.rindex(b"\xff\xc4", 0, scan) for scan in scans[1:]]
@@ -130,8 +131,8 @@ def test_a_progressive_jpeg_without_its_last_scans() -> None:
     assert jpeg_damage(data[: tables[-1]] + END) == "its last scans are missing"
 
 
-def test_junk_that_harms_nothing() -> None:
-    """Bytes between header segments (one camera's JPEG in ten), a few after the scan, any number after the end, 0xFF as filling."""
+def test_harmless_junk_is_accepted() -> None:
+    """Between header segments (as one camera writes in a tenth of its files) or after the scan."""
     for data in (JPEGS["baseline"], JPEGS["progressive"]):
         expected = preprocess(io.BytesIO(data))
         tables = data.index(b"\xff\xdb")
@@ -157,7 +158,7 @@ def test_a_motion_jpeg_frame_without_huffman_tables() -> None:
     assert jpeg_damage(bare[: (begin + end) // 2] + END) == "its data ends before its picture does"
 
 
-def test_the_second_picture_of_a_phones_photograph_is_not_looked_at() -> None:
+def test_the_second_picture_of_a_phones_photograph_is_not_checked() -> None:
     data = saved(picture(), "MPO", save_all=True, append_images=[picture(64, 64)])
     assert Image.open(io.BytesIO(data)).format == "MPO"
     assert not refused(data[:-300] + END)
@@ -166,8 +167,8 @@ def test_the_second_picture_of_a_phones_photograph_is_not_looked_at() -> None:
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_walked(junk: bytes) -> None:
-    """Alone, as a scan, and over a header: no answer but a reason or None."""
+def test_any_bytes_are_checked_without_a_crash(junk: bytes) -> None:
+    """Alone, as a scan, and over a header: the result is a reason or None."""
     data = JPEGS["progressive"]
     begin, _ = scan_of(data)
     replaced = (data[:at] + junk + data[at + len(junk) :] for at in (20, 200, 600))
@@ -176,7 +177,7 @@ def test_any_bytes_are_walked(junk: bytes) -> None:
 
 
 def test_a_huge_header_takes_no_memory() -> None:
-    """65535 x 65535 in four components is 2 GB of what a progressive JPEG needs; only what the data reaches is touched."""
+    """65535 x 65535 in four components would need 2 GB; only what the data reaches is used."""
     frame = struct.pack(">BHHB", 8, 65535, 65535, 4) + b"".join(
         bytes([c, 0x11, 0]) for c in range(4)
     )
@@ -188,7 +189,7 @@ def test_a_huge_header_takes_no_memory() -> None:
     assert jpeg_damage(data + b"\x12\x34" + END) == "its data ends before its picture does"
 
 
-def test_a_pil_image_that_is_opened_and_not_yet_read(tmp_path: Path) -> None:
+def test_a_damaged_pil_image_that_is_not_loaded_yet(tmp_path: Path) -> None:
     begin, end = scan_of(JPEGS["baseline"])
     path = tmp_path / "cut.jpg"
     path.write_bytes(JPEGS["baseline"][: (begin + end) // 2] + END)
@@ -207,7 +208,7 @@ def shortened_strip(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("options", [{}, {"quality": 95}, {"strip_size": 4096}])
 def test_a_jpeg_inside_a_tiff(options: dict[str, int]) -> None:
-    """In strips, their Huffman tables kept apart."""
+    """In strips, with the Huffman tables in a tag of their own."""
     data = saved(picture(), "TIFF", compression="jpeg", **options)
     assert not refused(data)
     tags = Image.open(io.BytesIO(data)).tag_v2
@@ -217,12 +218,8 @@ def test_a_jpeg_inside_a_tiff(options: dict[str, int]) -> None:
     assert refused(shortened_strip(data))
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
 def test_a_pngs_checksums() -> None:
-    """Of what pixels come from; Pillow looks at none of them in the image data."""
+    """Of all chunks that pixels come from. Pillow ignores those of the image data."""
     data = saved(picture().quantize(16), "PNG", transparency=3, compress_level=0)
     assert not refused(data)
     for kind in (b"PLTE", b"tRNS", b"IDAT"):
@@ -239,7 +236,7 @@ def test_a_pngs_checksums() -> None:
 
 @pytest.mark.parametrize("interlaced", [False, True])
 def test_a_png_of_too_few_rows(interlaced: bool) -> None:
-    """Its data ends as data should, after a whole row. Black images are whole."""
+    """The data ends properly, after a whole row. Complete black images are accepted."""
     black, head = bytes(50 * 151), struct.pack(">IIBBBBB", 150, 50, 8, 0, 0, 0, interlaced)
     if interlaced:
         sides = ((19, 7), (19, 7), (38, 6), (38, 13), (75, 12), (75, 25), (150, 25))
@@ -254,8 +251,8 @@ def test_a_png_of_too_few_rows(interlaced: bool) -> None:
         assert refused(file) != is_whole
 
 
-def reended(form: str) -> bytes:
-    """An image cut in half, with its lengths and its end as they should be."""
+def truncated(form: str) -> bytes:
+    """An image cut in half, with lengths and an end as if it were whole."""
     image = picture()
     if form == "PNG":
         head = saved(image, "PNG")[:33]
@@ -285,11 +282,11 @@ def reended(form: str) -> bytes:
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG2000", "GIF", "TIFF"])
 def test_other_formats_that_are_cut_and_ended(form: str) -> None:
-    assert refused(reended(form))
+    assert refused(truncated(form))
 
 
 def test_real_photographs_are_taken(shared: Path) -> None:
-    """None of some hundred is refused, as it came or made progressive."""
+    """About a hundred, as they are and as progressive JPEGs."""
     files = sorted((shared / "data" / "imagenet_sample").glob("*/*"))[::8]
     assert len(files) >= 90
     for path in files:
@@ -298,8 +295,8 @@ def test_real_photographs_are_taken(shared: Path) -> None:
         assert jpeg_damage(saved(Image.open(path), "JPEG", progressive=True)) is None, path
 
 
-def test_the_verdict_is_libjpegs(tmp_path: Path) -> None:
-    """djpeg prints libjpeg's warnings: of what it warns of within a scan, nothing passes."""
+def test_what_libjpeg_warns_of_is_found(tmp_path: Path) -> None:
+    """djpeg prints libjpeg's warnings; files with one about a scan must be refused."""
     try:
         subprocess.run(["djpeg", "-version"], capture_output=True, check=False)
     except FileNotFoundError:

@@ -1,15 +1,14 @@
-"""Odd photographs come out as a viewer shows them, with the fast JPEG decoder as without; each file is made here."""
+"""Unusual photographs look as a viewer shows them, with and without fast JPEG decoding."""
 
 import io
-import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_images import png, saved
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,7 +18,8 @@ from runtime.images.preprocess import FAST_SIDE, load_image, preprocess
 Pixels = NDArray[np.uint8]
 RED, GREEN = (200, 30, 60), (10, 220, 90)
 
-# What is stored for an upright image, by EXIF orientation: its row 0 and column 0 are the upright image's top and left, and so on.
+# By EXIF orientation, how an upright image is stored. The comments say which sides of the upright
+# image are the stored row 0 and column 0.
 STORED: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda upright: upright,  # top, left
     2: lambda upright: upright[:, ::-1],  # top, right
@@ -33,7 +33,7 @@ STORED: dict[int, Callable[[Pixels], Pixels]] = {
 
 
 def quarters(width: int = 96, height: int = 64) -> Pixels:
-    """Four quarters of different colours: any turn or flip shows."""
+    """Four quarters of different colours, so that a turn or a flip shows."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, : width // 2] = RED
     pixels[: height // 2, width // 2 :] = GREEN
@@ -41,15 +41,8 @@ def quarters(width: int = 96, height: int = 64) -> Pixels:
     return pixels
 
 
-def saved(image: Image.Image, form: str, **options: object) -> io.BytesIO:
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    file.seek(0)
-    return file
-
-
 def near(found: Pixels, expected: Pixels, levels: int = 6) -> bool:
-    """Equal but for what JPEG does; 1 % of the pixels may be at an edge."""
+    """Equal up to JPEG's losses; 1 % of the pixels may differ more, at edges."""
     return (
         found.shape == expected.shape
         and (np.abs(found.astype(int) - expected) > levels).any(2).mean() < 0.01
@@ -58,17 +51,8 @@ def near(found: Pixels, expected: Pixels, levels: int = 6) -> bool:
 
 def png16(colour: int, samples: NDArray[np.uint16]) -> io.BytesIO:
     """A PNG of 16-bit samples [height, width, channels], which Pillow does not write."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    head = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], 16, colour, 0, 0, 0)
-    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in samples.astype(">u2")))
-    return io.BytesIO(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
-    )
+    rows = b"".join(b"\0" + row.tobytes() for row in samples.astype(">u2"))
+    return png(16, colour, samples.shape[1], samples.shape[0], rows)
 
 
 @pytest.mark.parametrize("orientation", [*STORED, 0, 9])
@@ -87,7 +71,7 @@ def test_exif_orientation(orientation: int) -> None:
 
 
 def test_cmyk() -> None:
-    """Adobe writes inverted levels, with its marker or without; with transform 2 in the marker, its first three are YCbCr."""
+    """Inverted as Adobe writes it, with its marker or without; also YCCK (the marker says 2)."""
     pixels = quarters()
     image = Image.fromarray(pixels).convert("CMYK")
     data = saved(image, "JPEG", quality=95, subsampling=0).getvalue()
@@ -120,7 +104,7 @@ def test_grey() -> None:
 
 
 def test_sixteen_bits() -> None:
-    """The upper eight bits, in grey and in colour, with alpha and without."""
+    """The upper eight bits are kept, in grey and in colour, with alpha and without."""
     pixels = quarters()
     wide = pixels.astype(np.uint16) * 256 + 77
     opaque = np.full((*pixels.shape[:2], 1), 65535, np.uint16)
@@ -145,8 +129,8 @@ def test_a_palette() -> None:
         assert np.array_equal(preprocess(saved(image, form), as_is=True), pixels)
 
 
-def test_transparency_lies_on_white() -> None:
-    """Whatever colour is hidden under it: RGBA, grey with alpha, a palette with alpha, a colour that stands for transparent."""
+def test_transparency_is_composited_on_white() -> None:
+    """RGBA, grey with alpha, a palette with alpha, and a transparent colour."""
     pixels = quarters()
     alpha = np.full(pixels.shape[:2], 255, np.uint8)
     alpha[32:, 48:] = 0  # the black quarter
@@ -191,7 +175,7 @@ def test_the_first_frame_of_an_animation(form: str) -> None:
 
 
 def test_progressive_jpeg() -> None:
-    """The same coefficients in another order: the same pixels."""
+    """It has the same coefficients in another order, and so the same pixels."""
     image = Image.fromarray(quarters(1600, 1200))
     for fast in (False, True):
         baseline, progressive = (
@@ -220,7 +204,7 @@ def test_one_pixel(form: str) -> None:
 
 
 def test_a_phones_photograph_with_a_second_picture() -> None:
-    """MPO: a JPEG with another behind it, as phones write them. The first is taken."""
+    """MPO: a JPEG followed by another, as phones write them. The first is used."""
     pixels = quarters(1600, 1200)
     file = saved(
         Image.fromarray(pixels),
@@ -277,8 +261,8 @@ print(peak() - before)
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc"
 )
-def test_108_megapixels_are_held_once(tmp_path: Path) -> None:
-    """12000x9000 pixels are 412 MB as Pillow holds them; a fast JPEG is decoded at an eighth a side."""
+def test_108_megapixels_are_in_memory_once(tmp_path: Path) -> None:
+    """12000x9000 pixels take 412 MB in Pillow; fast decoding is at an eighth of each side."""
     path = tmp_path / "large.jpg"
     Image.fromarray(quarters(120, 90)).resize((12000, 9000), Image.Resampling.NEAREST).save(path)
     for mode, limit in (("full", 412 + 60), ("fast", 60)):

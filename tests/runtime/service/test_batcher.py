@@ -1,4 +1,7 @@
-"""The queue before the graph: who shares a call, who is refused, and what a failure costs. Graphs are stand-ins that record their calls."""
+"""The queue in front of the graph: shared calls, refusals, and failures.
+
+Graphs are stand-ins that record their calls.
+"""
 
 import asyncio
 import threading
@@ -13,19 +16,19 @@ from runtime.service.batcher import Answer, Batcher
 
 
 class Graph:
-    """Each image's logits are its sum and its largest symbol. A call waits for `gate`."""
+    """Each image's logits are its sum and its largest symbol. A call waits for `release`."""
 
     def __init__(self, max_symbols: int = 1 << 20):
         self.max_symbols = max_symbols
         self.calls: list[tuple[int, ...]] = []
-        self.gate = threading.Event()
-        self.gate.set()
+        self.release = threading.Event()
+        self.release.set()
         self.entered = threading.Event()
 
     def run(self, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
         self.calls.append(symbols.shape)
         self.entered.set()
-        assert self.gate.wait(30)
+        assert self.release.wait(30)
         if (symbols == -1).any():
             raise ArithmeticError("a bad image")
         rows = np.stack([symbols.sum((1, 2, 3)), symbols.max((1, 2, 3))], 1).astype(np.float32)
@@ -33,7 +36,7 @@ class Graph:
         return rows
 
     async def busy(self) -> None:
-        """Until a call is under way."""
+        """Wait until a call is under way."""
         assert await asyncio.to_thread(self.entered.wait, 30)
 
 
@@ -46,9 +49,9 @@ def batcher(
     max_wait: float = 0.0,
     max_queue: int = 100,
     max_delay: float = 100.0,
-    pace: float = 0.0,
+    seconds_per_image: float = 0.0,
 ) -> Batcher:
-    return Batcher(max_batch, max_wait, max_queue, max_delay, pace)
+    return Batcher(max_batch, max_wait, max_queue, max_delay, seconds_per_image)
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
@@ -63,14 +66,14 @@ def later() -> float:
     return asyncio.get_running_loop().time() + 60
 
 
-def test_those_that_wait_while_a_call_runs_share_the_next_ones() -> None:
+def test_images_that_wait_while_a_call_runs_share_the_next_calls() -> None:
     async def work() -> None:
         graph, queue = Graph(), batcher()
-        graph.gate.clear()
+        graph.release.clear()
         futures = [queue.submit(graph, image(0), later())]
         await graph.busy()
         futures += [queue.submit(graph, image(value), later()) for value in range(1, 7)]
-        graph.gate.set()
+        graph.release.set()
         answers = await asyncio.gather(*futures)
         assert [answer.logits.tolist() for answer in answers] == [
             [32.0 * value, value] for value in range(7)
@@ -83,13 +86,13 @@ def test_those_that_wait_while_a_call_runs_share_the_next_ones() -> None:
     run(work)
 
 
-def test_an_idle_graph_waits_for_company_and_not_longer_than_it_should() -> None:
+def test_an_idle_graph_waits_for_more_images_up_to_max_wait() -> None:
     async def work() -> None:
         graph, queue = Graph(), batcher(max_batch=2, max_wait=0.05)
         first = queue.submit(graph, image(1), later())
         await asyncio.sleep(0)
         assert graph.calls == []
-        await asyncio.gather(first, queue.submit(graph, image(2), later()))  # full: goes at once
+        await asyncio.gather(first, queue.submit(graph, image(2), later()))  # a full batch
         alone = await queue.submit(graph, image(3), later())
         assert [shape[0] for shape in graph.calls] == [2, 1]
         assert alone.queue >= 0.05
@@ -98,10 +101,10 @@ def test_an_idle_graph_waits_for_company_and_not_longer_than_it_should() -> None
     run(work)
 
 
-def test_shapes_and_bundles_never_share_a_call_and_the_oldest_goes_first() -> None:
+def test_shapes_and_graphs_never_share_a_call_and_the_oldest_goes_first() -> None:
     async def work() -> None:
         graph, other, queue = Graph(), Graph(), batcher()
-        graph.gate.clear()
+        graph.release.clear()
         first = queue.submit(graph, image(0), later())
         await graph.busy()
         rest = [
@@ -110,7 +113,7 @@ def test_shapes_and_bundles_never_share_a_call_and_the_oldest_goes_first() -> No
             queue.submit(graph, image(2), later()),
             queue.submit(graph, image(3, side=6), later()),
         ]
-        graph.gate.set()
+        graph.release.set()
         await asyncio.gather(first, *rest)
         assert graph.calls == [(1, 2, 4, 4), (2, 2, 6, 6), (1, 2, 4, 4)]
         assert other.calls == [(1, 2, 4, 4)]
@@ -119,14 +122,14 @@ def test_shapes_and_bundles_never_share_a_call_and_the_oldest_goes_first() -> No
     run(work)
 
 
-def test_a_call_has_no_more_symbols_than_one_image_may_have() -> None:
+def test_a_call_has_no_more_symbols_than_are_allowed_for_one_image() -> None:
     async def work() -> None:
         graph, queue = Graph(max_symbols=3 * 32), batcher(max_batch=8)
-        graph.gate.clear()
+        graph.release.clear()
         futures = [queue.submit(graph, image(0), later())]
         await graph.busy()
         futures += [queue.submit(graph, image(value), later()) for value in range(1, 6)]
-        graph.gate.set()
+        graph.release.set()
         await asyncio.gather(*futures)
         assert [shape[0] for shape in graph.calls] == [1, 3, 2]
         queue.close()
@@ -134,36 +137,36 @@ def test_a_call_has_no_more_symbols_than_one_image_may_have() -> None:
     run(work)
 
 
-def test_past_its_deadline_an_image_is_refused_and_takes_no_place() -> None:
+def test_an_image_past_its_deadline_is_refused_and_dropped() -> None:
     async def work() -> None:
         graph, queue = Graph(), batcher()
-        graph.gate.clear()
+        graph.release.clear()
         running = queue.submit(graph, image(0), asyncio.get_running_loop().time() + 0.02)
         await graph.busy()
         late = queue.submit(graph, image(1), asyncio.get_running_loop().time() + 0.02)
-        patient = queue.submit(graph, image(2), later())
-        with pytest.raises(DeadlineError, match="no turn came in"):
+        other = queue.submit(graph, image(2), later())
+        with pytest.raises(DeadlineError, match="no graph call was free within"):
             await late
-        assert not running.done()  # it got its turn in time, and is answered
-        graph.gate.set()
+        assert not running.done()  # its call began in time, so it is answered
+        graph.release.set()
         assert (await running).logits[0] == 0
-        assert (await patient).logits[1] == 2
+        assert (await other).logits[1] == 2
         assert graph.calls == [(1, 2, 4, 4), (1, 2, 4, 4)]
         queue.close()
 
     run(work)
 
 
-def test_who_has_gone_takes_no_place() -> None:
+def test_cancelled_images_are_dropped() -> None:
     async def work() -> None:
         graph, queue = Graph(), batcher()
-        graph.gate.clear()
+        graph.release.clear()
         running = queue.submit(graph, image(0), later())
         await graph.busy()
         gone = [queue.submit(graph, image(value), later()) for value in (1, 2)]
         for future in (running, *gone):
             future.cancel()
-        graph.gate.set()
+        graph.release.set()
         assert (await queue.submit(graph, image(3), later())).logits[1] == 3
         assert [shape[0] for shape in graph.calls] == [1, 1]
         queue.close()
@@ -174,11 +177,11 @@ def test_who_has_gone_takes_no_place() -> None:
 def test_a_failing_call_fails_its_own_batch_alone() -> None:
     async def work() -> None:
         graph, queue = Graph(), batcher(max_batch=2)
-        graph.gate.clear()
+        graph.release.clear()
         first = queue.submit(graph, image(0), later())
         await graph.busy()
         futures = [queue.submit(graph, image(value), later()) for value in (1, -1, 2, 3)]
-        graph.gate.set()
+        graph.release.set()
         results = await asyncio.gather(first, *futures, return_exceptions=True)
         assert [type(result) for result in results] == [
             Answer,
@@ -193,7 +196,7 @@ def test_a_failing_call_fails_its_own_batch_alone() -> None:
     run(work)
 
 
-def test_logits_that_are_not_numbers_are_no_answer() -> None:
+def test_logits_that_are_not_numbers_are_refused() -> None:
     async def work() -> None:
         graph, queue = Graph(), batcher(max_batch=2, max_wait=1.0)
         bad, good = queue.submit(graph, image(99), later()), queue.submit(graph, image(1), later())
@@ -205,12 +208,12 @@ def test_logits_that_are_not_numbers_are_no_answer() -> None:
     run(work)
 
 
-def test_the_queue_is_bounded_in_images() -> None:
+def test_the_queue_has_a_limit_of_images() -> None:
     async def work() -> None:
         queue = batcher(max_queue=5)
         with queue.admit(3):
             with pytest.raises(QueueFullError, match="3 images are waiting") as refused:
-                queue.require_room(3)
+                queue.require_capacity(3)
             assert refused.value.seconds == 1
             with queue.admit(2), pytest.raises(QueueFullError), queue.admit(1):
                 pass
@@ -221,38 +224,38 @@ def test_the_queue_is_bounded_in_images() -> None:
     run(work)
 
 
-def test_who_would_wait_too_long_is_refused_at_once_and_told_when_to_come_again() -> None:
+def test_an_image_that_would_wait_too_long_is_refused_with_a_time_to_retry() -> None:
     async def work() -> None:
-        queue = batcher(max_delay=10.0, pace=2.0)
-        queue.require_room(50)  # an idle graph takes all that the queue holds
+        queue = batcher(max_delay=10.0, seconds_per_image=2.0)
+        queue.require_capacity(50)  # an idle graph accepts as many as the queue holds
         with (
             queue.admit(6),
             pytest.raises(QueueFullError, match=r"takes 12\.0 s: ask again in 12 s") as refused,
         ):
-            queue.require_room()
+            queue.require_capacity()
         assert refused.value.seconds == 12
         queue.close()
 
     run(work)
 
 
-def test_the_pace_is_measured() -> None:
+def test_seconds_per_image_are_measured() -> None:
     async def work() -> None:
-        told: list[tuple[int, float]] = []
+        calls: list[tuple[int, float]] = []
         queue = Batcher(
-            4, 0.0, 100, 100.0, 50.0, lambda images, seconds: told.append((images, seconds))
+            4, 0.0, 100, 100.0, 50.0, lambda images, seconds: calls.append((images, seconds))
         )
         graph = Graph()
         for _ in range(60):
             await queue.submit(graph, image(1), later())
         assert 0 < queue.seconds_per_image < 1
-        assert [images for images, _ in told] == [1] * 60
+        assert [images for images, _ in calls] == [1] * 60
         queue.close()
 
     run(work)
 
 
-def test_drained_waits_for_all_that_was_admitted() -> None:
+def test_drained_waits_for_all_admitted_images() -> None:
     async def work() -> None:
         queue = batcher()
         await queue.drained()

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's framing: what is understood, what is refused, and what goes back."""
+"""The Open Inference Protocol's messages: requests that are parsed or refused, and responses."""
 
 import base64
 import contextlib
@@ -53,12 +53,12 @@ def test_feature_files_in_base64() -> None:
     assert oip.parse(body({"inputs": [tensor(shape=[3, 1], data=nested)]}), None, 3).files == FILES
 
 
-def test_feature_files_as_they_are() -> None:
+def test_feature_files_in_binary() -> None:
     data, length = binary(oip.join(FILES))
     assert oip.parse(data, length, 3).files == FILES
 
 
-def test_outputs_that_are_asked_for() -> None:
+def test_requested_outputs() -> None:
     outputs = [{"name": "logits", "parameters": {"binary_data": True}}, {"name": "label"}]
     assert oip.parse(body(outputs=outputs), None, 3).outputs == {"logits": True, "label": False}
     assert oip.parse(
@@ -66,7 +66,7 @@ def test_outputs_that_are_asked_for() -> None:
     ).outputs == dict.fromkeys(oip.OUTPUTS, True)
 
 
-def test_an_optional_member_that_is_null_is_as_if_it_were_absent() -> None:
+def test_an_optional_member_that_is_null_counts_as_absent() -> None:
     whole = oip.parse(body(), None, 3)
     assert oip.parse(body(id=None, parameters=None, outputs=None), None, 3) == whole
     assert (
@@ -98,13 +98,13 @@ def test_an_optional_member_that_is_null_is_as_if_it_were_absent() -> None:
 
 
 @pytest.mark.parametrize("member", ["inputs", "name", "datatype", "shape", "data"])
-def test_a_member_that_is_needed_may_not_be_null(member: str) -> None:
+def test_a_required_member_may_not_be_null(member: str) -> None:
     request = {"inputs": None} if member == "inputs" else {"inputs": [tensor() | {member: None}]}
     with pytest.raises(MalformedRequestError):
         oip.parse(json.dumps(request).encode(), None, 3)
 
 
-def test_memory_that_is_shared_is_refused_and_not_passed_over() -> None:
+def test_shared_memory_is_refused_rather_than_ignored() -> None:
     region = {"shared_memory_region": "r", "shared_memory_byte_size": 40}
     for request in (
         {"inputs": [tensor(parameters=region)]},
@@ -116,7 +116,7 @@ def test_memory_that_is_shared_is_refused_and_not_passed_over() -> None:
             oip.parse(body(request), None, 3)
 
 
-def test_metadata_names_no_version_which_no_path_takes() -> None:
+def test_metadata_has_no_version_since_no_path_has_one() -> None:
     assert set(oip.metadata("ours_n4", 10, "onnxruntime")) == {
         "name",
         "platform",
@@ -132,12 +132,12 @@ def test_metadata_names_no_version_which_no_path_takes() -> None:
         (b"[" * 100_000, "not JSON"),
         (b"\xff", "not JSON"),
         (body([]), "where inputs"),
-        (body({}), "not one of name feature_file"),
+        (body({}), "not exactly one input of name feature_file"),
         (body({"inputs": 3}), "where inputs"),
         (body({"inputs": [7]}), "where name"),
-        (body({"inputs": [tensor(), tensor()]}), "not one of name"),
-        (body({"inputs": [tensor(name="image")]}), "not one of name"),
-        (body({"inputs": [tensor(datatype="FP32")]}), "not one of name"),
+        (body({"inputs": [tensor(), tensor()]}), "not exactly one input"),
+        (body({"inputs": [tensor(name="image")]}), "not exactly one input"),
+        (body({"inputs": [tensor(datatype="FP32")]}), "not exactly one input"),
         (body({"inputs": [tensor(shape=[])]}), "shape"),
         (body({"inputs": [tensor(shape=[True])]}), "shape"),
         (body({"inputs": [tensor(shape=[-1])]}), "shape"),
@@ -160,13 +160,13 @@ def test_metadata_names_no_version_which_no_path_takes() -> None:
         (body(outputs=[{"name": "logits", "parameters": {"classification": 3}}]), "no output"),
     ],
 )
-def test_what_is_refused(data: bytes, reason: str) -> None:
+def test_malformed_inference_requests_are_refused(data: bytes, reason: str) -> None:
     with pytest.raises(MalformedRequestError, match=reason):
         oip.parse(data, None, 3)
 
 
 @pytest.mark.parametrize("length", ["", "-1", "99999", "1e3", "٣", "12345678901234567890"])
-def test_a_length_of_the_json_that_is_none(length: str) -> None:
+def test_a_bad_length_of_the_json_is_refused(length: str) -> None:
     with pytest.raises(MalformedRequestError, match="Content-Length"):
         oip.parse(body(), length, 3)
 
@@ -181,18 +181,20 @@ def test_a_length_of_the_json_that_is_none(length: str) -> None:
         (oip.join(FILES[:2]), None, "shape is of 3 feature files, 2 came"),
     ],
 )
-def test_tensors_that_do_not_fit(data: bytes, size: int | None, reason: str) -> None:
+def test_binary_data_of_another_length_is_refused(
+    data: bytes, size: int | None, reason: str
+) -> None:
     with pytest.raises(MalformedRequestError, match=reason):
         oip.parse(*binary(data, size), 3)
 
 
-def test_bytes_that_no_input_claims() -> None:
+def test_trailing_bytes_that_no_input_declares_are_refused() -> None:
     head = body()
     with pytest.raises(MalformedRequestError, match="2 bytes follow the JSON, and no input"):
         oip.parse(head + b"xx", str(len(head)), 3)
 
 
-def test_more_feature_files_than_are_taken() -> None:
+def test_too_many_feature_files_are_refused() -> None:
     for request in (body(), binary(oip.join(FILES))[0]):
         with pytest.raises(TooManyFilesError, match="3 feature files"):
             oip.parse(request, None if request == body() else binary(oip.join(FILES))[1], 2)
@@ -203,12 +205,12 @@ def test_more_feature_files_than_are_taken() -> None:
 
 
 @given(st.lists(st.binary(max_size=40), max_size=8))
-def test_elements_are_those_that_were_joined(files: list[bytes]) -> None:
+def test_elements_is_the_inverse_of_join(files: list[bytes]) -> None:
     assert oip.elements(memoryview(oip.join(files)), 8) == files
 
 
 @given(st.binary(max_size=200), st.one_of(st.none(), st.integers(-1, 250).map(str)))
-def test_any_bytes_are_understood_or_refused(data: bytes, length: str | None) -> None:
+def test_any_bytes_are_parsed_or_refused(data: bytes, length: str | None) -> None:
     with contextlib.suppress(
         MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError
     ):
@@ -230,7 +232,7 @@ JSON = st.recursive(
     st.sampled_from(["id", "parameters", "outputs"]),
     JSON,
 )
-def test_any_json_is_understood_or_refused(
+def test_any_json_is_parsed_or_refused(
     of_tensor: str, value: Any, of_request: str, other: Any
 ) -> None:
     with contextlib.suppress(

@@ -1,4 +1,4 @@
-"""The service's log: what a flood of lines, a slow reader, a full disk and a closed stream cost."""
+"""The service's log with repeated lines, a full disk, and a closed stream."""
 
 import io
 import json
@@ -35,7 +35,7 @@ def as_before() -> Iterator[None]:
 
 
 def written(lost: list[None], monkeypatch: pytest.MonkeyPatch, stream: io.StringIO | None) -> str:
-    """What comes of three lines, two of them the same."""
+    """What is written of three lines, two of them the same."""
     monkeypatch.setattr(sys, "stderr", stream)
     log = serve_log.Log("INFO", lambda: lost.append(None))
     for text in ("one", "one", "two"):
@@ -44,7 +44,7 @@ def written(lost: list[None], monkeypatch: pytest.MonkeyPatch, stream: io.String
     return stream.getvalue() if stream else ""
 
 
-def test_lines_are_json_and_one_that_repeats_itself_is_written_once(
+def test_lines_are_json_and_a_repeated_one_is_written_once(
     lost: list[None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [json.loads(line) for line in written(lost, monkeypatch, io.StringIO()).splitlines()]
@@ -67,7 +67,7 @@ def record(second: float, text: str, **extra: object) -> logging.LogRecord:
     return made
 
 
-def test_what_was_held_back_is_told_by_the_next() -> None:
+def test_the_next_line_says_how_many_were_dropped() -> None:
     repeats = serve_log.Repeats()
     records = [record(100 + second / 10, "no file") for second in range(25)]
     assert [index for index, entry in enumerate(records) if repeats.filter(entry)] == [0, 10, 20]
@@ -76,7 +76,7 @@ def test_what_was_held_back_is_told_by_the_next() -> None:
     assert all(repeats.filter(record(102.5, "a request", request={})) for _ in range(3))
 
 
-def test_lines_that_all_differ_take_no_memory() -> None:
+def test_the_memory_of_past_lines_has_a_limit() -> None:
     repeats = serve_log.Repeats()
     assert all(repeats.filter(record(100, str(number))) for number in range(1000))
-    assert len(repeats._last) <= serve_log._REMEMBERED
+    assert len(repeats._last) <= serve_log._MAX_REMEMBERED

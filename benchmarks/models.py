@@ -1,0 +1,91 @@
+"""The models that are timed: their bundles, exported when missing, and their torch models.
+
+Weights are trained where checkpoints/ has them (ours_n0 and ours_n8 use those of their `_enc`
+form), else random, which the records say.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.common import PROJECT, BenchmarkError, progress
+from runtime.codec import strict_json
+from runtime.codec.bundle import MANIFEST
+from runtime.codec.manifest import SCHEMA
+
+if TYPE_CHECKING:
+    from training.models import FeatureCompressionModel
+
+# The model -> the checkpoint that its weights come from.
+CHECKPOINTS = {
+    "ours_n0": "ours_n0_enc",
+    "ours_n4": "ours_n4",
+    "ours_n8": "ours_n8_enc",
+    "matsubara2022wacv": "matsubara2022wacv",
+}
+
+
+def weights_of(model: str) -> str:
+    """`trained (CHECKPOINT)` or `random`, as records have it."""
+    return f"trained ({CHECKPOINTS[model]})" if _trained(model) else "random"
+
+
+def load_torch_model(model: str) -> "FeatureCompressionModel":
+    """The model in torch, with the weights of its bundle."""
+    from export.__main__ import find_checkpoint
+    from training.checkpoint import load_model
+    from training.models import build_random_model
+
+    if not _trained(model):
+        return build_random_model(model)
+    return load_model(find_checkpoint(CHECKPOINTS[model], "1.28"), CHECKPOINTS[model])[0]
+
+
+def make_bundle(model: str) -> Path:
+    """The model's bundle; exported now if it is missing or of an older release.
+
+    Raises BenchmarkError.
+    """
+    folder = Path("bundles") / (CHECKPOINTS[model] if _trained(model) else f"random/{model}")
+    if _is_current(folder):
+        return folder
+    if not find_spec("torch"):
+        raise BenchmarkError(
+            f"no bundle in {folder} and no torch to export one: pip install '.[export]'"
+        )
+    progress(f"exporting {folder}")
+    if _trained(model):
+        from export.__main__ import main as export_main
+
+        if export_main([CHECKPOINTS[model], "--out", str(folder)]):
+            raise BenchmarkError(f"{folder} could not be exported")
+    else:
+        _export_random(model, folder)
+    return folder
+
+
+def _trained(model: str) -> bool:
+    return (PROJECT / "checkpoints" / CHECKPOINTS[model] / "lmb1.28.safetensors").is_file()
+
+
+def _is_current(folder: Path) -> bool:
+    file = folder / MANIFEST
+    return file.is_file() and strict_json.loads(file.read_text()).get("schema") == SCHEMA
+
+
+def _export_random(model: str, folder: Path) -> None:
+    from export.bundle import write_bundle
+    from export.images import synthetic_images
+
+    net = load_torch_model(model)
+    labels = [f"class {index}" for index in range(net.classes)]
+    write_bundle(
+        folder,
+        net,
+        model,
+        "none",
+        labels,
+        synthetic_images(),
+        "synthetic images",
+        weights="random",
+    )

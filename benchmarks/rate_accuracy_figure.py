@@ -1,0 +1,115 @@
+"""rate_accuracy.py's figure: the Pareto front of each curve, with its name where the curve begins.
+
+Points that are not on a front are left out; the table has them.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from benchmarks.curves import Point, pareto
+
+DEFAULT = "ours_n4"
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the markers differ as well.
+_STYLES: dict[str, dict[str, Any]] = {
+    DEFAULT: {"color": "#0072b2", "marker": "o", "linewidth": 3, "markersize": 7},
+    "ours_n8": {"color": "#e69f00", "marker": "s"},
+    "ours_n0": {"color": "#009e73", "marker": "^"},
+    "matsubara2022wacv": {"color": "#777777", "marker": "v"},
+    "JPEG": {"color": "#000000", "marker": "x", "linestyle": "--"},
+    "WEBP": {"color": "#cc79a7", "marker": "D", "linestyle": "--"},
+    "AVIF": {"color": "#d55e00", "marker": "P", "linestyle": "--"},
+}
+_OTHER: dict[str, Any] = {"color": "#56b4e9", "marker": "*"}
+_NAMES = {DEFAULT: f"{DEFAULT}\n(default)", "WEBP": "WebP"}
+_BELOW: dict[str, Any] = {"xytext": (0, -9), "ha": "center", "va": "top"}
+_LEFT: dict[str, Any] = {"xytext": (-9, 0), "ha": "right", "va": "center"}
+_RIGHT: dict[str, Any] = {"xytext": (9, 0), "ha": "left", "va": "center"}
+_ABOVE: dict[str, Any] = {"xytext": (0, 8), "ha": "right", "va": "bottom"}
+_PLACES = {DEFAULT: _LEFT, "ours_n8": _ABOVE, "JPEG": _RIGHT, "WEBP": _LEFT, "AVIF": _LEFT}
+
+
+def draw(record: dict[str, Any], file: Path, title: str, not_drawn: Collection[str]) -> None:
+    """The figure of rate_accuracy.py's record, without some curves, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.8), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    teacher = 100 * record["teacher_top1"]
+    lowest = teacher
+    for curve in record["curves"]:
+        name = curve["curve"]
+        if name in not_drawn:
+            continue
+        front = pareto([Point(**point) for point in curve["points"]])
+        sizes, top1 = [point.bytes for point in front], [100 * point.top1 for point in front]
+        style = _STYLES.get(name, _OTHER)
+        axes.plot(sizes, top1, **{"linewidth": 1.8, "markersize": 6, **style})
+        place = {"textcoords": "offset points", **_PLACES.get(name, _BELOW)}
+        weight = "bold" if name == DEFAULT else "normal"
+        axes.annotate(
+            _NAMES.get(name, name),
+            (sizes[0], top1[0]),
+            color=style["color"],
+            weight=weight,
+            **place,
+        )
+        lowest = min(lowest, top1[0])
+    # A model at a far too low rate would press all others together at the top.
+    axes.set_ylim(max(lowest, teacher - 25) - 4, teacher + 1.5)
+    left, right = axes.get_xlim()
+    left *= 0.7  # room for names
+    axes.set_xlim(left, right)
+    axes.axhline(teacher, color="black", linewidth=1, linestyle=":")
+    text = f"teacher, no compression: {teacher:.1f} %"
+    axes.annotate(text, (left, teacher), (4, 3), textcoords="offset points")
+    _compare_bytes(axes, record)
+    _label(axes, record, title)
+    figure.savefig(file, format="png", dpi=110)
+
+
+def _compare_bytes(axes: Any, record: dict[str, Any]) -> None:
+    """Bytes of the default and of the best codec for the same top-1, along the lower edge."""
+    codec = record["best_codec_at_target"]
+    needed = {curve["curve"]: curve["bytes_at_target"] for curve in record["curves"]}
+    ours = needed.get(DEFAULT)
+    if not codec or not ours:
+        return
+    target, low = 100 * record["target_top1"], axes.get_ylim()[0] + 1.2
+    for end in (ours, codec["bytes"]):
+        axes.plot([end, end], [low, target], color="#444444", linewidth=1, linestyle=":")
+    arrow = {"arrowstyle": "<->", "color": "#444444"}
+    axes.annotate("", (ours, low), (codec["bytes"], low), arrowprops=arrow)
+    name, size = codec["codec"], codec["bytes"]
+    text = f"{target:.1f} %: {ours:,.0f} bytes, {name} {size / ours:.1f} times as many"
+    middle = (ours * codec["bytes"]) ** 0.5
+    axes.annotate(text, (middle, low), (0, 3), textcoords="offset points", ha="center", va="bottom")
+
+
+def _label(axes: Any, record: dict[str, Any], title: str) -> None:
+    """Bytes below, bits per pixel above; the images of a record have one size."""
+    point = record["curves"][0]["points"][0]
+    pixels = 8 * point["bytes"] / point["bpp"]
+    axes.set(xlabel="bytes an image", ylabel="top-1, %")
+    axes.set_title(title, loc="left", fontsize="medium")
+    ticks = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)
+    low, high = axes.get_xlim()
+    axes.set_xticks([size for size in ticks if low <= size <= high])
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_locator(_no_ticks())
+    above = axes.secondary_xaxis(
+        "top", functions=(lambda size: 8 * size / pixels, lambda bpp: bpp * pixels / 8)
+    )
+    above.set_xlabel("bits per pixel")
+    above.set_xticks([0.02, 0.05, 0.1, 0.2, 0.5, 1, 2])
+    above.xaxis.set_major_formatter("{x:g}")
+    above.xaxis.set_minor_locator(_no_ticks())
+    axes.grid(alpha=0.2)
+    axes.spines["right"].set_visible(False)
+
+
+def _no_ticks() -> Any:
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()
