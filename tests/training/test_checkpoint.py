@@ -1,4 +1,5 @@
-"""Checkpoints: anybody's file for every model, both generations of names, and what is refused by name."""
+"""Checkpoints: every form of file loads for every model, with old and new names of the entropy
+parameters; keys that do not fit are refused by name."""
 
 import json
 from pathlib import Path
