@@ -197,7 +197,7 @@ def test_a_graph_that_gives_no_logits_at_all_is_not_loaded(
         CloudDecoder(folder, 1)
 
 
-def test_cloud_decode_reports_them_and_goes_on(
+def test_cloud_decode_reports_them_and_resumes(
     broken_bundle: Path, files: list[bytes], tmp_path: Path, capsys: Capture
 ) -> None:
     names = [str(tmp_path / name) for name in ("picture.bin", "zeros.bin")]

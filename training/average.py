@@ -1,13 +1,13 @@
-"""Average the tails of checkpoints that share a bottleneck: often better than each of them, at no cost.
+"""Average the tails of checkpoints that share a bottleneck: often better than each, at no cost.
 
     python -m training.average ours_n4 FIRST.safetensors SECOND.safetensors --data DIR --out FILE
 
-Made for a checkpoint and what `training.train --frozen_bottleneck` made of it: on the line between the
-weights before and after fine-tuning lies a better tail than at its ends (Wortsman et al. 2022, arXiv
-2109.01903). Batch norm's statistics fit neither's, and are taken anew on training images, as Izmailov
-et al. 2018 (arXiv 1803.05407) do.
+Made for a checkpoint and what `training.train --frozen_bottleneck` made of it. The mean of the
+weights before and after fine-tuning is often better than both (Wortsman et al. 2022, arXiv
+2109.01903). The statistics of batch norm fit neither tail's, so they are measured again on training
+images, as in Izmailov et al. 2018 (arXiv 1803.05407).
 
-Always holds: the bottleneck is the checkpoints' to the last bit, so edges go on as they are.
+Always holds: the bottleneck is bit for bit the checkpoints' one, so edge devices stay as they are.
 """
 
 import argparse
@@ -34,9 +34,11 @@ class AverageError(ValueError):
 
 
 def average(models: list[FeatureCompressionModel], names: list[str]) -> FeatureCompressionModel:
-    """A model with the mean of the tails' weights; batch norm's statistics are averaged too, and want to be taken anew.
+    """The model whose tail has the mean of the tails' weights; `names` are for messages.
 
-    Raises AverageError where bottlenecks or classes differ. The models are of one kind; the first is changed and given back.
+    The models have one architecture. The first is changed in place and returned. The statistics of
+    batch norm are averaged too, and have to be measured again (`_renew_statistics`). Raises
+    AverageError if bottlenecks or numbers of classes differ.
     """
     first = models[0]
     states = [model.state_dict() for model in models]
@@ -46,7 +48,8 @@ def average(models: list[FeatureCompressionModel], names: list[str]) -> FeatureC
     for model, state, name in zip(models[1:], states[1:], names[1:], strict=True):
         if not all(torch.equal(state[key], states[0][key]) for key in bottleneck):
             raise AverageError(
-                f"{name} has another bottleneck than {names[0]}: average what --frozen_bottleneck made of one checkpoint"
+                f"{name} has another bottleneck than {names[0]}: "
+                "average checkpoints that --frozen_bottleneck made of the same one"
             )
         if model.classes != first.classes:
             raise AverageError(
@@ -59,103 +62,11 @@ def average(models: list[FeatureCompressionModel], names: list[str]) -> FeatureC
     return first
 
 
-def _side(text: str) -> int:
-    """A size as training.train's --train_size has it, without epochs."""
-    (stage, *more) = parse_stages(text, 1)
-    if more or ":" in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is a schedule: give one size")
-    return stage.size
+def _renew_statistics(model: FeatureCompressionModel, args: argparse.Namespace) -> int:
+    """Measure batch norm's statistics on training images; gives their number.
 
-
-def _recipe(metadata: dict[str, str]) -> Any:
-    """How a checkpoint was trained: JSON if a training of ours wrote it, else the text as it is."""
-    try:
-        return json.loads(metadata.get("recipe", "null"))
-    except ValueError:
-        return metadata["recipe"]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.average", description=(__doc__ or "").split("\n\n")[0]
-    )
-    add = parser.add_argument
-    add("model", choices=[name for name, spec in MODELS.items() if not spec.frozen_tail])
-    add(
-        "checkpoints",
-        nargs="+",
-        type=Path,
-        metavar="FILE",
-        help="two or more; labels and lmb are the first's",
-    )
-    add(
-        "--data",
-        required=True,
-        type=Path,
-        help="ImageFolder of training images, for batch norm's statistics",
-    )
-    add("--out", required=True, type=Path, metavar="FILE", help="the average")
-    add(
-        "--backbone",
-        type=Path,
-        metavar="FILE",
-        help="where a checkpoint of a bottleneck alone does not find its own",
-    )
-    add(
-        "--images",
-        type=number(int, 2, 10_000_000),
-        default=2000,
-        metavar="N",
-        help="images that the statistics are taken on, spread over --data (default: 2000)",
-    )
-    add(
-        "--train_size",
-        type=_side,
-        default=224,
-        metavar="SIZE",
-        help="side of their random crops, that of the last epochs (default: 224)",
-    )
-    add(
-        "--crop_area",
-        type=part,
-        default=0.08,
-        metavar="PART",
-        help="the least part of an image that they cover (default: 0.08)",
-    )
-    add(
-        "--held_out",
-        type=number(int, 0, 10_000_000),
-        default=500,
-        metavar="N",
-        help="images that the training held out, left out here too (default: 500)",
-    )
-    add(
-        "-w",
-        "--workers",
-        type=number(int, 0, 1024),
-        default=2,
-        help="image loading processes; 0 for none beside this (default: 2)",
-    )
-    add(
-        "--skip_damaged",
-        "--skip-damaged",
-        action="store_true",
-        help="leave out images that cannot be read, and count them",
-    )
-    add("--version", action="version", version=f"%(prog)s {version('edgecloud-features')}")
-    return parser
-
-
-@command("training.average")
-def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    if len(args.checkpoints) < 2:
-        raise AverageError("one checkpoint is its own average: name two or more")
-    check_checkpoint_output(
-        args.out, [*args.checkpoints, *([args.backbone] if args.backbone else [])]
-    )
-    loaded = [load_model(file, args.model, args.backbone) for file in args.checkpoints]
-    model = average([model for model, _ in loaded], [str(file) for file in args.checkpoints])
+    Raises DataError, DamagedImageError.
+    """
     folder, damage = class_folder(args.data), Damage(args.skip_damaged)
     images = split_held_out(
         training_images(folder.files, args.train_size, args.crop_area),
@@ -174,10 +85,117 @@ def main(argv: list[str] | None = None) -> int:
     model.to(memory_format=torch.channels_last)
     update_bn(progress(batches, "batch norm"), model)
     damage.report()
-    recipes = [_recipe(metadata) for _, metadata in loaded]
+    return chosen
+
+
+def _side(text: str) -> int:
+    """An argparse type: one size as in training.train's --train_size, without epochs."""
+    (stage, *more) = parse_stages(text, 1)
+    if more or ":" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is a schedule: give one size")
+    return stage.size
+
+
+def _recipe(metadata: dict[str, str]) -> Any:
+    """How a checkpoint was trained: parsed if it is JSON, as ours is, otherwise the text itself."""
+    try:
+        return json.loads(metadata.get("recipe", "null"))
+    except ValueError:
+        return metadata["recipe"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.average", description=(__doc__ or "").split("\n\n")[0]
+    )
+    add = parser.add_argument
+    add("model", choices=[name for name, spec in MODELS.items() if not spec.frozen_tail])
+    add(
+        "checkpoints",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="two or more; labels and lmb are taken from the first",
+    )
+    add(
+        "--data",
+        required=True,
+        type=Path,
+        help="training images to measure batch norm's statistics on, one folder per class",
+    )
+    add("--out", required=True, type=Path, metavar="FILE", help="the average")
+    add(
+        "--backbone",
+        type=Path,
+        metavar="FILE",
+        help="the ResNet-50 of checkpoints that hold the bottleneck alone",
+    )
+    _add_images(parser)
+    add("--version", action="version", version=f"%(prog)s {version('edgecloud-features')}")
+    return parser
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    """Add the options about the images that the statistics are measured on."""
+    add = parser.add_argument
+    add(
+        "--images",
+        type=number(int, 2, 10_000_000),
+        default=2000,
+        metavar="N",
+        help="number of images to measure on, spread evenly over --data (default: 2000)",
+    )
+    add(
+        "--train_size",
+        type=_side,
+        default=224,
+        metavar="SIZE",
+        help="side of their random crops, as in the last epochs of training (default: 224)",
+    )
+    add(
+        "--crop_area",
+        type=part,
+        default=0.08,
+        metavar="PART",
+        help="smallest part of an image that a crop covers (default: 0.08)",
+    )
+    add(
+        "--held_out",
+        type=number(int, 0, 10_000_000),
+        default=500,
+        metavar="N",
+        help="number of images that training held out, left out here too (default: 500)",
+    )
+    add(
+        "-w",
+        "--workers",
+        type=number(int, 0, 1024),
+        default=2,
+        help="processes that load images; 0 loads them in this process (default: 2)",
+    )
+    add(
+        "--skip_damaged",
+        "--skip-damaged",
+        action="store_true",
+        help="leave out images that cannot be read, and count them",
+    )
+
+
+@command("training.average")
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
+    args = _parser().parse_args(argv)
+    if len(args.checkpoints) < 2:
+        raise AverageError("one checkpoint is its own average: name two or more")
+    check_checkpoint_output(
+        args.out, [*args.checkpoints, *([args.backbone] if args.backbone else [])]
+    )
+    loaded = [load_model(file, args.model, args.backbone) for file in args.checkpoints]
+    model = average([model for model, _ in loaded], [str(file) for file in args.checkpoints])
+    images = _renew_statistics(model, args)
     about = {
-        "average_of": recipes,
-        "images": chosen,
+        "average_of": [_recipe(metadata) for _, metadata in loaded],
+        "images": images,
         "train_size": args.train_size,
         "crop_area": args.crop_area,
     }

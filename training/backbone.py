@@ -1,13 +1,14 @@
-"""Train or fine-tune a ResNet-50 on images of your own: the teacher, and the tail, of every model.
+"""Train or fine-tune a ResNet-50 on your own images: the teacher and the tail of every model.
 
     python -m training.backbone --data DIR --pretrain imagenet       fine-tune torchvision's
     python -m training.backbone --data DIR                           from scratch
     torchrun --nproc_per_node 4 -m training.backbone --data DIR --pretrain imagenet
 
-DIR is an ImageFolder. What comes out, RUN/resnet50.safetensors, has torchvision's keys and is what
-`python -m training.train --backbone` takes. A run that was stopped goes on as training.train's does.
+DIR has one folder of images per class. The result, RUN/resnet50.safetensors, has torchvision's keys
+and is for `python -m training.train --backbone`. A stopped run resumes as one of training.train.
 
-Always holds: a classifier of as many classes as DIR has; one of another number is begun anew.
+Always holds: the classifier has as many classes as DIR; a pretrained one with another number is
+replaced by a new one.
 """
 
 import argparse
@@ -42,12 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--pretrain",
         metavar="imagenet|FILE",
-        help="begin with torchvision's weights of ImageNet, or a ResNet-50 of yours",
+        help="start from torchvision's ImageNet weights, or from a ResNet-50 of yours",
     )
     add(
         "--lr",
         type=number(float, 0, MOST_LR),
-        help="of AdamW (default: 2e-3; with --pretrain 2e-4)",
+        help="learning rate of AdamW (default: 2e-3; with --pretrain 2e-4)",
     )
     add("--label_smoothing", type=number(float, 0, 1), default=0.1, help="default: 0.1")
     add_run_options(
@@ -57,7 +58,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _start(pretrain: str | None, data: Data) -> tuple[ResNet, Data]:
-    """A ResNet-50 of the data's classes, with random weights or those asked for; and the data by its classes."""
+    """A ResNet-50 for the data's classes, with random or pretrained weights, and the data.
+
+    The data's classes are put in the pretrained order if they are the same classes.
+    """
     classes = len(data.labels)
     net = resnet50(weights=None, num_classes=classes)
     if pretrain:
@@ -70,11 +74,11 @@ def _start(pretrain: str | None, data: Data) -> tuple[ResNet, Data]:
         if begin["fc.weight"].shape[0] != classes:
             begin |= {"fc.weight": net.fc.weight.data, "fc.bias": net.fc.bias.data}
         else:
-            with suppress(ClassesError):  # of other classes, of which there happen to be as many
+            with suppress(ClassesError):  # the same number of classes, but other ones
                 data = data.for_model(teacher.labels, classes, pretrain, report=False)
         net.load_state_dict(begin)
     else:
-        # Each block begins as an identity (Goyal et al. 2017, arXiv 1706.02677).
+        # Each block starts as an identity (Goyal et al. 2017, arXiv 1706.02677).
         for name, parameter in net.named_parameters():
             if name.endswith("bn3.weight"):
                 nn.init.zeros_(parameter)
@@ -82,7 +86,7 @@ def _start(pretrain: str | None, data: Data) -> tuple[ResNet, Data]:
 
 
 def _optimizer(net: ResNet, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """AdamW, under which normalisations and biases do not decay."""
+    """AdamW, without decay of normalisations and biases."""
     weights, others = (
         [p for p in net.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False)
     )
@@ -95,7 +99,10 @@ def _optimizer(net: ResNet, args: argparse.Namespace) -> torch.optim.Optimizer:
 
 
 def train(args: argparse.Namespace) -> Path:
-    """Run the training that the options describe; gives the path of the finished ResNet-50."""
+    """Run the training that the options describe; gives the path of the finished ResNet-50.
+
+    Raises TrainingError, DataError, CheckpointError, OSError.
+    """
     shrink_to_smoke(args)
     with assemble(args.device) as team:
         return _train(args, team)
@@ -140,8 +147,9 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     return out
 
 
-@command("training.backbone", goes_on=True)
+@command("training.backbone", resumes=True)
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
     out = train(_parser().parse_args(argv))
     if leads():
         say(f"wrote {out}", sys.stdout)

@@ -366,7 +366,7 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     return out
 
 
-@command("training.distil", goes_on=True)
+@command("training.distil", resumes=True)
 def main(argv: list[str] | None = None) -> int:
     out = train(_parser().parse_args(argv))
     if leads():

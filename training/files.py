@@ -1,12 +1,13 @@
-"""Output files of training: each appears whole or not at all, and none takes the place of an input.
+"""Output files of training: each appears whole or not at all, and none replaces an input.
 
-A small second copy of runtime/files.py, because training may not import runtime (docs/design.md). Both use
-the same temporary names, `.NAME.HEX16.partial`, so each removes what a killed process of the other left.
+A small second copy of runtime/files.py, because training may not import runtime (docs/design.md).
+Both use the same temporary names, `.NAME.HEX16.partial`, so each removes what a killed process of
+the other left behind.
 
-Always holds: a temporary file is locked while its writer lives, and one whose writer is gone is removed at
-the next write into its folder. Only regular files are replaced; a symbolic link keeps pointing where it did,
-and a device or a pipe is written into. Whatever class a library raises for a failed write, WriteError comes
-out: it names the file, the system's reason and a remedy.
+Always holds: a temporary file is locked while its writer lives, and the next write into its folder
+removes it if its writer is gone. Only regular files are replaced; a symbolic link keeps its target,
+and a device or a pipe is written into. A failed write raises WriteError, whatever class the library
+raised: it names the file, the system's reason and a remedy.
 """
 
 import errno
@@ -31,7 +32,7 @@ _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.partial")
 
 
 class OutputError(ValueError):
-    """An output that cannot be written under its name."""
+    """An output that cannot be written to the path given."""
 
 
 class SameOutputError(OutputError):
@@ -39,27 +40,29 @@ class SameOutputError(OutputError):
 
 
 class WriteError(OSError):
-    """A file could not be written: the disk is full, a limit is reached, a permission is missing."""
+    """A file cannot be written: the disk is full, a limit is reached, or permission is missing."""
 
 
 @contextmanager
 def atomic_file(path: StrPath) -> Iterator[BinaryIO]:
-    """A file to write into, which is flushed to disk and becomes `path` when the block ends; folders are made.
+    """A file to write into, which becomes `path` when the block ends, flushed to disk.
 
-    The block does nothing but write. Where it raises, `path` is as it was. Raises WriteError.
+    Missing folders are made. If the block raises, `path` stays as it was; an OSError in it counts
+    as a failed write, so the block should only write. Raises WriteError.
     """
     try:
         with _written(path) as file:
             yield file
     except (OSError, RuntimeError) as error:
-        # torch.save raises a RuntimeError of its own while it handles the file's OSError.
+        # torch.save raises its own RuntimeError while it handles the file's OSError.
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise
         raise WriteError(
-            f"{os.fspath(path)} cannot be written: {cause.strerror or cause}. Free space or mend permissions there, or name another place"
+            f"{os.fspath(path)} cannot be written: {cause.strerror or cause}. "
+            "Free space or mend permissions there, or name another place"
         ) from error
 
 
@@ -70,9 +73,10 @@ def write_atomically(path: StrPath, data: bytes) -> None:
 
 
 def check_output(path: StrPath, inputs: Iterable[StrPath] = ()) -> None:
-    """Refuse a name that no file can be written under, or that is an input's, before work is done for it.
+    """Refuse a path that cannot be written or is one of the inputs, before work is done.
 
-    Folders that do not exist yet are no fault: they are made when the file is written. Raises OutputError, SameOutputError.
+    Folders may be missing: they are made when the file is written. Raises OutputError,
+    SameOutputError.
     """
     name = os.fspath(path)
     if name.endswith(os.sep) or Path(name).is_dir():
@@ -89,22 +93,24 @@ def check_output(path: StrPath, inputs: Iterable[StrPath] = ()) -> None:
 
 
 def check_output_folder(path: StrPath) -> None:
-    """Refuse a folder that files cannot be written into, or that cannot be made. Raises OutputError."""
+    """Refuse a folder that cannot be made or written into. Raises OutputError."""
     folder = Path(path).absolute()
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
         raise OutputError(
-            f"{folder} is not a folder, so nothing can be written to {os.fspath(path)}: name another place"
+            f"{folder} is not a folder, so nothing can be written to {os.fspath(path)}: "
+            "name another place"
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(
-            f"the folder {folder} cannot be written into: change its permissions, or name another place"
+            f"the folder {folder} cannot be written into: "
+            "change its permissions, or name another place"
         )
 
 
 def check_space(folder: StrPath, needed: int) -> None:
-    """Refuse a folder whose disk has less free space than the `needed` bytes. Raises OutputError."""
+    """Refuse a folder whose disk has fewer than `needed` bytes free. Raises OutputError."""
     there = Path(folder).absolute()
     while not there.is_dir():
         there = there.parent
@@ -112,12 +118,13 @@ def check_space(folder: StrPath, needed: int) -> None:
         free = shutil.disk_usage(there).free
         if free < needed:
             raise OutputError(
-                f"{os.fspath(folder)} has {free:,} bytes free, and at least {needed:,} are needed: free some, or name another place"
+                f"{os.fspath(folder)} has {free:,} bytes free, and at least {needed:,} are needed: "
+                "free some, or name another place"
             )
 
 
 def refuse_same_file(output: StrPath, inputs: Iterable[StrPath]) -> None:
-    """Refuse an output that is one of the inputs, by whatever name. Raises SameOutputError."""
+    """Refuse an output that is one of the inputs, also by another name. Raises SameOutputError."""
     for name in inputs:
         same = False
         with suppress(OSError, ValueError):  # ValueError: a name with a zero byte
@@ -133,7 +140,7 @@ def refuse_same_file(output: StrPath, inputs: Iterable[StrPath]) -> None:
 
 
 def sweep(folder: StrPath) -> None:
-    """Remove temporary files and folders of processes that are gone."""
+    """Remove the temporary files and folders in `folder` whose writers are gone."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _TEMPORARY.fullmatch(entry.name):
@@ -145,7 +152,7 @@ def sweep(folder: StrPath) -> None:
 def _written(path: StrPath) -> Iterator[BinaryIO]:
     target = _target(path)
     if target is None:
-        # What is no regular file cannot be replaced: it is given everything at once, or nothing.
+        # A device or pipe cannot be replaced: it gets all the data at once when the block ends.
         whole = io.BytesIO()
         yield whole
         with open(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as out:
@@ -170,19 +177,19 @@ def _written(path: StrPath) -> Iterator[BinaryIO]:
 
 
 def _target(path: StrPath) -> Path | None:
-    """The file that is to be replaced, symbolic links followed; None for what is written into as it is."""
+    """The regular file to replace, after symbolic links; None for a device or pipe."""
     try:
         mode = Path(path).stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         mode = stat.S_IFREG
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))
-    # Renaming asks for no permission to write the file, and its owner meant it to stay as it is.
+    # Renaming would replace a read-only file, too, which its owner meant to keep.
     if Path(path).exists() and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
     name = Path(path).absolute()
     name = name.parent.resolve() / name.name
-    # /dev/stdout leads to a descriptor below /proc, which is written into whatever is behind it.
+    # /dev/stdout links to a descriptor below /proc, which is written into, never replaced.
     while name.is_symlink() and not name.is_relative_to("/proc"):
         name = name.parent / name.readlink()
         name = name.parent.resolve() / name.name
@@ -200,20 +207,21 @@ def _make_locked(target: Path) -> tuple[Path, int]:
     )
     while True:
         temporary = target.with_name(f".{target.name[:40]}.{os.urandom(8).hex()}.partial")
-        # Made by open and not by tempfile, so that the kernel applies the umask, which no thread can ask for safely.
+        # os.open and not tempfile, so that the kernel applies the umask: reading it is not
+        # thread-safe.
         handle = os.open(temporary, flags, 0o666)
         if fcntl is not None:
-            # A file system without locks has nothing swept.
+            # On a file system without locks nothing is swept either.
             with suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             return temporary, handle
-        # Another process took it for a dead one's before it was locked.
+        # Another process swept it before it was locked.
         os.close(handle)
 
 
 def _remove_if_dead(path: Path) -> None:
-    """Raises BlockingIOError where the writer lives, OSError where that cannot be known."""
+    """Raises BlockingIOError if the writer lives, OSError if that cannot be known."""
     if fcntl is None:
         path.unlink()
         return

@@ -1,10 +1,10 @@
-"""What a folder of images holds: files that Pillow can open, in one folder a class or in any folders.
+"""Finds images: the files that Pillow can open, in one folder per class or in any folders.
 
-Used by training, evaluation, export and benchmarks alike. The edge half has the same rule of what an image is
-(runtime/images/find.py); training may not import it.
+Used by training, evaluation, export and benchmarks. The edge half has the same rule for what an
+image is (runtime/images/find.py), which training may not import.
 
-Always holds: what is hidden, or made by a system for itself, is no class and no image; the order is by name, the same
-on every machine; links are followed, but not in circles.
+Always holds: hidden files and those that a system makes for itself are neither classes nor images;
+the order is by name, the same on every machine; links are followed, but not in circles.
 """
 
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .command import say
 
-# What Synology, macOS, Windows, Linux and Python make for themselves.
+# Names that Synology, macOS, Windows, Linux and Python use for themselves.
 _SYSTEM = {
     "@eadir",
     "#recycle",
@@ -29,7 +29,7 @@ _SYSTEM = {
 }
 _SYSTEM |= {"thumbs.db", "desktop.ini"}
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
-# Pillow only knows the name of these, or hands them to a program.
+# Formats that Pillow does not decode itself.
 _NOT_PICTURES = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 _SHOWN = 10
 
@@ -39,11 +39,11 @@ class DataError(ValueError):
 
 
 class NoFolderError(DataError):
-    """There is no such folder, or a file in its place."""
+    """The folder does not exist, or is a file."""
 
 
 class NoImagesError(DataError):
-    """There is no image where some must be."""
+    """A folder that needs images has none."""
 
 
 class SplitsError(DataError):
@@ -56,12 +56,12 @@ class DamagedImageError(DataError):
 
 @dataclass
 class ClassFolder:
-    """One folder of images a class.
+    """A folder with one folder of images per class.
 
     Attributes:
-        names: of the class folders, sorted.
-        files: image files, each with the place of its folder in `names`, in order.
-        passed_over: how many files were no images, by suffix.
+        names: the names of the class folders, sorted.
+        files: image files in order, each with the index of its folder in `names`.
+        passed_over: the number of files that are not images, by suffix.
     """
 
     root: Path
@@ -71,15 +71,20 @@ class ClassFolder:
 
 
 class Damage:
-    """Images that cannot be read: the first is refused, or with `skip` each is named and counted."""
+    """Keeps account of damaged images: the first is an error, or with `skip` each is counted.
+
+    Attributes:
+        option: the option that sets `skip`, for messages.
+        files: the damaged images, each with the reason.
+    """
 
     def __init__(self, skip: bool, option: str = "--skip_damaged"):
         self.skip, self.option = skip, option
         self.files: dict[str, str] = {}
-        self.lately: set[str] = set()
+        self._new: set[str] = set()
 
     def note(self, path: str | os.PathLike[str], why: str) -> None:
-        """Raises DamagedImageError unless such images are to be left out."""
+        """Count the damaged image `path`; raises DamagedImageError unless they are skipped."""
         path = str(path)
         text = why if path in why else f"{path}: {why}"
         if not self.skip:
@@ -89,16 +94,16 @@ class Damage:
         if path not in self.files and len(self.files) < _SHOWN:
             say(f"left out: {text}", sys.stderr)
         self.files[path] = why
-        self.lately.add(path)
+        self._new.add(path)
 
     def count_lately(self) -> int:
-        """How many images were left out since this was asked last."""
-        count = len(self.lately)
-        self.lately.clear()
+        """How many images were left out since the last call."""
+        count = len(self._new)
+        self._new.clear()
         return count
 
     def report(self) -> None:
-        """How many images were left out, if any."""
+        """Print how many images were left out, if any."""
         if self.files:
             names = ", ".join(list(self.files)[:_SHOWN]) + (
                 ", ..." if len(self.files) > _SHOWN else ""
@@ -108,10 +113,11 @@ class Damage:
 
 
 def class_folder(root: Path, empty: bool = False) -> ClassFolder:
-    """The classes and images of `root`; says in a line what was passed over.
+    """The classes and images of `root`; prints in a line what was passed over.
 
     Args:
-        empty: whether a class may be without images.
+        root: a folder with one folder of images per class, in any depth below it.
+        empty: whether a class may have no images.
 
     Raises NoFolderError, SplitsError, NoImagesError, OSError.
     """
@@ -121,7 +127,7 @@ def class_folder(root: Path, empty: bool = False) -> ClassFolder:
     if not folders:
         beside = f"; its {len(loose)} images are in no class" if loose else ""
         raise NoImagesError(
-            f"{root} has no folders{beside}: it must have one folder of images a class"
+            f"{root} has no folders{beside}: it must have one folder of images per class"
         )
     refuse_splits(root)
     without = []
@@ -131,27 +137,28 @@ def class_folder(root: Path, empty: bool = False) -> ClassFolder:
         without += [] if files else [name]
     if not found.files:
         raise NoImagesError(
-            f"no image in the folders of {root} ({', '.join(folders[:3])}): {_what(found.passed_over)}"
+            f"no image in the folders of {root} ({', '.join(folders[:3])}): "
+            f"{_what(found.passed_over)}"
         )
     if without and not empty:
         more = f" and {len(without) - 3} more" if len(without) > 3 else ""
-        raise NoImagesError(
-            f"no image in {', '.join(str(root / name) for name in without[:3])}{more}: remove the folder, or fill it"
-        )
+        empties = ", ".join(str(root / name) for name in without[:3])
+        raise NoImagesError(f"no image in {empties}{more}: remove the folder, or fill it")
     if without:
         say(f"{root}: no image of {', '.join(without[:_SHOWN])}", sys.stderr)
     if loose:
-        say(
-            f"{root}: left out, beside the class folders: {len(loose)} {'image' if len(loose) == 1 else 'images'}",
-            sys.stderr,
-        )
+        images = "image" if len(loose) == 1 else "images"
+        say(f"{root}: left out, beside the class folders: {len(loose)} {images}", sys.stderr)
     if found.passed_over:
         say(f"{root}: passed over {_what(found.passed_over)}", sys.stderr)
     return found
 
 
 def images_below(root: Path) -> list[Path]:
-    """All image files in `root` and below, sorted; says in a line what was passed over. Raises NoFolderError, NoImagesError, OSError."""
+    """All image files in `root` and below, sorted; prints in a line what was passed over.
+
+    Raises NoFolderError, NoImagesError, OSError.
+    """
     passed_over: Counter[str] = Counter()
     files = sorted(_images(root, passed_over))
     if not files:
@@ -164,19 +171,23 @@ def images_below(root: Path) -> list[Path]:
 
 
 def refuse_splits(root: Path) -> None:
-    """Raises SplitsError where `root` holds training and validation images; NoFolderError, OSError."""
+    """Raise SplitsError if `root` holds training and validation images instead of classes.
+
+    Raises NoFolderError, OSError.
+    """
     folders, _ = _entries(root)
     splits = [name for name in folders if name.lower() in _SPLITS]
     if splits and (len(splits) == len(folders) or len(splits) > 1):
         one = next((name for name in splits if name.lower().startswith("train")), splits[0])
         raise SplitsError(
-            f"{root} holds {' and '.join(splits)}, not classes: name one of them, such as {root / one}"
+            f"{root} holds {' and '.join(splits)}, not classes: "
+            f"name one of them, such as {root / one}"
         )
 
 
 @cache
 def suffixes() -> frozenset[str]:
-    """Suffixes of the files that Pillow can open, with a dot, in small letters."""
+    """The suffixes of files that Pillow can open, with a dot, in lower case."""
     from PIL import Image
 
     found = Image.registered_extensions()
@@ -190,9 +201,10 @@ def _is_image(name: str) -> bool:
 
 
 def _entries(folder: Path) -> tuple[list[str], list[str]]:
-    """The folders and files in `folder`, sorted: nothing hidden, no system's own, no devices and pipes.
+    """The names of the folders and the files in `folder`, sorted.
 
-    A link to nothing counts as a file, which then cannot be read. Raises NoFolderError, OSError.
+    Without hidden ones, those of _SYSTEM, devices and pipes. A broken link counts as a file, which
+    then cannot be read. Raises NoFolderError, OSError.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
@@ -212,9 +224,9 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
 def _images(
     folder: Path, passed_over: Counter[str], above: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[Path]:
-    """Image files of `folder`, then those of its folders."""
+    """Image files of `folder`, then those of its folders; `above` are the folders around it."""
     here = folder.stat()
-    if (here.st_dev, here.st_ino) in above:  # a link to a folder that it lies in
+    if (here.st_dev, here.st_ino) in above:  # a link to a folder that contains it
         return
     folders, files = _entries(folder)
     for name in files:
@@ -227,9 +239,8 @@ def _images(
 
 
 def _what(passed_over: Counter[str]) -> str:
-    """ "3 files that are no images (.heic 2, .txt 1)"."""
+    """For example '3 files that are not images (.heic 2, .txt 1)'."""
     count = sum(passed_over.values())
     kinds = ", ".join(f"{kind} {number}" for kind, number in passed_over.most_common(5))
-    return f"{count} {'file that is no image' if count == 1 else 'files that are no images'}" + (
-        f" ({kinds})" if kinds else ""
-    )
+    what = "file that is not an image" if count == 1 else "files that are not images"
+    return f"{count} {what}" + (f" ({kinds})" if kinds else "")

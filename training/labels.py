@@ -1,7 +1,8 @@
-"""The labels of a model's classes: where they are written down, and which folder of images stands for which class.
+"""The labels of a model's classes: where to find them, and which folder of images is which class.
 
-Always holds: a folder of images is matched with a class by its name wherever names are known, in any order and for a
-part of the classes; by its place only where there are as many folders as classes and no name says otherwise.
+Always holds: where labels are known, folders are matched with them by name, in any order and for
+all classes or some. Folders are matched by order only if there are as many as classes and no
+name contradicts it.
 """
 
 import json
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-# The WordNet ids that Imagenette's folders bear, and ImageNet's for the same classes.
+# The WordNet ids of Imagenette's folders, which ImageNet has too, and the labels of these classes.
 _IMAGENETTE = {
     "n01440764": "tench",
     "n02102040": "English springer",
@@ -25,22 +26,28 @@ _IMAGENETTE = {
 
 
 class LabelsError(ValueError):
-    """A file of labels that cannot be read, or has another number of them."""
+    """A file of labels cannot be read, or has another number of labels."""
 
 
 class ClassesError(ValueError):
-    """The folders of images do not fit the classes of the model."""
+    """The folders of images do not fit the model's classes."""
 
 
 class Match(NamedTuple):
-    """The class of each folder, in the folders' order; `note` says where names did not decide, "" where they did."""
+    """The class of each folder, in the folders' order.
+
+    `note` says how folders were matched, "" if by name.
+    """
 
     classes: list[int]
     note: str
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty, without the mark that Windows puts in front. Raises LabelsError, OSError."""
+    """The lines of a UTF-8 file that are not empty, without a byte order mark.
+
+    Raises LabelsError, OSError.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -53,17 +60,23 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_labels(path: Path, classes: int, of: str) -> list[str]:
-    """A label a line, as many as `of` has classes. Raises LabelsError, OSError."""
+    """The labels in a file, one per line, as many as `of` has classes.
+
+    Raises LabelsError, OSError.
+    """
     labels = read_lines(path)
     if len(labels) != classes:
         raise LabelsError(
-            f"{path} has {len(labels)} labels, {of} {classes} classes: give one a line"
+            f"{path} has {len(labels)} labels, {of} {classes} classes: give one label per line"
         )
     return labels
 
 
 def stored_labels(metadata: dict[str, str], classes: int) -> list[str] | None:
-    """The labels in a checkpoint's metadata, or ImageNet's for a thousand classes; None where there are none that fit."""
+    """The labels in a checkpoint's metadata; None if there are none for this number of classes.
+
+    A checkpoint of 1000 classes without labels has ImageNet's.
+    """
     try:
         labels = json.loads(metadata.get("labels", "null"))
     except ValueError:
@@ -78,7 +91,13 @@ def stored_labels(metadata: dict[str, str], classes: int) -> list[str] | None:
 
 
 def match(names: Sequence[str], labels: Sequence[str] | int, where: str, of: str) -> Match:
-    """Which class each of `names` stands for: the names of `where`'s folders, and the labels (or their number) `of` a model.
+    """Which class each folder stands for.
+
+    Args:
+        names: the names of the folders.
+        labels: the model's labels, or the number of its classes where they are not known.
+        where: the folder that the folders are in, for messages.
+        of: the model, for messages.
 
     Raises ClassesError.
     """
@@ -94,27 +113,30 @@ def match(names: Sequence[str], labels: Sequence[str] | int, where: str, of: str
     if in_order and len(by_name) == len(set(by_name)):
         return Match(
             list(range(count)),
-            f"the folders of {where} stand for the classes of {of} in order: their names are no labels of it",
+            f"the folders of {where} stand for the classes of {of} in order, "
+            "because their names are not its labels",
         )
     strangers = [name for name, index in zip(names, found, strict=True) if index is None]
-    wrong = (
-        f"{_some(strangers)} {'is' if len(strangers) == 1 else 'are'} none of them"
-        if strangers and known
-        else "their order differs"
-    )
+    if not known:
+        why = "they must be as many"
+    elif strangers:
+        why = f"{_some(strangers)} {'is' if len(strangers) == 1 else 'are'} none of them"
+    else:
+        why = "their order differs"
     expected = f" ({_some(list(labels))})" if not isinstance(labels, int) else ""
     raise ClassesError(
-        f"{where} has {len(names)} folders of images and {of} {count} classes{expected}; {wrong if known else 'they must be as many'}: "
+        f"{where} has {len(names)} folders of images and {of} {count} classes{expected}; {why}: "
         "name each folder as its label, or name another folder"
     )
 
 
 def _key(name: str) -> str:
-    """What two spellings of a label share."""
+    """The same text for all spellings of a label."""
     return " ".join(
         _IMAGENETTE.get(name, name).replace("_", " ").replace("-", " ").casefold().split()
     )
 
 
 def _some(names: Sequence[str]) -> str:
+    """The first three names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -122,6 +122,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="begin with a checkpoint's weights, of this model or one of another depth",
     )
+    _add_stages(parser)
+    add_run_options(
+        parser, epochs=20, batch_size=384, train_size="224", wdecay=1e-4, crop_area=0.08
+    )
+    return parser
+
+
+def _add_stages(parser: argparse.ArgumentParser) -> None:
+    """What is trained, and how fast."""
+    add = parser.add_argument
     add(
         "--frozen_tail",
         action="store_true",
@@ -149,10 +159,6 @@ def _parser() -> argparse.ArgumentParser:
         type=number(float, 0, MOST_LR),
         help="default: 0.01; adamw: 1e-3 for the bottleneck, a tenth of it for the tail",
     )
-    add_run_options(
-        parser, epochs=20, batch_size=384, train_size="224", wdecay=1e-4, crop_area=0.08
-    )
-    return parser
 
 
 def _optimizer(model: FeatureCompressionModel, args: argparse.Namespace) -> torch.optim.Optimizer:
@@ -334,7 +340,7 @@ def _tail_alone(args: argparse.Namespace, data: Data) -> tuple[FeatureCompressio
     return model, loss, data
 
 
-@command("training.train", goes_on=True)
+@command("training.train", resumes=True)
 def main(argv: list[str] | None = None) -> int:
     out = train(_parser().parse_args(argv))
     if leads():

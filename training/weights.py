@@ -1,12 +1,14 @@
-"""Reading tensors out of anybody's file, and running nothing that is in it.
+"""Reads the tensors of any checkpoint file, without running anything that is in it.
 
-What a file is, its first bytes say and not its suffix: safetensors, or what torch.save wrote (a zip, or the form
-before torch 1.6), opened with weights_only=True. A training loop may have put the weights under "model",
-"state_dict" or the like, beside a moving average of them, and wrappers (DistributedDataParallel, torch.compile,
-a Lightning module) a prefix before every key.
+The first bytes of a file tell its format, not its suffix: safetensors, or a file of torch.save (a
+zip, or the format before torch 1.6), opened with weights_only=True. A training loop may have put
+the weights under "model", "state_dict" or a similar key, beside a moving average of them, and
+wrappers (DistributedDataParallel, torch.compile, a Lightning module) may have put a prefix before
+every key.
 
-Always holds: what comes out is dense tensors of names, each with as many values as the file stores for it, so no
-shape in a small file asks for much memory. Every refusal is one of our own lines with the culprit and a remedy.
+Always holds: the result is dense tensors by name, and the file stores each of their values, so a
+small file with a huge shape cannot claim much memory. Every error is a line of ours that names the
+file, the reason and a remedy.
 """
 
 import argparse
@@ -25,7 +27,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-# Where training loops put the weights, the first that is there being taken; and their moving average.
+# Keys under which training loops put the weights, the first one present is taken, and their
+# moving average.
 CONTAINERS = (
     "model",
     "state_dict",
@@ -49,34 +52,37 @@ AVERAGES = (
     "average",
 )
 
-_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # torch.save's before 1.6: a pickled magic number
-_MOST_HEADER = 16 << 20  # of safetensors, which parses 100 MB; a ResNet-50's is 30 KB
-_MOST_UNPACKED = 10  # times the file's own size: weights hardly get smaller in a zip
+# Files of torch.save before 1.6 start with this pickled number.
+_LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+_MOST_HEADER = 16 << 20  # bytes; safetensors parses up to 100 MB, and a ResNet-50's has 30 KB
+_MOST_UNPACKED = 10  # times the file's own size: weights hardly shrink in a zip
 _WRAPPER = re.compile(
     r"(^|\.)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)(?=\.)\."
 )
-# Modules of a ResNet-50 and of our models: no prefix, though all keys of a bottleneck begin alike.
+# Modules of a ResNet-50 and of our models, which are never a prefix to remove, even if all keys
+# start with one, as in a file of a bottleneck alone.
 _OWN = {"bottleneck_layer", "conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"}
 _INSTEAD = "save model.state_dict() alone, with torch.save or as safetensors"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or does not fit its model."""
+    """A checkpoint cannot be read, or does not fit its model."""
 
 
 class UnreadableCheckpointError(CheckpointError):
-    """The file is no safetensors file and none of torch.save, is damaged, or holds more than tensors and plain values."""
+    """The file is in neither format, is damaged, or holds more than tensors and plain values."""
 
 
 class CheckpointTensorError(CheckpointError):
-    """A tensor without plain values: sparse, quantized, on no device, or larger than what is stored for it."""
+    """A tensor without plain values: sparse, quantized, on no device, or larger than its data."""
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name, prefixes and wrappers taken off, and metadata; a "classes" list in it becomes the metadata's "labels".
+    """Tensors by name, without wrappers' prefixes, and the file's metadata.
 
-    Says on standard error what was taken where there was a choice. Raises OSError, UnreadableCheckpointError,
-    CheckpointTensorError.
+    A list "classes" in a file of torch.save becomes the metadata's "labels", as JSON. If the file
+    holds several sets of weights, a line on standard error says which was taken. Raises OSError,
+    UnreadableCheckpointError, CheckpointTensorError.
     """
     path = Path(path)
     if _kind(path) == "safetensors":
@@ -93,62 +99,72 @@ def read_state_dict(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """What a safetensors file says of itself, without its tensors; nothing for what torch wrote, or what is no checkpoint."""
+    """The metadata of a safetensors file, without reading tensors; {} for any other file."""
     try:
         if _kind(Path(path)) == "safetensors":
             with safe_open(str(path), "pt") as file:
                 return file.metadata() or {}
     except (SafetensorError, CheckpointError):
-        pass  # reading the tensors says what is wrong
+        pass  # reading the tensors will report it
     return {}
 
 
 def load_plain(path: Path, device: str | torch.device = "cpu") -> Any:
-    """What torch.save wrote: tensors, containers and plain values. Raises OSError, UnreadableCheckpointError."""
+    """What torch.save wrote: tensors, containers and plain values, with tensors on `device`.
+
+    Raises OSError, UnreadableCheckpointError.
+    """
     kind = _kind(path)
     if kind == "safetensors":
         raise UnreadableCheckpointError(
-            f"{path} is a safetensors file, and one of torch.save is wanted here"
+            f"{path} is a safetensors file, and a file of torch.save is needed here"
         )
     if kind == "zip":
         _check_zip(path)
     try:
-        # A Namespace of options is a plain value, too, and many loops save theirs.
-        # The open file and not its name, whose suffix torch.load would go by.
+        # Many training loops save their options, a Namespace of plain values.
+        # torch.load gets the open file, because it would look at the suffix of a name.
         with (
             torch.serialization.safe_globals([argparse.Namespace]),
             open(path, "rb") as file,
             warnings.catch_warnings(),
         ):
-            warnings.simplefilter(
-                "ignore"
-            )  # of pickle protocols and sparse tensors, which are refused below
+            # About pickle protocols and sparse tensors, which are refused below.
+            warnings.simplefilter("ignore")
             return torch.load(file, map_location=device, weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # torch.load documents no error classes, and its texts advise to run what is in the file
+    # torch.load documents no error classes, and its texts advise to run what is in the file.
+    except Exception as error:
         if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UnreadableCheckpointError(
-                f"{path} holds a {found[1]}, an object that only its own program can load; a checkpoint here is tensors, "
-                f"which weights_only loads: in that program, {_INSTEAD}"
+                f"{path} holds a {found[1]}, an object that only its own program can load; "
+                "a checkpoint here is tensors, which weights_only loads: "
+                f"in that program, {_INSTEAD}"
             ) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        told = "" if "eights" in reason else f" ({reason[:120]})"
+        # torch's text about weights_only ("Weights only load failed ...") advises to turn it off.
+        detail = "" if "eights" in reason else f" ({reason[:120]})"
         raise UnreadableCheckpointError(
-            f"{path} is damaged, or holds more than tensors and plain values, which is what weights_only loads{told}: "
+            f"{path} is damaged, or holds more than tensors and plain values, which is what "
+            f"weights_only loads{detail}: "
             f"copy it again, or in the program that made it, {_INSTEAD}"
         ) from None
 
 
 def _kind(path: Path) -> str:
-    """'safetensors', 'zip' or 'legacy', by the first bytes. Raises FileNotFoundError, IsADirectoryError, UnreadableCheckpointError."""
+    """'safetensors', 'zip' or 'legacy', by the first bytes.
+
+    Raises FileNotFoundError, IsADirectoryError, UnreadableCheckpointError.
+    """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name the checkpoint in it")
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
     if not stat.S_ISREG(path.stat().st_mode):
         raise UnreadableCheckpointError(
-            f"{path} is no regular file, and weights are read from several places in it: save it to a file first"
+            f"{path} is not a regular file, and weights are read from several places in it: "
+            "save it to a file first"
         )
     with open(path, "rb") as file:
         head = file.read(512)
@@ -160,7 +176,8 @@ def _kind(path: Path) -> str:
     if head[8:9] == b"{" and length < 1 << 40:
         if length > _MOST_HEADER:
             raise UnreadableCheckpointError(
-                f"{path} has a safetensors header of {length:,} bytes, {_MOST_HEADER:,} are allowed: copy it again"
+                f"{path} has a safetensors header of {length:,} bytes, and at most "
+                f"{_MOST_HEADER:,} are allowed: copy it again"
             )
         return "safetensors"
     raise UnreadableCheckpointError(
@@ -169,27 +186,30 @@ def _kind(path: Path) -> str:
 
 
 def _what_else(head: bytes) -> str:
-    """What a file is that begins like this and is no checkpoint, and what to do."""
+    """What a file with these first bytes is, if not a checkpoint, and what to do."""
     if not head:
         return "it is empty: copy it again"
     if head.startswith(b"version https://git-lfs"):
-        return "it is git-lfs's pointer to the file: run `git lfs pull`"
+        return "it is a git-lfs pointer to the file: run `git lfs pull`"
     if head[257:262] == b"ustar":
-        return f"it is a tar archive: unpack it and name the file in it; if torch before 0.4 wrote it, {_INSTEAD}, with a newer one"
+        return (
+            "it is a tar archive: unpack it and name the file in it; "
+            f"if torch before 0.4 wrote it, {_INSTEAD}, with a newer torch"
+        )
     if head.startswith(b"\x80"):
         return f"it is a pickle of another program: in that, {_INSTEAD}"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if text and all(byte >= 32 or byte in b"\t\r\n" for byte in text):
         first = text.splitlines()[0][:60].decode("utf-8", "replace")
-        page = ", as a page that came instead of the file" if text[:1] in b"<{" else ""
-        return f"it is text that begins with {first!r}{page}: download the file itself"
-    return f"it begins with {head[:8].hex(' ')}: copy it again"
+        page = ", like an error page in place of the file" if text[:1] in b"<{" else ""
+        return f"it is text that starts with {first!r}{page}: download the file itself"
+    return f"it starts with {head[:8].hex(' ')}: copy it again"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(str(path), "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no dict
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise UnreadableCheckpointError(
             f"{path} is a damaged safetensors file ({str(error).splitlines()[0]}): copy it again"
@@ -197,7 +217,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse a zip that torch.save did not write, and one that unpacks to much more than its size."""
+    """Refuse a zip that torch.save did not write, or that unpacks to far more than its size."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -213,17 +233,43 @@ def _check_zip(path: Path) -> None:
     if not any(name.endswith("/data.pkl") and name.count("/") == 1 for name in names):
         held = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise UnreadableCheckpointError(
-            f"{path} is a zip archive of {held or 'nothing'}: unpack it and name the checkpoint in it"
+            f"{path} is a zip archive of {held or 'nothing'}: "
+            "unpack it and name the checkpoint in it"
         )
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > max(64 << 20, _MOST_UNPACKED * path.stat().st_size):
         raise UnreadableCheckpointError(
-            f"{path} would unpack to {unpacked:,} bytes, over {_MOST_UNPACKED} times its size: copy it again"
+            f"{path} would unpack to {unpacked:,} bytes, over {_MOST_UNPACKED} times its size: "
+            "copy it again"
         )
 
 
 def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state_dict that a training loop saved: the content itself, or what lies in one of its containers."""
+    """The state_dict that a training loop saved: the content itself, or what a container holds."""
+    content, container = _open_containers(content, path)
+    is_mapping = isinstance(content, Mapping)
+    state = dict(content) if is_mapping else {}
+    if not is_mapping or (state and not any(isinstance(value, Tensor) for value in state.values())):
+        held = (
+            ", ".join(repr(key)[:40] for key in list(content)[:8])
+            if is_mapping
+            else f"a {type(content).__name__}"
+        )
+        raise UnreadableCheckpointError(
+            f"{path} holds no state_dict, alone or under 'model' or 'state_dict', but {held}: "
+            f"{_INSTEAD}"
+        )
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or not isinstance(key, str):
+            where = f" under {container!r}" if container else ""
+            raise UnreadableCheckpointError(
+                f"{path}{where}: {key!r} is a {type(value).__name__} among tensors: {_INSTEAD}"
+            )
+    return state
+
+
+def _open_containers(content: Any, path: Path) -> tuple[Any, str]:
+    """What the innermost container holds, and its name, "" if there is none."""
     taken = ""
     for _ in range(3):  # {"checkpoint": {"model": ...}} is as deep as it gets
         if not isinstance(content, Mapping):
@@ -237,53 +283,42 @@ def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
             break
         taken, content = choices[0], content[choices[0]]
         if len(choices) > 1 or taken in AVERAGES:
-            others = (
-                f", not those under {', '.join(map(repr, choices[1:]))}" if len(choices) > 1 else ""
-            )
-            print(f"{path}: taken are the weights under {taken!r}{others}", file=sys.stderr)
-    state = dict(content) if isinstance(content, Mapping) else {}
-    if not isinstance(content, Mapping) or (
-        state and not any(isinstance(value, Tensor) for value in state.values())
-    ):
-        held = (
-            ", ".join(repr(key)[:40] for key in list(content)[:8])
-            if isinstance(content, Mapping)
-            else f"a {type(content).__name__}"
-        )
-        raise UnreadableCheckpointError(
-            f"{path} holds no state_dict, alone or under 'model' or 'state_dict', but {held}: {_INSTEAD}"
-        )
-    for key, value in state.items():
-        if not isinstance(value, Tensor) or not isinstance(key, str):
-            where = f" under {taken!r}" if taken else ""
-            raise UnreadableCheckpointError(
-                f"{path}{where}: {key!r} is a {type(value).__name__} among tensors: {_INSTEAD}"
-            )
-    return state
+            others = ", ".join(map(repr, choices[1:]))
+            left = f", not those under {others}" if others else ""
+            print(f"{path}: taking the weights under {taken!r}{left}", file=sys.stderr)
+    return content, taken
 
 
 def _check_tensor(key: str, value: Tensor, path: Path) -> None:
-    """Refuse what has no plain values, before anything is allocated for it. Raises CheckpointTensorError."""
+    """Refuse a tensor without plain values, before memory is allocated for it.
+
+    Raises CheckpointTensorError.
+    """
     if value.is_meta:
         raise CheckpointTensorError(
-            f"{path}: {key} is on the device 'meta' and has no values: load the weights before you save them"
+            f"{path}: {key} is on the device 'meta' and has no values: "
+            "load the weights before you save them"
         )
     if value.is_quantized or value.layout != torch.strided or value.is_nested:
         how = "quantized" if value.is_quantized else f"of layout {value.layout}"
         raise CheckpointTensorError(
-            f"{path}: {key} is {how}, and dense floats are wanted: save it as .dequantize() or .to_dense() gives it"
+            f"{path}: {key} is {how}, and dense floats are needed: "
+            "save what .dequantize() or .to_dense() gives"
         )
     stored = value.untyped_storage().nbytes() // max(1, value.element_size())
     if value.numel() > stored:
         raise CheckpointTensorError(
-            f"{path}: {key} of {list(value.shape)} claims {value.numel():,} values, and the file stores {stored:,}: "
-            "copy the file again, or save it as .contiguous() gives it"
+            f"{path}: {key} of {list(value.shape)} claims {value.numel():,} values, and the file "
+            f"stores {stored:,}: copy the file again, or save what .contiguous() gives"
         )
 
 
 def _without_prefix(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Keys without wrappers' names anywhere, and without what all of them begin with unless it is a module of ours."""
-    # torch's AveragedModel counts its updates beside the module.
+    """The state without wrappers' names in its keys, and without a prefix that all keys share.
+
+    A module of ours is not such a prefix. Raises UnreadableCheckpointError.
+    """
+    # torch's AveragedModel stores a counter beside the module.
     if any(key.startswith("module.") for key in state):
         state = {key: value for key, value in state.items() if key != "n_averaged"}
     renamed = {_unwrapped(key): value for key, value in state.items()}

@@ -1,4 +1,5 @@
-"""Checkpoints: anybody's file for every model, both generations of names, and what is refused by name."""
+"""Checkpoints: every form of file loads for every model, with old and new names of the entropy
+parameters; keys that do not fit are refused by name."""
 
 import json
 from pathlib import Path
@@ -232,4 +233,6 @@ def test_a_frozen_tail_stays_in_eval_mode_and_has_no_gradient() -> None:
     assert not any(module.training for module in model.tail.layer3.modules())
     assert model.bottleneck_layer.training
     assert not any(parameter.requires_grad for parameter in model.tail.fc.parameters())
-    assert all(parameter.requires_grad for parameter in build_model("ours_n0", 10).tail.fc.parameters())
+    assert all(
+        parameter.requires_grad for parameter in build_model("ours_n0", 10).tail.fc.parameters()
+    )

@@ -1,4 +1,4 @@
-"""python -m training.evaluate: every checkpoint of a model, through feature files, and through torch."""
+"""training.evaluate: every checkpoint of a model, by feature files and by torch."""
 
 import json
 import subprocess
@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from training_runs import spoil
 
 from export.images import synthetic_images
 from training import evaluate
+from training.checkpoint import save_model
+from training.models import build_random_model
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path) -> Path:
-    """A folder with checkpoints/ours_n0/lmb0.5 and 2, random weights, and ten classes of an image each."""
+    """checkpoints/ours_n0/lmb0.5 and lmb2 with random weights; ten classes with an image each."""
     root = tmp_path_factory.mktemp("place")
     for index, image in enumerate(synthetic_images(10, side=96)):
         (root / "images" / f"class {index}").mkdir(parents=True)
@@ -90,3 +93,44 @@ def test_what_cannot_be_evaluated(place: Path) -> None:
     assert "lmb1.pt" in broken.stderr
     with pytest.raises(evaluate.EvaluationError, match="ended with status 3"):
         evaluate._run([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+@pytest.fixture
+def points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """checkpoints/ours_n0 with one checkpoint of cat, cow and dog."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "checkpoints" / "ours_n0"
+    save_model(
+        folder / "lmb1.safetensors",
+        build_random_model("ours_n0", 3),
+        {"labels": '["dog", "cow", "cat"]'},
+    )
+    return folder
+
+
+def test_evaluation_matches_folders_with_labels_and_leaves_out_what_is_damaged(
+    root: Path, points: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (points / "lmb_old.pt").write_bytes(b"none")
+    spoil(root)
+    command = ["-d", str(root), "--torch", "--json", "-w", "0", "--predictions", "out"]
+    assert evaluate.main(command) == 1
+    assert "give --skip-damaged" in capsys.readouterr().err
+    assert evaluate.main([*command, "--skip_damaged"]) == 0
+    captured = capsys.readouterr()
+    assert "passed over checkpoints/ours_n0/lmb_old.pt" in captured.err
+    record = json.loads(captured.out)
+    assert (record["images"], record["left_out"]) == (7, 3)
+    classes = [int(line) for line in Path("out/ours_n0_lmb1.txt").read_text().split()]
+    truth = [2] * 5 + [0] * 2
+    assert record["top1"]["share"] == sum(a == b for a, b in zip(classes, truth, strict=True)) / 7
+
+
+def test_data_of_other_classes_is_refused_before_anything_is_exported(
+    root: Path, points: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "cat").rename(root / "hen")
+    assert evaluate.main(["-d", str(root)]) == 1
+    assert "hen is none of them" in capsys.readouterr().err
+    assert evaluate.main(["-d", str(root.parent), "-m", "ours_n0"]) == 1
+    assert "checkpoints, images are none of them" in capsys.readouterr().err

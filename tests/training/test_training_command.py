@@ -1,4 +1,4 @@
-"""What all training commands do alike: signals, statuses, and streams that are closed."""
+"""What all training commands share: signals, exit statuses, and closed streams."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ SCRIPT = """
 import sys, time
 from training.command import command, say
 
-@command("training.x", goes_on=True)
+@command("training.x", resumes=True)
 def main(argv=None):
     try:
         say("ready", sys.stdout)
@@ -98,7 +98,7 @@ def test_what_a_command_refuses_is_one_line(
     assert said in line
 
 
-def test_a_fault_of_the_program_is_none_of_these() -> None:
+def test_a_bug_keeps_its_traceback() -> None:
     @command.command("training.x")
     def main(argv: list[str] | None = None) -> int:
         raise RuntimeError("a bug")
@@ -108,7 +108,11 @@ def test_a_fault_of_the_program_is_none_of_these() -> None:
 
 
 def test_a_line_that_cannot_be_printed_stops_nothing() -> None:
-    code = "import sys\nfrom training.command import say\nfor _ in range(3): say('\\u00e9' * 99, sys.stdout)\nsay('done', sys.stderr)"
+    code = (
+        "import sys\nfrom training.command import say\n"
+        "for _ in range(3): say('\\u00e9' * 99, sys.stdout)\n"
+        "say('done', sys.stderr)"
+    )
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     for shell in ('"$0" -c "$1" >&-', '"$0" -c "$1" | true', '"$0" -c "$1" > /dev/full'):
         done = subprocess.run(

@@ -1,4 +1,5 @@
-"""Output files of training: whole or not at all, never an input's, and what killed processes leave is swept."""
+"""Output files of training: written whole or not at all, and never in place of an input; what
+killed processes leave behind is removed."""
 
 import os
 import subprocess
@@ -49,7 +50,10 @@ def test_links_are_followed_and_devices_and_pipes_are_written_into(tmp_path: Pat
 
 
 def test_a_descriptor_is_written_into(tmp_path: Path) -> None:
-    code = "from training.files import write_atomically as w; print('first', flush=True); w('/dev/stdout', b'second')"
+    code = (
+        "from training.files import write_atomically\n"
+        "print('first', flush=True); write_atomically('/dev/stdout', b'second')"
+    )
     with open(tmp_path / "log", "wb") as log:
         subprocess.run([sys.executable, "-c", code], stdout=log, check=True)
     assert (tmp_path / "log").read_bytes() == b"first\nsecond"
@@ -65,7 +69,7 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path) -
 
 
 def test_a_full_disk_is_one_line_whatever_the_library_raises(tmp_path: Path) -> None:
-    """/dev/full gives ENOSPC. torch makes a RuntimeError of it, as it does on a full disk."""
+    """/dev/full gives ENOSPC, which torch turns into a RuntimeError, as on a full disk."""
     (tmp_path / "full").symlink_to("/dev/full")
     with pytest.raises(
         files.WriteError, match=r"full cannot be written: No space left on device\. Free space"
@@ -79,7 +83,7 @@ def test_a_full_disk_is_one_line_whatever_the_library_raises(tmp_path: Path) -> 
         open("/dev/full", "r+b", buffering=0) as full,
     ):
         torch.save({"a": torch.zeros(9)}, full)
-    # What is no fault of the disk stays what it is.
+    # Other errors keep their class.
     with pytest.raises(RuntimeError, match="other"), files.atomic_file(tmp_path / "last.pt"):
         raise RuntimeError("other")
     with pytest.raises(files.WriteError, match="it is a folder"):
@@ -107,7 +111,8 @@ def test_what_a_killed_process_left_is_swept_by_training_and_by_runtime(
 ) -> None:
     code = (
         "import os, signal, sys\nfrom training.files import atomic_file\n"
-        "with atomic_file(sys.argv[1]) as file:\n    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with atomic_file(sys.argv[1]) as file:\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "last.pt")], check=False)
     assert len(leftovers(tmp_path)) == 1

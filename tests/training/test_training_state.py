@@ -1,4 +1,5 @@
-"""A run's state: gone on with by its own run wherever that lies, refused in one line otherwise, and never lost."""
+"""A run's state: the same run resumes it, also after a move; any other refuses it in one line, and
+it is never lost."""
 
 import argparse
 import shutil
@@ -15,8 +16,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models import resnet50
 
-from training import average, evaluate, state, train
-from training import backbone as backbone_command
+from training import average, backbone, evaluate, state, train
 from training.checkpoint import save_model
 from training.files import WriteError
 from training.models import build_random_model
@@ -49,12 +49,12 @@ def resume(file: Path, **args: Any) -> list[dict[str, Any]]:
     return state.resume(file, identity, argparse.Namespace(**args), 3, learner)
 
 
-def test_a_state_is_taken_up(tmp_path: Path) -> None:
+def test_a_state_is_resumed(tmp_path: Path) -> None:
     torch.save(state_of(*tiny()), tmp_path / "last.pt")
     assert resume(tmp_path / "last.pt") == [{"epoch": 1, "loss": 2.0}]
 
 
-def test_a_state_of_an_earlier_version_has_paths_and_is_taken_up(
+def test_a_state_of_an_earlier_version_has_paths_and_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -109,7 +109,7 @@ RECIPE = {"recipe": {"lr": "1", "data": "3 files"}}
         ),
     ],
 )
-def test_a_state_that_cannot_be_gone_on_with(
+def test_a_state_that_cannot_be_resumed(
     tmp_path: Path, put: Callable[[Path], None], text: str
 ) -> None:
     file = tmp_path / "last.pt"
@@ -125,7 +125,7 @@ def test_a_state_that_cannot_be_gone_on_with(
     assert file.read_bytes() == before
 
 
-def test_a_state_without_the_average_that_is_wanted(tmp_path: Path) -> None:
+def test_a_state_without_the_average_that_is_needed(tmp_path: Path) -> None:
     torch.save(state_of(*tiny()), tmp_path / "last.pt")
     with pytest.raises(state.StateError, match=r"\('average'\)"):
         resume(tmp_path / "last.pt", ema=True)
@@ -187,7 +187,7 @@ def test_a_run_moves_with_its_data_and_its_teacher(
 def test_a_disk_that_gets_full_is_one_line_and_the_last_state_stays(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    """/dev/full in the place of the disk."""
+    """/dev/full stands for the disk."""
     save = torch.save
 
     def save_on_a_full_disk(content: object, file: Any) -> None:
@@ -215,7 +215,7 @@ def test_a_finished_checkpoint_on_a_full_disk(tmp_path: Path) -> None:
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (train, backbone_command):
+    for module in (train, backbone):
         monkeypatch.setattr(module, "read_data", lambda *_: pytest.fail("work was done"))
     monkeypatch.setattr(average, "load_model", lambda *_: pytest.fail("work was done"))
     monkeypatch.setattr(evaluate, "operating_points", lambda *_: pytest.fail("work was done"))
@@ -247,7 +247,7 @@ def test_outputs_are_refused_before_work(
     for main, options, cases in (
         (train.main, teacher, [*runs, same, ([*same[0], "--pretrain", "in.safetensors"], same[1])]),
         (train.main, ["--model", "ours_n0", *data, "--labels", "in.safetensors"], [same]),
-        (backbone_command.main, [*data, "--pretrain", "in.safetensors"], [*runs, same]),
+        (backbone.main, [*data, "--pretrain", "in.safetensors"], [*runs, same]),
         (average.main, ["ours_n0", "other", "in.safetensors", *data], [*common, same]),
         (
             average.main,
@@ -280,9 +280,3 @@ def test_too_little_space_for_a_state_is_refused_before_the_first_epoch(
     assert start(place, "--run_dir", str(tmp_path / "run")) == 1
     assert "run has 0 bytes free" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_checkpoints_whose_recipe_is_no_json_are_averaged() -> None:
-    assert average._recipe({"recipe": "by hand"}) == "by hand"
-    assert average._recipe({"recipe": '{"lr": 1}'}) == {"lr": 1}
-    assert average._recipe({}) is None

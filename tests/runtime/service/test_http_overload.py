@@ -56,7 +56,7 @@ def test_a_request_past_its_deadline_in_the_queue_is_refused(
     serve(work, deadline_ms=300, max_wait_ms=0)
 
 
-def test_a_failed_graph_call_fails_its_batch_and_the_service_goes_on(
+def test_a_failed_graph_call_fails_its_batch_and_the_service_resumes(
     serve: Callable[..., None], feature_bytes: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work(client: httpx.AsyncClient, _: Service) -> None:

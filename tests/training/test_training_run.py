@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset
 
 from training.command import TrainingError
-from training.data import Images, Normalisation
 from training.folders import Damage
 from training.log import panels
 from training.options import add_run_options
@@ -115,30 +113,3 @@ def test_the_plot_shows_whatever_the_records_hold() -> None:
         "held-out top1": ["held_out_top1"],
         "held-out feature cosine": ["held_out_feature_cosine"],
     }
-
-
-def test_stronger_augmentation_and_another_normalisation(tmp_path: Path) -> None:
-    from training.data import as_they_are, evaluation_images, training_images
-
-    Image.new("RGB", (32, 32), (255, 0, 51)).save(tmp_path / "a.png")
-    files = [(tmp_path / "a.png", 0)]
-    half = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-    def colour(images: Images) -> list[float]:
-        return images[0][0].mean((1, 2)).tolist()
-
-    for images in (
-        training_images(files, 32, normalisation=half),
-        evaluation_images(files, 32, 32, half),
-        as_they_are(files, half),
-    ):
-        assert colour(images) == pytest.approx([1, -1, -0.6])
-    flipped: list[tuple[int, int]] = []
-
-    def invert(image: Image.Image) -> Image.Image:
-        flipped.append(image.size)
-        return image.point(lambda value: 255 - value)
-
-    found = colour(training_images(files, 16, augment=[invert], normalisation=half))
-    assert found == pytest.approx([-1, 1, 0.6])
-    assert flipped == [(16, 16)], "the crop is augmented, not the whole image"
