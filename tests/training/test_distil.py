@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from training import distil
 from training.backbones import cut_backbone
 from training.checkpoint import CheckpointKeysError, load_model
+from training.loss import feature_loss
 from training.models import FeatureScale, Outputs
-from training.teachers import NoWeightsError, Teacher, feature_loss, load_teacher, pretrained
+from training.teachers import NoWeightsError, Teacher, load_teacher, pretrained
 
 MOBILENET = ("torchvision:mobilenet_v3_small", "features.3")
 CONVNEXT = ("timm:convnext_atto", "stages.1")

@@ -234,7 +234,7 @@ def test_sgd_decays_the_tails_weights_alone() -> None:
     args = train._parser().parse_args(["--model", "ours_n0", "--data", "x"])
     decayed, others = train._optimizer(model, args).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert all(names[id(p)].startswith(("layer", "fc")) and p.ndim > 1 for p in decayed["params"])
+    assert all(names[id(p)].startswith("tail.") and p.ndim > 1 for p in decayed["params"])
     assert (decayed["weight_decay"], others["weight_decay"], decayed["lr"]) == (1e-4, 0, 0.01)
     assert {*map(id, decayed["params"]), *map(id, others["params"])} == {
         id(p) for p in model.parameters() if p.requires_grad
