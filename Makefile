@@ -6,7 +6,12 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
   $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt
+DEMO := $(VENV)/.demo
 INSTALLED := $(VENV)/.installed
+# The default index's torch needs 4.5 GB of CUDA libraries, which are left out where there is no
+# NVIDIA GPU. CUDA=1 keeps them, CUDA= leaves them out.
+CUDA ?= $(shell command -v nvidia-smi)
 BUNDLE := bundles/ours_n4
 FUZZ_SECONDS ?= 60
 # Each process of the tests takes up to 4 GB.
@@ -20,17 +25,22 @@ CHECKPOINT := $(wildcard checkpoints/ours_n4/lmb1.28.safetensors)
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(INSTALLED): pyproject.toml constraints.txt setup.py MANIFEST.in $(wildcard csrc/*/*)
+$(DEMO): pyproject.toml constraints.txt setup.py MANIFEST.in .ci/cpu_torch.py $(wildcard csrc/*/*)
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or 3.12 here; name one with PYTHON=/path/to/python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[cloud,export,train,bench,dev]'
+	test -n "$(CUDA)" || { $(PIP_INSTALL) --no-deps torch torchvision && $(BIN)/python .ci/cpu_torch.py; }
+	$(PIP_INSTALL) -e '.[export]'
+	touch $@
+
+$(INSTALLED): $(DEMO)
+	$(PIP_INSTALL) -e '.[cloud,export,train,bench,dev]'
 	$(BIN)/python -m pip check
 	touch $@
 
-$(BUNDLE)/manifest.json: $(CHECKPOINT) $(CHECKPOINT:.safetensors=.counts.json) $(CHECKPOINT:.safetensors=.ranges.json) $(wildcard export/*.py training/models.py training/checkpoint.py) | $(INSTALLED)
+$(BUNDLE)/manifest.json: $(CHECKPOINT) $(CHECKPOINT:.safetensors=.counts.json) $(CHECKPOINT:.safetensors=.ranges.json) $(wildcard export/*.py training/models.py training/checkpoint.py) | $(DEMO)
 	$(BIN)/python -m export ours_n4
 
-demo: $(INSTALLED) $(BUNDLE)/manifest.json ## install, export the default model, encode a picture, decode it, print the class
+demo: $(DEMO) $(BUNDLE)/manifest.json ## install, export the default model, encode a picture, decode it, print the class
 	$(BIN)/edge-encode docs/demo/golf_ball.jpg -o feat.bin
 	$(BIN)/cloud-decode feat.bin --top-k 3
 
