@@ -28,7 +28,7 @@ help: ## list these targets
 $(DEMO): pyproject.toml constraints.txt setup.py MANIFEST.in .ci/cpu_torch.py $(wildcard csrc/*/*)
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or 3.12 here; name one with PYTHON=/path/to/python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	test -n "$(CUDA)" || { $(PIP_INSTALL) --no-deps torch torchvision && $(BIN)/python .ci/cpu_torch.py; }
+	test -n "$(CUDA)" || { $(PIP_INSTALL) --no-deps torch && $(BIN)/python .ci/cpu_torch.py; }
 	$(PIP_INSTALL) -e '.[export]'
 	touch $@
 

@@ -1,6 +1,6 @@
 """Makes an installed torch run without CUDA, which saves 4.5 GB. For Linux; see the Makefile.
 
-    pip install --no-deps torch torchvision && python .ci/cpu_torch.py
+    pip install --no-deps torch && python .ci/cpu_torch.py
 
 The default index's torch is linked to CUDA's libraries and does not load without them, even on a
 machine without a GPU. This script puts a stub for each library into torch/lib: a few kilobytes with
@@ -21,9 +21,10 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 NO_DEVICE = 100  # cudaErrorNoDevice; an error for all other libraries, too
-CUDA_LIBRARY = re.compile(r"lib(cu|nv|nccl)")
+CUDA_LIBRARY = re.compile(r"lib(cu|nv|nccl)(?!da\.so)")  # not the driver's libcuda.so
 CUDA_REQUIREMENT = re.compile(r"Requires-Dist: (nvidia-|cuda-|triton).*\n")
-TRY = "import torch, torchvision; assert not torch.cuda.is_available(); torch.ones(9, 9).inverse"
+# Not `import torch`, whose other requirements are not installed yet.
+LOAD = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
 
 
 def output(*command: str) -> str:
@@ -61,13 +62,9 @@ def build_stub(path: Path, functions: set[str], versions: list[str]) -> None:
         script.write("".join(f"{version} {{ global: *; }};\n" for version in versions))
         script.flush()
         options = [f"-Wl,--version-script={script.name}"] if versions else []
-        subprocess.run(
-            ["cc", "-shared", "-w", "-fno-builtin", f"-Wl,-soname={path.name}", *options]
-            + ["-o", str(path), "-x", "c", "-"],
-            input=code,
-            check=True,
-            text=True,
-        )
+        command = ["cc", "-shared", "-w", "-fno-builtin", f"-Wl,-soname={path.name}", *options]
+        command += ["-o", str(path), "-x", "c", "-"]
+        subprocess.run(command, input=code, check=True, text=True)
 
 
 def main() -> int:
@@ -78,19 +75,17 @@ def main() -> int:
     if sys.platform != "linux" or not CUDA_REQUIREMENT.search(asked):
         return 0
     libraries = packages / "torch" / "lib"
-    files = [*libraries.glob("*.so"), *(packages / "torchvision").glob("*.so")]
+    files = sorted(str(file) for file in libraries.glob("*.so"))
     stubs: list[Path] = []
     try:
-        functions, versions = imported([str(file) for file in files])
+        functions, versions = imported(files)
         loose = functions.pop("", set())
-        # Any library that always loads may hold what has no version name, if it has none itself.
-        holder = next(name for name in functions if name not in versions.values())
-        functions[holder] |= loose
-        for name, wanted in functions.items():
+        for name, own in functions.items():
             stubs.append(libraries / name)
-            build_stub(stubs[-1], wanted, [one for one, of in versions.items() if of == name])
-        output(sys.executable, "-c", TRY)
-    except (OSError, StopIteration, subprocess.CalledProcessError) as error:
+            names = [version for version, library in versions.items() if library == name]
+            build_stub(stubs[-1], own if names else loose, names)
+        output(sys.executable, "-c", LOAD, str(libraries / "libtorch_python.so"))
+    except (OSError, subprocess.CalledProcessError) as error:
         for stub in stubs:
             stub.unlink(missing_ok=True)
         details = getattr(error, "stderr", None) or error
