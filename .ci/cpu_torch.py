@@ -76,6 +76,9 @@ def main() -> int:
         return 0
     libraries = packages / "torch" / "lib"
     files = sorted(str(file) for file in libraries.glob("*.so"))
+    load = [sys.executable, "-c", LOAD, str(libraries / "libtorch_python.so")]
+    if subprocess.run(load, capture_output=True, check=False).returncode == 0:
+        return 0  # CUDA is installed already
     stubs: list[Path] = []
     try:
         functions, versions = imported(files)
@@ -84,7 +87,7 @@ def main() -> int:
             stubs.append(libraries / name)
             names = [version for version, library in versions.items() if library == name]
             build_stub(stubs[-1], own if names else loose, names)
-        output(sys.executable, "-c", LOAD, str(libraries / "libtorch_python.so"))
+        output(*load)
     except (OSError, subprocess.CalledProcessError) as error:
         for stub in stubs:
             stub.unlink(missing_ok=True)
