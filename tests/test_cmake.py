@@ -1,4 +1,4 @@
-"""The coder builds, and passes its golden cases, with CMake and without Python."""
+"""CMake builds the coder without Python, and the result passes its golden cases."""
 
 import os
 import shutil
@@ -13,8 +13,8 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 def test_cmake_builds_and_tests_the_coder(tmp_path: Path) -> None:
     if not shutil.which("cmake"):
         if os.environ.get("CI") == "true":
-            pytest.fail("no cmake here, which CI must have")
-        pytest.skip("no cmake here: apt-get install cmake")
+            pytest.fail("CI must have cmake")
+        pytest.skip("no cmake: apt-get install cmake")
     for command in (["cmake", "-S", CSRC, "-B", tmp_path], ["cmake", "--build", tmp_path]):
         subprocess.run(command, check=True, capture_output=True)
     done = subprocess.run(
