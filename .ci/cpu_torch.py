@@ -28,6 +28,7 @@ LOAD = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
 
 
 def output(*command: str) -> str:
+    """Standard output of a command. Raises CalledProcessError if the command fails."""
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -68,6 +69,7 @@ def build_stub(path: Path, functions: set[str], versions: list[str]) -> None:
 
 
 def main() -> int:
+    """Exit status: always 0, because without stubs pip installs CUDA and torch works, too."""
     torch = distribution("torch")
     packages = Path(str(torch.locate_file("")))
     metadata = next(packages.glob("torch-*.dist-info/METADATA"))
