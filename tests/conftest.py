@@ -1,4 +1,4 @@
-"""What the tests share: the default bundle, a small random one, and both ends for the former."""
+"""Shared fixtures: the default bundle, small random bundles, both ends, and the reference data."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-# Threads that spin while they wait slow down everything else. Read when torch loads.
+# Threads that wait in a busy loop slow down other processes. Must be set before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -22,14 +22,14 @@ from runtime.engine.registry import TUNED
 
 PROJECT = Path(__file__).resolve().parent.parent
 GOLF_BALL = PROJECT / "docs" / "demo" / "golf_ball.jpg"
-# Shared machines may be slow.
+# No deadlines, because shared machines are slow at times.
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained ours_n4: bundles/ours_n4 if of the committed checkpoint, else a new export."""
+    """The trained ours_n4: bundles/ours_n4 if it is up to date, otherwise exported now."""
     checkpoint = PROJECT / "checkpoints" / "ours_n4" / "lmb1.28.safetensors"
     made = PROJECT / "bundles" / "ours_n4"
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
@@ -42,7 +42,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ):
             if not (made / TUNED).exists():
                 return made
-            # Without the choice of an engine that `--tune` made here.
+            # The choice of engine on this machine must not change what is tested.
             copy = tmp_path_factory.mktemp("bundles") / "ours_n4"
             shutil.copytree(made, copy, ignore=shutil.ignore_patterns(TUNED))
             return copy
@@ -70,7 +70,7 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def random_bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of random weights, without context tables and int8 graphs."""
+    """A bundle of ours_n0 with random weights: a different bundle, and quick to export."""
     from export.__main__ import main
 
     out = tmp_path_factory.mktemp("bundles") / "random"
@@ -80,7 +80,7 @@ def random_bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def broken_bundle(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`random_bundle`, with logits that are finite only for symbols that are all zero."""
+    """`random_bundle`, but its logits are finite only if all symbols are zero."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -101,7 +101,7 @@ def broken_bundle(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
             helper.make_node("Abs", ["floats"], ["sizes"]),
             helper.make_node("ReduceMax", ["sizes", "all_axes"], ["largest"]),
             helper.make_node("Sub", ["one", "largest"], ["rest"]),
-            # The logarithm of 1 is 0, of 0 infinite, and of less not a number.
+            # 0 if all symbols are zero, otherwise minus infinity or NaN.
             helper.make_node("Log", ["rest"], ["nothing"]),
             helper.make_node("Reshape", ["nothing", "last_axis"], ["column"]),
             helper.make_node("Add", ["sound", "column"], [logits.name]),
@@ -128,19 +128,19 @@ def decoder(bundle: Path) -> CloudDecoder:
 
 @pytest.fixture(scope="session")
 def golf_ball() -> NDArray[np.uint8]:
-    """The demo's picture, uint8 [480, 640, 3]."""
+    """The demo's image, uint8 [480, 640, 3]."""
     return np.asarray(Image.open(GOLF_BALL))
 
 
 @pytest.fixture(scope="session")
 def feature_bytes(encoder: EdgeEncoder) -> bytes:
-    """The feature file of the demo's picture."""
+    """The feature file of the demo's image."""
     return encoder.encode(GOLF_BALL)
 
 
 @pytest.fixture
 def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
-    """Copies a bundle with hard links: a test may replace files, but not write into them."""
+    """Copies a bundle by hard links. Tests may replace the copy's files, not write into them."""
 
     def copy(source: Path) -> Path:
         target = tmp_path / "bundle"
@@ -157,11 +157,8 @@ def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Reference data and real images beside the project on its developers' machines."""
+    """Reference data and real images, in a folder beside the project on developers' machines."""
     folder = PROJECT.parent / "shared"
     if not folder.is_dir():
-        pytest.skip(
-            f"no {folder}: the published checkpoints' keys and the image set are not part of "
-            "the project"
-        )
+        pytest.skip(f"no {folder}: the reference data and images are not part of the project")
     return folder
