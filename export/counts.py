@@ -19,12 +19,12 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from runtime.codec import strict_json
 from runtime.codec.coder import CONTEXTS, LEVELS, Contexts, Tables
 from runtime.codec.manifest import STANDARD, Preprocessing
+from runtime.engine.onnxruntime import open_session
 from runtime.engine.registry import group_by_shape
 from training.folders import Damage, NoImagesError
 
@@ -154,10 +154,7 @@ def symbols_of(
     `damage` is told of images that cannot be read, which are left out. Raises DamagedImageError where it does.
     """
     damage = damage or Damage(skip=True)
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-
+    session = open_session(graph)
     remaining = iter(paths)
     with ThreadPoolExecutor(2) as pool:
         while batch := list(islice(remaining, _BATCH)):

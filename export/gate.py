@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from runtime.codec.manifest import STANDARD, Preprocessing
-from runtime.engine.onnxruntime import NO_VNNI
-from runtime.engine.processor import has_vnni
+from runtime.engine.onnxruntime import open_session
 from training.folders import Damage
 
 from .images import pixels_of
@@ -33,15 +31,6 @@ Encode = Callable[[NDArray[np.int16], int, int], bytes]
 
 class GateError(RuntimeError):
     """An int8 graph is not good enough."""
-
-
-def open_session(graph: Path) -> ort.InferenceSession:
-    """On the CPU, with one thread a core that sleeps when idle."""
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if not has_vnni():
-        options.add_session_config_entry(*NO_VNNI)
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
 
 Graphs = dict[

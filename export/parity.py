@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from runtime.codec.coder import Tables
 from runtime.codec.feature_file import Profile
+from runtime.engine.onnxruntime import open_session
 from training.data import MEAN, STD
 from training.models import FeatureCompressionModel
 
@@ -68,13 +68,7 @@ def check_parity(
     source: str,
 ) -> ParityReport:
     """Compare on `images`, uint8 [N, H, W, 3], in batches of 1, 2 and 5; raises ParityError."""
-    options = ort.SessionOptions()
-    # Its idle threads would spin while torch works.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    edge_session, cloud_session = (
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        for path in (edge, cloud)
-    )
+    edge_session, cloud_session = open_session(edge), open_session(cloud)
     equal = nonzero = total = payload_bytes = small_bytes = not_finite = 0
     symbol_difference, logit_difference, top1_equal = 0, 0.0, True
     start = index = 0

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from runtime.codec import strict_json
+from runtime.engine.onnxruntime import open_session
 
 MIN_IMAGES, CALIBRATION_IMAGES = 300, 512
 LEAST_IMAGES = MIN_IMAGES * 10 // 9 + 1  # in a folder: every tenth is held out to judge by
@@ -149,7 +149,7 @@ def take_ranges(
         for name in names
         if name not in have
     )
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(model.SerializeToString())
     sums = {name: np.zeros(2) for name in names}
     images = 0
     for batch in inputs:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from runtime.cli import edge_encode as edge_cli
 from runtime.codec.bundle import Bundle
 from runtime.codec.feature_file import parse
 from runtime.codec.manifest import Preprocessing
+from runtime.engine.onnxruntime import open_session
 from runtime.images.preprocess import preprocess
 from training.checkpoint import load_model, save_model
 from training.models import MODELS, FeatureCompressionModel, build_random_model
@@ -46,10 +46,7 @@ def model(random_checkpoint: Path) -> FeatureCompressionModel:
 
 def hold_to_torch(model: FeatureCompressionModel, edge: Path, cloud: Path) -> None:
     """Both graphs on several batches and odd latent sizes: symbols, and logits within 1e-3."""
-    sessions = [
-        ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        for path in (edge, cloud)
-    ]
+    sessions = [open_session(path) for path in (edge, cloud)]
     for shape in ((1, 224, 224, 3), (2, 72, 40, 3), (5, 24, 136, 3), (3, 16, 16, 3)):
         pixels = np.random.default_rng(sum(shape)).integers(0, 256, shape, dtype=np.uint8)
         with torch.no_grad():
@@ -105,7 +102,7 @@ def test_huge_latents_are_clamped(tmp_path: Path) -> None:
     with torch.no_grad():
         huge.bottleneck_layer.encoder[-1].bias[:2] = torch.tensor([1e9, -1e9])
     export_edge(huge, tmp_path / "edge.onnx")
-    session = ort.InferenceSession(str(tmp_path / "edge.onnx"), providers=["CPUExecutionProvider"])
+    session = open_session(tmp_path / "edge.onnx")
     symbols = session.run(None, {"pixels": synthetic_images(1, 64)})[0][0]
     assert (symbols[0] == 32767).all()
     assert (symbols[1] == -32767).all()

@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from export import __main__ as command
-from export.gate import GateError, Graphs, judge, open_session, reasons, strays
+from export.gate import GateError, Graphs, judge, reasons, strays
 from export.images import labelled_paths, synthetic_images
 from export.quantise import Calibration, NothingToQuantiseError, RangesError, quantise, take_ranges
 from runtime import EdgeEncoder
 from runtime.codec.bundle import Bundle
+from runtime.engine.onnxruntime import open_session
 
 Capture = pytest.CaptureFixture[str]
 PROJECT = Path(__file__).resolve().parents[2]
