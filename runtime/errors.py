@@ -269,6 +269,10 @@ class NoContextTablesError(BundleError):
     """Small files are asked of a bundle without context tables."""
 
 
+class NoEmbeddingError(BundleError):
+    """Embeddings are asked of a bundle whose cloud graph, of an earlier release, has none."""
+
+
 class UnsupportedBundleError(BundleError):
     """A bundle of a schema or format version that this release does not know."""
 

@@ -97,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
         help="write the logits too, float32 [files, classes]; - for standard output",
     )
     parser.add_argument(
+        "--embeddings",
+        metavar="FILE.npy",
+        help="write the pooled features too, float32 [files, features]; - for standard output",
+    )
+    parser.add_argument(
         "--info",
         action="store_true",
         help="print what the headers say, and decode nothing; needs no bundle",
@@ -138,19 +143,24 @@ def main(argv: list[str] | None = None) -> int:
         return _each(args.files, lambda name, data: _print_info(name, data, args.json))
     args.output = "/dev/stdout" if args.output == "-" else args.output
     args.logits = "-" if args.logits and own_descriptor(args.logits) == 1 else args.logits
-    to_stdout = args.logits == "-" or (args.output is not None and own_descriptor(args.output) == 1)
+    if args.embeddings and own_descriptor(args.embeddings) == 1:
+        args.embeddings = "-"
+    if args.logits == args.embeddings == "-":
+        parser.error("standard output takes --logits or --embeddings: name a file for one of them")
+    arrays = [name for name in (args.logits, args.embeddings) if name is not None]
+    to_stdout = "-" in arrays or (args.output is not None and own_descriptor(args.output) == 1)
     if to_stdout:
         standard_output()
-    elif args.logits is None and args.output is None:
+    elif not arrays and args.output is None:
         _need_standard_output("open it, or name a file with --logits")
-    # With predictions or logits on standard output, what is said goes to standard error.
+    # With predictions or an array on standard output, what is said goes to standard error.
     report = sys.stderr if to_stdout else sys.stdout
     # After the usage is checked: numpy and onnxruntime take a while.
     without_blas_threads()
     from ..cloud import CloudDecoder
     from ..codec.bundle import bundle_files
 
-    outputs = [name for name in (args.output, args.logits) if name is not None]
+    outputs = [*arrays, *([args.output] if args.output is not None else [])]
     refuse_same_files(outputs, [*args.files, *bundle_files(args.bundle)])
     for output in outputs:
         if output != "-":
@@ -166,18 +176,21 @@ def main(argv: list[str] | None = None) -> int:
 def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.files.count("-") > 1:
         parser.error("standard input is named twice")
-    if "" in (args.output, args.logits):
+    if "" in (args.output, args.logits, args.embeddings):
         parser.error("the name of the output is empty: name a file")
     if args.ray:
         if args.output is None or not all(name.endswith(".parquet") for name in args.files):
             parser.error("--ray takes Parquet files, and a folder for their predictions with -o")
-        if args.info or args.logits or args.tune:
-            parser.error("--ray goes with no --info, --logits or --tune")
+        if args.info or args.logits or args.embeddings or args.tune:
+            parser.error("--ray goes with no --info, --logits, --embeddings or --tune")
         return
     if (args.output is not None) != any(name.endswith(".parquet") for name in args.files):
         parser.error("a Parquet file goes with -o FILE.parquet, and -o with a Parquet file")
-    if args.output is not None and (len(args.files) > 1 or args.info or args.logits or args.tune):
-        parser.error("-o FILE.parquet takes one Parquet file, and no --info, --logits or --tune")
+    others = args.info or args.logits or args.embeddings or args.tune
+    if args.output is not None and (len(args.files) > 1 or others):
+        parser.error(
+            "-o FILE.parquet takes one Parquet file, and no --info, --logits, --embeddings or --tune"
+        )
 
 
 def _need_standard_output(remedy: str) -> None:
@@ -189,24 +202,31 @@ def _need_standard_output(remedy: str) -> None:
 
 
 def _classify(decoder: "CloudDecoder", args: argparse.Namespace) -> int:
-    rows: list[NDArray[np.float32]] = []
+    if args.embeddings:
+        decoder.require_embedding()
+    targets = {"logits": args.logits, "embeddings": args.embeddings}
+    targets = {what: target for what, target in targets.items() if target}
+    rows: dict[str, list[NDArray[np.float32]]] = {what: [] for what in targets}
 
     def decode(name: str, data: bytes) -> None:
-        result, logits = _decode(decoder, name, data, args.top_k)
-        rows.append(logits)
-        if args.logits != "-":
+        result, outputs = _decode(decoder, name, data, args.top_k)
+        if "logits" in rows:
+            rows["logits"].append(outputs["logits"][0])
+        if "embeddings" in rows:
+            rows["embeddings"].append(decoder.embedding_of(outputs)[0])
+        if "-" not in targets.values():
             say(json.dumps(result, allow_nan=False) if args.json else _lines(result), sys.stdout)
 
-    status = _each(args.files, decode, for_stdout=args.logits is None)
-    if args.logits:
+    status = _each(args.files, decode, for_stdout=not targets)
+    for what, target in targets.items():
         if status != EXIT_DONE:
-            say(f"cloud-decode: {args.logits} is not written, it would lack rows", sys.stderr)
-        else:
-            try:
-                _write_logits(args.logits, rows)
-            except OSError as error:
-                say(f"cloud-decode: cannot write the logits: {explain(error)}", sys.stderr)
-                return EXIT_FAILURE
+            say(f"cloud-decode: {target} is not written, it would lack rows", sys.stderr)
+            continue
+        try:
+            _write_array(target, rows[what])
+        except OSError as error:
+            say(f"cloud-decode: cannot write the {what}: {explain(error)}", sys.stderr)
+            return EXIT_FAILURE
     return status
 
 
@@ -312,27 +332,30 @@ def _each(names: list[str], work: Callable[[str, bytes], None], for_stdout: bool
 
 def _decode(
     decoder: "CloudDecoder", name: str, data: bytes, top_k: int
-) -> tuple[dict[str, Any], "NDArray[np.float32]"]:
+) -> tuple[dict[str, Any], "dict[str, NDArray[np.float32]]"]:
+    """What is printed of a feature file, and the graph's outputs [1, ...] by name."""
     from ..codec import feature_file
 
     start = time.perf_counter()
     symbols = decoder.symbols(data)
     decoded = time.perf_counter()
-    logits = decoder.logits_of_symbols(symbols[None])[0]
+    outputs = decoder.outputs_of_symbols(symbols[None])
     done = time.perf_counter()
     header = feature_file.parse(data)
     result: dict[str, Any] = {
         "file": name,
         "bytes": len(data),
         "bpp": 8 * len(data) / header.pixels,
-        "classes": [prediction._asdict() for prediction in decoder.predictions(logits, top_k)],
+        "classes": [
+            prediction._asdict() for prediction in decoder.predictions(outputs["logits"][0], top_k)
+        ],
         "milliseconds": {
             "coder": round(1e3 * (decoded - start), 3),
             "graph": round(1e3 * (done - decoded), 3),
             "total": round(1e3 * (done - start), 3),
         },
     }
-    return result, logits
+    return result, outputs
 
 
 def _lines(result: dict[str, Any]) -> str:
@@ -365,7 +388,7 @@ def _print_info(name: str, data: bytes, as_json: bool) -> None:
     say(json.dumps(info, allow_nan=False) if as_json else text, sys.stdout)
 
 
-def _write_logits(target: str, rows: "list[NDArray[np.float32]]") -> None:
+def _write_array(target: str, rows: "list[NDArray[np.float32]]") -> None:
     import io
 
     import numpy as np
