@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py MANIFEST.in $(wildcard csr
 	$(BIN)/python -m pip check
 	touch $@
 
-$(BUNDLE)/manifest.json: $(CHECKPOINT) $(CHECKPOINT:.safetensors=.counts.json) $(CHECKPOINT:.safetensors=.ranges.json) $(wildcard export/*.py training/models.py training/checkpoint.py) | $(INSTALLED)
+$(BUNDLE)/manifest.json: $(CHECKPOINT) $(CHECKPOINT:.safetensors=.counts.json) $(CHECKPOINT:.safetensors=.ranges.json) $(wildcard export/*.py export/*/*.py training/models.py training/checkpoint.py) | $(INSTALLED)
 	$(BIN)/python -m export ours_n4
 
 demo: $(INSTALLED) $(BUNDLE)/manifest.json ## install, export the default model, encode a picture, decode it, print the class

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.machine import commit, cores, describe
-from export.images import pixels_of
+from export.images import Reading
 from runtime import CloudDecoder, EdgeEncoder, __version__
 from runtime.codec.feature_file import Profile, pack, parse
 from runtime.errors import EdgeCloudError
@@ -113,7 +113,7 @@ def measure(
         range(0, len(images), batch_size), unit="batch", disable=not sys.stderr.isatty()
     ):
         batch = images[start : start + batch_size]
-        read = list(pool.map(lambda one: pixels_of(one[0], as_is, damage), batch))
+        read = list(pool.map(lambda one: Reading(as_is, damage).pixels(one[0]), batch))
         pixels = [one for one in read if one is not None]
         if not pixels:
             continue

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe
 from export.counts import symbols_of
+from export.images import Reading
 from runtime import __version__
 from runtime.codec.bundle import EDGE_GRAPH, default_bundle
 from runtime.errors import EdgeCloudError
@@ -157,14 +158,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    symbols = []
+    symbols, reading = [], Reading(args.as_is)
     try:
         for folder in (args.train, args.held):
             paths = images_below(folder)
             paths = paths[:: -(-len(paths) // args.images)]
             progress = tqdm(paths, folder.name, unit="image", disable=not sys.stderr.isatty())
             symbols.append(
-                np.concatenate(list(symbols_of(args.bundle / EDGE_GRAPH, progress, args.as_is)))
+                np.concatenate(list(symbols_of(args.bundle / EDGE_GRAPH, progress, reading)))
             )
         rows = measure(*symbols)
     except (EdgeCloudError, ValueError, OSError) as error:

@@ -87,7 +87,7 @@ def bundle_of(model: str) -> Path:
 
 
 def load_torch_model(model: str) -> "FeatureCompressionModel":
-    from export.__main__ import find_checkpoint
+    from export.checkpoint import find_checkpoint
     from training.checkpoint import load_model
     from training.models import build_random_model
 
@@ -113,25 +113,25 @@ def make_bundle(model: str) -> Path:
             )
         print(f"exporting {folder}", file=sys.stderr)
         if trained(model):
-            from export.__main__ import main as export_main
+            from export.cli import main as export_main
 
             if export_main([CHECKPOINTS[model], "--out", str(folder)]):
                 raise BenchmarkError(f"{folder} could not be exported")
         else:
-            from export.bundle import write_bundle
-            from export.images import synthetic_images
+            from export.stages import write_bundle
+            from export.states import Inputs
 
             torch_model = load_torch_model(model)
             labels = [f"class {index}" for index in range(torch_model.fc.out_features)]
             write_bundle(
-                folder,
-                torch_model,
-                model,
-                "none",
-                labels,
-                synthetic_images(),
-                "synthetic images",
-                weights="random",
+                Inputs(
+                    out=folder,
+                    name=model,
+                    model=torch_model,
+                    lmb="none",
+                    labels=labels,
+                    weights="random",
+                )
             )
     return folder
 

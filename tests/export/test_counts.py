@@ -9,9 +9,12 @@ from made_tables import skewed_tables
 from numpy.typing import NDArray
 from PIL import Image
 
-from export import __main__ as export_main
+from export import cli as command
 from export.counts import Counts, CountsError, count, fit_tables, symbols_of, thresholds_for
-from export.images import NoImagesError, synthetic_images
+from export.images import NoImagesError, Reading, synthetic_images
+from export.inputs import find_counts
+from export.request import Request
+from export.states import CountsSource
 from runtime import CloudDecoder, EdgeEncoder
 from runtime.codec.bundle import Bundle
 from runtime.codec.coder import Tables
@@ -155,16 +158,13 @@ def test_a_damaged_image_is_refused_by_name_or_left_out_and_counted(
     for path, image in zip(paths, synthetic_images(3, 32), strict=True):
         Image.fromarray(image).save(path)
     paths[1].write_bytes(paths[1].read_bytes()[:300])
+    refusing = Reading(as_is=True, damage=Damage(False, "--skip-damaged"))
     with pytest.raises(DamagedImageError, match=r"1\.png is damaged .*give --skip-damaged"):
-        list(symbols_of(random_bundle / "edge.onnx", paths, True, Damage(False, "--skip-damaged")))
-    damage = Damage(True)
-    assert (
-        sum(
-            len(symbols) for symbols in symbols_of(random_bundle / "edge.onnx", paths, True, damage)
-        )
-        == 2
-    )
-    assert list(damage.files) == [str(paths[1])]
+        list(symbols_of(random_bundle / "edge.onnx", paths, refusing))
+    reading = Reading(as_is=True)
+    batches = symbols_of(random_bundle / "edge.onnx", paths, reading)
+    assert sum(len(symbols) for symbols in batches) == 2
+    assert list(reading.damage.files) == [str(paths[1])]
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_export_refits_keeps_counts_and_uses_them_again(
 
     def export(name: str, *options: str) -> dict:
         assert (
-            export_main.main(
+            command.main(
                 [
                     "ours_n0",
                     "--checkpoint",
@@ -237,18 +237,11 @@ def test_export_refits_keeps_counts_and_uses_them_again(
         CloudDecoder(random_bundle, 1).bundle.decode(own_data),
     )
     # Counts that no longer fit are an error, not a fallback, unless they are not wanted.
-    options = export_main._parser().parse_args(["ours_n0", "--own-tables"])
-    assert (
-        export_main._make_counts(options, checkpoint, "0" * 64, Damage(False))(
-            tmp_path, Tables(*skewed_tables(1))
-        )
-        is None
-    )
+    request = Request(model="ours_n0", checkpoint=checkpoint, out=tmp_path, own_tables=True)
+    assert find_counts(request, "0" * 64) == CountsSource()
     beside.write_text(beside.read_text().replace(first["bottleneck_sha256"], "0" * 64))
     assert (
-        export_main.main(
-            ["ours_n0", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "stale")]
-        )
+        command.main(["ours_n0", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "stale")])
         == 1
     )
     assert "--own-tables" in capsys.readouterr().err
@@ -266,10 +259,10 @@ def test_small_files_cannot_be_asked_of_a_model_without_counts(
         str(tmp_path / "out"),
         "--small",
     ]
-    assert export_main.main(arguments) == 1
+    assert command.main(arguments) == 1
     assert "--refit DIR" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        export_main.main([*arguments, "--own-tables"])
+        command.main([*arguments, "--own-tables"])
 
 
 def test_the_defaults_counts_are_of_its_checkpoint(bundle: Path) -> None:

@@ -9,10 +9,13 @@ import onnx
 import pytest
 from PIL import Image
 
-from export import __main__ as command
-from export.gate import GateError, Graphs, judge, reasons, strays
-from export.images import labelled_paths, synthetic_images
-from export.quantise import Calibration, NothingToQuantiseError, RangesError, quantise, take_ranges
+from export import cli as command
+from export.graphs import Graphs
+from export.images import Reading, labelled_paths, synthetic_images
+from export.int8.gate import GateError, deviation, judge, reasons
+from export.int8.quantise import NothingToQuantiseError, quantise
+from export.int8.ranges import Calibration, RangesError, take_ranges
+from export.tables import Coder
 from runtime import EdgeEncoder
 from runtime.codec.bundle import Bundle
 from runtime.engine.onnxruntime import open_session
@@ -35,6 +38,11 @@ def graphs_of(bundle: Path) -> Graphs:
         "edge": {"fp32": bundle / "edge.onnx", "int8": bundle / "edge.int8.onnx"},
         "cloud": {"fp32": bundle / "cloud.onnx", "int8": bundle / "cloud.int8.onnx"},
     }
+
+
+def coder_of(bundle: Path) -> Coder:
+    loaded = Bundle.load(bundle)
+    return Coder(loaded.fingerprint, loaded.tables, loaded.manifest.profile)
 
 
 def test_the_default_bundle_has_int8_graphs_that_were_judged(bundle: Path) -> None:
@@ -195,11 +203,11 @@ def test_a_range_too_narrow_is_seen(bundle: Path, calibration: Calibration, tmp_
         )
         quantise(graphs[end]["fp32"], narrow, ranges.sha256, tmp_path / end)
         with pytest.raises(GateError, match=text):
-            strays(
+            deviation(
                 graphs | {end: {"fp32": graphs[end]["fp32"], "int8": tmp_path / end}},
                 synthetic_images(2),
             )
-    assert 0 < strays(graphs, synthetic_images(2))["edge"] < 0.02
+    assert 0 < deviation(graphs, synthetic_images(2))["edge"] < 0.02
 
 
 def test_the_judge_counts_what_int8_wins_and_loses(bundle: Path, tmp_path: Path) -> None:
@@ -212,22 +220,23 @@ def test_the_judge_counts_what_int8_wins_and_loses(bundle: Path, tmp_path: Path)
     paths = labelled_paths(folder, labels)
     assert [label for _, label in paths] == [0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9]
     assert {label for _, label in labelled_paths(folder, labels[:3])} == {None}
-    encode, graphs = Bundle.load(bundle).encode, graphs_of(bundle)
+    coder, graphs = coder_of(bundle), graphs_of(bundle)
+    as_is = Reading(as_is=True)
     twice = {end: {"fp32": files["fp32"], "int8": files["fp32"]} for end, files in graphs.items()}
-    same = judge(twice, encode, paths, True, "synthetic")
+    same = judge(twice, coder, paths, "synthetic", as_is)
     assert (same["images"], same["symbols_changed"], same["more_bytes"]) == (10, 0, 0)
     assert [(same[way]["lost"], same[way]["won"]) for way in ("edge", "cloud", "both")] == [
         (0, 0)
     ] * 3
     assert same["labelled"]
     assert 0 <= same["top1"] <= 1
-    unlabelled = judge(graphs, encode, labelled_paths(folder, labels[:3]), True, "synthetic")
+    unlabelled = judge(graphs, coder, labelled_paths(folder, labels[:3]), "synthetic", as_is)
     assert 0 < unlabelled["symbols_changed"] < 0.02
     assert unlabelled["both"]["won"] == 0
     assert unlabelled["top1"] is None
     assert not unlabelled["labelled"]
     only_cloud = judge(
-        graphs | {"edge": {"fp32": graphs["edge"]["fp32"]}}, encode, paths[:2], True, "synthetic"
+        graphs | {"edge": {"fp32": graphs["edge"]["fp32"]}}, coder, paths[:2], "synthetic", as_is
     )
     assert {"edge", "both", "more_bytes"}.isdisjoint(only_cloud)
     assert (
@@ -235,7 +244,7 @@ def test_the_judge_counts_what_int8_wins_and_loses(bundle: Path, tmp_path: Path)
         == (only_cloud["cloud"]["won"] - only_cloud["cloud"]["lost"]) / 2
     )
     with pytest.raises(GateError, match="no image could be read"):
-        judge(graphs, encode, [(folder / "class 3" / "two.png", 3)], True, "synthetic")
+        judge(graphs, coder, [(folder / "class 3" / "two.png", 3)], "synthetic", as_is)
 
 
 @pytest.mark.parametrize(
