@@ -111,9 +111,9 @@ class CloudDecoder:
         """The size D of an embedding. Raises NoEmbeddingError where the bundle has none."""
         if self._embedding_size is None:
             raise NoEmbeddingError(
-                f"the cloud graph of {self.bundle.folder} has no output {_EMBEDDING}, as an earlier "
-                f"release exported it: export it again with `python -m export "
-                f"{self.bundle.manifest.model}`"
+                f"the cloud graph of {self.bundle.folder} has no output {_EMBEDDING}: an earlier "
+                "release exported it; export it again with "
+                f"`python -m export {self.bundle.manifest.model}`"
             )
         return self._embedding_size
 

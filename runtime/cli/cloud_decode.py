@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 EXIT_REFUSED = 4
 _MOST_CLASSES = 1_000_000
+_WITHOUT_PARQUET = "--info, --logits, --embeddings or --tune"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,16 +92,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="one JSON object a line: classes, bytes, bpp, milliseconds by stage",
     )
-    parser.add_argument(
-        "--logits",
-        metavar="FILE.npy",
-        help="write the logits too, float32 [files, classes]; - for standard output",
-    )
-    parser.add_argument(
-        "--embeddings",
-        metavar="FILE.npy",
-        help="write the pooled features too, float32 [files, features]; - for standard output",
-    )
+    for name, what in (("logits", "logits"), ("embeddings", "pooled features")):
+        shape = f"[files, {'classes' if name == 'logits' else 'features'}]"
+        parser.add_argument(
+            f"--{name}",
+            metavar="FILE.npy",
+            help=f"write the {what} too, float32 {shape}; - for standard output",
+        )
     parser.add_argument(
         "--info",
         action="store_true",
@@ -145,8 +143,8 @@ def main(argv: list[str] | None = None) -> int:
     args.logits = "-" if args.logits and own_descriptor(args.logits) == 1 else args.logits
     if args.embeddings and own_descriptor(args.embeddings) == 1:
         args.embeddings = "-"
-    if args.logits == args.embeddings == "-":
-        parser.error("standard output takes --logits or --embeddings: name a file for one of them")
+    if args.logits is not None and args.logits == args.embeddings:
+        parser.error(f"--logits and --embeddings are both {args.logits}: name two files")
     arrays = [name for name in (args.logits, args.embeddings) if name is not None]
     to_stdout = "-" in arrays or (args.output is not None and own_descriptor(args.output) == 1)
     if to_stdout:
@@ -174,6 +172,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    without_parquet = args.info or args.logits or args.embeddings or args.tune
     if args.files.count("-") > 1:
         parser.error("standard input is named twice")
     if "" in (args.output, args.logits, args.embeddings):
@@ -181,16 +180,13 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     if args.ray:
         if args.output is None or not all(name.endswith(".parquet") for name in args.files):
             parser.error("--ray takes Parquet files, and a folder for their predictions with -o")
-        if args.info or args.logits or args.embeddings or args.tune:
-            parser.error("--ray goes with no --info, --logits, --embeddings or --tune")
+        if without_parquet:
+            parser.error(f"--ray goes with no {_WITHOUT_PARQUET}")
         return
     if (args.output is not None) != any(name.endswith(".parquet") for name in args.files):
         parser.error("a Parquet file goes with -o FILE.parquet, and -o with a Parquet file")
-    others = args.info or args.logits or args.embeddings or args.tune
-    if args.output is not None and (len(args.files) > 1 or others):
-        parser.error(
-            "-o FILE.parquet takes one Parquet file, and no --info, --logits, --embeddings or --tune"
-        )
+    if args.output is not None and (len(args.files) > 1 or without_parquet):
+        parser.error(f"-o FILE.parquet takes one Parquet file, and no {_WITHOUT_PARQUET}")
 
 
 def _need_standard_output(remedy: str) -> None:
@@ -204,16 +200,14 @@ def _need_standard_output(remedy: str) -> None:
 def _classify(decoder: "CloudDecoder", args: argparse.Namespace) -> int:
     if args.embeddings:
         decoder.require_embedding()
-    targets = {"logits": args.logits, "embeddings": args.embeddings}
-    targets = {what: target for what, target in targets.items() if target}
+    targets = {what: vars(args)[what] for what in ("logits", "embeddings") if vars(args)[what]}
     rows: dict[str, list[NDArray[np.float32]]] = {what: [] for what in targets}
 
     def decode(name: str, data: bytes) -> None:
         result, outputs = _decode(decoder, name, data, args.top_k)
-        if "logits" in rows:
-            rows["logits"].append(outputs["logits"][0])
-        if "embeddings" in rows:
-            rows["embeddings"].append(decoder.embedding_of(outputs)[0])
+        for what, found in rows.items():
+            values = decoder.embedding_of(outputs) if what == "embeddings" else outputs[what]
+            found.append(values[0])
         if "-" not in targets.values():
             say(json.dumps(result, allow_nan=False) if args.json else _lines(result), sys.stdout)
 
@@ -342,13 +336,12 @@ def _decode(
     outputs = decoder.outputs_of_symbols(symbols[None])
     done = time.perf_counter()
     header = feature_file.parse(data)
+    predictions = decoder.predictions(outputs["logits"][0], top_k)
     result: dict[str, Any] = {
         "file": name,
         "bytes": len(data),
         "bpp": 8 * len(data) / header.pixels,
-        "classes": [
-            prediction._asdict() for prediction in decoder.predictions(outputs["logits"][0], top_k)
-        ],
+        "classes": [prediction._asdict() for prediction in predictions],
         "milliseconds": {
             "coder": round(1e3 * (decoded - start), 3),
             "graph": round(1e3 * (done - decoded), 3),
