@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from export import stages
+from training.checkpoint import load_model
+from training.models import FeatureCompressionModel
 
 
 @pytest.fixture
@@ -19,3 +21,9 @@ def ready_graphs(random_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     copy_graph("edge")
     copy_graph("cloud")
+
+
+@pytest.fixture(scope="session")
+def model(random_checkpoint: Path) -> FeatureCompressionModel:
+    """The model of `random_bundle`."""
+    return load_model(random_checkpoint, "ours_n0")[0]

@@ -1,4 +1,4 @@
-"""What export writes: checked before work, gone without a trace when it is stopped, and never an input's."""
+"""Export's outputs: checked before work, removed when it is stopped, and never over an input."""
 
 import errno
 import os
@@ -178,7 +178,8 @@ def test_a_bundle_that_is_in_the_way_comes_back_when_the_new_one_cannot_take_its
 
 def test_what_a_killed_export_left_is_swept_by_the_next(place: Path) -> None:
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom runtime.files import temporary_folder\n"
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from runtime.files import temporary_folder\n"
         "with temporary_folder('new') as work:\n"
         "    (work / 'edge.onnx').write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -196,8 +197,6 @@ def test_a_disk_that_gets_full_names_the_bundle_and_a_remedy(
 
     monkeypatch.setattr(stages, "export_cloud", full)
     assert export("--out", "new") == 1
-    assert (
-        "export: new cannot be written: free space there, or name another folder with --out: [Errno 28]"
-        in capsys.readouterr().err
-    )
+    remedy = "new cannot be written: free space there, or name another folder with --out"
+    assert f"export: {remedy}: [Errno 28]" in capsys.readouterr().err
     assert names(place) == ["c.safetensors", "old"]

@@ -25,6 +25,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 RANGES = PROJECT / "checkpoints" / "ours_n4" / "lmb1.28.ranges.json"
 
 
+HEAD = '"images": 1, "source": "s"'
+CLOUD = '"cloud": {"sha256": "a", "operators":'
 ONE_EDGE = '"edge": {"sha256": "a", "operators": [["Conv", 0.0, 1.0]]}'
 
 
@@ -104,7 +106,7 @@ def test_for_arm_activations_are_signed_and_their_values_the_same(
             open_session(path).run(None, inputs)[0]
             for path in (tmp_path / end, graphs[end]["int8"])
         )
-        # A value on the border of two steps may fall either way: what is added before rounding is another whole number.
+        # A value on the border of two steps may fall either way, as it is rounded differently.
         assert (
             (found != expected).mean() < 2e-4
             if end == "edge"
@@ -122,11 +124,11 @@ def test_ranges_survive_their_file(calibration: Calibration) -> None:
         "",
         "[]",
         "{}",
-        f'{{"images": 1, "source": "s", {ONE_EDGE}}}',
-        f'{{"images": 1, "source": "s", {ONE_EDGE}, "cloud": {{"sha256": "a", "operators": [["Conv", 1]]}}}}',
-        f'{{"images": 1, "source": "s", {ONE_EDGE}, "cloud": {{"sha256": "a", "operators": [["Conv", 2.0, 1.0]]}}}}',
-        f'{{"images": 1, "source": "s", {ONE_EDGE}, "cloud": {{"sha256": "a", "operators": [["Conv", NaN, 1.0]]}}}}',
-        f'{{"images": 1, "source": "s", {ONE_EDGE}, "cloud": {{"sha256": "a", "operators": []}}, "more": 1}}',
+        f"{{{HEAD}, {ONE_EDGE}}}",
+        f'{{{HEAD}, {ONE_EDGE}, {CLOUD} [["Conv", 1]]}}}}',
+        f'{{{HEAD}, {ONE_EDGE}, {CLOUD} [["Conv", 2.0, 1.0]]}}}}',
+        f'{{{HEAD}, {ONE_EDGE}, {CLOUD} [["Conv", NaN, 1.0]]}}}}',
+        f'{{{HEAD}, {ONE_EDGE}, {CLOUD} []}}, "more": 1}}',
         "[" * 10000,
     ],
 )
@@ -318,7 +320,7 @@ def test_calibrate_to_bundle(tmp_path: Path, capsys: Capture) -> None:
     assert record["images"] == 306
     assert record["gate"]["images"] == 34
     assert record["validation"]["images"] == 340
-    # Pictures of noise are not what the model knows: int8 may or may not be good enough on them, and the bundle says which.
+    # The model was not trained on synthetic images: int8 may or may not be good enough on them.
     good = [end for end in ("edge", "cloud") if not reasons(record["gate"], end)]
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["int8"]["graphs"] if manifest["int8"] else []) == good
