@@ -1,4 +1,4 @@
-"""Counts of symbols, the tables fitted to them, and python -m export --refit."""
+"""Counts of symbols, tables that are fitted to them, and `python -m export --refit`."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ SHA = "ab" * 32
 def smooth_symbols(
     images: int, channels: int = 3, side: int = 28, seed: int = 0
 ) -> NDArray[np.int16]:
-    """Neighbours resemble each other; the last channel is all zero."""
+    """[images, channels, side, side]: neighbours are similar, and the last channel is 0."""
     rng = np.random.default_rng(seed)
     field = rng.normal(size=(images, channels, side + 4, side + 4))
     mean = sum(field[:, :, i : side + i, j : side + j] for i in range(4) for j in range(4)) / 4
@@ -72,7 +72,7 @@ def test_every_symbol_can_still_be_coded(far: int) -> None:
 
 
 def test_few_images_hardly_move_the_tables() -> None:
-    """The model's own belief weighs as much as five images."""
+    """The model's own table weighs as much as the symbols of about five images."""
     own = Tables(*skewed_tables(1))
     fitted = fit_tables(own, count([np.zeros((1, 1, 4, 4), np.int16)], own, SHA, "one"))
     assert np.abs(np.diff(fitted.cdfs[0].astype(int)) - np.diff(own.cdfs[0].astype(int))).max() < 10
@@ -221,7 +221,7 @@ def test_export_refits_keeps_counts_and_uses_them_again(
         Bundle.load(tmp_path / "again").compressai_tables().digest()
         == Bundle.load(random_bundle).tables.digest()
     )
-    # Each profile, both ends.
+    # Both ends agree on the symbols, in the profile of either bundle.
     picture = pictures / "3.png"
     encoder = EdgeEncoder(tmp_path / "again", 1)
     assert (
@@ -236,7 +236,7 @@ def test_export_refits_keeps_counts_and_uses_them_again(
         CloudDecoder(tmp_path / "again", 1).bundle.decode(data),
         CloudDecoder(random_bundle, 1).bundle.decode(own_data),
     )
-    # Counts that no longer fit are an error, not a fallback, unless they are not wanted.
+    # Counts of another checkpoint are an error, unless --own-tables leaves them out.
     request = Request(model="ours_n0", checkpoint=checkpoint, out=tmp_path, own_tables=True)
     assert find_counts(request, "0" * 64) == CountsSource()
     beside.write_text(beside.read_text().replace(first["bottleneck_sha256"], "0" * 64))
@@ -266,7 +266,7 @@ def test_small_files_cannot_be_asked_of_a_model_without_counts(
 
 
 def test_the_defaults_counts_are_of_its_checkpoint(bundle: Path) -> None:
-    """So that a plain clone exports fitted tables; they were counted on training images alone."""
+    """A plain clone exports tables that are fitted to training images."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["tables"]["images"] == 9469
     assert manifest["tables"]["source"] == "train"

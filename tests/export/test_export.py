@@ -1,4 +1,4 @@
-"""python -m export: both graphs against torch, the parity check, and the whole command."""
+"""The whole command: `python -m export`."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def test_the_kept_bottlenecks_export_with_their_counts(
 
 
 @pytest.mark.usefixtures("ready_graphs")
-def test_a_failed_gate_is_status_3_and_leaves_the_old_bundle_alone(
+def test_failed_parity_is_status_3_and_leaves_the_old_bundle_alone(
     random_bundle: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     """The checkpoint has other weights than the graphs, as if the exporter had gone wrong."""

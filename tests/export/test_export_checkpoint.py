@@ -95,7 +95,7 @@ def test_a_checkpoint_is_exported_as_what_it_says(
     file, out = tmp_path / "some.safetensors", tmp_path / "out"
     save_model(file, model, metadata | {"model": "ours_n0_enc", "lmb": "0.64"})
     arguments = ["--checkpoint", str(file), "--out", str(out)]
-    # Another depth, too, is refused by what the file says, before its weights are found not to fit.
+    # A model of another depth is refused by the metadata too, before its weights are read.
     for asked, text in (
         (["ours_n0"], "ours_n0 by the command, ours_n0_enc by its metadata"),
         (["ours_n4"], "ours_n4 by the command, ours_n0_enc by its metadata"),

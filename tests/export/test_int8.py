@@ -1,4 +1,4 @@
-"""int8: ranges and whose they are, what is quantised, the gate."""
+"""int8: ranges and the graph they belong to, what is quantised, the gate."""
 
 import json
 from dataclasses import replace
@@ -106,7 +106,7 @@ def test_for_arm_activations_are_signed_and_their_values_the_same(
             open_session(path).run(None, inputs)[0]
             for path in (tmp_path / end, graphs[end]["int8"])
         )
-        # A value on the border of two steps may fall either way, as it is rounded differently.
+        # A value halfway between two steps may fall either way: another zero point is added to it.
         assert (
             (found != expected).mean() < 2e-4
             if end == "edge"
@@ -166,7 +166,7 @@ def test_of_an_encoder_of_two_convolutions_the_first_is_quantised(
 
 
 def test_a_graph_with_nothing_to_quantise(random_bundle: Path, tmp_path: Path) -> None:
-    """One convolution, whose output is rounded to symbols."""
+    """Its only convolution is the one whose output is rounded to symbols."""
     model = onnx.load(random_bundle / "edge.onnx")
     last = [node for node in model.graph.node if node.op_type == "Conv"][-1]
     last.op_type = "Identity"
@@ -191,7 +191,7 @@ def test_ranges_are_what_the_graph_computes(bundle: Path, calibration: Calibrati
 
 
 def test_a_range_too_narrow_is_seen(bundle: Path, calibration: Calibration, tmp_path: Path) -> None:
-    """The gate by symbols, and by logits: ranges a hundredth as wide spoil a graph."""
+    """Ranges a hundredth as wide spoil a graph: its symbols or logits deviate too far."""
     graphs = graphs_of(bundle)
     for end, ranges, text in (
         ("edge", calibration.edge, "of the symbols are others"),

@@ -60,7 +60,7 @@ def test_the_check_wants_symbols_that_are_not_zero(
 def test_the_check_sees_another_embedding(
     model: FeatureCompressionModel, random_bundle: Path, tmp_path: Path
 ) -> None:
-    """The logits are torch's all the same."""
+    """Even if the logits are those of torch."""
     graph = onnx.load(random_bundle / "cloud.onnx")
     (pooling,) = (node for node in graph.graph.node if node.output[0] == "embedding")
     pooling.output[0] = "pooled"
