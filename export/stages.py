@@ -57,14 +57,14 @@ from .tables import Coder, bottleneck_sha256, make_tables, shape_rule, weights_s
 
 
 def write_edge_graph(state: Started) -> EdgeExported:
-    """Raises ExportError."""
+    """Write the float32 edge graph. Raises ExportError."""
     path = state.work / EDGE_GRAPH
     export_edge(state.model, path)
     return then(EdgeExported, state, _size(path), edge=path)
 
 
 def write_cloud_graph(state: EdgeExported) -> Exported:
-    """Raises ExportError."""
+    """Write the float32 cloud graph. Raises ExportError."""
     path = state.work / CLOUD_GRAPH
     export_cloud(state.model, path)
     return then(Exported, state, _size(path), cloud=path)
@@ -117,7 +117,7 @@ def write_tables(state: Exported) -> Coded:
 
 
 def verify(state: Coded) -> Verified:
-    """Hold both float32 graphs and the coder to torch. Raises ParityError."""
+    """Compare both float32 graphs and the coder with torch. Raises ParityError."""
     report = check_parity(
         state.model, state.coder.tables, state.edge, state.cloud, state.images, state.image_source
     )

@@ -62,6 +62,7 @@ class _Outcome:
         return self.answers[_FP32] if self.label is None else self.label
 
     def is_right(self, way: tuple[str, str]) -> bool:
+        """Whether the graphs of these precisions, edge and cloud, give the right class."""
         return self.answers[way] == self.truth
 
 
