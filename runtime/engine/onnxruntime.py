@@ -30,7 +30,7 @@ _PROVIDERS = {
 def open_session(
     graph: bytes | str | os.PathLike[str], threads: int | None = None, provider: str = "cpu"
 ) -> ort.InferenceSession:
-    """Load an ONNX graph, given as bytes or as a path. Every session of this project is opened here.
+    """Load an ONNX graph, given as bytes or as a path. All sessions are opened here.
 
     Args:
         threads: threads of one call; None for one a core.
