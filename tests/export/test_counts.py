@@ -190,19 +190,8 @@ def test_export_refits_keeps_counts_and_uses_them_again(
     beside = tmp_path / "model.counts.json"
 
     def export(name: str, *options: str) -> dict:
-        assert (
-            command.main(
-                [
-                    "ours_n0",
-                    "--checkpoint",
-                    str(checkpoint),
-                    "--out",
-                    str(tmp_path / name),
-                    *options,
-                ]
-            )
-            == 0
-        )
+        arguments = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / name), *options]
+        assert command.main(["ours_n0", *arguments]) == 0
         return json.loads((tmp_path / name / "manifest.json").read_text())
 
     first = export(
