@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Row = tuple[str, ...]
 PROJECT = Path(__file__).resolve().parent.parent
 MODULES = (
-    "export.__main__",
+    "export.cli",
     "training.train",
     "training.backbone",
     "training.average",

@@ -106,12 +106,11 @@ def test_the_page_has_the_numbers_and_the_graphs_of_a_real_bundle(bundle: Path) 
     for line in section("5").splitlines():
         if not line.startswith("| `"):
             continue
-        names, source, target = line.strip("|").split(" | ")
+        names, source, targets = line.strip("|").split(" | ")
         for name in re.findall("`(.*?)`", names):
             model = onnx.load(bundle / name)
-            for (tensor,), text in zip(
-                (model.graph.input, model.graph.output), (source, target), strict=True
-            ):
+            tensors = [*model.graph.input, *model.graph.output]
+            for tensor, text in zip(tensors, [source, *targets.split("; ")], strict=True):
                 assert text.strip().startswith(
                     f"`{tensor.name}`, {kinds[tensor.type.tensor_type.elem_type]} "
                 )

@@ -16,14 +16,14 @@ from bundle_files import put
 from served import served
 
 from benchmarks import rate_accuracy
-from export import __main__ as export_command
-from export import bundle as export_bundle
+from export import cli as export_command
+from export import stages
 from export.counts import Counts, CountsError
-from export.gate import GateError, judge, strays
-from export.images import synthetic_images
+from export.images import Reading, synthetic_images
+from export.int8.gate import GateError, deviation, judge
+from export.int8.ranges import RangesError, take_ranges
 from export.parity import ParityError, check_parity
-from export.quantise import RangesError, take_ranges
-from export.tables import make_tables
+from export.tables import Coder, make_tables
 from runtime import CloudDecoder, EdgeEncoder, errors
 from runtime.cli import cloud_decode as cloud_cli
 from runtime.codec import strict_json
@@ -66,7 +66,7 @@ def test_a_variance_below_zero_is_status_3(
     save_model(tmp_path / "broken.safetensors", model, {})
     # Saves time: the edge graph is not what is tested.
     monkeypatch.setattr(
-        export_bundle, "export_edge", lambda _, path: shutil.copy(random_bundle / "edge.onnx", path)
+        stages, "export_edge", lambda _, path: shutil.copy(random_bundle / "edge.onnx", path)
     )
     status = export_command.main(
         [
@@ -143,23 +143,24 @@ def test_the_int8_gate_sees_logits_that_are_not_finite(
 
     Image.fromarray(synthetic_images(1, 64)[0]).save(tmp_path / "one.png")
     images = [(tmp_path / "one.png", None)]
-    encode = Bundle.load(random_bundle).encode
+    loaded = Bundle.load(random_bundle)
+    coder, as_is = Coder(loaded.fingerprint, loaded.tables, loaded.manifest.profile), Reading(True)
     sound, broken = random_bundle / "cloud.onnx", broken_bundle / "cloud.onnx"
     edge = {"fp32": random_bundle / "edge.onnx"}
     record = judge(
-        {"edge": edge, "cloud": {"fp32": sound, "int8": broken}}, encode, images, True, "one image"
+        {"edge": edge, "cloud": {"fp32": sound, "int8": broken}}, coder, images, "one image", as_is
     )
     assert (record["cloud"]["lost"], record["cloud"]["won"]) == (1, 0), "NaN counts as wrong"
     with pytest.raises(ParityError, match=r"one\.png are not finite"):
         judge(
             {"edge": edge, "cloud": {"fp32": broken, "int8": broken}},
-            encode,
+            coder,
             images,
-            True,
             "one image",
+            as_is,
         )
     with pytest.raises(GateError, match="not finite"):
-        strays({"edge": edge, "cloud": {"fp32": sound, "int8": broken}}, synthetic_images(1, 64))
+        deviation({"edge": edge, "cloud": {"fp32": sound, "int8": broken}}, synthetic_images(1, 64))
 
 
 def test_ranges_of_what_is_not_finite_are_not_taken(broken_bundle: Path) -> None:

@@ -138,7 +138,7 @@ def test_training_imports_neither_runtime_nor_export() -> None:
         "runtime.cli.cloud_decode",
         "runtime.cli.cloud_serve",
         "runtime.cli.edge_send",
-        "export.__main__",
+        "export.cli",
     ],
 )
 @pytest.mark.parametrize("option", ["--help", "--version"])

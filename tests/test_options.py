@@ -13,7 +13,7 @@ MODULES = [
         f"runtime.cli.{name}"
         for name in ("edge_encode", "cloud_decode", "cloud_serve", "edge_send")
     ),
-    "export.__main__",
+    "export.cli",
     *(f"training.{name}" for name in ("train", "backbone", "evaluate", "average")),
     *(
         f"benchmarks.{name}"
