@@ -40,7 +40,7 @@ from benchmarks.common import (
     progress,
     taken_evenly,
 )
-from export.images import pixels_of
+from export.images import Reading
 from runtime import CloudDecoder, EdgeEncoder
 from runtime.codec.feature_file import Profile, build, parse
 from runtime.errors import EdgeCloudError
@@ -122,7 +122,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
     judge = _teacher(args.teacher, args.threads, decoder.labels) if args.teacher else None
     damage = Damage(args.skip_damaged, "--skip-damaged")
     rule = encoder.bundle.manifest.preprocessing
-    read = partial(pixels_of, as_is=args.as_is, damage=damage, rule=rule)
+    read = Reading(args.as_is, damage, rule).pixels
     batches = _batches(images, read, args.batch_size, args.workers)
     answers = _answers(encoder, decoder, batches, judge)
     damage.report()

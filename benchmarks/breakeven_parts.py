@@ -84,16 +84,11 @@ def export_teacher(file: Path, threads: int, pixels: NDArray[np.uint8], folder: 
 
     Raises BenchmarkError unless its logits of `pixels`, uint8 [224, 224, 3], are torch's.
     """
-    import onnxruntime as ort
+    from runtime.engine.onnxruntime import open_session
 
     path = folder / "teacher.onnx"
     expected = _write_teacher(file, pixels, path)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # As the runtime's engines have it.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_session(path, threads)
     source = session.get_inputs()[0].name
 
     def classify(values: NDArray[Any]) -> NDArray[Any]:

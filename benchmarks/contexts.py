@@ -29,6 +29,7 @@ from benchmarks.common import (
     write_record,
 )
 from export.counts import symbols_of
+from export.images import Reading
 from runtime.codec.bundle import EDGE_GRAPH, default_bundle
 from runtime.errors import EdgeCloudError
 from runtime.options import number
@@ -167,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
             paths = images_below(folder)
             paths = paths[:: -(-len(paths) // args.images)]
             progress = tqdm(paths, folder.name, unit="image", disable=not sys.stderr.isatty())
-            planes = symbols_of(args.bundle / EDGE_GRAPH, progress, args.as_is)
+            planes = symbols_of(args.bundle / EDGE_GRAPH, progress, Reading(args.as_is))
             symbols.append(np.concatenate(list(planes)))
         counts = {"train": len(symbols[0]), "held": len(symbols[1])}
         record |= {"images": counts, "results": measure(*symbols)}

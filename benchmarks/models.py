@@ -32,7 +32,7 @@ def weights_of(model: str) -> str:
 
 def load_torch_model(model: str) -> "FeatureCompressionModel":
     """The model in torch, with the weights of its bundle."""
-    from export.__main__ import find_checkpoint
+    from export.checkpoint import find_checkpoint
     from training.checkpoint import load_model
     from training.models import build_random_model
 
@@ -55,7 +55,7 @@ def make_bundle(model: str) -> Path:
         )
     progress(f"exporting {folder}")
     if _trained(model):
-        from export.__main__ import main as export_main
+        from export.cli import main as export_main
 
         if export_main([CHECKPOINTS[model], "--out", str(folder)]):
             raise BenchmarkError(f"{folder} could not be exported")
@@ -74,18 +74,11 @@ def _is_current(folder: Path) -> bool:
 
 
 def _export_random(model: str, folder: Path) -> None:
-    from export.bundle import write_bundle
-    from export.images import synthetic_images
+    from export.stages import write_bundle
+    from export.states import Inputs
 
     net = load_torch_model(model)
     labels = [f"class {index}" for index in range(net.classes)]
     write_bundle(
-        folder,
-        net,
-        model,
-        "none",
-        labels,
-        synthetic_images(),
-        "synthetic images",
-        weights="random",
+        Inputs(out=folder, name=model, model=net, lmb="none", labels=labels, weights="random")
     )

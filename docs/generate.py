@@ -1,14 +1,13 @@
-"""The site's pages that are made from the code, and where its other pages come from. A hook of mkdocs.
+"""A hook of mkdocs that collects the site's pages, and generates some of them from the code.
 
     commands.md   every command's options, from its parser
     http.md       every path of the service, from its OpenAPI document
-    errors.md     every refusal, from runtime/errors.py
+    errors.md     every error class, from runtime/errors.py
 
-The site mirrors the repository: docs/folders.md is the page `docs/folders.md`, README.md the first
-page. A relative link therefore leads to the same file on GitHub and on the site. Whatever file a
-page links to is part of the site.
+The site has the same folders as the repository, so that a relative link leads to the same file on
+GitHub and on the site. Every file that a page links to is part of the site.
 
-Always holds: nothing is written into the repository, and no page makes a browser fetch anything
+Always holds: nothing is written into the repository, and no page makes a browser load anything
 from elsewhere.
 """
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 Row = tuple[str, ...]
 PROJECT = Path(__file__).resolve().parent.parent
 MODULES = (
-    "export.__main__",
+    "export.cli",
     "training.train",
     "training.backbone",
     "training.average",
@@ -63,7 +62,7 @@ def parsers() -> list[argparse.ArgumentParser]:
 
 
 def _option(action: argparse.Action) -> str:
-    """What is typed: `-o FILE`, `--json`, `IMAGE`."""
+    """An argument as it is typed: `-o FILE`, `--json`, `IMAGE`."""
     if action.metavar is not None:
         value = action.metavar if isinstance(action.metavar, str) else " ".join(action.metavar)
     elif action.choices is not None:
@@ -82,7 +81,8 @@ def commands() -> str:
     lines = [
         "# Commands",
         "",
-        "What each command's `--help` says. Results go to standard output, all else to standard error.",
+        "The text of each command's `--help`. Results go to standard output, everything else to",
+        "standard error.",
     ]
     for parser in parsers():
         parser.formatter_class = lambda prog: argparse.HelpFormatter(prog, width=80)
@@ -118,8 +118,9 @@ def errors_page() -> str:
     lines = [
         "# Errors",
         "",
-        "Every refusal is a class of `runtime.errors`, and a kind of `EdgeCloudError`. Its text names the value and a remedy.",
-        "The service answers with a status and a code; classes without them do not come from a request.",
+        "Every refusal is a class in `runtime.errors`, derived from `EdgeCloudError`. Its message",
+        "names the value and a remedy. The service answers with a status and a code; classes",
+        "without them are not caused by requests.",
         "",
     ]
     rows: list[Row] = []
@@ -158,7 +159,8 @@ def http() -> str:
     lines = [
         "# HTTP",
         "",
-        "From the OpenAPI document that the service gives at `/openapi.json`. [Serving](SERVING.md) is its manual.",
+        "Generated from the OpenAPI document that the service returns at `/openapi.json`. The",
+        "manual is [Serving](SERVING.md).",
         "",
     ]
     lines += ["## Paths"]
@@ -167,10 +169,8 @@ def http() -> str:
             lines += ["", f"### {method.upper()} {path}", "", operation["summary"], ""]
             lines += [operation["description"], ""] if "description" in operation else []
             for parameter in operation.get("parameters", []):
-                lines += [
-                    f"Parameter `{parameter['name']}`, in the {parameter['in']}: {_schema(parameter['schema'])}.",
-                    "",
-                ]
+                kind = _schema(parameter["schema"])
+                lines += [f"Parameter `{parameter['name']}`, in the {parameter['in']}: {kind}.", ""]
             rows: list[Row] = []
             for status, answer in operation["responses"].items():
                 body = ", ".join(
@@ -202,7 +202,7 @@ GENERATED = {"docs/commands.md": commands, "docs/http.md": http, "docs/errors.md
 
 
 def linked_files(roots: list[Path]) -> list[Path]:
-    """These files, and all files of the repository that they, or the pages among those, link to."""
+    """These files, and all files of the repository that they link to, directly or through pages."""
     found = dict.fromkeys(roots)
     queue = list(found)
     while queue:
@@ -218,7 +218,7 @@ def linked_files(roots: list[Path]) -> list[Path]:
 
 
 def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
-    """The pages, under their places in the repository, what they link to, and the generated ones."""
+    """The site's files: all pages, the files that they link to, and the generated pages."""
     from mkdocs.structure.files import File
     from mkdocs.structure.files import Files as FileList
 
@@ -233,9 +233,9 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
 
 
 def on_post_page(output: str, page: "Page", config: "MkDocsConfig") -> str:
-    """Refuse a page that a browser would have to fetch something for from elsewhere."""
+    """Refuse a page that would make a browser load something from elsewhere."""
     from mkdocs.exceptions import PluginError
 
     if fetched := _FETCHES.search(output):
-        raise PluginError(f"{page.file.src_uri} fetches from elsewhere: {fetched[0]}")
+        raise PluginError(f"{page.file.src_uri} would load from elsewhere: {fetched[0]}")
     return output

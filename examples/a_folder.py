@@ -1,8 +1,8 @@
-"""A folder of images into one Parquet file, and its predictions into another.
+"""Encodes a folder of images into one Parquet file and writes predictions into another.
 
     python examples/a_folder.py [FOLDER] [BUNDLE]
 
-The commands do the same with several workers: `edge-encode FOLDER --pack features.parquet`,
+These commands do the same, with several workers: `edge-encode FOLDER --pack features.parquet`,
 then `cloud-decode features.parquet -o predictions.parquet`.
 """
 
@@ -25,14 +25,14 @@ BUNDLE = sys.argv[2] if len(sys.argv) > 2 else "bundles/ours_n4"
 
 def main() -> int:
     encoder, decoder = EdgeEncoder(BUNDLE), CloudDecoder(BUNDLE)
-    passed_over: Counter[str] = Counter()  # what the folder holds besides, by suffix
+    skipped: Counter[str] = Counter()  # other files in the folder, by suffix
     with tempfile.TemporaryDirectory() as place:
         features, predictions = Path(place, "features.parquet"), Path(place, "predictions.parquet")
         with pack_writer(features, encoder.bundle) as write:
-            for image, key in find([FOLDER], passed_over):
+            for image, key in find([FOLDER], skipped):
                 try:
                     data = encoder.encode(image)
-                except ImageError as error:  # a damaged image stops no other
+                except ImageError as error:  # go on with the other images
                     print(error, file=sys.stderr)
                     continue
                 file = parse(data)
@@ -40,7 +40,7 @@ def main() -> int:
         decoded, refused = classify_pack(features, predictions, decoder)
         for row in pyarrow.parquet.read_table(predictions).to_pylist():
             print(f"{row['key']}: {row['error'] or row['label']}")
-    print(f"{decoded} decoded, {refused} refused; passed over: {dict(passed_over)}")
+    print(f"{decoded} decoded, {refused} refused; skipped: {dict(skipped)}")
     return 0
 
 

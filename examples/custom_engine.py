@@ -1,8 +1,8 @@
-"""An engine of your own: one class, and one line that registers it.
+"""Adds an engine: one class, and one line that registers it.
 
-    python examples/custom_engine.py [IMAGE] [BUNDLE]
+    python examples/custom_engine.py [BUNDLE]
 
-This one runs graphs in onnx's reference implementation, which is slow and exact: a way to see what a graph does.
+This engine runs graphs in onnx's reference implementation, which is slow but exact.
 """
 
 import sys
@@ -17,8 +17,7 @@ from runtime import EdgeEncoder
 from runtime.engine.base import Choice
 from runtime.engine.registry import ENGINES
 
-IMAGE = sys.argv[1] if len(sys.argv) > 1 else "docs/demo/golf_ball.jpg"
-BUNDLE = sys.argv[2] if len(sys.argv) > 2 else "bundles/ours_n4"
+BUNDLE = sys.argv[1] if len(sys.argv) > 1 else "bundles/ours_n4"
 
 
 class Reference:
@@ -43,11 +42,11 @@ class Reference:
 
     @classmethod
     def lacks(cls, choice: Choice) -> str | None:
-        return None  # it runs wherever onnx is installed
+        return None  # it runs if onnx is installed
 
     @classmethod
     def is_worth_trying(cls, choice: Choice) -> bool:
-        return False  # never the fastest: --tune passes it over
+        return False  # it is never the fastest, so --tune skips it
 
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         (source,), names = self._graph.input_names, self._graph.output_names

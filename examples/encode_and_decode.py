@@ -1,4 +1,4 @@
-"""One image: pixels to bytes at the edge, bytes to classes in the cloud.
+"""Encodes one image to bytes, as the edge does, and decodes them to classes, as the cloud does.
 
 python examples/encode_and_decode.py [IMAGE] [BUNDLE]
 """
@@ -13,11 +13,11 @@ BUNDLE = sys.argv[2] if len(sys.argv) > 2 else "bundles/ours_n4"
 
 
 def main() -> int:
-    # Both load their graph once and may be shared between threads.
+    # Each loads its graph once and may be shared between threads.
     encoder, decoder = EdgeEncoder(BUNDLE), CloudDecoder(BUNDLE)
     try:
         data = encoder.encode(IMAGE)  # a path, an open file, a PIL image or a uint8 array [H, W, 3]
-    except EdgeCloudError as error:  # every refusal says what is wrong and what helps
+    except EdgeCloudError as error:  # its message says what is wrong and what to do
         print(error, file=sys.stderr)
         return 1
     print(f"{IMAGE}: {len(data)} bytes")

@@ -1,8 +1,8 @@
-"""A service in a process of its own, and a device that delivers to it through a spool.
+"""Starts the service in another process and delivers an image to it through a spool.
 
     python examples/serve_and_send.py [IMAGE] [BUNDLE]
 
-`edge-send IMAGE --url URL` does the same, and lives through a network that fails.
+`edge-send IMAGE --url URL` delivers in the same way.
 """
 
 import subprocess
@@ -20,36 +20,25 @@ BUNDLE = sys.argv[2] if len(sys.argv) > 2 else "bundles/ours_n4"
 
 
 def main() -> int:
-    command = [
-        sys.executable,
-        "-m",
-        "runtime.cli.cloud_serve",
-        "--port",
-        "0",
-        "--bundle",
-        BUNDLE,
-        "--log",
-        "failures",
-    ]
+    options = ["--port=0", f"--bundle={BUNDLE}", "--log=failures"]
+    command = [sys.executable, "-m", "runtime.cli.cloud_serve", *options]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service,
         tempfile.TemporaryDirectory() as place,
     ):
         try:
             assert service.stdout
-            url = (
-                service.stdout.readline().removeprefix("listening on ").strip()
-            )  # its one line, once it serves
+            # The service prints this line when it is ready.
+            url = service.stdout.readline().removeprefix("listening on ").strip()
             encoded = Encoded(IMAGE, EdgeEncoder(BUNDLE).encode(IMAGE))
             with Spool(f"{place}/spool", 1 << 20) as spool:
-                # A feature file is on the disk before it is posted, and leaves it once its result is.
+                # A feature file is on disk before it is posted, until its result is on disk.
                 for outcome in deliver(spool, Endpoint(url), [encoded]):
                     best = outcome.result["classes"][0] if outcome.result else {}
-                    print(
-                        f"{outcome.image}: {outcome.status}, {best.get('label')} {best.get('probability', 0):.1%}"
-                    )
+                    answer = f"{best.get('label')} {best.get('probability', 0):.1%}"
+                    print(f"{outcome.image}: {outcome.status}, {answer}")
         finally:
-            service.terminate()  # it answers what it has admitted, and stops
+            service.terminate()  # it answers admitted requests, then stops
     return 0
 
 

@@ -1,14 +1,16 @@
 """Counts of a model's symbols over real images, and tables fitted to them.
 
-The reference never trains the quantiles that bound its tables, and its tables know nothing of a
-symbol's neighbours. Counting what the edge graph really gives mends both: `fit_tables` makes one
-static table a channel and, where they pay, tables by context (docs/FORMAT.md, section 3.5).
+The reference never trains the quantiles that bound its tables, and its tables do not depend on a
+symbol's neighbours. Tables that are fitted to counts of the edge graph's symbols give smaller
+files: `fit_tables` makes one static table a channel and, where that saves enough, tables by context
+(docs/FORMAT.md, section 3.5).
 
 Counts are kept as JSON beside a checkpoint, FILE.counts.json for FILE.safetensors, so that a clone
 without the images exports the same tables.
 
-Always holds: counts are of one bottleneck, named by its SHA-256, and are used for no other; fitted
-tables hold whatever the model's own tables hold, and every symbol can be coded.
+Always holds: counts belong to one bottleneck, named by its SHA-256, and are used for no other.
+Fitted tables code every symbol that the model's own tables code without an escape, and every other
+symbol with one.
 """
 
 import json
@@ -19,35 +21,40 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from runtime.codec import strict_json
 from runtime.codec.coder import CONTEXTS, LEVELS, Contexts, Tables
-from runtime.codec.manifest import STANDARD, Preprocessing
+from runtime.engine.onnxruntime import open_session
 from runtime.engine.registry import group_by_shape
-from training.folders import Damage, NoImagesError
+from training.folders import NoImagesError
 
-from .images import pixels_of
+from .images import Reading
 
-MAX_ENTRIES = 256  # of a table that the coder can have by context
-# Smoothing, in symbols: how many of the model's own belief a static table begins with, and how many
-# of the static table's a context begins with. Weights that cost least on images that were not counted.
+MAX_ENTRIES = 256  # the most entries that the coder takes in a table by context
+# The weight of a prior, in symbols: that of the model's own table in a static table, and that of
+# the static table in a table by context. These values gave the smallest files on other images.
 STATIC_PRIOR = 4096
 CONTEXT_PRIOR = 8
-MIN_SAVING = 8  # bits an image for which a channel gets context tables
+MIN_SAVING = 8  # bits an image that context tables must save, or a channel gets none
 _BATCH = 16
 
 Symbols = NDArray[np.int16]
 
 
 class CountsError(ValueError):
-    """Counts that are not understood, or are of another checkpoint."""
+    """Counts that make no sense, or belong to another checkpoint."""
 
 
 @dataclass(frozen=True)
 class ChannelCounts:
-    """Of one channel: counts[context][k] symbols `first` + k; thresholds as in runtime.codec.coder.Contexts."""
+    """Counts of one channel's symbols.
+
+    Attributes:
+        first: the symbol of the first column.
+        thresholds: between the bands of a neighbour, as in runtime.codec.coder.Contexts.
+        counts: [contexts, symbols]: how often symbol `first` + k came in each context.
+    """
 
     first: int
     thresholds: tuple[int, ...]
@@ -56,7 +63,7 @@ class ChannelCounts:
 
 @dataclass(frozen=True)
 class Counts:
-    """Of all channels, over `images` images; `source` says which."""
+    """Counts of all channels' symbols over `images` images; `source` says which images."""
 
     bottleneck_sha256: str
     images: int
@@ -64,6 +71,7 @@ class Counts:
     channels: list[ChannelCounts]
 
     def to_json(self) -> str:
+        """The text of a file of counts, a line a channel."""
         rows = []
         for channel in self.channels:
             seen = {
@@ -89,7 +97,10 @@ class Counts:
 
     @classmethod
     def read(cls, path: Path, bottleneck_sha256: str) -> "Counts":
-        """Raises CountsError, also where they are of another bottleneck; OSError."""
+        """Read a file of counts.
+
+        Raises CountsError where it makes no sense or belongs to another bottleneck, and OSError.
+        """
         try:
             content = strict_json.loads(path.read_text(encoding="utf-8"))
             channels = [
@@ -115,17 +126,21 @@ class Counts:
             RecursionError,
         ) as error:
             raise CountsError(
-                f"{path} is not understood ({error!r}): count again with --refit DIR --counts {path}"
+                f"{path} is not understood ({error!r}): "
+                f"count again with --refit DIR --counts {path}"
             ) from error
         if counts.bottleneck_sha256 != bottleneck_sha256:
             raise CountsError(
-                f"{path} counts symbols of bottleneck {counts.bottleneck_sha256[:8]}, this checkpoint's is {bottleneck_sha256[:8]}: "
-                f"count again with --refit DIR --counts {path}, or use the checkpoint's own tables with --own-tables"
+                f"{path} counts symbols of bottleneck {counts.bottleneck_sha256[:8]}, "
+                f"this checkpoint's is {bottleneck_sha256[:8]}: "
+                f"count again with --refit DIR --counts {path}, "
+                "or use the checkpoint's own tables with --own-tables"
             )
         return counts
 
 
 def _channel(first: int, thresholds: list[int], rows: dict[str, list[int]]) -> ChannelCounts:
+    """A channel's counts from JSON: context, as text -> counts. Raises ValueError."""
     width = max((len(row) for row in rows.values()), default=1)
     counts = np.zeros((CONTEXTS, width), np.int64)
     for context, row in rows.items():
@@ -143,40 +158,30 @@ def _channel(first: int, thresholds: list[int], rows: dict[str, list[int]]) -> C
 
 
 def symbols_of(
-    graph: Path,
-    paths: Iterable[Path],
-    as_is: bool = False,
-    damage: Damage | None = None,
-    rule: Preprocessing = STANDARD,
+    graph: Path, paths: Iterable[Path], reading: Reading | None = None
 ) -> Iterator[Symbols]:
-    """The edge graph's symbols int16 [N, C, H', W'] of images as edge-encode prepares them, a few at a time.
+    """The edge graph's symbols int16 [N, C, H', W'] of images, a few images at a time.
 
-    `damage` is told of images that cannot be read, which are left out. Raises DamagedImageError where it does.
+    By default, images are read as edge-encode reads them, and damaged ones are left out. Raises
+    DamagedImageError where `reading` does not leave them out.
     """
-    damage = damage or Damage(skip=True)
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-
+    reading = reading or Reading()
+    session = open_session(graph)
     remaining = iter(paths)
     with ThreadPoolExecutor(2) as pool:
         while batch := list(islice(remaining, _BATCH)):
-            images = [
-                pixels
-                for pixels in pool.map(lambda path: pixels_of(path, as_is, damage, rule), batch)
-                if pixels is not None
-            ]
+            images = [pixels for pixels in pool.map(reading.pixels, batch) if pixels is not None]
             for group in group_by_shape([pixels.shape for pixels in images], _BATCH):
                 yield session.run(None, {"pixels": np.stack([images[index] for index in group])})[0]
 
 
 def levels(symbols: NDArray[np.integer], thresholds: Iterable[int]) -> NDArray[np.int64]:
-    """How many thresholds each symbol has reached."""
+    """The band of each symbol: how many thresholds are not above it."""
     return sum((symbols >= threshold).astype(np.int64) for threshold in thresholds)  # type: ignore[return-value]
 
 
 def contexts_of(symbols: NDArray[np.integer], thresholds: Iterable[int]) -> NDArray[np.int64]:
-    """The context of each symbol of planes [..., rows, columns]."""
+    """The context of each symbol of planes [..., rows, columns]; outside, neighbours are 0."""
     own = levels(symbols, thresholds)
     above, left = np.full_like(own, levels(np.zeros((), np.int64), thresholds)), np.empty_like(own)
     left[:] = above
@@ -186,24 +191,33 @@ def contexts_of(symbols: NDArray[np.integer], thresholds: Iterable[int]) -> NDAr
 
 
 def thresholds_for(cdf: NDArray[np.uint32], offset: int) -> tuple[int, ...]:
-    """Bounds between five bands around the mode, about as wide as the model's belief is spread."""
+    """Bounds between five bands around the mode of a table.
+
+    Inner bands are as wide as the mean distance of a symbol from the mode, under the table.
+    """
     frequencies = np.diff(cdf.astype(np.int64))[:-1]
     symbols = offset + np.arange(len(frequencies))
     mode = int(symbols[frequencies.argmax()])
-    # The mean distance, not its square: entries that are there only because none may be 0 weigh little.
+    # The mean distance and not its square: entries of 1, there because none may be 0, count little.
     step = max(1, round(float((frequencies * np.abs(symbols - mode)).sum() / frequencies.sum())))
     bounds = [-((3 * step) // 2), -(step // 2), step // 2 + 1, (3 * step) // 2 + 1]
     return tuple(int(np.clip(mode + bound, -32000, 32000)) for bound in bounds)
 
 
 def count(batches: Iterable[Symbols], own: Tables, bottleneck_sha256: str, source: str) -> Counts:
-    """Count symbols int16 [N, C, H', W'], under contexts whose thresholds follow from the model's own tables."""
+    """Count symbols int16 [N, C, H', W'] by channel and context.
+
+    Args:
+        own: the model's own tables, which give the thresholds of the contexts.
+        source: says in the manifest which images these are.
+
+    Raises NoImagesError where there are no symbols.
+    """
     thresholds = [
         thresholds_for(cdf, int(offset)) for cdf, offset in zip(own.cdfs, own.offsets, strict=True)
     ]
-    found: list[dict[int, NDArray[np.int64]]] = [
-        {} for _ in thresholds
-    ]  # symbol -> counts by context
+    # For each channel: symbol -> counts by context.
+    found: list[dict[int, NDArray[np.int64]]] = [{} for _ in thresholds]
     images = 0
     for batch in batches:
         images += len(batch)
@@ -226,57 +240,78 @@ def count(batches: Iterable[Symbols], own: Tables, bottleneck_sha256: str, sourc
 
 
 def fit_tables(own: Tables, counts: Counts) -> Tables:
-    """Tables fitted to the counts; `own` are the model's. Raises CountsError."""
+    """Tables fitted to the counts; `own` are the model's own. Raises CountsError."""
     if len(counts.channels) != own.channels:
         raise CountsError(
-            f"counts of {len(counts.channels)} channels, the model has {own.channels}: count again with --refit DIR"
+            f"counts of {len(counts.channels)} channels, the model has {own.channels}: "
+            "count again with --refit DIR"
         )
     cdfs, offsets, contexts = [], [], {}
     for channel, (seen, cdf, offset) in enumerate(
         zip(counts.channels, own.cdfs, own.offsets.tolist(), strict=True)
     ):
-        belief = np.diff(cdf.astype(np.int64)) / 65536
-        first, last = (
-            min(offset, seen.first),
-            max(offset + len(belief) - 2, seen.first + seen.counts.shape[1] - 1),
-        )
-        if (
-            last - first + 2 > MAX_ENTRIES
-        ):  # what lies outside the model's own table stays an escape
-            first, last = offset, offset + len(belief) - 2
-        size = last - first + 2
-        prior, counted = np.zeros(size), np.zeros((CONTEXTS, size), np.int64)
-        prior[offset - first : offset - first + len(belief) - 1] = belief[:-1]
-        prior[-1] = belief[-1]
-        place = seen.first - first + np.arange(seen.counts.shape[1])
-        place[(place < 0) | (place >= size)] = size - 1
-        np.add.at(counted.T, place, seen.counts.T)
+        first, prior, counted = _aligned(seen, np.diff(cdf.astype(np.int64)) / 65536, offset)
         static = _smooth(counted.sum(0), prior, STATIC_PRIOR)
-        frequencies = _frequencies(static)
-        cdfs.append(_cdf(frequencies))
+        cdfs.append(_cdf(_frequencies(static)))
         offsets.append(first)
-        if size > MAX_ENTRIES:
-            continue
-        rows = np.stack([_frequencies(_smooth(row, static, CONTEXT_PRIOR)) for row in counted])
-        # Against a static table that the model's belief holds back no more than it does these.
-        one = _frequencies(_smooth(counted.sum(0), static, CONTEXT_PRIOR))
-        saved = (counted * np.log2(rows / one)).sum()
-        # Subtract a BIC penalty to offset overfitting: half a logarithm for each number that was fitted.
-        total = counted.sum()
-        flattery = 0.5 * np.log2(max(total, 1)) * ((counted > 0).sum() - (counted.sum(0) > 0).sum())
-        if saved - flattery >= MIN_SAVING * counts.images:
-            contexts[channel] = Contexts(list(seen.thresholds), [_cdf(row) for row in rows])
+        if len(prior) <= MAX_ENTRIES:
+            rows = np.stack([_frequencies(_smooth(row, static, CONTEXT_PRIOR)) for row in counted])
+            if _saved_bits(counted, rows, static) >= MIN_SAVING * counts.images:
+                contexts[channel] = Contexts(list(seen.thresholds), [_cdf(row) for row in rows])
     return Tables(cdfs, offsets, contexts)
+
+
+def _aligned(
+    seen: ChannelCounts, belief: NDArray[np.float64], offset: int
+) -> tuple[int, NDArray[np.float64], NDArray[np.int64]]:
+    """A channel's own table and its counts over the same symbols, the escape last.
+
+    Args:
+        belief: the probabilities of the model's own table, which begins with symbol `offset`.
+
+    Gives the first symbol, the probabilities [entries], and the counts [contexts, entries].
+    """
+    first = min(offset, seen.first)
+    last = max(offset + len(belief) - 2, seen.first + seen.counts.shape[1] - 1)
+    if last - first + 2 > MAX_ENTRIES:
+        # Symbols outside the model's own table stay escapes.
+        first, last = offset, offset + len(belief) - 2
+    size = last - first + 2
+    prior, counted = np.zeros(size), np.zeros((CONTEXTS, size), np.int64)
+    prior[offset - first : offset - first + len(belief) - 1] = belief[:-1]
+    prior[-1] = belief[-1]
+    place = seen.first - first + np.arange(seen.counts.shape[1])
+    place[(place < 0) | (place >= size)] = size - 1
+    np.add.at(counted.T, place, seen.counts.T)
+    return first, prior, counted
+
+
+def _saved_bits(
+    counted: NDArray[np.int64], rows: NDArray[np.int64], static: NDArray[np.float64]
+) -> float:
+    """Bits that tables by context save on the counted images.
+
+    Args:
+        counted: [contexts, entries]; rows: the frequencies of the tables by context, likewise.
+        static: probabilities [entries] of the static table.
+    """
+    # The static table is smoothed as weakly as those by context, so that the comparison is fair.
+    one = _frequencies(_smooth(counted.sum(0), static, CONTEXT_PRIOR))
+    saved = (counted * np.log2(rows / one)).sum()
+    # Subtract a BIC penalty to offset overfitting: log2(n) / 2 bits for each fitted number.
+    fitted = (counted > 0).sum() - (counted.sum(0) > 0).sum()
+    return float(saved - 0.5 * np.log2(max(counted.sum(), 1)) * fitted)
 
 
 def _smooth(
     counted: NDArray[np.int64], prior: NDArray[np.float64], weight: float
 ) -> NDArray[np.float64]:
+    """Probabilities of counts, with `weight` symbols of a prior added."""
     return (counted + weight * prior) / (counted.sum() + weight * prior.sum())
 
 
 def _frequencies(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Integers from 1 up that sum to 2^16, in proportion."""
+    """Integers in proportion to probabilities, each 1 or more, with the sum 2^16."""
     frequencies: NDArray[np.int64] = np.maximum(1, np.rint(probabilities * 65536)).astype(np.int64)
     while (excess := int(frequencies.sum()) - 65536) != 0:
         most = frequencies.argmax()

@@ -1,12 +1,15 @@
 """The two ONNX graphs of a model, both cut at integers.
 
     edge.onnx    pixels uint8 [N, H, W, 3] -> symbols int16 [N, C, H', W']
-    cloud.onnx   symbols int16 [N, C, H', W'] -> logits float32 [N, classes]
+    cloud.onnx   symbols int16 [N, C, H', W'] -> logits float32 [N, classes],
+                                                 embedding float32 [N, D]
 
-Always holds: batch, height and width are dynamic (pixels in multiples of 8); a symbol lies in
--32767..32767; no weights are exported with which a latent could be infinite or not a number, so the
-graph has nothing that looks for one; GELU is one ONNX operator, so that quantisation need not split
-it; what depends on weights alone is computed here, not on the device.
+Always holds:
+- batch, height and width are dynamic (pixels in multiples of 8);
+- a symbol lies in -32767..32767;
+- weights with which a latent could be infinite or NaN are refused, so the graph does not check;
+- GELU is one ONNX operator, so that quantisation does not split it;
+- what depends only on weights is computed here, not on the device.
 """
 
 import contextlib
@@ -16,6 +19,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -23,20 +27,24 @@ from compressai.layers import GDN1
 from torch import Tensor, nn
 from torch.export import Dim
 
-from training.data import MEAN, STD
 from training.models import FeatureCompressionModel, FeatureScale, ResidualBlock
 
 OPSET = 20  # the first with Gelu
 MAX_SYMBOL = 32767
-_MAX_LATENT = 1e30  # far below what float32, and bfloat16, hold
+_MAX_LATENT = 1e30  # far below what float32 and bfloat16 hold
+
+Graphs = dict[str, dict[str, Path]]  # end, precision -> file, as {"edge": {"fp32": ...}, ...}
 
 
 class ExportError(RuntimeError):
-    """A graph did not come out as it must."""
+    """A graph cannot be exported from these weights, or with this torch."""
 
 
 class FixedGDN(nn.Module):
-    """A GDN1 whose beta and gamma are computed once: they are trained as roots, with a bound under them."""
+    """A GDN1 with its beta and gamma computed once.
+
+    GDN1 stores them reparametrised, as roots with a lower bound.
+    """
 
     beta: Tensor
     gamma: Tensor
@@ -61,13 +69,14 @@ def with_fixed_gdn(layers: nn.Module) -> nn.Sequential:
 
 
 def largest_latent(encoder: nn.Module) -> float:
-    """A bound of all that an encoder (with FixedGDN) computes from pixels in 0..255, sums on the way included.
+    """An upper bound of every value that an encoder (with FixedGDN) computes from pixels in 0..255.
 
-    |w * x| <= |w| * |x| for a convolution, |gelu(x)| <= |x|, and |x / (beta + gamma |x|)| <= |x| / beta.
+    It also bounds the partial sums. For a convolution |w * x| <= |w| * |x|; |gelu(x)| <= |x|; for a
+    GDN |x / (beta + gamma |x|)| <= |x| / beta. Raises ExportError for other layers.
     """
 
     def through(layer: nn.Module, bound: Tensor) -> Tensor:
-        """From a bound for each channel to the next one."""
+        """From a bound for each input channel to a bound for each output channel."""
         if isinstance(layer, nn.Sequential):
             for one in layer:
                 bound = through(one, bound)
@@ -88,10 +97,10 @@ def largest_latent(encoder: nn.Module) -> float:
 class SubpixelUpsampling(nn.Module):
     """A transposed convolution of stride 2 and a GELU, as a convolution to four times the channels.
 
-    out[2j + a] takes in[j - 1], in[j] and in[j + 1] with the taps 4, 2, 0 for a = 0 and none, 3, 1 for a = 1: two
-    sets of weights of size 3 for rows, and two for columns. Engines run a plain convolution several times faster
-    (Shi et al. 2016, arXiv 1609.05158), and in int8. The GELU stands before its values are put in their places, since
-    there it follows a convolution.
+    out[2j + a] takes in[j - 1], in[j] and in[j + 1] with the taps 4, 2, 0 for a = 0 and none, 3, 1
+    for a = 1. That is two sets of weights of size 3 for rows, and two for columns. Engines run a
+    plain convolution several times faster (Shi et al. 2016, arXiv 1609.05158), and in int8. The
+    GELU comes before the pixel shuffle, so that it directly follows the convolution.
     """
 
     def __init__(self, layer: nn.ConvTranspose2d):
@@ -126,9 +135,9 @@ class SubpixelUpsampling(nn.Module):
 class EdgeGraph(nn.Module):
     """Normalisation, encoder, and rounding to symbols.
 
-    Where the first convolution has no padding, it takes the pixels as they are, and normalisation is in its
-    weights. (Padding is zero after normalisation, which no level of a pixel stands for.) The medians are in the
-    last convolution's bias.
+    Where the first convolution has no padding, it takes the pixels as they are, and normalisation
+    is part of its weights. (Padding is zero after normalisation, and no level of a pixel becomes
+    zero.) The medians are part of the last convolution's bias.
     """
 
     scale: Tensor
@@ -137,9 +146,7 @@ class EdgeGraph(nn.Module):
     def __init__(self, model: FeatureCompressionModel):
         super().__init__()
         self.encoder = with_fixed_gdn(model.bottleneck_layer.encoder)
-        mean, std = (
-            torch.tensor(values, dtype=torch.float64).reshape(3, 1, 1) for values in (MEAN, STD)
-        )
+        mean, std = model.spec.backbone.normalisation.tensors(torch.float64)
         scale, shift = 1 / (255 * std), -mean / std
         first, last = self.encoder[0], self.encoder[-1]
         assert isinstance(first, nn.Conv2d)
@@ -164,7 +171,7 @@ class EdgeGraph(nn.Module):
 
 
 def as_symbols(latent: Tensor) -> Tensor:
-    """To the nearest whole numbers, int16."""
+    """A latent, rounded to the nearest whole numbers (half to even), as int16."""
     return torch.round(latent.clamp(-MAX_SYMBOL, MAX_SYMBOL)).to(torch.int16)
 
 
@@ -179,7 +186,7 @@ def _scaled(last: nn.Conv2d, scale: FeatureScale) -> nn.Conv2d:
 
 
 class CloudGraph(nn.Module):
-    """Symbols plus median, decoder, and the tail of the backbone."""
+    """Symbols plus median, decoder, and the tail of the backbone: to logits and embedding."""
 
     medians: Tensor
 
@@ -197,15 +204,16 @@ class CloudGraph(nn.Module):
         self.register_buffer("medians", model.bottleneck_layer.medians)
         self.adds_medians = bool(self.medians.any())
 
-    def forward(self, symbols: Tensor) -> Tensor:
+    def forward(self, symbols: Tensor) -> tuple[Tensor, Tensor]:
         values = symbols.to(torch.float32)
         if self.adds_medians:
             values = values + self.medians
-        return self.tail(self.decoder(values)).logits
+        found = self.tail(self.decoder(values))
+        return found.logits, found.embedding
 
 
 def _count_gelus(module: nn.Module) -> int:
-    """How many GELUs the module computes: a residual block has two that are no modules."""
+    """How many GELUs a part of the bottleneck computes: a residual block has two."""
     blocks = sum(isinstance(one, ResidualBlock) for one in module.modules())
     return sum(isinstance(one, nn.GELU) for one in module.modules()) + 2 * blocks
 
@@ -216,12 +224,13 @@ def export_edge(model: FeatureCompressionModel, path: Path) -> None:
     bound = largest_latent(graph.encoder)
     if not bound <= _MAX_LATENT:
         raise ExportError(
-            f"the encoder's weights are so large that a latent might be {bound:.1g}: the checkpoint is broken"
+            f"the encoder's weights are so large that a latent might be {bound:.1g}: "
+            "the checkpoint is broken"
         )
     pixels = torch.zeros(2, 64, 80, 3, dtype=torch.uint8)
     shapes = {0: Dim("batch"), 1: 8 * Dim("rows", min=2), 2: 8 * Dim("columns", min=2)}
     gelus = _count_gelus(graph)
-    _export(graph, pixels, "pixels", shapes, "symbols", path, gelus)
+    _export(graph, pixels, "pixels", shapes, ["symbols"], path, gelus)
 
 
 def export_cloud(model: FeatureCompressionModel, path: Path) -> None:
@@ -229,7 +238,7 @@ def export_cloud(model: FeatureCompressionModel, path: Path) -> None:
     symbols = torch.zeros(2, model.spec.latent_channels, 9, 11, dtype=torch.int16)
     shapes = {0: Dim("batch"), 2: Dim("latent_rows", min=2), 3: Dim("latent_columns", min=2)}
     gelus = _count_gelus(model.bottleneck_layer.decoder)
-    _export(CloudGraph(model), symbols, "symbols", shapes, "logits", path, gelus)
+    _export(CloudGraph(model), symbols, "symbols", shapes, ["logits", "embedding"], path, gelus)
 
 
 def _export(
@@ -237,10 +246,20 @@ def _export(
     example: Tensor,
     source: str,
     shapes: Mapping[int, object],
-    target: str,
+    targets: list[str],
     path: Path,
     gelus: int,
 ) -> None:
+    """Write a module as an ONNX graph.
+
+    Args:
+        example: an input.
+        source, targets: names of the input and the outputs.
+        shapes: the input's dynamic axes.
+        gelus: how many Gelu operators there must be.
+
+    Raises ExportError.
+    """
     noise = io.StringIO()
     with (
         warnings.catch_warnings(),
@@ -256,7 +275,7 @@ def _export(
             dynamo=True,
             opset_version=OPSET,
             input_names=[source],
-            output_names=[target],
+            output_names=targets,
             dynamic_shapes=(shapes,),
             external_data=False,
             verbose=False,
@@ -264,24 +283,37 @@ def _export(
         assert program is not None
         program.save(str(path), external_data=False)
     model = onnx.load(path)
+    _check_graph(model, path.name, shapes, gelus)
+    _tidy(model)
+    onnx.save(model, path)
+
+
+def _check_graph(model: onnx.ModelProto, name: str, shapes: Mapping[int, Any], gelus: int) -> None:
+    """Raises ExportError where torch's exporter gave another graph than this project expects."""
     onnx.checker.check_model(model)
     opset = {entry.domain: entry.version for entry in model.opset_import}.get("")
     if opset != OPSET:
         raise ExportError(
-            f"{path.name} has opset {opset}, not {OPSET}: the installed torch is one that this project was not tested with"
+            f"{name} has opset {opset}, not {OPSET}: "
+            "the installed torch is one that this project was not tested with"
         )
-    found = sum(node.op_type == "Gelu" for node in model.graph.node)
-    if found != gelus:
+    operators = [node.op_type for node in model.graph.node]
+    found = operators.count("Gelu")  # a tail may have some of its own
+    if found < gelus or "Erf" in operators:
         raise ExportError(
-            f"{path.name} has {found} Gelu nodes, not {gelus}: the installed torch splits GELU"
+            f"{name} has {found} Gelu nodes, not {gelus}: the installed torch splits GELU"
         )
     dynamic = [d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim]
     if not all(dynamic[axis] for axis in shapes):
-        raise ExportError(f"{path.name} came out with fixed sizes: {dynamic}")
-    for axis, dimension in enumerate(model.graph.output[0].type.tensor_type.shape.dim):
-        if dimension.dim_param:
-            dimension.dim_param = ("batch", "", "latent_rows", "latent_columns")[axis]
-    # The exporter's notes name the source files of the exporting machine.
+        raise ExportError(f"{name} came out with fixed sizes: {dynamic}")
+
+
+def _tidy(model: onnx.ModelProto) -> None:
+    """Name the dynamic axes of outputs, and remove what the exporter notes of its machine."""
+    for output in model.graph.output:
+        for axis, dimension in enumerate(output.type.tensor_type.shape.dim):
+            if dimension.dim_param:
+                dimension.dim_param = ("batch", "", "latent_rows", "latent_columns")[axis]
     model.graph.ClearField("value_info")
     for holder in (
         model,
@@ -291,12 +323,11 @@ def _export(
         *model.graph.output,
         *model.graph.initializer,
     ):
-        holder.ClearField("metadata_props")
-    onnx.save(model, path)
+        holder.ClearField("metadata_props")  # names of source files among them
 
 
-def stamp(path: Path, properties: dict[str, str]) -> None:
+def stamp(path: Path, properties: Mapping[str, str]) -> None:
     """Set a graph's metadata_props."""
     model = onnx.load(path)
-    onnx.helper.set_model_props(model, properties)
+    onnx.helper.set_model_props(model, dict(properties))
     onnx.save(model, path)

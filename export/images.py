@@ -1,12 +1,13 @@
-"""Images for export: the user's, for its gates and counts, or a packaged set of synthetic ones for parity.
+"""Images for export: the user's, or synthetic ones for the parity check.
 
-The synthetic set is computed, the same everywhere: smooth shading, sharp shapes, texture, noise.
-It is there so that a plain clone can compare two graphs on pixels with some life in them; it says
+The synthetic images are computed, and are the same on every machine: smooth shading, sharp shapes,
+texture and noise. With them, a plain clone can compare two graphs without a data set. They say
 nothing about accuracy.
 """
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from runtime.images.preprocess import preprocess
 from training.folders import Damage, NoImagesError, class_folder, images_below, refuse_splits
 from training.labels import ClassesError, match
 
+LabelledPath = tuple[Path, int | None]  # a file, and its class if it is known
+
 
 def synthetic_images(count: int = 10, side: int = 224) -> NDArray[np.uint8]:
-    """uint8 [count, side, side, 3]; image i depends on i and side alone."""
+    """uint8 [count, side, side, 3]. Image i depends only on i and `side`."""
     rows, columns = np.mgrid[0:side, 0:side] / side
     images = []
     for index in range(count):
@@ -51,6 +54,7 @@ def synthetic_images(count: int = 10, side: int = 224) -> NDArray[np.uint8]:
 
 
 def _stretch(grid: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+    """Bilinear interpolation of a grid [n, n, 3] to [side, side, 3]."""
     at = np.linspace(0, len(grid) - 1, side)
     low = np.minimum(at.astype(int), len(grid) - 2)
     part = at - low
@@ -58,44 +62,63 @@ def _stretch(grid: NDArray[np.float64], side: int) -> NDArray[np.float64]:
     return grid[:, low] * (1 - part)[None, :, None] + grid[:, low + 1] * part[None, :, None]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How export reads images: as edge-encode prepares them.
+
+    Attributes:
+        as_is: whether images are only cropped to multiples of 8, and not resized.
+        damage: is told of images that cannot be read; by default they are left out.
+        rule: sides after resizing and cropping.
+    """
+
+    as_is: bool = False
+    damage: Damage = field(default_factory=lambda: Damage(skip=True))
+    rule: Preprocessing = STANDARD
+
+    def pixels(self, path: Path) -> NDArray[np.uint8] | None:
+        """uint8 [H, W, 3]; None for an image that cannot be read and is left out.
+
+        Raises DamagedImageError where damaged images are not left out.
+        """
+        try:
+            return preprocess(path, self.as_is, rule=self.rule)
+        except ImageError as error:
+            self.damage.note(path, str(error))
+            return None
+
+
 def folder_images(
     folder: Path, limit: int = 40, rule: Preprocessing = STANDARD
 ) -> NDArray[np.uint8]:
-    """Up to `limit` images from `folder` and below, evenly spread over the sorted names, resized and cropped by the rule.
+    """Up to `limit` images of `folder` and below, as uint8 [N, crop, crop, 3].
 
-    Says which files cannot be read. Raises NoImagesError where none is left, NoFolderError, OSError.
+    They are spread evenly over the sorted names. Files that cannot be read are named on standard
+    error. Raises NoImagesError where none is left, NoFolderError, OSError.
     """
     paths = images_below(folder)
-    damage = Damage(skip=True)
-    read = (
-        pixels_of(path, False, damage, rule)
-        for path in paths[:: max(1, len(paths) // limit)][:limit]
-    )
+    reading = Reading(rule=rule)
+    read = (reading.pixels(path) for path in paths[:: max(1, len(paths) // limit)][:limit])
     images = [pixels for pixels in read if pixels is not None]
     if not images:
         raise NoImagesError(f"no image in {folder}: name a folder of JPEG or PNG files")
     return np.stack(images)
 
 
-def pixels_of(
-    path: Path, as_is: bool, damage: Damage, rule: Preprocessing = STANDARD
-) -> NDArray[np.uint8] | None:
-    """An image as edge-encode prepares it; None for one that cannot be read and is left out. Raises DamagedImageError."""
-    try:
-        return preprocess(path, as_is, rule=rule)
-    except ImageError as error:
-        damage.note(path, str(error))
-        return None
-
-
 def unlabelled_paths(folder: Path) -> list[Path]:
-    """All image files in `folder` and below. Raises NoImagesError, NoFolderError, SplitsError, OSError."""
+    """All image files in `folder` and below.
+
+    Raises NoImagesError, NoFolderError, SplitsError, OSError.
+    """
     refuse_splits(folder)
     return images_below(folder)
 
 
-def labelled_paths(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int | None]]:
-    """All image files in `folder` and below, in sorted order, each with its class; with None, where the folders do not say.
+def labelled_paths(folder: Path, labels: Sequence[str]) -> list[LabelledPath]:
+    """All image files in `folder` and below, sorted, each with its class.
+
+    The class is the one of `labels` that has the name of the image's folder. Where the folders are
+    not the classes, a line on standard error says so, and each class is None.
 
     Raises NoImagesError, NoFolderError, SplitsError, OSError.
     """

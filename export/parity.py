@@ -1,31 +1,31 @@
-"""The parity gate: the exported graphs against the torch model, on images.
+"""The parity check: the exported graphs and the coder, compared with the torch model on images.
 
-Always holds: a bundle whose graphs differ from the model beyond these bounds is never written; nor is one
-whose logits are not finite numbers on these images, or whose weights say that they are not on others.
-
-Each comparison is written so that it fails for a NaN, which is neither over a limit nor under it.
+Always holds: no bundle is written whose graphs differ from the model by more than these bounds;
+nor one whose logits are not finite on these images, or whose weights show that they are not on
+others. Each comparison is written so that a NaN fails it.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from runtime.codec.coder import Tables
 from runtime.codec.feature_file import Profile
-from training.data import MEAN, STD
+from runtime.engine.onnxruntime import open_session
 from training.models import FeatureCompressionModel
 
 from .graphs import MAX_SYMBOL, as_symbols
 
 BATCHES = (1, 2, 5)
 MIN_EQUAL_SHARE = 0.9999
-MIN_NONZERO_SHARE = 0.01  # below this equality would mean little
+MIN_NONZERO_SHARE = 0.01  # with fewer, equal symbols would prove little
 MAX_LOGIT_DIFFERENCE = 1e-3
+MAX_EMBEDDING_DIFFERENCE = 1e-3
 
 
 class ParityError(RuntimeError):
@@ -34,7 +34,11 @@ class ParityError(RuntimeError):
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What the gate saw. Shares are of symbols, 0 to 1; the difference is of logits, absolute."""
+    """What was found on the images.
+
+    Shares are of symbols, 0 to 1. Differences are absolute; those of logits and embeddings are of
+    the values that are finite. Payloads are in bytes.
+    """
 
     images: int
     source: str
@@ -43,20 +47,44 @@ class ParityReport:
     nonzero_share: float
     largest_symbol_difference: int
     largest_logit_difference: float
+    largest_embedding_difference: float
     top1_equal: bool
     mean_payload_bytes: float
-    mean_small_payload_bytes: float | None  # where there are context tables
+    mean_small_payload_bytes: float | None  # None without context tables
 
     def as_dict(self) -> dict[str, object]:
+        """As the manifest records it."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Results:
+    """What torch and the graphs give for some images: a row an image."""
+
+    expected_symbols: NDArray[np.int16]
+    symbols: NDArray[np.int16]
+    expected_logits: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    expected_embeddings: NDArray[np.float32]
+    embeddings: NDArray[np.float32]
 
 
 @torch.inference_mode()
 def torch_symbols(model: FeatureCompressionModel, pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
-    """What the model as it was trained makes of pixels uint8 [N, H, W, 3]: int16 [N, C, H', W']."""
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
+    """The symbols int16 [N, C, H', W'] that torch gives for pixels uint8 [N, H, W, 3]."""
+    mean, std = model.spec.backbone.normalisation.tensors()
     image = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
     return as_symbols(model.bottleneck_layer.symbols(image)).numpy()
+
+
+@torch.inference_mode()
+def torch_outputs(
+    model: FeatureCompressionModel, symbols: NDArray[np.int16]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The logits [N, classes] and embeddings [N, D] that torch gives for symbols."""
+    features = model.bottleneck_layer.decode(torch.from_numpy(symbols).float())
+    found = model.tail(features)
+    return found.logits.numpy(), found.embedding.numpy()
 
 
 def check_parity(
@@ -67,99 +95,137 @@ def check_parity(
     images: NDArray[np.uint8],
     source: str,
 ) -> ParityReport:
-    """Compare on `images`, uint8 [N, H, W, 3], in batches of 1, 2 and 5; raises ParityError."""
-    options = ort.SessionOptions()
-    # Its idle threads would spin while torch works.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    edge_session, cloud_session = (
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        for path in (edge, cloud)
-    )
-    equal = nonzero = total = payload_bytes = small_bytes = not_finite = 0
-    symbol_difference, logit_difference, top1_equal = 0, 0.0, True
-    start = index = 0
-    while start < len(images):
-        batch = images[start : start + BATCHES[index % len(BATCHES)]]
-        with torch.no_grad():
-            expected = torch_symbols(model, batch)
-            expected_logits = model.logits_of_symbols(torch.from_numpy(expected).float()).numpy()
-        symbols = edge_session.run(None, {"pixels": batch})[0]
-        if symbols.shape != expected.shape or symbols.dtype != expected.dtype:
-            raise ParityError(
-                f"the edge graph gives {symbols.dtype} {symbols.shape}, torch {expected.dtype} {expected.shape}"
-            )
-        equal += int((symbols == expected).sum())
-        nonzero += int((expected != 0).sum())
-        total += symbols.size
-        symbol_difference = max(
-            symbol_difference, int(np.abs(symbols.astype(np.int32) - expected).max())
-        )
-        logits = cloud_session.run(None, {"symbols": expected})[0]
-        if logits.shape != expected_logits.shape:
-            raise ParityError(
-                f"the cloud graph gives logits {logits.shape}, torch {expected_logits.shape}"
-            )
-        finite = np.isfinite(logits) & np.isfinite(expected_logits)
-        not_finite += int((~finite).sum())
-        logit_difference = max(
-            logit_difference, float(np.abs(logits[finite] - expected_logits[finite]).max(initial=0))
-        )
-        top1_equal &= bool((logits.argmax(1) == expected_logits.argmax(1)).all())
-        for one in symbols:
-            payload_bytes += _round_trip(tables, one)
-            small_bytes += _round_trip(tables, one, Profile.CONTEXT) if tables.contexts else 0
-        start += len(batch)
-        index += 1
-    forced = _with_escapes(symbols[-1], tables)
-    _round_trip(tables, forced)
-    if tables.contexts:
-        _round_trip(tables, forced, Profile.CONTEXT)
+    """Compare both graphs and the coder with torch.
+
+    Args:
+        edge, cloud: the graphs.
+        images: uint8 [N, H, W, 3]. They are run in batches of 1, 2 and 5.
+        source: says in the report which images these are.
+
+    Raises ParityError.
+    """
+    batches = list(_results(model, edge, cloud, images))
+    symbols = np.concatenate([batch.symbols for batch in batches])
+    expected = np.concatenate([batch.expected_symbols for batch in batches])
+    logits = np.concatenate([batch.logits for batch in batches])
+    expected_logits = np.concatenate([batch.expected_logits for batch in batches])
+    plain, small = _payload_bytes(tables, symbols)
     report = ParityReport(
         images=len(images),
         source=source,
-        symbols=total,
-        equal_share=equal / total,
-        nonzero_share=nonzero / total,
-        largest_symbol_difference=symbol_difference,
-        largest_logit_difference=logit_difference,
-        top1_equal=top1_equal,
-        mean_payload_bytes=payload_bytes / len(images),
-        mean_small_payload_bytes=small_bytes / len(images) if tables.contexts else None,
+        symbols=symbols.size,
+        equal_share=float((symbols == expected).mean()),
+        nonzero_share=float((expected != 0).mean()),
+        largest_symbol_difference=int(np.abs(symbols.astype(np.int32) - expected).max()),
+        largest_logit_difference=_largest_difference(logits, expected_logits),
+        largest_embedding_difference=_largest_difference(
+            np.concatenate([batch.embeddings for batch in batches]),
+            np.concatenate([batch.expected_embeddings for batch in batches]),
+        ),
+        top1_equal=bool((logits.argmax(1) == expected_logits.argmax(1)).all()),
+        mean_payload_bytes=plain,
+        mean_small_payload_bytes=small,
     )
-    failures = [
-        text
-        for failed, text in (
-            (
-                not report.equal_share >= MIN_EQUAL_SHARE,
-                f"{report.equal_share:.6%} of the symbols equal torch's, under {MIN_EQUAL_SHARE:.2%}",
-            ),
-            (symbol_difference > 1, f"a symbol differs from torch's by {symbol_difference}"),
-            (
-                not report.nonzero_share >= MIN_NONZERO_SHARE,
-                f"only {report.nonzero_share:.2%} of the symbols are not zero, so equality means little: give livelier --images",
-            ),
-            (
-                not_finite > 0,
-                f"{not_finite} logits are not finite numbers: the checkpoint is broken",
-            ),
-            *((True, reason) for reason in broken_statistics(model)),
-            (
-                not logit_difference <= MAX_LOGIT_DIFFERENCE,
-                f"a logit differs by {logit_difference:.2g}, over {MAX_LOGIT_DIFFERENCE:g}",
-            ),
-            (not top1_equal, "a top-1 class differs from torch's"),
-        )
-        if failed
-    ]
+    finite = np.isfinite(logits) & np.isfinite(expected_logits)
+    failures = _failures(report, int((~finite).sum()), model)
     if failures:
         raise ParityError("; ".join(failures))
     return report
 
 
+def _results(
+    model: FeatureCompressionModel, edge: Path, cloud: Path, images: NDArray[np.uint8]
+) -> Iterator[_Results]:
+    """Torch and both graphs, batch by batch. The cloud graph gets torch's symbols.
+
+    Raises ParityError for an output of another shape or type.
+    """
+    edge_session, cloud_session = open_session(edge), open_session(cloud)
+    start = index = 0
+    while start < len(images):
+        batch = images[start : start + BATCHES[index % len(BATCHES)]]
+        expected = torch_symbols(model, batch)
+        expected_logits, expected_embeddings = torch_outputs(model, expected)
+        (symbols,) = edge_session.run(["symbols"], {"pixels": batch})
+        logits, embeddings = cloud_session.run(["logits", "embedding"], {"symbols": expected})
+        if symbols.shape != expected.shape or symbols.dtype != expected.dtype:
+            raise ParityError(
+                f"the edge graph gives {symbols.dtype} {symbols.shape}, "
+                f"torch {expected.dtype} {expected.shape}"
+            )
+        for what, found, wanted in (
+            ("logits", logits, expected_logits),
+            ("embeddings", embeddings, expected_embeddings),
+        ):
+            if found.shape != wanted.shape:
+                raise ParityError(
+                    f"the cloud graph gives {what} {found.shape}, torch {wanted.shape}"
+                )
+        yield _Results(expected, symbols, expected_logits, logits, expected_embeddings, embeddings)
+        start += len(batch)
+        index += 1
+
+
+def _largest_difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The largest difference of values that are finite in both."""
+    finite = np.isfinite(found) & np.isfinite(expected)
+    return float(np.abs(found[finite] - expected[finite]).max(initial=0))
+
+
+def _payload_bytes(tables: Tables, symbols: NDArray[np.int16]) -> tuple[float, float | None]:
+    """Mean bytes of plain and of small payloads of symbols [N, C, H', W'], decoded to check them.
+
+    There are no small ones without context tables. Raises ParityError where the coder is not exact.
+    """
+    forced = _with_escapes(symbols[-1], tables)
+    means = []
+    for profile in (Profile.STATIC, *([Profile.CONTEXT] if tables.contexts else [])):
+        means.append(float(np.mean([_round_trip(tables, one, profile) for one in symbols])))
+        _round_trip(tables, forced, profile)
+    return means[0], means[1] if tables.contexts else None
+
+
+def _failures(report: ParityReport, not_finite: int, model: FeatureCompressionModel) -> list[str]:
+    """Which bounds do not hold, as text; `not_finite` is the number of logits that are not."""
+    checks = (
+        (
+            report.equal_share >= MIN_EQUAL_SHARE,
+            f"{report.equal_share:.6%} of the symbols equal torch's, under {MIN_EQUAL_SHARE:.2%}",
+        ),
+        (
+            report.largest_symbol_difference <= 1,
+            f"a symbol differs from torch's by {report.largest_symbol_difference}",
+        ),
+        (
+            report.nonzero_share >= MIN_NONZERO_SHARE,
+            f"only {report.nonzero_share:.2%} of the symbols are not zero, "
+            "so equality means little: give livelier --images",
+        ),
+        (
+            not_finite == 0,
+            f"{not_finite} logits are not finite numbers: the checkpoint is broken",
+        ),
+        *((False, reason) for reason in broken_statistics(model)),
+        (
+            report.largest_logit_difference <= MAX_LOGIT_DIFFERENCE,
+            f"a logit differs by {report.largest_logit_difference:.2g}, "
+            f"over {MAX_LOGIT_DIFFERENCE:g}",
+        ),
+        (
+            report.largest_embedding_difference <= MAX_EMBEDDING_DIFFERENCE,
+            f"an embedding differs by {report.largest_embedding_difference:.2g}, "
+            f"over {MAX_EMBEDDING_DIFFERENCE:g}",
+        ),
+        (report.top1_equal, "a top-1 class differs from torch's"),
+    )
+    return [text for holds, text in checks if not holds]
+
+
 def broken_statistics(model: FeatureCompressionModel) -> list[str]:
-    """What batch norms have that no training gives, and that makes some or all logits NaN or infinite."""
+    """Batch norms with a variance that training cannot give, and with which logits may be NaN."""
     return [
-        f"{name}.running_var has {float(layer.running_var.min()):g}, and a variance is never below 0: the checkpoint is broken"
+        f"{name}.running_var has {float(layer.running_var.min()):g}, "
+        "and a variance is never below 0: the checkpoint is broken"
         for name, layer in model.named_modules()
         if isinstance(layer, nn.BatchNorm2d)
         and layer.running_var is not None
@@ -167,9 +233,8 @@ def broken_statistics(model: FeatureCompressionModel) -> list[str]:
     ]
 
 
-def _round_trip(
-    tables: Tables, symbols: NDArray[np.int16], profile: Profile = Profile.STATIC
-) -> int:
+def _round_trip(tables: Tables, symbols: NDArray[np.int16], profile: Profile) -> int:
+    """Bytes of the payload of symbols [C, H', W']. Raises ParityError if it decodes to others."""
     payload = tables.encode(symbols, profile)
     if not np.array_equal(tables.decode(payload, symbols.shape[1:], profile), symbols):
         raise ParityError("the coder does not give back the symbols that it was given")
@@ -177,7 +242,7 @@ def _round_trip(
 
 
 def _with_escapes(symbols: NDArray[np.int16], tables: Tables) -> NDArray[np.int16]:
-    """The symbols with values that no table holds strewn in, the extremes among them."""
+    """The symbols, with values that no table holds put among them, the extremes included."""
     forced = symbols.copy().reshape(len(symbols), -1)
     for channel, (cdf, offset) in enumerate(zip(tables.cdfs, tables.offsets, strict=True)):
         above, below = int(offset) + len(cdf) - 2, int(offset) - 1

@@ -1,14 +1,19 @@
-"""From a trained entropy model to integer tables, once; and what identifies a bottleneck.
+"""The integer tables of a trained entropy model, what codes with them, and hashes of weights.
 
-Always holds: neither end recomputes a table. The floating-point part happens here, and what both
-ends read are its integers.
+Always holds: tables are computed once, here, in floating point. Both ends read their integers, and
+never compute one.
 """
 
 import hashlib
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from runtime.codec.coder import Tables
+from runtime.codec.feature_file import Profile, build
+from runtime.codec.manifest import ShapeRule
 from training.checkpoint import TABLE_BUFFERS
 from training.models import FeatureCompressionModel
 
@@ -19,11 +24,36 @@ class QuantilesError(ValueError):
     """The checkpoint's quantiles do not bound a table."""
 
 
-def make_tables(model: FeatureCompressionModel) -> Tables:
-    """CompressAI's quantised CDFs of the model's entropy bottleneck, as Tables.
+@dataclass(frozen=True)
+class Coder:
+    """Makes feature files as the finished bundle will.
 
-    A table spans the symbols between the channel's outer quantiles; the last entry is the mass of
-    all others. Raises QuantilesError, TablesError.
+    Attributes:
+        fingerprint: 32 bytes.
+        profile: which of the tables are used.
+    """
+
+    fingerprint: bytes
+    tables: Tables
+    profile: Profile
+
+    def encode(self, symbols: NDArray[np.int16], height: int, width: int) -> bytes:
+        """Symbols int16 [C, H', W'] of an image of height x width pixels -> feature file."""
+        payload = self.tables.encode(symbols, self.profile)
+        return build(self.fingerprint, height, width, payload, self.profile)
+
+
+def shape_rule(model: FeatureCompressionModel) -> ShapeRule:
+    """From pixels to symbols, as the model's encoder does it."""
+    spec = model.spec
+    return ShapeRule(spec.latent_channels, spec.stride, spec.latent_shrink)
+
+
+def make_tables(model: FeatureCompressionModel) -> Tables:
+    """The model's own tables: CompressAI's quantised CDFs of its entropy model.
+
+    A table spans the symbols between the channel's outer quantiles. Its last entry is the mass of
+    all other symbols. Raises QuantilesError, TablesError.
     """
     entropy = model.bottleneck_layer.entropy_bottleneck
     quantiles = entropy.quantiles.detach()
@@ -31,8 +61,8 @@ def make_tables(model: FeatureCompressionModel) -> Tables:
     if not good.all():
         first = int(good.flatten().int().argmin())
         raise QuantilesError(
-            f"the checkpoint's quantiles are out of order or beyond {_MAX_QUANTILE:g} (channel {first}: "
-            f"{quantiles[first, 0].tolist()}): train the entropy model longer"
+            f"the checkpoint's quantiles are out of order or beyond {_MAX_QUANTILE:g} "
+            f"(channel {first}: {quantiles[first, 0].tolist()}): train the entropy model longer"
         )
     entropy.update(force=True)
     lengths = entropy.cdf_length.tolist()
@@ -43,12 +73,15 @@ def make_tables(model: FeatureCompressionModel) -> Tables:
 
 
 def bottleneck_sha256(model: FeatureCompressionModel) -> str:
-    """SHA-256, in hex, over names, shapes and values of all weights of the bottleneck, medians included."""
+    """SHA-256, in hexadecimal, of the bottleneck's weights, medians included.
+
+    docs/BUNDLE.md, section 4, says what is hashed.
+    """
     return weights_sha256(model, "bottleneck_layer.")
 
 
 def weights_sha256(model: FeatureCompressionModel, prefix: str = "") -> str:
-    """The same over all weights whose name begins with `prefix`; batches that batch norm counted are left out."""
+    """The same over all weights whose names begin with `prefix`."""
     sha = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         if (

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .cloud import CloudDecoder
     from .edge import EdgeEncoder
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["CloudDecoder", "EdgeEncoder", "__version__"]
 
 

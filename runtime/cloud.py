@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from .codec.bundle import LABELS, Bundle, default_bundle
 from .codec.feature_file import Bytes
 from .engine.registry import group_by_shape, open_engine
-from .errors import FeatureFileTypeError, InconsistentBundleError
+from .errors import FeatureFileTypeError, InconsistentBundleError, NoEmbeddingError
 from .tasks.classification import Classification, Prediction, require_finite
 
+_EMBEDDING = "embedding"  # the cloud graph's output of pooled features
 _BATCH = 8  # feature files in one graph call: bounds its memory
 
 
@@ -54,8 +55,11 @@ class CloudDecoder:
         self.engine = open_engine(self.bundle, "cloud", threads, provider, precision)
         rows, columns = self.bundle.shape.latent(64, 64)
         zeros = np.zeros((1, self.bundle.shape.channels, rows, columns), np.int16)
+        outputs = self.outputs_of_symbols(zeros)
+        # The size of an embedding; None where an earlier release exported a graph without it.
+        self._embedding_size = outputs[_EMBEDDING].shape[1] if _EMBEDDING in outputs else None
         try:
-            self.task.check(self.logits_of_symbols(zeros))
+            self.task.check(outputs[Classification.OUTPUT])
         except InconsistentBundleError as error:
             raise InconsistentBundleError(
                 f"{self.bundle.folder} has {error}: export it again"
@@ -97,12 +101,52 @@ class CloudDecoder:
         Returns finite float32 [N, classes] in the order of `files`.
         Raises the FeatureFileErrors, FeatureFileTypeError, NotFiniteLogitsError.
         """
+        return require_finite(self.logits_of_each(self._symbols_of_each(files, "logits")))
+
+    def embed(self, files: Sequence[Bytes]) -> NDArray[np.float32]:
+        """Embeddings float32 [N, D] in the order of `files`; files of one size share graph calls.
+
+        An embedding is the mean over the last stage's rows and columns, from which the logits are
+        computed. D is 2048 for ResNet-50. Raises NoEmbeddingError for a bundle without it, and what
+        `logits` raises.
+        """
+        size = self.require_embedding()
+        symbols = self._symbols_of_each(files, "embed")
+        out = np.empty((len(symbols), size), np.float32)
+        for group in group_by_shape([values.shape for values in symbols], _BATCH):
+            out[group] = self.embedding_of(
+                self.outputs_of_symbols(np.stack([symbols[i] for i in group]))
+            )
+        return out
+
+    def require_embedding(self) -> int:
+        """The size D of an embedding. Raises NoEmbeddingError where the bundle has none."""
+        if self._embedding_size is None:
+            raise NoEmbeddingError(
+                f"the cloud graph of {self.bundle.folder} has no output {_EMBEDDING}: an earlier "
+                "release exported it; export it again with "
+                f"`python -m export {self.bundle.manifest.model}`"
+            )
+        return self._embedding_size
+
+    def embedding_of(self, outputs: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The embeddings float32 [N, D] among a graph's outputs.
+
+        Raises NoEmbeddingError, and NotFiniteLogitsError where their logits are not finite.
+        """
+        self.require_embedding()
+        # Logits are sums over the embedding: if it is not finite, they are not either.
+        require_finite(outputs[Classification.OUTPUT])
+        return outputs[_EMBEDDING]
+
+    def _symbols_of_each(self, files: Sequence[Bytes], caller: str) -> list[NDArray[np.int16]]:
+        """Raises the FeatureFileErrors, FeatureFileTypeError."""
         if isinstance(files, str | os.PathLike | Bytes) or not hasattr(files, "__iter__"):
             raise FeatureFileTypeError(
-                f"logits takes a list of feature files, not {type(files).__name__}: "
+                f"{caller} takes a list of feature files, not {type(files).__name__}: "
                 "put it into a list"
             )
-        return require_finite(self.logits_of_each([self.symbols(data) for data in files]))
+        return [self.symbols(data) for data in files]
 
     def logits_of_each(self, symbols: Sequence[NDArray[np.int16]]) -> NDArray[np.float32]:
         """Logits float32 [N, classes] of N arrays of symbols, each int16 [C, H', W'].

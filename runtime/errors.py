@@ -271,6 +271,10 @@ class NoContextTablesError(BundleError):
     """Small files are asked for, and the bundle has no context tables."""
 
 
+class NoEmbeddingError(BundleError):
+    """Embeddings are asked of a bundle whose cloud graph, of an earlier release, has none."""
+
+
 class UnsupportedBundleError(BundleError):
     """A bundle of a schema or format version that this release does not know."""
 

@@ -1,4 +1,4 @@
-"""What the tests share: the default bundle, a small random one, and both ends for the former."""
+"""Shared fixtures: the default bundle, small random bundles, both ends, and the reference data."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-# Threads that spin while they wait slow down everything else. Read when torch loads.
+# Threads that wait in a busy loop slow down other processes. Must be set before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -22,14 +22,14 @@ from runtime.engine.registry import TUNED
 
 PROJECT = Path(__file__).resolve().parent.parent
 GOLF_BALL = PROJECT / "docs" / "demo" / "golf_ball.jpg"
-# Shared machines may be slow.
+# No deadlines, because shared machines are slow at times.
 settings.register_profile("project", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The trained ours_n4: bundles/ours_n4 if of the committed checkpoint, else a new export."""
+    """The trained ours_n4: bundles/ours_n4 if it is up to date, otherwise exported now."""
     checkpoint = PROJECT / "checkpoints" / "ours_n4" / "lmb1.28.safetensors"
     made = PROJECT / "bundles" / "ours_n4"
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
@@ -39,14 +39,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             manifest["schema"] == SCHEMA
             and manifest["checkpoint"]["sha256"] == digest
             and (manifest.get("int8") or {}).get("graphs") == ["edge", "cloud"]
+            and "largest_embedding_difference" in manifest["parity"]
         ):
             if not (made / TUNED).exists():
                 return made
-            # Without the choice of an engine that `--tune` made here.
+            # The choice of engine on this machine must not change what is tested.
             copy = tmp_path_factory.mktemp("bundles") / "ours_n4"
             shutil.copytree(made, copy, ignore=shutil.ignore_patterns(TUNED))
             return copy
-    from export.__main__ import main
+    from export.cli import main
 
     out = tmp_path_factory.mktemp("bundles") / "ours_n4"
     assert main(["ours_n4", "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
@@ -70,8 +71,8 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def random_bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of random weights, without context tables and int8 graphs."""
-    from export.__main__ import main
+    """A bundle of ours_n0 with random weights: a different bundle, and quick to export."""
+    from export.cli import main
 
     out = tmp_path_factory.mktemp("bundles") / "random"
     assert main(["ours_n0", "--checkpoint", str(random_checkpoint), "--out", str(out)]) == 0
@@ -80,14 +81,14 @@ def random_bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def broken_bundle(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`random_bundle`, with logits that are finite only for symbols that are all zero."""
+    """`random_bundle`, but its logits are finite only if all symbols are zero."""
     import onnx
     from onnx import TensorProto, helper
 
     out = tmp_path_factory.mktemp("bundles") / "broken"
     shutil.copytree(random_bundle, out)
     model = onnx.load(out / "cloud.onnx")
-    (logits,) = model.graph.output
+    logits = model.graph.output[0]
     for node in model.graph.node:
         node.output[:] = ["sound" if name == logits.name else name for name in node.output]
     model.graph.initializer.append(helper.make_tensor("one", TensorProto.FLOAT, [], [1.0]))
@@ -101,7 +102,7 @@ def broken_bundle(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory)
             helper.make_node("Abs", ["floats"], ["sizes"]),
             helper.make_node("ReduceMax", ["sizes", "all_axes"], ["largest"]),
             helper.make_node("Sub", ["one", "largest"], ["rest"]),
-            # The logarithm of 1 is 0, of 0 infinite, and of less not a number.
+            # 0 if all symbols are zero, otherwise minus infinity or NaN.
             helper.make_node("Log", ["rest"], ["nothing"]),
             helper.make_node("Reshape", ["nothing", "last_axis"], ["column"]),
             helper.make_node("Add", ["sound", "column"], [logits.name]),
@@ -128,19 +129,19 @@ def decoder(bundle: Path) -> CloudDecoder:
 
 @pytest.fixture(scope="session")
 def golf_ball() -> NDArray[np.uint8]:
-    """The demo's picture, uint8 [480, 640, 3]."""
+    """The demo's image, uint8 [480, 640, 3]."""
     return np.asarray(Image.open(GOLF_BALL))
 
 
 @pytest.fixture(scope="session")
 def feature_bytes(encoder: EdgeEncoder) -> bytes:
-    """The feature file of the demo's picture."""
+    """The feature file of the demo's image."""
     return encoder.encode(GOLF_BALL)
 
 
 @pytest.fixture
 def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
-    """Copies a bundle with hard links: a test may replace files, but not write into them."""
+    """Copies a bundle by hard links. Tests may replace the copy's files, not write into them."""
 
     def copy(source: Path) -> Path:
         target = tmp_path / "bundle"
@@ -157,11 +158,8 @@ def copy_of(tmp_path: Path) -> Callable[[Path], Path]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Reference data and real images beside the project on its developers' machines."""
+    """Reference data and real images, in a folder beside the project on developers' machines."""
     folder = PROJECT.parent / "shared"
     if not folder.is_dir():
-        pytest.skip(
-            f"no {folder}: the published checkpoints' keys and the image set are not part of "
-            "the project"
-        )
+        pytest.skip(f"no {folder}: the reference data and images are not part of the project")
     return folder

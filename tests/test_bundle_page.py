@@ -1,4 +1,4 @@
-"""docs/BUNDLE.md and a real bundle: every member and file of one is in the other, with its type."""
+"""docs/BUNDLE.md describes every member and file of a real bundle, with its type, and no others."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from export.graphs import OPSET
 from runtime.codec.manifest import SCHEMA
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "BUNDLE.md").read_text(encoding="utf-8")
-# What a word in capitals stands for, in a member's name.
+# What a word in capitals stands for in a member's name.
 NAMES = {
     "FILE": r"[\w.]+",
     "END": "edge|cloud",
@@ -46,7 +46,7 @@ def first_cells(text: str) -> list[list[str]]:
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every member that is no object, by its path. A file's name has a dot, which is one step all the same."""
+    """Path and value of every member that is not an object. A path may contain file names."""
     if not isinstance(value, dict):
         yield path, value
         return
@@ -106,12 +106,11 @@ def test_the_page_has_the_numbers_and_the_graphs_of_a_real_bundle(bundle: Path) 
     for line in section("5").splitlines():
         if not line.startswith("| `"):
             continue
-        names, source, target = line.strip("|").split(" | ")
+        names, source, targets = line.strip("|").split(" | ")
         for name in re.findall("`(.*?)`", names):
             model = onnx.load(bundle / name)
-            for (tensor,), text in zip(
-                (model.graph.input, model.graph.output), (source, target), strict=True
-            ):
+            tensors = [*model.graph.input, *model.graph.output]
+            for tensor, text in zip(tensors, [source, *targets.split("; ")], strict=True):
                 assert text.strip().startswith(
                     f"`{tensor.name}`, {kinds[tensor.type.tensor_type.elem_type]} "
                 )

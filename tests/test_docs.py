@@ -1,4 +1,4 @@
-"""The site's generated pages have everything that the code has; and what is refused while it is built."""
+"""The site's generated pages are complete, and pages that load from elsewhere are refused."""
 
 import runpy
 from pathlib import Path
@@ -29,10 +29,11 @@ def test_every_refusal_is_on_the_page_once() -> None:
     for name, kind in vars(errors).items():
         if isinstance(kind, type) and kind is not errors.EdgeCloudError:
             assert page.count(f"\n| `{name}` |") == 1
-    assert (
-        "| `TruncatedFeatureFileError` | The file ends early. A kind of `DamagedFeatureFileError`. | 400 `truncated_feature_file` |"
-        in page
+    row = (
+        "| `TruncatedFeatureFileError` | The file ends early. A kind of `DamagedFeatureFileError`. "
+        "| 400 `truncated_feature_file` |"
     )
+    assert row in page
 
 
 def test_every_path_and_object_of_the_service_is_on_the_page() -> None:
@@ -46,7 +47,7 @@ def test_every_path_and_object_of_the_service_is_on_the_page() -> None:
     assert all(f"### {name}\n" in page for name in described["components"]["schemas"])
 
 
-def test_what_a_page_links_to_is_part_of_the_site() -> None:
+def test_linked_files_are_part_of_the_site() -> None:
     linked = GENERATE["linked_files"]([PROJECT / "README.md"])
     assert {
         PROJECT / "LICENSE",
@@ -69,5 +70,5 @@ def test_what_a_page_links_to_is_part_of_the_site() -> None:
         ),
     ],
 )
-def test_a_page_that_would_fetch_from_elsewhere_is_found(html: str, fetches: bool) -> None:
+def test_a_page_that_would_load_from_elsewhere_is_found(html: str, fetches: bool) -> None:
     assert bool(GENERATE["_FETCHES"].search(html)) == fetches

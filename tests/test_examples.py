@@ -1,4 +1,4 @@
-"""The examples run, and print what they are for."""
+"""Each program in examples/ runs and prints the expected result."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ PRINTS = {
     "custom_engine": "reference fp32: 0.0",
     "convert_from_compressai": "the same string again: True",
 }
-IMAGES = {"a_folder": "docs/demo"}
+INPUTS = {"a_folder": ["docs/demo"], "custom_engine": []}
 
 
 def test_every_example_is_run_here() -> None:
@@ -23,12 +23,8 @@ def test_every_example_is_run_here() -> None:
 
 @pytest.mark.parametrize("name", PRINTS)
 def test_an_example(name: str, bundle: Path) -> None:
-    command = [
-        sys.executable,
-        f"examples/{name}.py",
-        IMAGES.get(name, "docs/demo/golf_ball.jpg"),
-        str(bundle),
-    ]
+    inputs = INPUTS.get(name, ["docs/demo/golf_ball.jpg"])
+    command = [sys.executable, f"examples/{name}.py", *inputs, str(bundle)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert PRINTS[name] in done.stdout

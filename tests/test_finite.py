@@ -1,4 +1,4 @@
-"""A NaN or an infinity is never a result: not of a gate, not of an end, not in JSON."""
+"""No check, no end and no JSON file accepts or returns a NaN or an infinity."""
 
 import ast
 import json
@@ -12,18 +12,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from bundle_files import put
 from served import served
-from test_bundle import put
 
 from benchmarks import rate_accuracy
-from export import __main__ as export_command
-from export import bundle as export_bundle
+from export import cli as export_command
+from export import stages
 from export.counts import Counts, CountsError
-from export.gate import GateError, judge, strays
-from export.images import synthetic_images
+from export.images import Reading, synthetic_images
+from export.int8.gate import GateError, deviation, judge
+from export.int8.ranges import RangesError, take_ranges
 from export.parity import ParityError, check_parity
-from export.quantise import RangesError, take_ranges
-from export.tables import make_tables
+from export.tables import Coder, make_tables
 from runtime import CloudDecoder, EdgeEncoder, errors
 from runtime.cli import cloud_decode as cloud_cli
 from runtime.codec import strict_json
@@ -44,7 +44,7 @@ NAN, INFINITE = float("nan"), float("inf")
 
 @pytest.fixture(scope="module")
 def files(random_bundle: Path) -> list[bytes]:
-    """A feature file of a picture, and one of symbols that are all zero, for which `broken_bundle` has logits."""
+    """Feature files of an image, which `broken_bundle` fails on, and of symbols that are all 0."""
     encoder = EdgeEncoder(random_bundle, 1)
     zeros = np.zeros((encoder.bundle.shape.channels, 28, 28), np.int16)
     return [encoder.encode(synthetic_images(1)[0]), encoder.encode_symbols(zeros, 224, 224)]
@@ -60,13 +60,13 @@ def test_a_variance_below_zero_is_status_3(
     monkeypatch: pytest.MonkeyPatch,
     capsys: Capture,
 ) -> None:
-    """The whole command: max(0.0, nan) is 0.0, and the first NaN is the largest logit of torch and graph alike."""
+    """The whole command: neither max(0.0, nan) = 0.0 nor argmax may hide the NaN."""
     model = load_model(random_checkpoint, "ours_n0")[0]
     model.tail.layer4[2].bn3.running_var[0] = -1.0
     save_model(tmp_path / "broken.safetensors", model, {})
-    # The edge graph, which is not what is broken, is spared the seconds of torch.onnx.
+    # Saves time: the edge graph is not what is tested.
     monkeypatch.setattr(
-        export_bundle, "export_edge", lambda _, path: shutil.copy(random_bundle / "edge.onnx", path)
+        stages, "export_edge", lambda _, path: shutil.copy(random_bundle / "edge.onnx", path)
     )
     status = export_command.main(
         [
@@ -122,7 +122,7 @@ def test_weights_with_which_logits_are_not_finite(
 def test_parity_sees_logits_that_are_not_finite(
     random_checkpoint: Path, broken_bundle: Path
 ) -> None:
-    """They are not finite in the graph alone, on some images alone."""
+    """The logits are not finite only in the graph, and only for some images."""
     model = load_model(random_checkpoint, "ours_n0")[0]
     images = synthetic_images(2, 64)
     with pytest.raises(ParityError, match="20 logits are not finite"):
@@ -143,23 +143,24 @@ def test_the_int8_gate_sees_logits_that_are_not_finite(
 
     Image.fromarray(synthetic_images(1, 64)[0]).save(tmp_path / "one.png")
     images = [(tmp_path / "one.png", None)]
-    encode = Bundle.load(random_bundle).encode
+    loaded = Bundle.load(random_bundle)
+    coder, as_is = Coder(loaded.fingerprint, loaded.tables, loaded.manifest.profile), Reading(True)
     sound, broken = random_bundle / "cloud.onnx", broken_bundle / "cloud.onnx"
     edge = {"fp32": random_bundle / "edge.onnx"}
     record = judge(
-        {"edge": edge, "cloud": {"fp32": sound, "int8": broken}}, encode, images, True, "one image"
+        {"edge": edge, "cloud": {"fp32": sound, "int8": broken}}, coder, images, "one image", as_is
     )
-    assert (record["cloud"]["lost"], record["cloud"]["won"]) == (1, 0), "no answer is a wrong one"
+    assert (record["cloud"]["lost"], record["cloud"]["won"]) == (1, 0), "NaN counts as wrong"
     with pytest.raises(ParityError, match=r"one\.png are not finite"):
         judge(
             {"edge": edge, "cloud": {"fp32": broken, "int8": broken}},
-            encode,
+            coder,
             images,
-            True,
             "one image",
+            as_is,
         )
     with pytest.raises(GateError, match="not finite"):
-        strays({"edge": edge, "cloud": {"fp32": sound, "int8": broken}}, synthetic_images(1, 64))
+        deviation({"edge": edge, "cloud": {"fp32": sound, "int8": broken}}, synthetic_images(1, 64))
 
 
 def test_ranges_of_what_is_not_finite_are_not_taken(broken_bundle: Path) -> None:
@@ -302,12 +303,12 @@ def test_files_with_such_a_number_are_refused(
 
 
 def test_no_json_is_written_that_has_such_a_number() -> None:
-    """By every call in the rooms whose output machines read."""
+    """Every json.dump call in rooms whose output is read by programs says allow_nan=False."""
     lax = []
     for path in sorted(
         path
         for room in ("runtime", "export", "benchmarks")
-        for path in (PROJECT / room).glob("*.py")
+        for path in (PROJECT / room).rglob("*.py")
     ):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.dumps", "json.dump"):

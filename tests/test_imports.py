@@ -1,4 +1,4 @@
-"""Who may import whom, and what start-up costs: the edge half stands without torch."""
+"""Each room runs without the packages it does not own, and starting a command imports little."""
 
 import subprocess
 import sys
@@ -43,7 +43,8 @@ def test_runtime_imports_no_torch_and_no_other_room() -> None:
         + (
             "import pkgutil, importlib, runtime\n"
             "names = [m.name for m in pkgutil.walk_packages(runtime.__path__, 'runtime.')]\n"
-            "assert {'runtime.edge', 'runtime.cli.cloud_decode', 'runtime.service.app'} < set(names)\n"
+            "assert {'runtime.edge', 'runtime.cli.cloud_decode'} < set(names)\n"
+            "assert 'runtime.service.app' in names\n"
             "from runtime.errors import MissingExtraError\n"
             "for name in names:\n"
             "    try: importlib.import_module(name)\n"
@@ -86,7 +87,7 @@ def test_runtime_imports_no_torch_and_no_other_room() -> None:
 def test_only_its_owners_import_what_an_extra_brings(
     extra: str, packages: set[str], owners: set[str], command: str | None
 ) -> None:
-    """`pip install .` on a device brings none of it, and nothing else of `runtime` may ask for it."""
+    """Without an extra, everything in `runtime` works except the modules that own the extra."""
     code = (
         f"BLOCKED = {packages!r}"
         + BLOCK_TORCH
@@ -98,9 +99,11 @@ def test_only_its_owners_import_what_an_extra_brings(
             "assert owners < names\n"
             "for name in names:\n"
             "    try: importlib.import_module(name)\n"
-            # What another extra lacks here is no fault.
-            "    except MissingExtraError as error: assert name not in owners or 'is blocked' in str(error)\n"
-            "    except ImportError as error: assert name in owners and 'is blocked' in str(error), (name, error)\n"
+            # Packages of other extras may be missing.
+            "    except MissingExtraError as error:\n"
+            "        assert name not in owners or 'is blocked' in str(error)\n"
+            "    except ImportError as error:\n"
+            "        assert name in owners and 'is blocked' in str(error), (name, error)\n"
             "    else: assert name not in owners, name\n"
         )
         + (
@@ -120,7 +123,8 @@ def test_training_imports_neither_runtime_nor_export() -> None:
         + BLOCK_TORCH
         + (
             "import pkgutil, importlib, training\n"
-            "for module in pkgutil.iter_modules(training.__path__): importlib.import_module('training.' + module.name)\n"
+            "for module in pkgutil.iter_modules(training.__path__, 'training.'):\n"
+            "    importlib.import_module(module.name)\n"
         )
     )
     result = run(code)
@@ -134,15 +138,20 @@ def test_training_imports_neither_runtime_nor_export() -> None:
         "runtime.cli.cloud_decode",
         "runtime.cli.cloud_serve",
         "runtime.cli.edge_send",
-        "export.__main__",
+        "export.cli",
     ],
 )
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version_import_nothing_heavy(module: str, option: str) -> None:
+    heavy = {
+        *("numpy", "onnxruntime", "PIL", "torch", "onnx", "compressai"),
+        *("starlette", "uvicorn", "httpx", "asyncio"),
+    }
     code = (
-        "BLOCKED = {'numpy', 'onnxruntime', 'PIL', 'torch', 'onnx', 'compressai', 'starlette', 'uvicorn', 'httpx', 'asyncio'}"
+        f"BLOCKED = {heavy!r}"
         + BLOCK_TORCH
-        + f"import importlib; sys.argv = ['command', {option!r}]; importlib.import_module({module!r}).main()\n"
+        + f"import importlib; sys.argv = ['command', {option!r}]\n"
+        + f"importlib.import_module({module!r}).main()\n"
     )
     result = run(code)
     assert result.returncode == 0, result.stderr

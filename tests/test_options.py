@@ -1,4 +1,4 @@
-"""Every number that a command takes has a range: what lies outside is a usage error, whatever is typed."""
+"""Every numeric option has a range, and a value outside it is a usage error."""
 
 import argparse
 import contextlib
@@ -13,7 +13,7 @@ MODULES = [
         f"runtime.cli.{name}"
         for name in ("edge_encode", "cloud_decode", "cloud_serve", "edge_send")
     ),
-    "export.__main__",
+    "export.cli",
     *(f"training.{name}" for name in ("train", "backbone", "evaluate", "average")),
     *(
         f"benchmarks.{name}"
@@ -34,7 +34,7 @@ WRONG = ["nan", "-1", "inf", "-inf", "1e99", "1e999", "9" * 40, "0x10", "", "one
 
 
 def base(parser: argparse.ArgumentParser) -> list[str]:
-    """Arguments that a parser cannot do without."""
+    """The required arguments of a parser."""
     words = []
     for action in parser._actions:
         value = str(next(iter(action.choices))) if action.choices else "http://x"
@@ -46,7 +46,7 @@ def base(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def numbers(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """The options that take a number, or what is made of numbers."""
+    """The options that take a number, or several."""
     from pathlib import Path
 
     return [action for action in parser._actions if action.type not in (None, Path, str)]
@@ -62,7 +62,7 @@ def test_a_number_is_in_its_range_or_a_usage_error(
     for action in numbers(parser):
         option = action.option_strings[-1]
         arguments = [*base(parser), f"{option}={text}"]
-        if action.type in (int, float):  # a command that looks at it afterwards
+        if action.type in (int, float):  # the command checks the range after parsing
             if not text.isdigit():
                 with pytest.raises(SystemExit) as exit_info:
                     module.main(
@@ -74,7 +74,7 @@ def test_a_number_is_in_its_range_or_a_usage_error(
                 assert exit_info.value.code == 2, f"{name} {option}={text}"
             continue
         value = None
-        with contextlib.suppress(SystemExit):  # of argparse, whose status is always 2
+        with contextlib.suppress(SystemExit):  # argparse always exits with 2
             value = getattr(parser.parse_args(arguments), action.dest)
         if value is None:
             assert option in capsys.readouterr().err
@@ -115,7 +115,7 @@ def test_numbers_that_used_to_fail_later(
 
 
 def test_the_references_options() -> None:
-    """What its readers type (docs/training.md)."""
+    """Options of the reference implementation are accepted (docs/training.md)."""
     train, evaluate = (
         importlib.import_module(f"training.{name}")._parser() for name in ("train", "evaluate")
     )

@@ -1,7 +1,7 @@
-"""Every import in the tree, held to the rules of who may import whom (docs/design.md has them as a table).
+"""Every import in the tree follows the rules of docs/design.md about which room may import which.
 
-A wrong arrow fails with the rule's name. Imports inside functions count as well as those at the top; imports for
-type checking alone do too, because a reader follows them.
+A wrong import fails with the names of both rooms. Imports inside functions count as well, and so do
+imports for type checking only, because a reader follows them too.
 """
 
 import ast
@@ -29,7 +29,7 @@ ROOMS = {
         "cli",
     )
 }
-# The room -> the rooms that it may import, besides itself.
+# Which other rooms each room may import.
 RULES: dict[str, set[str]] = {
     "runtime": _ENDS,
     "runtime.errors": set(),
@@ -60,7 +60,7 @@ def room_of(module: str) -> str:
 
 
 def imports(file: Path) -> Iterator[tuple[int, str]]:
-    """Line and module of each import of ours in a file."""
+    """Line and module of each import of this project's modules in a file."""
     package = file.relative_to(PROJECT).with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -68,7 +68,7 @@ def imports(file: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             module = ".".join(part for part in (base, node.module) if part)
-            # `from . import x` and `from runtime import x` may name modules, or what is in them.
+            # In `from . import x` and `from runtime import x`, x may be a module or not.
             names = [
                 f"{module}.{alias.name}" if is_module(f"{module}.{alias.name}") else module
                 for alias in node.names
@@ -99,13 +99,14 @@ def test_imports_follow_the_rules(root: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_a_wrong_arrow_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_imports_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{__name__}.PROJECT", tmp_path)
     (tmp_path / "runtime" / "codec").mkdir(parents=True)
     file = tmp_path / "runtime" / "codec" / "x.py"
     (tmp_path / "runtime" / "cli").mkdir()
     file.write_text(
-        "def f():\n    from ..cli import y\n    import export.gate\nfrom .. import edge\nfrom . import x\n"
+        "def f():\n    from ..cli import y\n    import export.gate\n"
+        "from .. import edge\nfrom . import x\n"
     )
     (tmp_path / "runtime" / "edge.py").write_text("")
     assert sorted(imports(file)) == [

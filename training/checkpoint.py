@@ -2,7 +2,7 @@
 
 Files are read by weights.py. Ours are `.safetensors`, float16 where that is enough, with the labels
 in the metadata. Published ones are a pickle `{"model": state_dict, ...}` in `.pt`. Any float type
-is widened to float32. A model that is not registered (registry.py) describes itself in the metadata.
+is widened to float32. An unregistered model (registry.py) describes itself in the metadata.
 Entropy parameters may bear the names of CompressAI 1.2.2 (`_matrix0`) or of 1.2.8 (`matrices.0`).
 Table buffers are dropped whether present or not: tables are made once, at export.
 

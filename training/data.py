@@ -37,6 +37,13 @@ class Normalisation:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def tensors(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, each [3, 1, 1]."""
+        mean, std = (
+            torch.tensor(one, dtype=dtype).reshape(3, 1, 1) for one in (self.mean, self.std)
+        )
+        return mean, std
+
     def to_input(self) -> list[Callable[[Any], Any]]:
         """Transforms of an RGB image into a normalised float [3, H, W]."""
         return [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]

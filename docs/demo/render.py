@@ -1,10 +1,10 @@
-"""Renders golf_ball.jpg, the picture that `make demo` encodes: a golf ball on grass.
+"""Renders golf_ball.jpg, the image that `make demo` encodes: a golf ball on grass.
 
     python docs/demo/render.py docs/demo/golf_ball.jpg
 
-A rendered picture, no photograph: a sphere lit by a sun and a sky, dimples on a Fibonacci lattice,
-and 60,000 blades of grass drawn from back to front. It was composed to look like a golf ball to a
-person; no model had a say in it, and no model was trained on it.
+The scene is a sphere lit by a sun and a sky, with dimples on a Fibonacci lattice, and 60,000 blades
+of grass drawn from back to front. It was composed to look like a golf ball to a person. No model
+was used to choose it, and no model was trained on it.
 """
 
 import sys
@@ -15,9 +15,8 @@ from PIL import Image, ImageDraw, ImageFilter
 WIDTH, HEIGHT, SCALE = 640, 480, 2  # drawn at SCALE times the size, then reduced
 HORIZON = 0.30  # of the height, from the top
 BALL = (0.52, 0.60, 0.235)  # centre x, centre y, radius; of width, height, height
-SUN = np.array([-0.5, -0.75, 0.45]) / np.linalg.norm(
-    [-0.5, -0.75, 0.45]
-)  # towards the sun; y down, z to the viewer
+_SUN = np.array([-0.5, -0.75, 0.45])  # y points down, z to the viewer
+SUN = _SUN / np.linalg.norm(_SUN)
 
 
 def background(rng: np.random.Generator) -> Image.Image:
@@ -44,7 +43,7 @@ def background(rng: np.random.Generator) -> Image.Image:
 def blades(
     image: Image.Image, rng: np.random.Generator, nearest: float, farthest: float, count: int
 ) -> None:
-    """Grass whose roots lie between two heights of the picture (0 top, 1 bottom), the far ones first."""
+    """Draw grass with roots between two heights (0 top, 1 bottom), the farthest blades first."""
     draw = ImageDraw.Draw(image)
     width, height = image.size
     ball_x, ball_y, radius = BALL[0] * width, BALL[1] * height, BALL[2] * height
@@ -68,7 +67,7 @@ def blades(
 
 
 def ball() -> Image.Image:
-    """RGBA: the lit, dimpled sphere on nothing."""
+    """The lit sphere with its dimples, RGBA, on a transparent background."""
     size = int(2 * BALL[2] * HEIGHT * SCALE)
     axis = (np.arange(size) + 0.5) / size * 2 - 1
     x, y = np.meshgrid(axis, axis)
@@ -85,7 +84,7 @@ def ball() -> Image.Image:
     nearest = nearness.argmax(-1)
     angle = np.arccos(np.clip(np.take_along_axis(nearness, nearest[..., None], -1)[..., 0], -1, 1))
     width = 0.088
-    # A dimple is a bowl: its wall leans towards the middle, most of all near the rim.
+    # A dimple is a bowl: its wall slopes towards the middle, most steeply near the rim.
     slope = np.where(
         angle < width,
         0.62 * np.sin(np.pi * np.clip(angle / width, 0, 1)) ** 2 * (angle / width) ** 0.5,
@@ -112,7 +111,7 @@ def ball() -> Image.Image:
 
 
 def render() -> Image.Image:
-    """The whole picture, RGB, 640x480; the same at every call."""
+    """The whole image, RGB, 640x480; the same at every call."""
     rng = np.random.default_rng(7)
     image = background(rng)
     blades(image, rng, nearest=0.84, farthest=HORIZON + 0.03, count=45_000)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ..cloud import CloudDecoder
 
 _MOST_CLASSES = 1_000_000
+_WITHOUT_PARQUET = "--info, --logits, --embeddings or --tune"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,11 +95,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print a JSON object for each file: classes, bytes, bpp, milliseconds by stage",
     )
-    parser.add_argument(
-        "--logits",
-        metavar="FILE.npy",
-        help="write the logits too, float32 [files, classes]; - for standard output",
-    )
+    for name, what in (("logits", "logits"), ("embeddings", "pooled features")):
+        shape = f"[files, {'classes' if name == 'logits' else 'features'}]"
+        parser.add_argument(
+            f"--{name}",
+            metavar="FILE.npy",
+            help=f"write the {what} too, float32 {shape}; - for standard output",
+        )
     parser.add_argument(
         "--info",
         action="store_true",
@@ -146,19 +149,24 @@ def main(argv: list[str] | None = None) -> int:
         return _each(args.files, lambda name, data: _print_info(name, data, args.json))
     args.output = "/dev/stdout" if args.output == "-" else args.output
     args.logits = "-" if args.logits and own_descriptor(args.logits) == 1 else args.logits
-    to_stdout = args.logits == "-" or (args.output is not None and own_descriptor(args.output) == 1)
+    if args.embeddings and own_descriptor(args.embeddings) == 1:
+        args.embeddings = "-"
+    if args.logits is not None and args.logits == args.embeddings:
+        parser.error(f"--logits and --embeddings are both {args.logits}: name two files")
+    arrays = [name for name in (args.logits, args.embeddings) if name is not None]
+    to_stdout = "-" in arrays or (args.output is not None and own_descriptor(args.output) == 1)
     if to_stdout:
         standard_output()
-    elif args.logits is None and args.output is None:
+    elif not arrays and args.output is None:
         _need_standard_output("open it, or name a file with --logits")
-    # With predictions or logits on standard output, the report goes to standard error.
+    # With predictions or an array on standard output, the report goes to standard error.
     report = sys.stderr if to_stdout else sys.stdout
     # Imported after the usage is checked, because numpy and onnxruntime take a while to load.
     without_blas_threads()
     from ..cloud import CloudDecoder
     from ..codec.bundle import bundle_files
 
-    outputs = [name for name in (args.output, args.logits) if name is not None]
+    outputs = [*arrays, *([args.output] if args.output is not None else [])]
     refuse_same_files(outputs, [*args.files, *bundle_files(args.bundle)])
     for output in outputs:
         if output != "-":
@@ -172,20 +180,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    without_parquet = args.info or args.logits or args.embeddings or args.tune
     if args.files.count("-") > 1:
         parser.error("standard input is named twice")
-    if "" in (args.output, args.logits):
+    if "" in (args.output, args.logits, args.embeddings):
         parser.error("the name of the output is empty: name a file")
     if args.ray:
         if args.output is None or not all(name.endswith(".parquet") for name in args.files):
             parser.error("--ray takes Parquet files, and a folder for their predictions with -o")
-        if args.info or args.logits or args.tune:
-            parser.error("--ray cannot be combined with --info, --logits or --tune")
+        if without_parquet:
+            parser.error(f"--ray cannot be combined with {_WITHOUT_PARQUET}")
         return
     if (args.output is not None) != any(name.endswith(".parquet") for name in args.files):
         parser.error("a Parquet file needs -o FILE.parquet, and -o needs a Parquet file")
-    if args.output is not None and (len(args.files) > 1 or args.info or args.logits or args.tune):
-        parser.error("-o FILE.parquet takes one Parquet file, and no --info, --logits or --tune")
+    if args.output is not None and (len(args.files) > 1 or without_parquet):
+        parser.error(f"-o FILE.parquet takes one Parquet file, and no {_WITHOUT_PARQUET}")
 
 
 def _need_standard_output(remedy: str) -> None:
@@ -197,27 +206,32 @@ def _need_standard_output(remedy: str) -> None:
 
 
 def _classify(decoder: "CloudDecoder", args: argparse.Namespace) -> int:
-    rows: list[NDArray[np.float32]] = []
+    if args.embeddings:
+        decoder.require_embedding()
+    targets = {what: vars(args)[what] for what in ("logits", "embeddings") if vars(args)[what]}
+    rows: dict[str, list[NDArray[np.float32]]] = {what: [] for what in targets}
 
     def decode(name: str, data: bytes) -> None:
-        result, logits = _decode(decoder, name, data, args.top_k)
-        rows.append(logits)
-        if args.logits != "-":
+        result, outputs = _decode(decoder, name, data, args.top_k)
+        for what, found in rows.items():
+            values = decoder.embedding_of(outputs) if what == "embeddings" else outputs[what]
+            found.append(values[0])
+        if "-" not in targets.values():
             say(json.dumps(result, allow_nan=False) if args.json else _lines(result), sys.stdout)
 
-    status = _each(args.files, decode, for_stdout=args.logits is None)
-    if args.logits:
+    status = _each(args.files, decode, for_stdout=not targets)
+    for what, target in targets.items():
         if status != EXIT_DONE:
             say(
-                f"cloud-decode: {args.logits} is not written, because rows would be missing",
+                f"cloud-decode: {target} is not written, because rows would be missing",
                 sys.stderr,
             )
-        else:
-            try:
-                _write_logits(args.logits, rows)
-            except OSError as error:
-                say(f"cloud-decode: cannot write the logits: {explain(error)}", sys.stderr)
-                return EXIT_FAILURE
+            continue
+        try:
+            _write_array(target, rows[what])
+        except OSError as error:
+            say(f"cloud-decode: cannot write the {what}: {explain(error)}", sys.stderr)
+            return EXIT_FAILURE
     return status
 
 
@@ -263,27 +277,29 @@ def _each(names: list[str], work: Callable[[str, bytes], None], for_stdout: bool
 
 def _decode(
     decoder: "CloudDecoder", name: str, data: bytes, top_k: int
-) -> tuple[dict[str, Any], "NDArray[np.float32]"]:
+) -> tuple[dict[str, Any], "dict[str, NDArray[np.float32]]"]:
+    """What is printed of a feature file, and the graph's outputs [1, ...] by name."""
     from ..codec import feature_file
 
     start = time.perf_counter()
     symbols = decoder.symbols(data)
     decoded = time.perf_counter()
-    logits = decoder.logits_of_symbols(symbols[None])[0]
+    outputs = decoder.outputs_of_symbols(symbols[None])
     done = time.perf_counter()
     header = feature_file.parse(data)
+    predictions = decoder.predictions(outputs["logits"][0], top_k)
     result: dict[str, Any] = {
         "file": name,
         "bytes": len(data),
         "bpp": 8 * len(data) / header.pixels,
-        "classes": [prediction._asdict() for prediction in decoder.predictions(logits, top_k)],
+        "classes": [prediction._asdict() for prediction in predictions],
         "milliseconds": {
             "coder": round(1e3 * (decoded - start), 3),
             "graph": round(1e3 * (done - decoded), 3),
             "total": round(1e3 * (done - start), 3),
         },
     }
-    return result, logits
+    return result, outputs
 
 
 def _lines(result: dict[str, Any]) -> str:
@@ -317,7 +333,7 @@ def _print_info(name: str, data: bytes, as_json: bool) -> None:
     say(json.dumps(info, allow_nan=False) if as_json else text, sys.stdout)
 
 
-def _write_logits(target: str, rows: "list[NDArray[np.float32]]") -> None:
+def _write_array(target: str, rows: "list[NDArray[np.float32]]") -> None:
     import io
 
     import numpy as np

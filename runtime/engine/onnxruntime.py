@@ -3,6 +3,7 @@
 Always holds: integer arithmetic is exact on every processor.
 """
 
+import os
 from typing import Any, ClassVar
 
 import onnxruntime as ort
@@ -14,9 +15,6 @@ from .base import Choice
 # For programs that imported onnxruntime before `runtime`: stops further telemetry.
 ort.disable_telemetry_events()
 
-# Processors without VNNI add two products of uint8 and int8 in 16 bits, which can overflow. With
-# this option onnxruntime avoids that, and is slower.
-NO_VNNI = ("session.x64quantprecision", "1")
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "xnnpack": "XnnpackExecutionProvider",
@@ -29,6 +27,32 @@ _PROVIDERS = {
 }
 
 
+def open_session(
+    graph: bytes | str | os.PathLike[str], threads: int | None = None, provider: str = "cpu"
+) -> ort.InferenceSession:
+    """Load an ONNX graph, given as bytes or as a path. All sessions are opened here.
+
+    Args:
+        threads: threads of one call; None for one a core.
+        provider: one of OnnxRuntime.PROVIDERS. Operators that it lacks run on the CPU.
+
+    Raises onnxruntime's own errors.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Idle threads that spin take the core from the code that runs between two calls.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not processor.has_vnni():
+        # Without VNNI, two products of uint8 and int8 are added in 16 bits and may overflow.
+        # With this setting, int8 graphs are exact and slower. Float32 graphs do not change.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    providers = list(dict.fromkeys((_PROVIDERS[provider], _PROVIDERS["cpu"])))
+    source = graph if isinstance(graph, bytes) else os.fspath(graph)
+    return ort.InferenceSession(source, options, providers=providers)
+
+
 class OnnxRuntime:
     """A graph in an onnxruntime session."""
 
@@ -37,16 +61,7 @@ class OnnxRuntime:
 
     def __init__(self, graph: bytes, choice: Choice, threads: int | None, workers: int):
         self.choice = choice
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Idle threads that spin would take the core from the coder, which runs between two calls.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if choice.precision == "int8" and not processor.has_vnni():
-            options.add_session_config_entry(*NO_VNNI)
-        providers = dict.fromkeys((_PROVIDERS[choice.provider], _PROVIDERS["cpu"]))
-        self._session = ort.InferenceSession(graph, options, providers=list(providers))
+        self._session = open_session(graph, threads, choice.provider)
         self._source = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.fingerprint: str | None = self._session.get_modelmeta().custom_metadata_map.get(

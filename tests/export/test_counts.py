@@ -1,4 +1,4 @@
-"""Counts of symbols, the tables fitted to them, and python -m export --refit."""
+"""Counts of symbols, tables that are fitted to them, and `python -m export --refit`."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,12 @@ from made_tables import skewed_tables
 from numpy.typing import NDArray
 from PIL import Image
 
-from export import __main__ as export_main
+from export import cli as command
 from export.counts import Counts, CountsError, count, fit_tables, symbols_of, thresholds_for
-from export.images import NoImagesError, synthetic_images
+from export.images import NoImagesError, Reading, synthetic_images
+from export.inputs import find_counts
+from export.request import Request
+from export.states import CountsSource
 from runtime import CloudDecoder, EdgeEncoder
 from runtime.codec.bundle import Bundle
 from runtime.codec.coder import Tables
@@ -24,7 +27,7 @@ SHA = "ab" * 32
 def smooth_symbols(
     images: int, channels: int = 3, side: int = 28, seed: int = 0
 ) -> NDArray[np.int16]:
-    """Neighbours resemble each other; the last channel is all zero."""
+    """[images, channels, side, side]: neighbours are similar, and the last channel is 0."""
     rng = np.random.default_rng(seed)
     field = rng.normal(size=(images, channels, side + 4, side + 4))
     mean = sum(field[:, :, i : side + i, j : side + j] for i in range(4) for j in range(4)) / 4
@@ -69,7 +72,7 @@ def test_every_symbol_can_still_be_coded(far: int) -> None:
 
 
 def test_few_images_hardly_move_the_tables() -> None:
-    """The model's own belief weighs as much as five images."""
+    """The model's own table weighs as much as the symbols of about five images."""
     own = Tables(*skewed_tables(1))
     fitted = fit_tables(own, count([np.zeros((1, 1, 4, 4), np.int16)], own, SHA, "one"))
     assert np.abs(np.diff(fitted.cdfs[0].astype(int)) - np.diff(own.cdfs[0].astype(int))).max() < 10
@@ -155,16 +158,13 @@ def test_a_damaged_image_is_refused_by_name_or_left_out_and_counted(
     for path, image in zip(paths, synthetic_images(3, 32), strict=True):
         Image.fromarray(image).save(path)
     paths[1].write_bytes(paths[1].read_bytes()[:300])
+    refusing = Reading(as_is=True, damage=Damage(False, "--skip-damaged"))
     with pytest.raises(DamagedImageError, match=r"1\.png is damaged .*give --skip-damaged"):
-        list(symbols_of(random_bundle / "edge.onnx", paths, True, Damage(False, "--skip-damaged")))
-    damage = Damage(True)
-    assert (
-        sum(
-            len(symbols) for symbols in symbols_of(random_bundle / "edge.onnx", paths, True, damage)
-        )
-        == 2
-    )
-    assert list(damage.files) == [str(paths[1])]
+        list(symbols_of(random_bundle / "edge.onnx", paths, refusing))
+    reading = Reading(as_is=True)
+    batches = symbols_of(random_bundle / "edge.onnx", paths, reading)
+    assert sum(len(symbols) for symbols in batches) == 2
+    assert list(reading.damage.files) == [str(paths[1])]
 
 
 @pytest.fixture(scope="module")
@@ -190,19 +190,8 @@ def test_export_refits_keeps_counts_and_uses_them_again(
     beside = tmp_path / "model.counts.json"
 
     def export(name: str, *options: str) -> dict:
-        assert (
-            export_main.main(
-                [
-                    "ours_n0",
-                    "--checkpoint",
-                    str(checkpoint),
-                    "--out",
-                    str(tmp_path / name),
-                    *options,
-                ]
-            )
-            == 0
-        )
+        arguments = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / name), *options]
+        assert command.main(["ours_n0", *arguments]) == 0
         return json.loads((tmp_path / name / "manifest.json").read_text())
 
     first = export(
@@ -221,7 +210,7 @@ def test_export_refits_keeps_counts_and_uses_them_again(
         Bundle.load(tmp_path / "again").compressai_tables().digest()
         == Bundle.load(random_bundle).tables.digest()
     )
-    # Each profile, both ends.
+    # Both ends agree on the symbols, in the profile of either bundle.
     picture = pictures / "3.png"
     encoder = EdgeEncoder(tmp_path / "again", 1)
     assert (
@@ -236,19 +225,12 @@ def test_export_refits_keeps_counts_and_uses_them_again(
         CloudDecoder(tmp_path / "again", 1).bundle.decode(data),
         CloudDecoder(random_bundle, 1).bundle.decode(own_data),
     )
-    # Counts that no longer fit are an error, not a fallback, unless they are not wanted.
-    options = export_main._parser().parse_args(["ours_n0", "--own-tables"])
-    assert (
-        export_main._make_counts(options, checkpoint, "0" * 64, Damage(False))(
-            tmp_path, Tables(*skewed_tables(1))
-        )
-        is None
-    )
+    # Counts of another checkpoint are an error, unless --own-tables leaves them out.
+    request = Request(model="ours_n0", checkpoint=checkpoint, out=tmp_path, own_tables=True)
+    assert find_counts(request, "0" * 64) == CountsSource()
     beside.write_text(beside.read_text().replace(first["bottleneck_sha256"], "0" * 64))
     assert (
-        export_main.main(
-            ["ours_n0", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "stale")]
-        )
+        command.main(["ours_n0", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "stale")])
         == 1
     )
     assert "--own-tables" in capsys.readouterr().err
@@ -266,14 +248,14 @@ def test_small_files_cannot_be_asked_of_a_model_without_counts(
         str(tmp_path / "out"),
         "--small",
     ]
-    assert export_main.main(arguments) == 1
+    assert command.main(arguments) == 1
     assert "--refit DIR" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        export_main.main([*arguments, "--own-tables"])
+        command.main([*arguments, "--own-tables"])
 
 
 def test_the_defaults_counts_are_of_its_checkpoint(bundle: Path) -> None:
-    """So that a plain clone exports fitted tables; they were counted on training images alone."""
+    """A plain clone exports tables that are fitted to training images."""
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["tables"]["images"] == 9469
     assert manifest["tables"]["source"] == "train"

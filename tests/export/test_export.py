@@ -1,80 +1,27 @@
-"""python -m export: both graphs against torch at odd sizes, the parity gate, and what it leaves behind."""
+"""The whole command: `python -m export`."""
 
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
-import torch
 from numpy.typing import NDArray
 
-from export import __main__ as command
-from export import bundle as export_bundle
-from export.graphs import (
-    OPSET,
-    CloudGraph,
-    EdgeGraph,
-    ExportError,
-    export_cloud,
-    export_edge,
-    largest_latent,
-)
-from export.images import NoImagesError, folder_images, synthetic_images
-from export.parity import ParityError, check_parity, torch_symbols
-from export.tables import QuantilesError, bottleneck_sha256, make_tables
+from export import cli as command
+from export import inputs as export_inputs
+from export.checkpoint import find_checkpoint
 from runtime import CloudDecoder, EdgeEncoder
 from runtime.cli import edge_encode as edge_cli
 from runtime.codec.bundle import Bundle
 from runtime.codec.feature_file import parse
 from runtime.codec.manifest import Preprocessing
 from runtime.images.preprocess import preprocess
-from training.checkpoint import load_model, save_model
-from training.models import MODELS, FeatureCompressionModel, build_random_model
+from training.checkpoint import save_model
+from training.models import MODELS, build_random_model
 
 GOLF_BALL = Path(__file__).resolve().parents[2] / "docs" / "demo" / "golf_ball.jpg"
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def model(random_checkpoint: Path) -> FeatureCompressionModel:
-    """The model of `random_bundle`."""
-    return load_model(random_checkpoint, "ours_n0")[0]
-
-
-def hold_to_torch(model: FeatureCompressionModel, edge: Path, cloud: Path) -> None:
-    """Both graphs on several batches and odd latent sizes: symbols, and logits within 1e-3."""
-    sessions = [
-        ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        for path in (edge, cloud)
-    ]
-    for shape in ((1, 224, 224, 3), (2, 72, 40, 3), (5, 24, 136, 3), (3, 16, 16, 3)):
-        pixels = np.random.default_rng(sum(shape)).integers(0, 256, shape, dtype=np.uint8)
-        with torch.no_grad():
-            expected = torch_symbols(model, pixels)
-            logits = model.logits_of_symbols(torch.from_numpy(expected).float()).numpy()
-        symbols = sessions[0].run(None, {"pixels": pixels})[0]
-        assert symbols.dtype == np.int16
-        assert symbols.shape == expected.shape
-        assert (symbols == expected).mean() > 0.999
-        assert np.abs(sessions[1].run(None, {"symbols": expected})[0] - logits).max() < 1e-3
-
-
-def test_graphs_are_torchs_at_any_batch_and_size(
-    model: FeatureCompressionModel, random_bundle: Path
-) -> None:
-    hold_to_torch(model, random_bundle / "edge.onnx", random_bundle / "cloud.onnx")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "ours_n0"])
-def test_every_model_exports(name: str, tmp_path: Path) -> None:
-    model = build_random_model(name, 10)
-    export_edge(model, tmp_path / "edge.onnx")
-    export_cloud(model, tmp_path / "cloud.onnx")
-    hold_to_torch(model, tmp_path / "edge.onnx", tmp_path / "cloud.onnx")
 
 
 @pytest.mark.slow
@@ -88,131 +35,8 @@ def test_the_kept_bottlenecks_export_with_their_counts(
     assert manifest["weights"] == "trained"
 
 
-def test_graphs_are_cut_at_integers_and_have_gelu_whole(random_bundle: Path) -> None:
-    edge, cloud = (onnx.load(random_bundle / name) for name in ("edge.onnx", "cloud.onnx"))
-    assert {entry.version for entry in edge.opset_import if entry.domain == ""} == {OPSET}
-    assert edge.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    assert edge.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.INT16
-    assert cloud.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.INT16
-    operators = [node.op_type for node in (*edge.graph.node, *cloud.graph.node)]
-    assert operators.count("Gelu") == 4
-    assert not {"Erf", "Tanh"} & set(operators)
-    assert b"/" not in b"".join(node.doc_string.encode() for node in edge.graph.node)
-
-
-def test_huge_latents_are_clamped(tmp_path: Path) -> None:
-    huge = build_random_model("ours_n0", 10)
-    with torch.no_grad():
-        huge.bottleneck_layer.encoder[-1].bias[:2] = torch.tensor([1e9, -1e9])
-    export_edge(huge, tmp_path / "edge.onnx")
-    session = ort.InferenceSession(str(tmp_path / "edge.onnx"), providers=["CPUExecutionProvider"])
-    symbols = session.run(None, {"pixels": synthetic_images(1, 64)})[0][0]
-    assert (symbols[0] == 32767).all()
-    assert (symbols[1] == -32767).all()
-    assert (abs(symbols[2:]) < 100).all()
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e31])
-def test_weights_with_which_a_latent_might_be_no_number_are_refused(
-    value: float, tmp_path: Path
-) -> None:
-    broken = build_random_model("ours_n0", 10)
-    with torch.no_grad():
-        broken.bottleneck_layer.encoder[-1].bias[0] = value
-    with pytest.raises(ExportError, match="the checkpoint is broken"):
-        export_edge(broken, tmp_path / "edge.onnx")
-    assert not (tmp_path / "edge.onnx").exists()
-
-
-@pytest.mark.parametrize("name", ["ours_n0", "ours_n4", "matsubara2022wacv"])
-def test_no_latent_is_larger_than_its_bound(name: str) -> None:
-    encoder = EdgeGraph(build_random_model(name, 10)).encoder
-    # The pixels that a channel's weights like best, where nothing but a convolution follows them.
-    pixels = torch.cat(
-        [
-            torch.from_numpy(synthetic_images(2, 64)).permute(0, 3, 1, 2).float(),
-            255 * torch.ones(1, 3, 64, 64),
-        ]
-    )
-    with torch.no_grad():
-        found = float(encoder(pixels).abs().max())
-    assert 0 < found <= largest_latent(encoder) < 1e30
-
-
-@pytest.mark.parametrize("name", ["ours_n0", "matsubara2022wacv"])
-@pytest.mark.parametrize("median", [0.0, 0.25])
-def test_the_cloud_graph_computes_what_the_model_does(name: str, median: float) -> None:
-    """A transposed convolution as a convolution, medians that are added or left out, GDN with fixed parameters."""
-    other = build_random_model(name, 10)
-    with torch.no_grad():
-        other.bottleneck_layer.entropy_bottleneck.quantiles[:, :, 1] = median
-        symbols = torch.randint(-3, 4, (2, other.spec.latent_channels, 9, 7), dtype=torch.int16)
-        expected = other.bottleneck_layer.decode(symbols.float())
-        graph = CloudGraph(other)
-        graph.model.tail = lambda features: features  # type: ignore[method-assign]
-        torch.testing.assert_close(
-            graph(symbols), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
-        )
-
-
-def test_the_gate_sees_other_weights(random_bundle: Path) -> None:
-    other = build_random_model("ours_n0", 10, seed=1)
-    with pytest.raises(ParityError, match="of the symbols equal torch's"):
-        check_parity(
-            other,
-            make_tables(other),
-            random_bundle / "edge.onnx",
-            random_bundle / "cloud.onnx",
-            synthetic_images(3),
-            "synthetic images",
-        )
-
-
-def test_the_gate_sees_another_tail(random_checkpoint: Path, random_bundle: Path) -> None:
-    other = load_model(random_checkpoint, "ours_n0")[0]
-    with torch.no_grad():
-        other.tail.fc.bias[3] += 0.01
-    with pytest.raises(ParityError, match="a logit differs"):
-        check_parity(
-            other,
-            make_tables(other),
-            random_bundle / "edge.onnx",
-            random_bundle / "cloud.onnx",
-            synthetic_images(1),
-            "synthetic images",
-        )
-
-
-def test_the_gate_wants_symbols_that_are_not_zero(
-    model: FeatureCompressionModel, random_bundle: Path
-) -> None:
-    grey = np.full((1, 224, 224, 3), 124, np.uint8)
-    with pytest.raises(ParityError, match="not zero"):
-        check_parity(
-            model,
-            make_tables(model),
-            random_bundle / "edge.onnx",
-            random_bundle / "cloud.onnx",
-            grey,
-            "one grey image",
-        )
-
-
-@pytest.fixture
-def ready_graphs(random_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spares an export the seconds of torch.onnx: the graphs are always those of `model`."""
-    monkeypatch.setattr(
-        export_bundle, "export_edge", lambda _, path: shutil.copy(random_bundle / "edge.onnx", path)
-    )
-    monkeypatch.setattr(
-        export_bundle,
-        "export_cloud",
-        lambda _, path: shutil.copy(random_bundle / "cloud.onnx", path),
-    )
-
-
 @pytest.mark.usefixtures("ready_graphs")
-def test_a_failed_gate_is_status_3_and_leaves_the_old_bundle_alone(
+def test_failed_parity_is_status_3_and_leaves_the_old_bundle_alone(
     random_bundle: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     """The checkpoint has other weights than the graphs, as if the exporter had gone wrong."""
@@ -299,9 +123,9 @@ def test_a_checkpoint_is_found_by_model_and_lmb(
     folder = tmp_path / "checkpoints" / "ours_n8"
     folder.mkdir(parents=True)
     (folder / "lmb2.56.pt").touch()
-    assert command.find_checkpoint("ours_n8", "2.56").resolve() == folder / "lmb2.56.pt"
+    assert find_checkpoint("ours_n8", "2.56").resolve() == folder / "lmb2.56.pt"
     (folder / "lmb2.56.safetensors").touch()
-    assert command.find_checkpoint("ours_n8", "2.560").resolve() == folder / "lmb2.56.safetensors"
+    assert find_checkpoint("ours_n8", "2.560").resolve() == folder / "lmb2.56.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -347,50 +171,25 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
     assert exit_info.value.code == 2
 
 
-def test_the_command_knows_every_model() -> None:
-    assert tuple(MODELS) == command.MODEL_NAMES
-
-
-@pytest.mark.parametrize("value", [float("nan"), 1e6, -20.0])
-def test_quantiles_that_bound_no_table(value: float) -> None:
-    broken = build_random_model("ours_n0", 10)
-    with torch.no_grad():
-        broken.bottleneck_layer.entropy_bottleneck.quantiles[5, 0, 2] = value
-    with pytest.raises(QuantilesError, match="channel 5"):
-        make_tables(broken)
-
-
-def test_the_bottlenecks_hash_covers_its_weights_and_not_the_tail() -> None:
-    own = bottleneck_sha256(build_random_model("ours_n0", 10))
-    other = build_random_model("ours_n0", 10)
-    assert bottleneck_sha256(other) == own
-    with torch.no_grad():
-        other.tail.fc.bias += 1
-    assert bottleneck_sha256(other) == own
-    for name in ("encoder.0.bias", "decoder.0.weight", "entropy_bottleneck.quantiles"):
-        other = build_random_model("ours_n0", 10)
-        with torch.no_grad():
-            other.bottleneck_layer.get_parameter(name).view(-1)[1] += 1e-3
-        assert bottleneck_sha256(other) != own, name
-
-
-def test_synthetic_images_are_the_same_everywhere() -> None:
-    import zlib
-
-    images = synthetic_images(2, 64)
-    assert zlib.crc32(images.tobytes()) == zlib.crc32(synthetic_images(3, 64)[:2].tobytes())
-    assert images.std() > 40
+def test_the_command_names_every_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["ours_n5"])
+    error = capsys.readouterr().err
+    assert all(name in error for name in MODELS)
+    with pytest.raises(SystemExit):
+        command.main(["../ours_n4", "--checkpoint", "x.safetensors"])
+    assert "is no name of a model" in capsys.readouterr().err
 
 
 def test_labels_are_read_as_editors_save_them(tmp_path: Path) -> None:
     file = tmp_path / "labels.txt"
     file.write_bytes("\ufeffcat\r\ndog\r\n".encode())
-    assert command._labels(file, {}, 2) == ["cat", "dog"]
+    assert export_inputs._labels(file, {}, 2) == ["cat", "dog"]
     with pytest.raises(ValueError, match=r"labels\.txt has 2 labels, the checkpoint 3 classes"):
-        command._labels(file, {}, 3)
+        export_inputs._labels(file, {}, 3)
     file.write_bytes("cat\ndog\n".encode("utf-16"))
     with pytest.raises(ValueError, match="save it as UTF-8"):
-        command._labels(file, {}, 2)
+        export_inputs._labels(file, {}, 2)
 
 
 def test_data_is_refused_before_anything_is_exported(
@@ -422,17 +221,6 @@ def test_data_is_refused_before_anything_is_exported(
         assert command.main([*arguments, *more]) == 1
         assert text in capsys.readouterr().err
     assert not (tmp_path / "bundle").exists()
-
-
-def test_folder_images_passes_over_what_is_none(tmp_path: Path, golf_ball: np.ndarray) -> None:
-    from PIL import Image
-
-    with pytest.raises(NoImagesError, match="no image"):
-        folder_images(tmp_path)
-    (tmp_path / "a").mkdir()
-    Image.fromarray(golf_ball).save(tmp_path / "a" / "ball.PNG")
-    (tmp_path / "broken.jpg").write_bytes(b"")
-    assert folder_images(tmp_path).shape == (1, 224, 224, 3)
 
 
 def test_a_bundle_says_what_is_done_to_images_and_the_edge_does_it(

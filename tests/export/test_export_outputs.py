@@ -1,4 +1,4 @@
-"""What export writes: checked before work, gone without a trace when it is stopped, and never an input's."""
+"""Export's outputs: checked before work, removed when it is stopped, and never over an input."""
 
 import errno
 import os
@@ -11,26 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from export import __main__ as command
-from export import bundle as export_bundle
+from export import cli as command
+from export import inputs as export_inputs
+from export import stages
 
 Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
 def place(
-    tmp_path: Path, random_checkpoint: Path, random_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    random_checkpoint: Path,
+    random_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ready_graphs: None,
 ) -> Path:
     """A folder with a checkpoint and an older bundle, where exporting graphs takes no time."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        export_bundle, "export_edge", lambda _, path: shutil.copy(random_bundle / "edge.onnx", path)
-    )
-    monkeypatch.setattr(
-        export_bundle,
-        "export_cloud",
-        lambda _, path: shutil.copy(random_bundle / "cloud.onnx", path),
-    )
     shutil.copy(random_checkpoint, "c.safetensors")
     shutil.copytree(random_bundle, "old")
     return tmp_path
@@ -87,9 +84,7 @@ def names(folder: Path) -> list[str]:
 def test_outputs_are_refused_before_the_checkpoint_is_loaded(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, arguments: list[str], text: str
 ) -> None:
-    from training import checkpoint
-
-    monkeypatch.setattr(checkpoint, "load_model", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(export_inputs, "load_model", lambda *_: pytest.fail("work was done"))
     Path("link").symlink_to("c.safetensors")
     Path("labels.txt").touch()
     assert export(*arguments) == 1
@@ -142,7 +137,7 @@ def stop(number: int) -> Callable:
         (signal.SIGHUP, 129, "SIGHUP\n"),
     ],
 )
-@pytest.mark.parametrize("moment", ["export_cloud", "_sha256"])
+@pytest.mark.parametrize("moment", ["export.stages.export_cloud", "export.bundle._sha256"])
 def test_a_signal_is_one_line_and_leaves_the_old_bundle_and_nothing_else(
     place: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -152,7 +147,7 @@ def test_a_signal_is_one_line_and_leaves_the_old_bundle_and_nothing_else(
     said: str,
     moment: str,
 ) -> None:
-    monkeypatch.setattr(export_bundle, moment, stop(number))
+    monkeypatch.setattr(moment, stop(number))
     before = (place / "old" / "manifest.json").read_bytes()
     assert export("--out", "old") == status
     error = capsys.readouterr().err
@@ -183,7 +178,8 @@ def test_a_bundle_that_is_in_the_way_comes_back_when_the_new_one_cannot_take_its
 
 def test_what_a_killed_export_left_is_swept_by_the_next(place: Path) -> None:
     code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom runtime.files import temporary_folder\n"
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from runtime.files import temporary_folder\n"
         "with temporary_folder('new') as work:\n"
         "    (work / 'edge.onnx').write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -199,10 +195,8 @@ def test_a_disk_that_gets_full_names_the_bundle_and_a_remedy(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(export_bundle, "export_cloud", full)
+    monkeypatch.setattr(stages, "export_cloud", full)
     assert export("--out", "new") == 1
-    assert (
-        "export: new cannot be written: free space there, or name another folder with --out: [Errno 28]"
-        in capsys.readouterr().err
-    )
+    remedy = "new cannot be written: free space there, or name another folder with --out"
+    assert f"export: {remedy}: [Errno 28]" in capsys.readouterr().err
     assert names(place) == ["c.safetensors", "old"]

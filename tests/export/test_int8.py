@@ -1,4 +1,4 @@
-"""int8: ranges and whose they are, what is quantised, the gate."""
+"""int8: ranges and the graph they belong to, what is quantised, the gate."""
 
 import json
 from dataclasses import replace
@@ -9,18 +9,24 @@ import onnx
 import pytest
 from PIL import Image
 
-from export import __main__ as command
-from export.gate import GateError, Graphs, judge, open_session, reasons, strays
-from export.images import labelled_paths, synthetic_images
-from export.quantise import Calibration, NothingToQuantiseError, RangesError, quantise, take_ranges
+from export import cli as command
+from export.graphs import Graphs
+from export.images import Reading, labelled_paths, synthetic_images
+from export.int8.gate import GateError, deviation, judge, reasons
+from export.int8.quantise import NothingToQuantiseError, quantise
+from export.int8.ranges import Calibration, RangesError, take_ranges
+from export.tables import Coder
 from runtime import EdgeEncoder
 from runtime.codec.bundle import Bundle
+from runtime.engine.onnxruntime import open_session
 
 Capture = pytest.CaptureFixture[str]
 PROJECT = Path(__file__).resolve().parents[2]
 RANGES = PROJECT / "checkpoints" / "ours_n4" / "lmb1.28.ranges.json"
 
 
+HEAD = '"images": 1, "source": "s"'
+CLOUD = '"cloud": {"sha256": "a", "operators":'
 ONE_EDGE = '"edge": {"sha256": "a", "operators": [["Conv", 0.0, 1.0]]}'
 
 
@@ -34,6 +40,11 @@ def graphs_of(bundle: Path) -> Graphs:
         "edge": {"fp32": bundle / "edge.onnx", "int8": bundle / "edge.int8.onnx"},
         "cloud": {"fp32": bundle / "cloud.onnx", "int8": bundle / "cloud.int8.onnx"},
     }
+
+
+def coder_of(bundle: Path) -> Coder:
+    loaded = Bundle.load(bundle)
+    return Coder(loaded.fingerprint, loaded.tables, loaded.manifest.profile)
 
 
 def test_the_default_bundle_has_int8_graphs_that_were_judged(bundle: Path) -> None:
@@ -95,7 +106,7 @@ def test_for_arm_activations_are_signed_and_their_values_the_same(
             open_session(path).run(None, inputs)[0]
             for path in (tmp_path / end, graphs[end]["int8"])
         )
-        # A value on the border of two steps may fall either way: what is added before rounding is another whole number.
+        # A value halfway between two steps may fall either way: another zero point is added to it.
         assert (
             (found != expected).mean() < 2e-4
             if end == "edge"
@@ -113,11 +124,11 @@ def test_ranges_survive_their_file(calibration: Calibration) -> None:
         "",
         "[]",
         "{}",
-        f'{{"images": 1, "source": "s", {ONE_EDGE}}}',
-        f'{{"images": 1, "source": "s", {ONE_EDGE}, "cloud": {{"sha256": "a", "operators": [["Conv", 1]]}}}}',
-        f'{{"images": 1, "source": "s", {ONE_EDGE}, "cloud": {{"sha256": "a", "operators": [["Conv", 2.0, 1.0]]}}}}',
-        f'{{"images": 1, "source": "s", {ONE_EDGE}, "cloud": {{"sha256": "a", "operators": [["Conv", NaN, 1.0]]}}}}',
-        f'{{"images": 1, "source": "s", {ONE_EDGE}, "cloud": {{"sha256": "a", "operators": []}}, "more": 1}}',
+        f"{{{HEAD}, {ONE_EDGE}}}",
+        f'{{{HEAD}, {ONE_EDGE}, {CLOUD} [["Conv", 1]]}}}}',
+        f'{{{HEAD}, {ONE_EDGE}, {CLOUD} [["Conv", 2.0, 1.0]]}}}}',
+        f'{{{HEAD}, {ONE_EDGE}, {CLOUD} [["Conv", NaN, 1.0]]}}}}',
+        f'{{{HEAD}, {ONE_EDGE}, {CLOUD} []}}, "more": 1}}',
         "[" * 10000,
     ],
 )
@@ -155,7 +166,7 @@ def test_of_an_encoder_of_two_convolutions_the_first_is_quantised(
 
 
 def test_a_graph_with_nothing_to_quantise(random_bundle: Path, tmp_path: Path) -> None:
-    """One convolution, whose output is rounded to symbols."""
+    """Its only convolution is the one whose output is rounded to symbols."""
     model = onnx.load(random_bundle / "edge.onnx")
     last = [node for node in model.graph.node if node.op_type == "Conv"][-1]
     last.op_type = "Identity"
@@ -180,7 +191,7 @@ def test_ranges_are_what_the_graph_computes(bundle: Path, calibration: Calibrati
 
 
 def test_a_range_too_narrow_is_seen(bundle: Path, calibration: Calibration, tmp_path: Path) -> None:
-    """The gate by symbols, and by logits: ranges a hundredth as wide spoil a graph."""
+    """Ranges a hundredth as wide spoil a graph: its symbols or logits deviate too far."""
     graphs = graphs_of(bundle)
     for end, ranges, text in (
         ("edge", calibration.edge, "of the symbols are others"),
@@ -194,11 +205,11 @@ def test_a_range_too_narrow_is_seen(bundle: Path, calibration: Calibration, tmp_
         )
         quantise(graphs[end]["fp32"], narrow, ranges.sha256, tmp_path / end)
         with pytest.raises(GateError, match=text):
-            strays(
+            deviation(
                 graphs | {end: {"fp32": graphs[end]["fp32"], "int8": tmp_path / end}},
                 synthetic_images(2),
             )
-    assert 0 < strays(graphs, synthetic_images(2))["edge"] < 0.02
+    assert 0 < deviation(graphs, synthetic_images(2))["edge"] < 0.02
 
 
 def test_the_judge_counts_what_int8_wins_and_loses(bundle: Path, tmp_path: Path) -> None:
@@ -211,22 +222,23 @@ def test_the_judge_counts_what_int8_wins_and_loses(bundle: Path, tmp_path: Path)
     paths = labelled_paths(folder, labels)
     assert [label for _, label in paths] == [0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9]
     assert {label for _, label in labelled_paths(folder, labels[:3])} == {None}
-    encode, graphs = Bundle.load(bundle).encode, graphs_of(bundle)
+    coder, graphs = coder_of(bundle), graphs_of(bundle)
+    as_is = Reading(as_is=True)
     twice = {end: {"fp32": files["fp32"], "int8": files["fp32"]} for end, files in graphs.items()}
-    same = judge(twice, encode, paths, True, "synthetic")
+    same = judge(twice, coder, paths, "synthetic", as_is)
     assert (same["images"], same["symbols_changed"], same["more_bytes"]) == (10, 0, 0)
     assert [(same[way]["lost"], same[way]["won"]) for way in ("edge", "cloud", "both")] == [
         (0, 0)
     ] * 3
     assert same["labelled"]
     assert 0 <= same["top1"] <= 1
-    unlabelled = judge(graphs, encode, labelled_paths(folder, labels[:3]), True, "synthetic")
+    unlabelled = judge(graphs, coder, labelled_paths(folder, labels[:3]), "synthetic", as_is)
     assert 0 < unlabelled["symbols_changed"] < 0.02
     assert unlabelled["both"]["won"] == 0
     assert unlabelled["top1"] is None
     assert not unlabelled["labelled"]
     only_cloud = judge(
-        graphs | {"edge": {"fp32": graphs["edge"]["fp32"]}}, encode, paths[:2], True, "synthetic"
+        graphs | {"edge": {"fp32": graphs["edge"]["fp32"]}}, coder, paths[:2], "synthetic", as_is
     )
     assert {"edge", "both", "more_bytes"}.isdisjoint(only_cloud)
     assert (
@@ -234,7 +246,7 @@ def test_the_judge_counts_what_int8_wins_and_loses(bundle: Path, tmp_path: Path)
         == (only_cloud["cloud"]["won"] - only_cloud["cloud"]["lost"]) / 2
     )
     with pytest.raises(GateError, match="no image could be read"):
-        judge(graphs, encode, [(folder / "class 3" / "two.png", 3)], True, "synthetic")
+        judge(graphs, coder, [(folder / "class 3" / "two.png", 3)], "synthetic", as_is)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +320,7 @@ def test_calibrate_to_bundle(tmp_path: Path, capsys: Capture) -> None:
     assert record["images"] == 306
     assert record["gate"]["images"] == 34
     assert record["validation"]["images"] == 340
-    # Pictures of noise are not what the model knows: int8 may or may not be good enough on them, and the bundle says which.
+    # The model was not trained on synthetic images: int8 may or may not be good enough on them.
     good = [end for end in ("edge", "cloud") if not reasons(record["gate"], end)]
     manifest = json.loads((out / "manifest.json").read_text())
     assert (manifest["int8"]["graphs"] if manifest["int8"] else []) == good

@@ -1,4 +1,4 @@
-"""Entropy tables, and symbols under them, that tests make."""
+"""Entropy tables and symbols for tests."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -8,7 +8,7 @@ LIMIT = 32767
 
 @st.composite
 def tables_and_symbols(draw: st.DrawFn) -> tuple[list[list[int]], list[int], list[list[int]]]:
-    """Any valid tables, and symbols of which some lie inside, some just outside and some far off."""
+    """Valid tables, and symbols inside, just outside and far outside: (cdfs, offsets, rows)."""
     cdfs, offsets, symbols = [], [], []
     row = draw(st.sampled_from([0, 1, 2, 3, 4, 5, 7, 8, 31, 130]))
     for _ in range(draw(st.integers(1, 4))):
@@ -35,11 +35,12 @@ def tables_and_symbols(draw: st.DrawFn) -> tuple[list[list[int]], list[int], lis
 
 
 def as_array(symbols: list[list[int]]) -> np.ndarray:
+    """The symbols as int16 [channels, symbols of a channel]."""
     return np.array(symbols, np.int16).reshape(len(symbols), -1)
 
 
 def skewed_tables(channels: int) -> tuple[list[list[int]], list[int]]:
-    """Nearly all mass on 0, as a trained model has it."""
+    """Equal tables with nearly all mass on 0, as in a trained model: (cdfs, offsets)."""
     frequencies = [1, 3, 200, 64800, 520, 10, 1, 1]
     assert sum(frequencies) == 65536
     return [[0, *np.cumsum(frequencies).tolist()]] * channels, [-3] * channels

@@ -1,0 +1,299 @@
+"""An export as a list of stages, in the order in which they run.
+
+    Inputs -> edge graph -> cloud graph -> tables -> parity -> ranges -> int8 graphs -> judgement
+           -> int8 -> bundle
+
+Each stage is a function from one state to the next (export/states.py). `write_bundle` runs them in
+a temporary folder. The last one renames it, so that a bundle exists verified or not at all.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import runtime
+from runtime.cli.command import say
+from runtime.codec.bundle import (
+    CLOUD_GRAPH,
+    COMPRESSAI_TABLES,
+    EDGE_GRAPH,
+    LABELS,
+    MANIFEST,
+    TABLES,
+    compute_fingerprint,
+)
+from runtime.codec.feature_file import Profile
+from runtime.codec.manifest import Manifest
+from runtime.engine.registry import GRAPHS
+from runtime.files import temporary_folder, write_atomically
+from training.command import progress
+
+from .bundle import check_output, make_manifest, move_into_place
+from .counts import Counts, CountsError, count, fit_tables, symbols_of
+from .graphs import export_cloud, export_edge, stamp
+from .int8.gate import GateError, deviation, judge, milliseconds, reasons
+from .int8.quantise import NothingToQuantiseError, quantise
+from .int8.ranges import calibrate
+from .parity import check_parity
+from .states import (
+    Calibrated,
+    Chosen,
+    Coded,
+    EdgeExported,
+    Exported,
+    Inputs,
+    Judged,
+    Placed,
+    Quantised,
+    Started,
+    Verified,
+    then,
+)
+from .tables import Coder, bottleneck_sha256, make_tables, shape_rule, weights_sha256
+
+
+def write_edge_graph(state: Started) -> EdgeExported:
+    """Write the float32 edge graph. Raises ExportError."""
+    path = state.work / EDGE_GRAPH
+    export_edge(state.model, path)
+    return then(EdgeExported, state, _size(path), edge=path)
+
+
+def write_cloud_graph(state: EdgeExported) -> Exported:
+    """Write the float32 cloud graph. Raises ExportError."""
+    path = state.work / CLOUD_GRAPH
+    export_cloud(state.model, path)
+    return then(Exported, state, _size(path), cloud=path)
+
+
+def write_tables(state: Exported) -> Coded:
+    """Fit the tables to counts, if there are any, and give the graphs the fingerprint.
+
+    Raises QuantilesError, TablesError, CountsError, NoImagesError, DamagedImageError, OSError.
+    """
+    bottleneck = bottleneck_sha256(state.model)
+    own = tables = make_tables(state.model)
+    counts = state.counts.stored
+    if state.counts.images:
+        images = progress(state.counts.images, "counting")
+        symbols = symbols_of(state.edge, images, state.reading)
+        counts = count(symbols, own, bottleneck, state.counts.name)
+        _keep(state.counts.keep, counts.to_json())
+    if counts:
+        tables = fit_tables(own, counts)
+        (state.work / COMPRESSAI_TABLES).write_bytes(own.to_json())
+    profile = state.profile or (Profile.CONTEXT if tables.contexts else Profile.STATIC)
+    if profile is Profile.CONTEXT and not tables.contexts:
+        raise CountsError(
+            "no channel has context tables, which small files need: "
+            "give images to count with --refit DIR"
+        )
+    (state.work / TABLES).write_bytes(tables.to_json())
+    fingerprint = compute_fingerprint(shape_rule(state.model), tables, bottleneck)
+    properties = {
+        "model": state.name,
+        "lmb": state.lmb,
+        "fingerprint": fingerprint.hex(),
+        "edgecloud_features": runtime.__version__,
+        "torch": version("torch"),
+        "onnx": version("onnx"),
+    }
+    for graph in (state.edge, state.cloud):
+        stamp(graph, properties)
+    return then(
+        Coded,
+        state,
+        f"{_size(state.work / TABLES)}, {tables.channels} channels, "
+        f"{len(tables.contexts)} of them with context tables; {_origin(counts)}",
+        fitted_to=counts,
+        coder=Coder(fingerprint, tables, profile),
+        bottleneck_sha256=bottleneck,
+        properties=properties,
+    )
+
+
+def verify(state: Coded) -> Verified:
+    """Compare both float32 graphs and the coder with torch. Raises ParityError."""
+    report = check_parity(
+        state.model, state.coder.tables, state.edge, state.cloud, state.images, state.image_source
+    )
+    detail = (
+        f"{report.images} {report.source}: {report.equal_share:.4%} of symbols equal "
+        f"({report.nonzero_share:.1%} not zero), "
+        f"logits within {report.largest_logit_difference:.1e}, top-1 equal, coder exact"
+    )
+    return then(Verified, state, detail, parity=report)
+
+
+def take_calibration(state: Verified) -> Calibrated:
+    """Take activation ranges, where there are images for it. Raises RangesError."""
+    source = state.int8
+    calibration = source.stored
+    if source.images:
+        calibration = calibrate(
+            {"edge": state.edge, "cloud": state.cloud},
+            _graph_hashes(state),
+            [path for index, (path, _) in enumerate(source.images) if index % 10],
+            state.reading,
+            source.name,
+        )
+    return then(Calibrated, state, calibration=calibration)
+
+
+def write_int8_graphs(state: Calibrated) -> Quantised:
+    """Quantise both graphs, where there are ranges. Raises RangesError."""
+    graphs = {"edge": {"fp32": state.edge}, "cloud": {"fp32": state.cloud}}
+    if state.calibration:
+        hashes = _graph_hashes(state)
+        for end, files in graphs.items():
+            out = state.work / GRAPHS[end]["int8"]
+            ranges = state.calibration.of(end)
+            try:
+                quantise(files["fp32"], ranges, hashes[end], out, state.int8.signed)
+            except NothingToQuantiseError as error:
+                say(f"export: {error}", sys.stderr)
+            else:
+                files["int8"] = out
+    return then(Quantised, state, graphs=graphs)
+
+
+def judge_int8(state: Quantised) -> Judged:
+    """Measure int8 on images that were held out, and on others; keep the calibration if asked to.
+
+    Raises GateError, ParityError, DamagedImageError, OSError.
+    """
+    calibration, source = state.calibration, state.int8
+    if calibration and source.images:
+        held_out = progress(source.images[::10], "judging")
+        name = f"{calibration.source}, held out"
+        gate = judge(state.graphs, state.coder, held_out, name, state.reading)
+        calibration = replace(calibration, gate=gate)
+    if calibration and source.validation:
+        images = progress(source.validation, "validating")
+        name = source.validation_name
+        validation = judge(state.graphs, state.coder, images, name, state.reading)
+        calibration = replace(calibration, validation=validation)
+    if calibration and (source.images or source.validation):
+        _keep(source.keep, calibration.to_json())
+    return then(Judged, state, calibration=calibration)
+
+
+def choose_int8(state: Judged) -> Chosen:
+    """Remove the int8 graphs that are not good enough.
+
+    Raises GateError where --precision int8 wants one of them, and where one is too far from
+    float32 on the parity images.
+    """
+    graphs = {end: dict(files) for end, files in state.graphs.items()}
+    gate = state.calibration.gate if state.calibration else None
+    for end, files in graphs.items():
+        if "int8" not in files or not gate:
+            continue
+        if why := "; ".join(reasons(gate, end)):
+            if state.precision == "int8":
+                raise GateError(f"{end}: {why}")
+            say(f"export: no int8 {end} graph is written: {why}", sys.stderr)
+            files.pop("int8").unlink()
+    ends = [end for end, files in graphs.items() if "int8" in files]
+    if not ends:
+        return then(Chosen, state, graphs=graphs, deviation={})
+    for end in ends:
+        stamp(graphs[end]["int8"], state.properties)
+    far, times = deviation(graphs, state.images), milliseconds(graphs, state.images[:1])
+    detail = "; ".join(_describe_int8(end, gate, far[end], times[end]) for end in ends)
+    return then(Chosen, state, detail, graphs=graphs, deviation=far)
+
+
+def place_bundle(state: Chosen) -> Placed:
+    """Write labels and manifest, and rename the folder to the bundle's name. Raises OSError."""
+    labels = "".join(f"{label}\n" for label in state.labels)
+    (state.work / LABELS).write_text(labels, encoding="utf-8")
+    manifest = make_manifest(state)
+    (state.work / MANIFEST).write_bytes(manifest.to_json())
+    move_into_place(state.work, state.out.resolve())  # a symbolic link keeps pointing there
+    detail = f"{state.out}, fingerprint {manifest.fingerprint.hex()[:8]}"
+    return then(Placed, state, detail, manifest=manifest)
+
+
+# Name in the report, and function. Stages that give no detail have no line of their own.
+STAGES: tuple[tuple[str, Callable[[Any], Inputs]], ...] = (
+    ("edge graph", write_edge_graph),
+    ("cloud graph", write_cloud_graph),
+    ("tables", write_tables),
+    ("parity", verify),
+    ("ranges", take_calibration),
+    ("int8 graphs", write_int8_graphs),
+    ("judgement", judge_int8),
+    ("int8", choose_int8),
+    ("bundle", place_bundle),
+)
+
+
+def write_bundle(inputs: Inputs, report: IO[str] | None = None) -> Manifest:
+    """Run all stages, and write the bundle `inputs.out`; gives its manifest.
+
+    Args:
+        report: gets a line per stage, with its seconds.
+
+    Raises OutputError, OutputInTheWayError, ValueError for too few or many labels, and what the
+    stages raise. The bundle is then as it was before.
+    """
+    check_output(inputs.out)
+    classes = inputs.model.classes
+    if len(inputs.labels) != classes:
+        raise ValueError(
+            f"{len(inputs.labels)} labels for {classes} classes: give one a line with --labels"
+        )
+    place = inputs.out.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with temporary_folder(place) as work:
+        state: Any = Started(**vars(inputs), work=work)
+        for name, stage in STAGES:
+            state = stage(state)
+            if state.detail:
+                now = time.perf_counter()
+                say(f"{name:<11} {now - start:6.1f} s   {state.detail}", report)
+                start = now
+    manifest: Manifest = state.manifest
+    return manifest
+
+
+def _size(file: Path) -> str:
+    return f"{file.name}, {file.stat().st_size:,} bytes"
+
+
+def _origin(counts: Counts | None) -> str:
+    if counts is None:
+        return "the entropy model's own"
+    return f"fitted to {counts.images} images ({counts.source})"
+
+
+def _graph_hashes(state: Inputs) -> dict[str, str]:
+    """What the ranges of each graph depend on: hashes of the weights behind it."""
+    return {"edge": bottleneck_sha256(state.model), "cloud": weights_sha256(state.model)}
+
+
+def _keep(file: Path | None, text: str) -> None:
+    """Write a file that was asked for, if it was. Raises OSError."""
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, text.encode())
+
+
+def _describe_int8(
+    end: str, gate: dict[str, Any] | None, far: float, times: dict[str, float]
+) -> str:
+    """One end's int8 graph, for the report."""
+    if gate:
+        change = gate[end]["top1_change"]["mean"]
+        won, lost = gate[end]["won"], gate[end]["lost"]
+        judged = f"top-1 {change:+.2%} ({won} won, {lost} lost of {gate['images']})"
+        judged += f", bytes {gate['more_bytes']:+.1%}" if end == "edge" else ""
+    else:
+        judged = f"{far:.2%} from float32, not judged on images"
+    return f"{end} {judged}, {times['fp32']} to {times['int8']} ms"
