@@ -27,7 +27,8 @@ from compressai.layers import GDN1
 from torch import Tensor, nn
 from torch.export import Dim
 
-from training.models import FeatureCompressionModel, FeatureScale, ResidualBlock
+from training.architectures import FeatureScale, ResidualBlock
+from training.models import FeatureCompressionModel
 
 OPSET = 20  # the first with Gelu
 MAX_SYMBOL = 32767

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision import transforms
 
+from .architectures import FeatureScale
 from .backbones import RESNET50
 from .checkpoint import save_model, start_from_checkpoint
 from .command import TrainingError, command, leads, number, part, say
@@ -45,7 +46,6 @@ from .loss import FeatureTerms, feature_loss
 from .models import (
     MODELS,
     FeatureCompressionModel,
-    FeatureScale,
     ModelSpec,
     build,
     fit_quantiles,
@@ -214,7 +214,7 @@ def _fit_scales(model: FeatureCompressionModel, teacher: Teacher, images: Tensor
     """Set what the latent and the features are scaled by at the start, from crops [N, 3, H, W]."""
     encoder = model.bottleneck_layer.encoder
     last = encoder[-1]
-    scale = next(m for m in model.bottleneck_layer.decoder if isinstance(m, FeatureScale))
+    scale = _feature_scale(model)
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None
     with torch.no_grad():
@@ -311,59 +311,60 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     damage = Damage(args.skip_damaged)
     settle_precision(args, team)
     torch.manual_seed(args.fixseed)
-    normalisation = spec.backbone.normalisation
-    teacher = (
-        load_teacher(args.weights, spec.backbone) if args.weights else pretrained(spec.backbone)
-    )
+    weights, backbone = args.weights, spec.backbone
+    teacher = load_teacher(weights, backbone) if weights else pretrained(backbone)
     labels = _labels(args, teacher)
+    crops = partial(
+        pictures.training, crop_area=args.crop_area, normalisation=backbone.normalisation
+    )
+    model = _student(args, spec, teacher, lambda: _first_crops(crops(crop_sides(args)[0]), damage))
+    teacher.to(team.device).to(memory_format=torch.channels_last)
+    model.to(team.device)
+    held_out = pictures.evaluation(args, backbone.normalisation)
+
+    def judge(judged: nn.Module) -> dict[str, float]:
+        student = cast(FeatureCompressionModel, judged)
+        found: dict[str, float] = {}
+        for folder, images in held_out.items():
+            measures = measure(student, teacher, images, 50, team.device, args.amp, damage)
+            found |= {f"{key}_{folder}": value for key, value in measures.items()}
+        return found
+
+    loss = _loss(args, teacher, _feature_scale(model).scale)
+    training = Training(pictures.summary(), crops, loss, judge)
+    optimizer = _optimizer(model, args)
+    kept = cast(
+        FeatureCompressionModel, run_epochs(args, team, run, training, model, optimizer, damage)
+    )
+    if team.leads:
+        fit_quantiles(kept)
+        recipe = shared_recipe(args, team.processes)
+        about = {"model": name, "lmb": f"{args.lmb:g}", "labels": json.dumps(labels)}
+        save_model(out, kept, about | {"recipe": recipe})
+    team.wait()
+    return out
+
+
+def _student(
+    args: argparse.Namespace, spec: ModelSpec, teacher: Teacher, crops: Callable[[], Tensor]
+) -> FeatureCompressionModel:
+    """The model at the start: the teacher's tail, and --pretrain's weights or fitted scales."""
     model = build(spec, teacher.classes)
     start_from_teacher(model, teacher)
     model.fixed_statistics = True
     if args.frozen_tail:
         model.freeze_tail()
-    crops = partial(pictures.training, crop_area=args.crop_area, normalisation=normalisation)
     if args.pretrain:
         start_from_checkpoint(model, args.pretrain)
     else:
-        _fit_scales(model, teacher, _first_crops(crops(crop_sides(args)[0]), damage))
+        _fit_scales(model, teacher, crops())
     model.bottleneck_layer.entropy_bottleneck.quantiles.requires_grad_(False)
-    teacher.to(team.device).to(memory_format=torch.channels_last)
-    held_out = pictures.evaluation(args, normalisation)
+    return model
 
-    def judge(judged: nn.Module) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for folder, images in held_out.items():
-            measures = measure(
-                cast(FeatureCompressionModel, judged),
-                teacher,
-                images,
-                50,
-                team.device,
-                args.amp,
-                damage,
-            )
-            found |= {f"{key}_{folder}": value for key, value in measures.items()}
-        return found
 
-    scale = next(m for m in model.bottleneck_layer.decoder if isinstance(m, FeatureScale))
-    loss = _loss(args, teacher, scale.scale)
-    training = Training(pictures.summary(), crops, loss, judge)
-    model.to(team.device)
-    kept = cast(
-        FeatureCompressionModel,
-        run_epochs(args, team, run, training, model, _optimizer(model, args), damage),
-    )
-    if team.leads:
-        fit_quantiles(kept)
-        metadata = {
-            "model": name,
-            "lmb": f"{args.lmb:g}",
-            "labels": json.dumps(labels),
-            "recipe": shared_recipe(args, team.processes),
-        }
-        save_model(out, kept, metadata)
-    team.wait()
-    return out
+def _feature_scale(model: FeatureCompressionModel) -> FeatureScale:
+    """The decoder's last layer."""
+    return next(m for m in model.bottleneck_layer.decoder if isinstance(m, FeatureScale))
 
 
 @command("training.distil", resumes=True)

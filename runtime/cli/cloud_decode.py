@@ -97,11 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, what in (("logits", "logits"), ("embeddings", "pooled features")):
         shape = f"[files, {'classes' if name == 'logits' else 'features'}]"
-        parser.add_argument(
-            f"--{name}",
-            metavar="FILE.npy",
-            help=f"write the {what} too, float32 {shape}; - for standard output",
-        )
+        text = f"write the {what} too, float32 {shape}; - for standard output"
+        parser.add_argument(f"--{name}", metavar="FILE.npy", help=text)
     parser.add_argument(
         "--info",
         action="store_true",

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from training import cuts
+from training.architectures import FeatureScale, Ours
 from training.backbones import (
     LITE2,
     RESNET50,
@@ -20,9 +21,7 @@ from training.backbones import (
 from training.models import (
     MODELS,
     DescriptionError,
-    FeatureScale,
     ModelSpec,
-    Ours,
     UnknownModelError,
     build,
     describe,

@@ -10,10 +10,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from training import distil
+from training.architectures import FeatureScale
 from training.backbones import cut_backbone
 from training.checkpoint import CheckpointKeysError, load_model
 from training.loss import feature_loss
-from training.models import FeatureScale, Outputs
+from training.models import Outputs
 from training.teachers import NoWeightsError, Teacher, load_teacher, pretrained
 
 MOBILENET = ("torchvision:mobilenet_v3_small", "features.3")
