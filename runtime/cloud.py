@@ -15,7 +15,9 @@ from .codec.bundle import LABELS, Bundle, default_bundle
 from .codec.feature_file import Bytes
 from .engine.registry import group_by_shape, open_engine
 from .errors import FeatureFileTypeError, InconsistentBundleError, NoEmbeddingError
-from .tasks.classification import Classification, Prediction, require_finite
+from .tasks.base import Task
+from .tasks.classification import Prediction, require_finite
+from .tasks.registry import task_of
 
 _EMBEDDING = "embedding"  # the cloud graph's output of pooled features
 _BATCH = 8  # feature files in one graph call: bounds its memory
@@ -47,7 +49,7 @@ class CloudDecoder:
     ):
         self.bundle = Bundle.load(default_bundle() if bundle_dir is None else bundle_dir)
         try:
-            self.task = Classification(self.bundle.read(LABELS).decode().splitlines())
+            labels = self.bundle.read(LABELS).decode().splitlines()
         except UnicodeDecodeError as error:
             raise InconsistentBundleError(
                 f"{self.bundle.folder / LABELS} is not UTF-8 ({error}): export the bundle again"
@@ -59,7 +61,8 @@ class CloudDecoder:
         # The size of an embedding; None where an earlier release exported a graph without it.
         self._embedding_size = outputs[_EMBEDDING].shape[1] if _EMBEDDING in outputs else None
         try:
-            self.task.check(outputs[Classification.OUTPUT])
+            self.task: Task = task_of(outputs)(labels)
+            self.task.check(outputs[self.task.OUTPUT])
         except InconsistentBundleError as error:
             raise InconsistentBundleError(
                 f"{self.bundle.folder} has {error}: export it again"
@@ -93,7 +96,7 @@ class CloudDecoder:
 
         They may be infinite or NaN: `predictions` refuses those.
         """
-        return self.outputs_of_symbols(symbols)[Classification.OUTPUT]
+        return self.outputs_of_symbols(symbols)[self.task.OUTPUT]
 
     def logits(self, files: Sequence[Bytes]) -> NDArray[np.float32]:
         """Logits of several feature files; files of one size share graph calls.
@@ -136,7 +139,7 @@ class CloudDecoder:
         """
         self.require_embedding()
         # Logits are sums over the embedding: if it is not finite, they are not either.
-        require_finite(outputs[Classification.OUTPUT])
+        require_finite(outputs[self.task.OUTPUT])
         return outputs[_EMBEDDING]
 
     def _symbols_of_each(self, files: Sequence[Bytes], caller: str) -> list[NDArray[np.int16]]:

@@ -211,10 +211,12 @@ def _classify(decoder: "CloudDecoder", args: argparse.Namespace) -> int:
     def decode(name: str, data: bytes) -> None:
         result, outputs = _decode(decoder, name, data, args.top_k)
         for what, found in rows.items():
-            values = decoder.embedding_of(outputs) if what == "embeddings" else outputs[what]
+            embeds = what == "embeddings"
+            values = decoder.embedding_of(outputs) if embeds else outputs[decoder.task.OUTPUT]
             found.append(values[0])
         if "-" not in targets.values():
-            say(json.dumps(result, allow_nan=False) if args.json else _lines(result), sys.stdout)
+            text = _lines(result, decoder.task.line)
+            say(json.dumps(result, allow_nan=False) if args.json else text, sys.stdout)
 
     status = _each(args.files, decode, for_stdout=not targets)
     for what, target in targets.items():
@@ -235,13 +237,11 @@ def _classify(decoder: "CloudDecoder", args: argparse.Namespace) -> int:
 def _tune(args: argparse.Namespace, report: IO[str] | None) -> None:
     from ..codec.bundle import Bundle, default_bundle
     from ..engine.tune import readable_inputs, table, tune
-    from ..tasks.classification import Classification
+    from ..tasks.registry import deviation
 
     bundle = Bundle.load(args.bundle or default_bundle())
     inputs = readable_inputs(args.files, lambda name: bundle.decode(_read(name))[None])
-    result = tune(
-        bundle, "cloud", inputs, Classification.OUTPUT, Classification.deviation, args.threads
-    )
+    result = tune(bundle, "cloud", inputs, deviation, args.threads)
     say(json.dumps(result, allow_nan=False) if args.json else table(result), report)
 
 
@@ -299,14 +299,12 @@ def _decode(
     return result, outputs
 
 
-def _lines(result: dict[str, Any]) -> str:
+def _lines(result: dict[str, Any], line: Callable[[dict[str, Any]], str]) -> str:
     lines = [
         f"{result['file']}: {result['bytes']} bytes, {result['bpp']:.3f} bpp, "
         f"{result['milliseconds']['total']:.1f} ms"
     ]
-    lines += [
-        f"  {100 * entry['probability']:5.1f} %  {entry['label']}" for entry in result["classes"]
-    ]
+    lines += [f"  {line(entry)}" for entry in result["classes"]]
     return "\n".join(lines)
 
 

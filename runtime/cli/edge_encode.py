@@ -286,7 +286,7 @@ def _tune(args: argparse.Namespace, images: list[str], report: IO[str] | None) -
         images,
         lambda image: preprocess(image, args.as_is, rule=bundle.manifest.preprocessing)[None],
     )
-    result = tune(bundle, "edge", inputs, "symbols", changed_symbols, args.threads)
+    result = tune(bundle, "edge", inputs, changed_symbols, args.threads)
     say(json.dumps(result, allow_nan=False) if args.json else table(result), report)
 
 

@@ -32,15 +32,17 @@ CLEARLY = 0.95  # clearly faster: at most this share of the best float32 time
 WARM_UP, ROUNDS = 5, 40  # runs of each candidate: unmeasured, measured
 INPUTS = 8  # at most so many are measured with
 
-# (expected output, found output) -> (how far apart they are, whether that is too far)
-Deviation = Callable[[NDArray[Any], NDArray[Any]], tuple[float, bool]]
+Outputs = dict[str, NDArray[Any]]  # of a graph, by name
+# (expected outputs, found outputs) -> (how far apart they are, whether that is too far)
+Deviation = Callable[[Outputs, Outputs], tuple[float, bool]]
 
 
-def changed_symbols(expected: NDArray[Any], found: NDArray[Any]) -> tuple[float, bool]:
+def changed_symbols(expected: Outputs, found: Outputs) -> tuple[float, bool]:
     """The share of an edge graph's symbols that differ, 0 to 1, and whether that is too much."""
-    if found.shape != expected.shape or found.dtype != expected.dtype:
+    symbols, ours = expected["symbols"], found["symbols"]
+    if ours.shape != symbols.shape or ours.dtype != symbols.dtype:
         return 1.0, True
-    changed = float((found != expected).mean())
+    changed = float((ours != symbols).mean())
     return changed, not changed <= MAX_CHANGED
 
 
@@ -75,7 +77,6 @@ def tune(
     bundle: Bundle,
     end: str,
     inputs: Sequence[NDArray[Any]],
-    output: str,
     deviation: Deviation,
     threads: int | None = None,
 ) -> dict[str, Any]:
@@ -83,8 +84,7 @@ def tune(
 
     Args:
         inputs: batches of one: pixels uint8 [1, H, W, 3], or symbols int16 [1, C, H', W'].
-        output: the name of the graph's output that is compared.
-        deviation: `changed_symbols`, or a task's `deviation`.
+        deviation: `changed_symbols`, or `tasks.registry.deviation`.
         threads: for one call of each engine; None for one per core.
 
     Returns {"provider", "precision", "threads", "candidates": [...]}. A candidate has "provider",
@@ -99,7 +99,7 @@ def tune(
     safe = open_choice(bundle, end, threads, SAFE)
     for batch in inputs:
         # Raises if the safe output is not finite, before anything is compared with it.
-        deviation(*[safe.run(batch)[output]] * 2)
+        deviation(*[safe.run(batch)] * 2)
     engines: dict[Choice, Engine] = {}
     rows: dict[Choice, dict[str, Any]] = {}
     for choice in dict.fromkeys((SAFE, *candidates(bundle, end))):
@@ -110,9 +110,7 @@ def tune(
         }
         try:
             engine = safe if choice == SAFE else open_choice(bundle, end, threads, choice)
-            results = [
-                deviation(safe.run(batch)[output], engine.run(batch)[output]) for batch in inputs
-            ]
+            results = [deviation(safe.run(batch), engine.run(batch)) for batch in inputs]
         except Exception as error:  # such as an installed engine that does not work on this device
             row["error"] = str(error).splitlines()[0] if str(error) else repr(error)
             continue

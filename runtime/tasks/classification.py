@@ -4,7 +4,7 @@ Always holds: logits that are not finite numbers never become a class. (To argma
 largest logit.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -53,6 +53,11 @@ class Classification:
             Prediction(self.labels[index], float(probabilities[0, index]), int(index))
             for index in best[0]
         ]
+
+    @staticmethod
+    def line(answer: Mapping[str, Any]) -> str:
+        """The probability in percent, and the label."""
+        return f"{100 * answer['probability']:5.1f} %  {answer['label']}"
 
     @staticmethod
     def most_probable(

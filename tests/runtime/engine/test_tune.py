@@ -21,7 +21,6 @@ from runtime.errors import TuneError
 
 Capture = pytest.CaptureFixture[str]
 Copy = Callable[[Path], Path]
-EDGE = ("symbols", tuning.changed_symbols)
 GOLF_BALL = Path(__file__).resolve().parents[3] / "docs" / "demo" / "golf_ball.jpg"
 
 
@@ -118,7 +117,7 @@ def test_an_engine_that_deviates_is_never_chosen(
             _Altered(real(b, e, t, SAFE), share) if choice == other else real(b, e, t, choice)
         ),
     )
-    result = tuning.tune(loaded, "edge", [pixels], *EDGE, 1)
+    result = tuning.tune(loaded, "edge", [pixels], tuning.changed_symbols, 1)
     assert result["candidates"][1]["accepted"] is accepted
     assert result["candidates"][1]["deviation"] == share
     assert Choice(result["provider"], result["precision"]) == (other if accepted else SAFE)
@@ -136,7 +135,7 @@ def test_an_engine_that_fails_is_passed_over(
         return real(b, e, t, choice)
 
     monkeypatch.setattr(tuning, "open_choice", broken)
-    result = tuning.tune(Bundle.load(copy_of(bundle)), "edge", [pixels], *EDGE, 1)
+    result = tuning.tune(Bundle.load(copy_of(bundle)), "edge", [pixels], tuning.changed_symbols, 1)
     assert (result["provider"], result["precision"]) == ("cpu", "fp32")
     assert "illegal instruction" in tuning.table(result)
 
@@ -150,7 +149,7 @@ def test_what_tune_cannot_do(
 ) -> None:
     loaded = Bundle.load(copy_of(bundle))
     with pytest.raises(TuneError, match="nothing to measure with"):
-        tuning.tune(loaded, "edge", [], *EDGE, 1)
+        tuning.tune(loaded, "edge", [], tuning.changed_symbols, 1)
 
     def full(*_: object) -> None:
         raise OSError("no space left")
@@ -158,6 +157,6 @@ def test_what_tune_cannot_do(
     monkeypatch.setattr(tuning, "write_atomically", full)
     monkeypatch.setattr(tuning, "ROUNDS", 2)
     with pytest.raises(TuneError, match="cannot be saved"):
-        tuning.tune(loaded, "edge", [pixels], *EDGE, 1)
+        tuning.tune(loaded, "edge", [pixels], tuning.changed_symbols, 1)
     assert edge_cli.main(["--tune", "--bundle", str(loaded.folder), "missing.jpg"]) == 1
     assert "no such file: missing.jpg" in capsys.readouterr().err
