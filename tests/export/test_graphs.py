@@ -37,7 +37,8 @@ def hold_to_torch(model: FeatureCompressionModel, edge: Path, cloud: Path) -> No
         assert (symbols == expected).mean() > 0.999
         found = sessions[1].run(["logits", "embedding"], {"symbols": expected})
         assert np.abs(found[0] - logits).max() < 1e-3
-        assert embedding.shape == (len(pixels), 2048)
+        width = model.tail.get_parameter(f"{model.spec.backbone.classifier}.weight").shape[1]
+        assert embedding.shape == found[1].shape == (len(pixels), width)
         assert np.abs(found[1] - embedding).max() < 1e-3
 
 

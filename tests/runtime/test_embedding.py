@@ -135,7 +135,7 @@ def test_cloud_decode_writes_them(
     found.unlink()
     Path(names[1]).write_bytes(b"no feature file")
     assert cloud_cli.main([*names, *options, "--embeddings", str(found)]) == 4
-    assert f"{found} is not written, it would lack rows" in capsys.readouterr().err
+    assert f"{found} is not written, because rows would be missing" in capsys.readouterr().err
     assert not found.exists()
 
 
