@@ -50,7 +50,6 @@ def _parser() -> argparse.ArgumentParser:
 def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
-        type=_model_name,
         metavar="MODEL",
         help=f"{', '.join(REGISTRY)}; or, with --checkpoint, the name of any other in its metadata",
     )
@@ -193,13 +192,6 @@ def _add_size_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _model_name(text: str) -> str:
-    """A model's name, which is also that of its bundle's folder."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no name of a model")
-    return text
-
-
 def _request(argv: list[str] | None) -> Request:
     """Parse the arguments and find the checkpoint. Raises SystemExit, NoCheckpointError."""
     parser = _parser()
@@ -207,6 +199,9 @@ def _request(argv: list[str] | None) -> Request:
     if args.model not in REGISTRY and not args.checkpoint:
         known = ", ".join(REGISTRY)
         parser.error(f"argument MODEL: invalid choice: {args.model!r} (choose from {known})")
+    # It is the name of the bundle's folder too.
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", args.model):
+        parser.error(f"argument MODEL: {args.model!r} is no name of a model")
     if args.own_tables and (args.counts or args.small):
         parser.error("--own-tables leaves no counts to use: leave out --counts and --small")
     if args.crop % BLOCK or args.crop > args.resize:

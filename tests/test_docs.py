@@ -30,8 +30,8 @@ def test_every_refusal_is_on_the_page_once() -> None:
         if isinstance(kind, type) and kind is not errors.EdgeCloudError:
             assert page.count(f"\n| `{name}` |") == 1
     row = (
-        "| `TruncatedFeatureFileError` | The file ends early. A kind of `DamagedFeatureFileError`. "
-        "| 400 `truncated_feature_file` |"
+        "| `TruncatedFeatureFileError` | A feature file that ends early. "
+        "A kind of `DamagedFeatureFileError`. | 400 `truncated_feature_file` |"
     )
     assert row in page
 

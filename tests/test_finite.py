@@ -32,6 +32,7 @@ from runtime.codec.coder import Tables
 from runtime.engine import registry
 from runtime.engine import tune as tuning
 from runtime.service.app import Settings
+from runtime.tasks import registry as task_registry
 from runtime.tasks.classification import Classification
 from training.checkpoint import load_model, save_model
 from training.models import FeatureCompressionModel
@@ -255,8 +256,7 @@ def test_no_engine_is_tuned_by_logits_that_are_not_finite(
             loaded,
             "cloud",
             [loaded.decode(files[0])[None]],
-            Classification.OUTPUT,
-            Classification.deviation,
+            task_registry.deviation,
             1,
         )
     assert not (loaded.folder / registry.TUNED).exists()

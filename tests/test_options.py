@@ -14,7 +14,10 @@ MODULES = [
         for name in ("edge_encode", "cloud_decode", "cloud_serve", "edge_send")
     ),
     "export.cli",
-    *(f"training.{name}" for name in ("train", "backbone", "evaluate", "average")),
+    *(
+        f"training.{name}"
+        for name in ("train", "distil", "cuts", "backbone", "evaluate", "average")
+    ),
     *(
         f"benchmarks.{name}"
         for name in (

@@ -66,24 +66,21 @@ def parse_model_args(text: str) -> float:
     )
 
 
-def _model_name(text: str) -> str:
-    """The name of a model that has the paper's backbone."""
-    if text in _OWN:
-        return text
-    if text in MODELS:
-        raise argparse.ArgumentTypeError(
-            f"{text} has another backbone than the paper's: python -m training.distil trains it"
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    """The options. Models and teachers with other backbones are training.distil's."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.model in MODELS and args.model not in _OWN:
+        parser.error(f"argument --model: python -m training.distil trains {args.model}")
+    if args.model not in _OWN:
+        known = ", ".join(_OWN)
+        parser.error(f"argument --model: invalid choice: {args.model!r} (choose from {known})")
+    if str(args.backbone).startswith(("timm:", "torchvision:")):
+        parser.error(
+            f"argument --backbone: {args.backbone} is no file: "
+            "python -m training.distil trains in front of any backbone"
         )
-    raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(_OWN)})")
-
-
-def _teacher_file(text: str) -> Path:
-    """A file; backbones by name are training.distil's."""
-    if text.startswith(("timm:", "torchvision:")):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no file: python -m training.distil trains in front of any backbone"
-        )
-    return Path(text)
+    return args
 
 
 def _optimizer_name(text: str) -> str:
@@ -99,7 +96,6 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--model",
         default="ours_n4",
-        type=_model_name,
         help=f"{', '.join(_OWN)} (default: ours_n4)",
         metavar="MODEL",
     )
@@ -112,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--backbone",
-        type=_teacher_file,
+        type=Path,
         metavar="FILE",
         help="the teacher, a ResNet-50 (.pt or .safetensors; default: torchvision's, of ImageNet)",
     )
@@ -342,7 +338,7 @@ def _tail_alone(args: argparse.Namespace, data: Data) -> tuple[FeatureCompressio
 
 @command("training.train", resumes=True)
 def main(argv: list[str] | None = None) -> int:
-    out = train(_parser().parse_args(argv))
+    out = train(_parse(argv))
     if leads():
         say(f"wrote {out}", sys.stdout)
     return 0

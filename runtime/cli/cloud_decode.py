@@ -284,7 +284,7 @@ def _decode(
     outputs = decoder.outputs_of_symbols(symbols[None])
     done = time.perf_counter()
     header = feature_file.parse(data)
-    predictions = decoder.predictions(outputs["logits"][0], top_k)
+    predictions = decoder.predictions(outputs[decoder.task.OUTPUT][0], top_k)
     result: dict[str, Any] = {
         "file": name,
         "bytes": len(data),

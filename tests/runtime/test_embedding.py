@@ -158,7 +158,10 @@ def test_cloud_decode_writes_them_to_standard_output(
         (["a.bin", "--embeddings", "-", "--logits", "-"], "are both -: name two files"),
         (["a.bin", "--embeddings", "x.npy", "--logits", "x.npy"], "are both x.npy: name two"),
         (["a.parquet", "-o", "b.parquet", "--embeddings", "c.npy"], "no --info, --logits, --emb"),
-        (["a.parquet", "-o", "b", "--ray", "--embeddings", "c.npy"], "no --info, --logits, --emb"),
+        (
+            ["a.parquet", "-o", "b", "--ray", "--embeddings", "c.npy"],
+            "with --info, --logits, --emb",
+        ),
     ],
 )
 def test_wrong_usage(arguments: list[str], text: str, capsys: Capture) -> None:

@@ -56,7 +56,7 @@ def environment(**changes: str | None) -> dict[str, str]:
 
 
 def test_the_modules_that_import_what_reports_are_found() -> None:
-    assert {"runtime.engine.onnxruntime", "runtime.cluster.bulk", "export.parity"} <= set(MODULES)
+    assert {"runtime.engine.onnxruntime", "runtime.cluster.bulk"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("module", MODULES)
