@@ -34,6 +34,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 MODULES = (
     "export.cli",
     "training.train",
+    "training.distil",
+    "training.cuts",
     "training.backbone",
     "training.average",
     "training.evaluate",
