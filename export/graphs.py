@@ -57,6 +57,7 @@ class FixedGDN(nn.Module):
         self.register_buffer("gamma", layer.gamma_reparam(layer.gamma).detach()[:, :, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
+        """float [N, C, H, W] -> the same shape."""
         norm = nn.functional.conv2d(torch.abs(x), self.gamma, self.beta)
         return x * norm if self.inverse else x / norm
 
@@ -130,6 +131,7 @@ class SubpixelUpsampling(nn.Module):
                                 ].t()
 
     def forward(self, x: Tensor) -> Tensor:
+        """float [N, C, H, W] -> [N, C', 2 H, 2 W]."""
         return nn.functional.pixel_shuffle(nn.functional.gelu(self.conv(x)), 2)
 
 
@@ -165,6 +167,7 @@ class EdgeGraph(nn.Module):
         self.register_buffer("shift", shift.float())
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels uint8 [N, H, W, 3] -> symbols int16 [N, C, H', W']."""
         image = pixels.permute(0, 3, 1, 2).to(torch.float32)
         if not self.normalised:
             image = image * self.scale + self.shift
@@ -206,6 +209,7 @@ class CloudGraph(nn.Module):
         self.adds_medians = bool(self.medians.any())
 
     def forward(self, symbols: Tensor) -> tuple[Tensor, Tensor]:
+        """Symbols int16 [N, C, H', W'] -> logits [N, classes] and embedding [N, D], float."""
         values = symbols.to(torch.float32)
         if self.adds_medians:
             values = values + self.medians

@@ -32,6 +32,7 @@ class ResidualBlock(nn.Module):
         self.conv_2 = nn.Conv2d(hidden, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """float [N, channels, H, W] -> the same shape."""
         return x + self.conv_2(nn.functional.gelu(self.conv_1(nn.functional.gelu(x))))
 
 
@@ -50,6 +51,7 @@ class FeatureScale(nn.Module):
         self.register_buffer("shift", torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """float [N, channels, H, W] -> the same shape."""
         return x * self.scale[:, None, None] + self.shift[:, None, None]
 
 
@@ -122,12 +124,14 @@ class Ours:
     latent_shrink: int = 0
 
     def encoder(self) -> nn.Sequential:
+        """Patches of 8x8 to 128 channels, the blocks, and 1x1 to the latent."""
         middle: list[nn.Module] = [ResidualBlock(128, 64) for _ in range(self.blocks)]
         middle = middle or [nn.GELU()]
         patches, last = nn.Conv2d(3, 128, 8, stride=8), nn.Conv2d(128, self.latent_channels, 1)
         return nn.Sequential(patches, *middle, last)
 
     def decoder(self, backbone: Backbone) -> nn.Sequential:
+        """The paper's for its ResNet-50, residual blocks for any other backbone."""
         if backbone == RESNET50:
             return _paper_decoder(self.latent_channels)
         return _residual_decoder(self.latent_channels, self.stride, backbone)
@@ -164,6 +168,7 @@ class Matsubara:
     latent_shrink: int = 1
 
     def encoder(self) -> nn.Sequential:
+        """Three convolutions, two of stride 2, with GDN between them."""
         return nn.Sequential(
             nn.Conv2d(3, 96, 5, stride=2, padding=2, bias=False),
             GDN1(96),
@@ -173,6 +178,7 @@ class Matsubara:
         )
 
     def decoder(self, backbone: Backbone) -> nn.Sequential:
+        """Three convolutions with inverse GDN between them."""
         return nn.Sequential(
             nn.Conv2d(self.latent_channels, 512, 2, padding=1, bias=False),
             GDN1(512, inverse=True),
@@ -182,6 +188,7 @@ class Matsubara:
         )
 
     def fitted(self, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """There is one depth: the state as it is."""
         return dict(state)
 
 

@@ -36,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @command("training.cuts")
 def main(argv: list[str] | None = None) -> int:
+    """The command. Gives its exit code."""
     args = _parser().parse_args(argv)
     cuts = list_cuts(args.backbone, args.side)
     if not args.json:

@@ -369,6 +369,7 @@ def _feature_scale(model: FeatureCompressionModel) -> FeatureScale:
 
 @command("training.distil", resumes=True)
 def main(argv: list[str] | None = None) -> int:
+    """The command. Gives its exit code."""
     out = train(_parser().parse_args(argv))
     if leads():
         say(f"wrote {out}", sys.stdout)

@@ -39,14 +39,17 @@ class ModelSpec:
 
     @property
     def latent_channels(self) -> int:
+        """Channels of the latent."""
         return self.architecture.latent_channels
 
     @property
     def stride(self) -> int:
+        """Input pixels per latent row and column."""
         return self.architecture.stride
 
     @property
     def latent_shrink(self) -> int:
+        """Rows and columns lost at the border."""
         return self.architecture.latent_shrink
 
 
@@ -199,6 +202,7 @@ class FeatureCompressionModel(nn.Module):
         return self.tail(self.bottleneck_layer.decode(symbols)).logits
 
     def train(self, mode: bool = True) -> "FeatureCompressionModel":
+        """Set the mode of all that is not frozen."""
         super().train(mode)
         if self.frozen_tail or self.fixed_statistics:
             self.tail.eval()

@@ -55,6 +55,7 @@ class Teacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> "Teacher":
+        """Stay in eval mode."""
         return super().train(False)
 
     @torch.no_grad()

@@ -338,6 +338,7 @@ def _tail_alone(args: argparse.Namespace, data: Data) -> tuple[FeatureCompressio
 
 @command("training.train", resumes=True)
 def main(argv: list[str] | None = None) -> int:
+    """The command. Gives its exit code."""
     out = train(_parse(argv))
     if leads():
         say(f"wrote {out}", sys.stdout)
