@@ -40,7 +40,7 @@ def classify(model: "FeatureCompressionModel", stream: bytes) -> int:
     """One of CompressAI's streams -> the index of its class."""
     bottleneck = model.bottleneck_layer
     latent = bottleneck.entropy_bottleneck.decompress([stream], [_LATENT_SIDE, _LATENT_SIDE])
-    return int(require_finite(model.tail(bottleneck.decoder(latent)).numpy()).argmax())
+    return int(require_finite(model.tail(bottleneck.decoder(latent)).logits.numpy()).argmax())
 
 
 def _parser() -> argparse.ArgumentParser:

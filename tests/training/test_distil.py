@@ -186,7 +186,7 @@ def test_through_export_and_both_ends(
     assert export([name, "--checkpoint", str(checkpoint), "--out", str(bundle)]) == 0
     image = next(folders[1].iterdir())
     data = EdgeEncoder(bundle).encode(image)
-    found = CloudDecoder(bundle).classify([data])[0]
+    found = CloudDecoder(bundle).classify(data)
     model = load_model(checkpoint, name)[0]
     assert {one.label for one in found} <= {"ant", "bee", "cat", "dog"}
     assert model.classes == 4
