@@ -138,6 +138,12 @@ def build_network(source: str, classes: int | None = None) -> nn.Module:
     return network.eval()
 
 
+def count_parameters(source: str) -> int:
+    """How many values the network has, found without allocating them. Raises BackboneNameError."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_network(source).parameters())
+
+
 def _torchvision_models() -> Any:
     import torchvision
 

@@ -220,7 +220,8 @@ def load_model(
         raw, metadata = read_state_dict(path)
     else:
         raw, metadata = read_state_dict(path)
-        spec = _described(name, metadata, str(path))
+        stored = sum(value.numel() for value in raw.values())
+        spec = _described(name, metadata, stored, str(path))
     state = _current_names(raw)
     if "backbone_sha256" in metadata and not _behind_bottleneck(state):
         state |= _backbone_tail(Path(path), metadata, backbone)
@@ -229,7 +230,7 @@ def load_model(
     return model.eval(), metadata
 
 
-def _described(name: str, metadata: dict[str, str], source: str) -> ModelSpec:
+def _described(name: str, metadata: dict[str, str], stored: int, source: str) -> ModelSpec:
     """The spec in the metadata of a model that is not registered.
 
     Raises UnknownModelError, CheckpointError.
@@ -237,7 +238,7 @@ def _described(name: str, metadata: dict[str, str], source: str) -> ModelSpec:
     if metadata.get("model") != name or "architecture" not in metadata:
         return model_spec(name)
     try:
-        return spec_of_description(metadata["architecture"])
+        return spec_of_description(metadata["architecture"], stored)
     except DescriptionError as error:
         raise CheckpointError(f"{source} {error}: use a checkpoint of this release") from error
 

@@ -181,7 +181,12 @@ def _spec(args: argparse.Namespace) -> tuple[str, ModelSpec]:
     if args.model and not any(own):
         return args.model, model_spec(args.model)
     if not args.model and all(own):
-        return spec_for(*own)
+        name, spec = spec_for(*own)
+        if spec.backbone == RESNET50:
+            raise TrainingError(
+                f"that is {name}, one of the paper's models: python -m training.train trains it"
+            )
+        return name, spec
     raise TrainingError("name a --model, or all of --encoder, --backbone and --cut")
 
 

@@ -19,7 +19,7 @@ from compressai.entropy_models import EntropyBottleneck
 from torch import Tensor, nn
 
 from .architectures import ENCODERS, Architecture, Ours
-from .backbones import BACKBONES, RESNET50, Backbone, cut_backbone
+from .backbones import BACKBONES, RESNET50, Backbone, count_parameters, cut_backbone
 from .registry import REGISTRY
 
 
@@ -66,6 +66,9 @@ class UnknownModelError(ValueError):
         super().__init__(f"unknown model {name!r}; choose one of: {', '.join(MODELS)}")
 
 
+_MOST_PER_STORED = 4  # parameters of a described network for each value of its checkpoint
+
+
 class DescriptionError(ValueError):
     """A description of a model, as a checkpoint's metadata has it, that cannot be read."""
 
@@ -100,11 +103,17 @@ def describe(spec: ModelSpec) -> str:
     )
 
 
-def spec_of_description(text: str) -> ModelSpec:
-    """Raises DescriptionError."""
+def spec_of_description(text: str, stored: int) -> ModelSpec:
+    """The spec that `describe` wrote into a checkpoint of `stored` values.
+
+    A checkpoint has all of its network but the first layers, so a much larger network is refused
+    before it is built. Raises DescriptionError.
+    """
     try:
         described = json.loads(text)
         encoder, source, cut = (described[key] for key in ("encoder", "backbone", "cut"))
+        if count_parameters(source) > _MOST_PER_STORED * stored:
+            raise ValueError(f"{source} is far larger than the checkpoint")
         return spec_for(encoder, source, cut)[1]
     # Unknown names are ValueErrors.
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -129,7 +129,8 @@ def test_models_in_front_of_them(source: str, cut: str, channels: int, stride: i
         out = model(torch.randn(2, 3, 64, 96))
     assert out.features[0].shape == (2, channels, 64 // stride, 96 // stride)
     assert out.logits.shape == (2, 5)
-    assert spec_of_description(describe(spec)) == spec
+    stored = sum(value.numel() for value in model.state_dict().values())
+    assert spec_of_description(describe(spec), stored) == spec
     assert isinstance(model.bottleneck_layer.decoder[-1], FeatureScale)
     names = set(model.state_dict())
     assert f"{spec.backbone.classifier}.weight" in names
@@ -159,7 +160,17 @@ def test_a_registered_pair_has_its_name() -> None:
 )
 def test_refused_descriptions(text: str) -> None:
     with pytest.raises(DescriptionError, match="describes no model of this release"):
-        spec_of_description(text)
+        spec_of_description(text, 1 << 40)
+
+
+def test_a_network_far_larger_than_its_checkpoint_is_not_built(monkeypatch) -> None:
+    def built(*_: object) -> None:
+        raise AssertionError("it was built")
+
+    monkeypatch.setattr("training.models.cut_backbone", built)
+    text = '{"encoder": "n4", "backbone": "timm:eva02_enormous_patch14_clip_224", "cut": "blocks"}'
+    with pytest.raises(DescriptionError, match="far larger than the checkpoint"):
+        spec_of_description(text, 10_000_000)
 
 
 def test_a_shared_tail_is_frozen_and_keeps_its_statistics() -> None:

@@ -143,6 +143,10 @@ def test_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], "name a --model, or all of --encoder, --backbone and --cut"),
         (["--encoder", "n0", "--cut", "features.3"], "name a --model"),
         (["--model", "n4_lite2", "--cut", "blocks.1"], "name a --model"),
+        (
+            ["--encoder", "n0", "--backbone", "torchvision:resnet50", "--cut", "layer1"],
+            "that is ours_n0, one of the paper's models: python -m training.train trains it",
+        ),
         (["--encoder", "n0", "--backbone", "torchvision:x", "--cut", "y"], "no classifier 'x'"),
     ],
 )
