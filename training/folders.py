@@ -160,6 +160,7 @@ def images_below(root: Path) -> list[Path]:
     Raises NoFolderError, NoImagesError, OSError.
     """
     passed_over: Counter[str] = Counter()
+    _entries(root)  # refuses what is no folder
     files = sorted(_images(root, passed_over))
     if not files:
         raise NoImagesError(

@@ -159,6 +159,12 @@ def test_refused_options(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_is_not_there(tmp_path: Path, capsys) -> None:
+    where = ["--data", str(tmp_path / "none"), "--run_dir", str(tmp_path / "run")]
+    assert distil.main(["--model", "n4_lite2", *where]) == 1
+    assert "none does not exist: name a folder of images" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("ramp", ["0.5", "0.6:0.5", "-1:1", "0:2", "a:b"])
 def test_refused_ramps(ramp: str, folders: list[Path], capsys) -> None:
     with pytest.raises(SystemExit):
