@@ -107,6 +107,10 @@ class Connections:
                     self._resume()
                 return
 
+    def number_in(self, state: State) -> int:
+        """How many connections are in a state."""
+        return len(self._by_state[state])
+
     def leave(self, connection: Connection) -> None:
         """A connection has ended."""
         for members in self._by_state.values():

@@ -5,6 +5,7 @@ import errno
 import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,16 +17,24 @@ from served import served
 
 from runtime import CloudDecoder
 from runtime.service import http_connections
+from runtime.service.http_connections import State
+from runtime.service.http_server import HttpServer
 from runtime.service.settings import Settings
 
 MOST = 4
 
 
 @pytest.fixture(scope="module")
-def small(bundle: Path) -> Iterator[tuple[str, int]]:
+def small_server(bundle: Path) -> Iterator[tuple[HttpServer, tuple[str, int]]]:
+    """A service with MOST connections at most, and its address."""
+    with served(Settings(bundles=(bundle,), threads=1, deadline_ms=60_000), MOST) as server:
+        yield server
+
+
+@pytest.fixture
+def small(small_server: tuple[HttpServer, tuple[str, int]]) -> tuple[str, int]:
     """The address of a service with MOST connections at most."""
-    with served(Settings(bundles=(bundle,), threads=1, deadline_ms=60_000), MOST) as (_, address):
-        yield address
+    return small_server[1]
 
 
 def test_idle_connections_are_closed_for_new_ones_oldest_first(small: tuple[str, int]) -> None:
@@ -53,19 +62,24 @@ def test_many_more_connections_than_the_limit(small: tuple[str, int], feature_by
 
 
 def test_a_connection_with_a_request_at_work_is_not_closed_for_a_new_one(
-    small: tuple[str, int], feature_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+    small_server: tuple[HttpServer, tuple[str, int]],
+    feature_bytes: bytes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A new connection waits until one of them is done."""
-    run, entered, release = CloudDecoder.logits_of_symbols, threading.Event(), threading.Event()
+    server, small = small_server
+    run, release = CloudDecoder.logits_of_symbols, threading.Event()
 
     def held(self: CloudDecoder, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
-        entered.set()
         assert release.wait(LIMIT)
         return run(self, symbols)
 
     monkeypatch.setattr(CloudDecoder, "logits_of_symbols", held)
     working = [connect(small, post(feature_bytes)) for _ in range(MOST)]
-    assert entered.wait(LIMIT)
+    end = time.monotonic() + LIMIT
+    while server.connections.number_in(State.WORKING) < MOST:  # all four have been read
+        assert time.monotonic() < end
+        time.sleep(0.01)
     late = connect(small, b"GET /v2/health/live HTTP/1.1\r\nHost: test\r\n\r\n")
     late.settimeout(0.3)
     with pytest.raises(TimeoutError):
