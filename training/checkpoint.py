@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .backbones import RESNET50, Backbone
+from .bottleneck import VariableBottleneck
 from .files import OutputError, check_output, write_atomically
 from .models import (
     MODELS,
@@ -36,9 +37,11 @@ from .models import (
     model_spec,
     spec_of_description,
 )
+from .rates import TOP_LEVEL, LmbRange
 from .weights import CheckpointError, read_state_dict
 
 _ENTROPY = "bottleneck_layer.entropy_bottleneck."
+_GAINS = "bottleneck_layer.log_gain", "bottleneck_layer.log_inverse_gain"
 TABLE_BUFFERS = {_ENTROPY + name for name in ("_offset", "_quantized_cdf", "_cdf_length")}
 _COUNTED = "num_batches_tracked"
 _FLOATS = {
@@ -243,14 +246,27 @@ def _described(name: str, metadata: dict[str, str], stored: int, source: str) ->
         raise CheckpointError(f"{source} {error}: use a checkpoint of this release") from error
 
 
-def start_from_checkpoint(model: FeatureCompressionModel, path: str | os.PathLike[str]) -> None:
+def start_from_checkpoint(
+    model: FeatureCompressionModel,
+    path: str | os.PathLike[str],
+    weights: LmbRange | None = None,
+) -> None:
     """Begin training with a checkpoint's weights, of this model or of another of its family.
 
     An `ours_*` encoder of another depth gives the blocks that both have; further ones begin as
     identities. A frozen tail, or one that the checkpoint lacks, stays as it is. Medians are 0
-    again, training's grid. Raises FileNotFoundError and the CheckpointErrors above.
+    again, training's grid.
+
+    A variable-rate model may begin with one of a fixed rate: at the level whose rate weight is the
+    checkpoint's, it then gives the same symbols and features. `weights` are its levels' weights.
+    Raises FileNotFoundError and the CheckpointErrors above.
     """
-    state = _current_names(read_state_dict(path)[0])
+    raw, metadata = read_state_dict(path)
+    state = _current_names(raw)
+    bottleneck = model.bottleneck_layer
+    if isinstance(bottleneck, VariableBottleneck) and not any(key in state for key in _GAINS):
+        bottleneck.set_ladder(_level_of(metadata, weights or LmbRange(), str(path)))
+        state |= {key: value for key, value in model.state_dict().items() if key in _GAINS}
     own = {key: value for key, value in model.state_dict().items() if key not in TABLE_BUFFERS}
     tail = _behind_bottleneck(state)
     state = model.spec.architecture.fitted(state, own)
@@ -259,6 +275,23 @@ def start_from_checkpoint(model: FeatureCompressionModel, path: str | os.PathLik
         state |= _behind_bottleneck(own)
     load_state(model, state, str(path), ignore=frozenset(TABLE_BUFFERS))
     model.bottleneck_layer.entropy_bottleneck.quantiles.data[:, :, 1] = 0
+
+
+def _level_of(metadata: dict[str, str], weights: LmbRange, source: str) -> float:
+    """The rate level whose weight is a fixed-rate checkpoint's; the middle one if it has none.
+
+    Raises CheckpointError.
+    """
+    text = metadata.get("lmb")
+    if text is None:
+        return TOP_LEVEL / 2
+    try:
+        return weights.level_of(float(text))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{source} says that its lmb is {text[:40]!r}, which is no number above 0: "
+            "begin with another checkpoint"
+        ) from error
 
 
 def check_checkpoint_output(
@@ -306,9 +339,10 @@ def save_state(
     """
     tensors = {}
     for key, value in state.items():
-        # The entropy model decides the tables, and batch norm's running variance has a range
-        # wider than float16's: both are small and stay exact.
-        half = value.ndim in (2, 4) and value.is_floating_point() and not key.startswith(_ENTROPY)
+        # The entropy model decides the tables, the gains symbols, and batch norm's running
+        # variance has a range wider than float16's: all are small and stay exact.
+        exact = key.startswith((_ENTROPY, *_GAINS))
+        half = value.ndim in (2, 4) and value.is_floating_point() and not exact
         tensors[key] = (value.half() if half else value).contiguous()
         if not torch.isfinite(tensors[key]).all():
             raise NonFiniteCheckpointError(

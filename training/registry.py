@@ -16,11 +16,13 @@ class Entry:
         encoder: of models.ENCODERS.
         backbone: of backbones.BACKBONES.
         frozen_tail: in training the tail always keeps the teacher's weights.
+        variable_rate: one checkpoint has all rate levels; the model's name ends in _vr.
     """
 
     encoder: str
     backbone: str = "resnet50"
     frozen_tail: bool = False
+    variable_rate: bool = False
 
 
 REGISTRY: dict[str, Entry] = {
@@ -32,4 +34,6 @@ REGISTRY: dict[str, Entry] = {
     "ours_n8_enc": Entry("n8", frozen_tail=True),
     "matsubara2022wacv": Entry("matsubara"),
     "n4_lite2": Entry("n4", "lite2"),
+    "ours_n4_vr": Entry("n4", variable_rate=True),
+    "n4_lite2_vr": Entry("n4", "lite2", variable_rate=True),
 }
