@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from runtime.codec.rates import LEVELS, STEPS_PER_LEVEL, Rates
-from runtime.codec.variable_rate import VariableRate
 from torch import nn
 
 from runtime.codec import strict_json
 from runtime.codec.coder import Tables
+from runtime.codec.rates import LEVELS, STEPS_PER_LEVEL, Rates
+from runtime.codec.variable_rate import VariableRate
 from training.bottleneck import VariableBottleneck
 from training.models import FeatureCompressionModel
 
