@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 
 from ..errors import NotANumberError, RatesError
 from . import _coder, strict_json
-from .feature_file import MAX_STEP
+from .feature_file import MAX_STEP, STEPS_PER_LEVEL
 
 LEVELS = 16  # whole levels
-STEPS_PER_LEVEL = 16
 MAX_LEVEL = LEVELS - 1
 MAX_GAIN = 1e6
 assert MAX_STEP == MAX_LEVEL * STEPS_PER_LEVEL
