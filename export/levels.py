@@ -100,9 +100,12 @@ def own_coding(model: FeatureCompressionModel) -> VariableRate:
 def fit_levels(
     model: FeatureCompressionModel, own: VariableRate, counts: LevelCounts
 ) -> VariableRate:
-    """Tables fitted to the counts of each level. Raises CountsError."""
+    """Tables fitted to the counts of each level, as wide as its own. Raises CountsError.
+
+    In 16 levels of tables, rare symbols would take most of the space.
+    """
     pairs = zip(own.levels, counts.levels, strict=True)
-    return _coding(model, [fit_tables(tables, counted) for tables, counted in pairs])
+    return _coding(model, [fit_tables(tables, counted, widen=False) for tables, counted in pairs])
 
 
 def _coding(model: FeatureCompressionModel, levels: Sequence[Tables]) -> VariableRate:
