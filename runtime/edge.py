@@ -275,7 +275,7 @@ class EdgeEncoder:
         ours = (
             file.fingerprint == self.bundle.fingerprint[:FINGERPRINT_BYTES]
             and file.profile is self.profile
-            and (file.step is None or self.budget.allows(file.step, len(data)))
+            and (file.step is None or self.budget.allows(file.step, len(data), file.kept))
         )
         return ours and (
             as_is or file.height == file.width == self.bundle.manifest.preprocessing.crop

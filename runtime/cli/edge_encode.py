@@ -26,13 +26,7 @@ from ..files import check_folder, check_output, own_descriptor, refuse_same_file
 from ..images.find import Job, TargetError, describe, find, to_files, to_rows
 from ..options import add_engine_options, thread_count
 from .command import EXIT_DONE, EXIT_FAILURE, Parser, command, explain, say, standard_output
-from .image_arguments import (
-    add_image_options,
-    check_rate_options,
-    rate_arguments,
-    readable,
-    worker_count,
-)
+from .image_arguments import add_image_options, rate_arguments, readable, worker_count
 from .progress import Progress
 from .workers import map_ordered, without_blas_threads
 
@@ -102,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; gives its exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
-    to_stdout = _check_usage(parser, args)
+    to_stdout, asked = _check_usage(parser, args), rate_arguments(parser, args)
     passed_over: Counter[str] = Counter()
     jobs: list[Job] = []
     found = find(args.images, passed_over)
@@ -143,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
         args.precision,
         args.fast_jpeg,
         workers,
-        **rate_arguments(args),
+        **asked,
     )
     start = time.perf_counter()
     counts = encode_all(
@@ -164,7 +158,6 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> b
         parser.error("--pack writes one file, whole or not at all: leave out -o and --resume")
     if "" in (args.output, args.pack):
         parser.error("the name of the output is empty: name a file or a folder")
-    check_rate_options(parser, args)
     args.pack = "/dev/stdout" if args.pack == "-" else args.pack
     to_stdout = args.output == "-" or any(
         name and own_descriptor(name) == 1 for name in (args.output, args.pack)

@@ -66,18 +66,14 @@ def _add_rate_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_rate_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse options of the rate that contradict each other, as wrong usage."""
+def rate_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
+    """What the options of the rate are to an EdgeEncoder; it is wrong usage if they contradict."""
     if args.rate is not None and args.target_bytes is not None:
         parser.error("--rate and --target-bytes each choose the level: leave out one of both")
     most, target = args.max_bytes, args.target_bytes
     if most is not None and target is not None and most < target:
         parser.error("--max-bytes is below --target-bytes: the mean cannot be above the most")
-
-
-def rate_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """What these options are to an EdgeEncoder."""
-    return {name: vars(args)[name] for name in ("rate", "max_bytes", "target_bytes")}
+    return {"rate": args.rate, "max_bytes": most, "target_bytes": target}
 
 
 def worker_count(workers: int | None, images: int) -> int:

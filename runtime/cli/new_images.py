@@ -16,7 +16,7 @@ from ..delivery.outcomes import Encoded
 from ..engine.processor import cores
 from ..errors import EdgeCloudError
 from ..images.find import find
-from .image_arguments import rate_arguments, read_descriptor, worker_count
+from .image_arguments import read_descriptor, worker_count
 from .reporter import Reporter
 from .workers import map_ordered, without_blas_threads
 
@@ -120,7 +120,7 @@ class NewImages:
                 self._threads,
                 fast_jpeg=args.fast_jpeg,
                 workers=self._workers,
-                **rate_arguments(args),
+                **args.asked,
             )
         except (EdgeCloudError, OSError) as error:
             self._encoder_fault = str(error)

@@ -61,13 +61,14 @@ class Budget:
         """Whether anything is asked for."""
         return self != Budget()
 
-    def allows(self, step: int, size: int) -> bool:
-        """Whether a file of a step and of `size` bytes can be one of this budget."""
+    def allows(self, step: int, size: int, kept: int | None = None) -> bool:
+        """Whether a file of a step and of `size` bytes, cut if `kept` is given, can be of it."""
         fits = self.max_bytes is None or size <= self.max_bytes
         if self.rate is None:
             return fits
         top = step_of(self.rate)
-        return fits and (step == top or (self.max_bytes is not None and step < top))
+        lower = self.max_bytes is not None and (step < top or kept is not None)
+        return fits and (lower or (step == top and kept is None))
 
 
 class LatentCoder:

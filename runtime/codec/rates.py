@@ -165,7 +165,8 @@ def _gains(rows: Any, name: str, channels: int) -> Floats:
             f"rates.json has {name} that are not {LEVELS} rows of {channels} numbers: "
             "export the bundle again"
         )
-    gains = found.astype(np.float32)
+    with np.errstate(over="ignore"):  # infinity is refused below
+        gains = found.astype(np.float32)
     wrong = ~((gains > 0) & (gains <= MAX_GAIN))  # true of NaN
     if wrong.any():
         level, channel = np.argwhere(wrong)[0]
