@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from training_runs import options, read_log
 
-from training import distil, train
+from training import distil, evaluate, train
 from training.architectures import ENCODERS
 from training.backbones import RESNET50, cut_backbone
 from training.bottleneck import Bottleneck, VariableBottleneck, random_levels
@@ -364,3 +364,51 @@ def test_distillation_of_an_unregistered_model(pictures: Path, tmp_path: Path, c
     where = ["--data", str(pictures), "--run_dir", str(tmp_path / "none"), "--lmb", "1-2"]
     assert distil.main([*wrong, *where]) == 1
     assert "a ResNet-50 cut there has no variable rate with n0" in capsys.readouterr().err
+
+
+def test_the_torch_model_is_evaluated_at_several_levels(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("checkpoints") / "ours_n4_vr" / "lmb0.16-5.12.safetensors"
+    save_model(file, build_random_model("ours_n4_vr", 2), {"labels": '["cat", "dog"]'})
+    command = ["-d", str(root), "--torch", "--as-is", "-w", "0"]
+    assert evaluate.main([*command, "--json", "--predictions", "out"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["level"] for record in records] == [0, 5, 10, 15]
+    assert {record["lmb"] for record in records} == {"0.16-5.12"}
+    rates = [record["estimated_bpp"] for record in records]
+    assert rates == sorted(rates)
+    assert len(list(Path("out").glob("ours_n4_vr_lmb0.16-5.12_level*.txt"))) == 4
+    assert evaluate.main([*command, "--images", "2"]) == 0
+    assert "| ours_n4_vr | 0.16-5.12 at level 10 | 2 |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_through_export_and_both_ends(pictures: Path, tmp_path: Path) -> None:
+    """A smoke-sized run, then files of several levels, which the cloud takes together."""
+    from export.__main__ import main as export
+    from runtime import CloudDecoder, EdgeEncoder
+    from runtime.codec.feature_file import parse
+
+    torch.manual_seed(0)
+    teacher = Teacher(4, cut_backbone(*MOBILENET))
+    save_file(dict(teacher.backbone.state_dict()), tmp_path / "weights.safetensors")
+    parts = ["--encoder", "n0", "--backbone", MOBILENET[0], "--cut", MOBILENET[1], "--smoke"]
+    parts += ["--weights", str(tmp_path / "weights.safetensors"), "--data", str(pictures)]
+    assert distil.main([*parts, "--run_dir", str(tmp_path / "run"), "--lmb", "0.01-0.1"]) == 0
+    checkpoint = tmp_path / "run" / "lmb0.01-0.1.safetensors"
+    bundle = tmp_path / "bundle"
+    options = ["--checkpoint", str(checkpoint), "--refit", str(pictures), "--out", str(bundle)]
+    assert export(["n0_mobilenet_v3_small_vr", *options]) == 0
+    picture = next(pictures.iterdir())
+    levels = (0.0, 4.5, 9.0, 15.0)
+    files = [EdgeEncoder(bundle, 1, rate=level).encode(picture) for level in levels]
+    assert [parse(file).step for file in files] == [0, 72, 144, 240]
+    assert [len(file) for file in files] == sorted(len(file) for file in files)
+    decoder = CloudDecoder(bundle, 1)
+    assert np.isfinite(decoder.logits(files)).all()
+    budget = len(files[2])
+    limited = EdgeEncoder(bundle, 1, max_bytes=budget).encode(picture)
+    assert len(limited) <= budget
+    assert len(decoder.classify(limited)) == 4
