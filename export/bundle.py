@@ -15,6 +15,7 @@ from runtime import files
 from runtime.codec.bundle import COMPRESSAI_TABLES, LABELS, MANIFEST, TABLES
 from runtime.codec.manifest import FileEntry, Manifest
 from runtime.files import temporary_folder
+from runtime.tasks.classification import Classification
 
 from .graphs import OPSET
 from .states import Chosen
@@ -68,6 +69,7 @@ def make_manifest(state: Chosen) -> Manifest:
         preprocessing=state.reading.rule,
         profile=coder.profile,
         precision=state.precision if has_int8 else "fp32",
+        task=Classification.NAME,
         classes=len(state.labels),
         files={
             name: FileEntry((state.work / name).stat().st_size, _sha256(state.work / name))

@@ -17,7 +17,7 @@ from .engine.registry import group_by_shape, open_engine
 from .errors import FeatureFileTypeError, InconsistentBundleError, NoEmbeddingError
 from .tasks.base import Task
 from .tasks.classification import Prediction, require_finite
-from .tasks.registry import task_of
+from .tasks.registry import task_named
 
 _EMBEDDING = "embedding"  # the cloud graph's output of pooled features
 _BATCH = 8  # feature files in one graph call: bounds its memory
@@ -48,6 +48,7 @@ class CloudDecoder:
         precision: str = "auto",
     ):
         self.bundle = Bundle.load(default_bundle() if bundle_dir is None else bundle_dir)
+        task = task_named(self.bundle.manifest.task)
         try:
             labels = self.bundle.read(LABELS).decode().splitlines()
         except UnicodeDecodeError as error:
@@ -61,8 +62,10 @@ class CloudDecoder:
         # The size of an embedding; None where an earlier release exported a graph without it.
         self._embedding_size = outputs[_EMBEDDING].shape[1] if _EMBEDDING in outputs else None
         try:
-            self.task: Task = task_of(outputs)(labels)
-            self.task.check(outputs[self.task.OUTPUT])
+            self.task: Task = task(labels)
+            if task.OUTPUT not in outputs:
+                raise InconsistentBundleError(f"a cloud graph without an output {task.OUTPUT}")
+            self.task.check(outputs[task.OUTPUT])
         except InconsistentBundleError as error:
             raise InconsistentBundleError(
                 f"{self.bundle.folder} has {error}: export it again"
@@ -157,10 +160,12 @@ class CloudDecoder:
         Arrays of one shape share graph calls. A row may be infinite or NaN while others are sound:
         `predictions` checks each.
         """
-        out = np.empty((len(symbols), len(self.labels)), np.float32)
+        rows: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(symbols)
         for group in group_by_shape([values.shape for values in symbols], _BATCH):
-            out[group] = self.logits_of_symbols(np.stack([symbols[i] for i in group]))
-        return out
+            found = self.logits_of_symbols(np.stack([symbols[i] for i in group]))
+            for index, row in zip(group, found, strict=True):
+                rows[index] = row
+        return np.stack(rows) if rows else np.empty((0, len(self.labels)), np.float32)
 
     def classify(self, data: Bytes, top_k: int = 5) -> list[Prediction]:
         """The `top_k` most probable classes of one feature file, best first.

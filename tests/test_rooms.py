@@ -44,7 +44,7 @@ RULES: dict[str, set[str]] = {
     "runtime.cloud": _CODEC | {"runtime.images", "runtime.engine", "runtime.tasks"},
     "runtime.bulk": _CODEC | _ENDS | {"runtime.tasks"},
     "runtime.service": _CODEC | {"runtime.cloud", "runtime.tasks", "runtime.engine"},
-    "runtime.delivery": _CODEC,
+    "runtime.delivery": _CODEC | {"runtime.tasks"},
     "runtime.cluster": _CODEC | {"runtime.cloud", "runtime.service", "runtime.bulk"},
     "runtime.cli": _CODEC | _ENDS | ROOMS,
     "training": set(),

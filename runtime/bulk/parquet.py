@@ -2,11 +2,12 @@
 
 A pack, which `edge-encode --pack` writes, has the columns
     key string, feature_file binary, width int32, height int32
-Predictions, which `cloud-decode` writes, have the columns
+Predictions, which `cloud-decode` writes, have a column for each member of the best answer of the
+bundle's task, which for classification are
     key string, label string, class_index int32, probability float32, error string
 
 `width` and `height` are those of the encoded pixels. `error` is null if the row was decoded. If it
-was refused, label, class_index and probability are null. A pack's schema metadata name the
+was refused, the members of the answer are null. A pack's schema metadata name the
 bundle's fingerprint and model. Packs of other programs may lack these metadata, and may have more
 columns, in any order. Needs the extra `[parquet]`.
 
@@ -41,6 +42,7 @@ from ..errors import (
     WrongBundleError,
 )
 from ..files import atomic_file
+from ..tasks.registry import task_named
 
 try:
     import pyarrow as pa
@@ -52,7 +54,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from ..cloud import CloudDecoder, Prediction
+    from ..cloud import CloudDecoder
     from ..codec.bundle import Bundle
 
 PACK = pa.schema(
@@ -63,18 +65,10 @@ PACK = pa.schema(
         ("height", pa.int32()),
     ]
 )
-PREDICTIONS = pa.schema(
-    [
-        ("key", pa.string()),
-        ("label", pa.string()),
-        ("class_index", pa.int32()),
-        ("probability", pa.float32()),
-        ("error", pa.string()),
-    ]
-)
 _DECODED = ["key", "feature_file"]  # the columns of a pack that classification reads
 # Keys of a pack's schema metadata; the values are text.
 FINGERPRINT, MODEL = b"edgecloud.fingerprint", b"edgecloud.model"
+_TYPES = {str: pa.string(), int: pa.int32(), float: pa.float32()}  # in the order of the columns
 # Key of the metadata of predictions: the SHA-256 of the bundle's manifest, which in turn has the
 # SHA-256 of all other files.
 MANIFEST_DIGEST = b"edgecloud.manifest_sha256"
@@ -85,6 +79,24 @@ MAX_KEY_BYTES = 1 << 16
 _GROUP_ROWS, _GROUP_BYTES = 16_384, 16 << 20  # a row group ends when it has reached either
 _READ_ROWS = 4096  # rows read at a time; each read checks all distinct values of the row group
 _MAX_METADATA_BYTES = 64 << 20
+
+
+def predictions_schema(bundle: "Bundle") -> pa.Schema:
+    """The columns of predictions: text first, then whole numbers, then other numbers.
+
+    Raises UnsupportedBundleError.
+    """
+    order = list(_TYPES)
+    fields = sorted(
+        task_named(bundle.manifest.task).FIELDS, key=lambda field: order.index(field.kind)
+    )
+    return pa.schema(
+        [
+            ("key", pa.string()),
+            *((field.name, _TYPES[field.kind]) for field in fields),
+            ("error", pa.string()),
+        ]
+    )
 
 
 @contextmanager
@@ -281,7 +293,7 @@ def _longest(values: pa.DictionaryArray) -> int:
 
 
 def classify(rows: pa.Table | pa.RecordBatch, decoder: "CloudDecoder") -> pa.Table:
-    """The predictions of a pack's rows, in order: a table with the schema PREDICTIONS.
+    """The predictions of a pack's rows, in order: a table as predictions_schema says.
 
     Args:
         rows: the columns `key` and `feature_file`, as strings and bytes with 32-bit or 64-bit
@@ -296,7 +308,8 @@ def classify(rows: pa.Table | pa.RecordBatch, decoder: "CloudDecoder") -> pa.Tab
             symbols[index] = decoder.symbols(_feature_file(scalar))
         except FeatureFileError as error:
             errors[index] = str(error)
-    best: list[Prediction | None] = [None] * len(files)
+    schema = predictions_schema(decoder.bundle)
+    best: list[Any] = [None] * len(files)
     for index, logits in zip(symbols, decoder.logits_of_each(list(symbols.values())), strict=True):
         try:
             best[index] = decoder.predictions(logits, 1)[0]
@@ -304,12 +317,10 @@ def classify(rows: pa.Table | pa.RecordBatch, decoder: "CloudDecoder") -> pa.Tab
             errors[index] = str(error)
     columns = [
         rows.column("key").cast(pa.string()),
-        [one and one.label for one in best],
-        [one and one.class_index for one in best],
-        [one and one.probability for one in best],
+        *([one and getattr(one, name) for one in best] for name in schema.names[1:-1]),
         errors,
     ]
-    return pa.table(columns, PREDICTIONS)
+    return pa.table(columns, schema)
 
 
 def _feature_file(scalar: pa.Scalar) -> memoryview:
@@ -368,9 +379,8 @@ def prediction_writer(
 
     The file appears when the block ends without an error. Raises OSError.
     """
-    with _row_writer(
-        path, PREDICTIONS.with_metadata({MANIFEST_DIGEST: bundle_digest(bundle)})
-    ) as write:
+    schema = predictions_schema(bundle).with_metadata({MANIFEST_DIGEST: bundle_digest(bundle)})
+    with _row_writer(path, schema) as write:
 
         def write_all(predictions: pa.Table) -> None:
             for row in zip(*(column.to_pylist() for column in predictions.columns), strict=True):
@@ -391,7 +401,9 @@ def is_classified(path: str | os.PathLike[str], bundle: "Bundle", rows: int) -> 
         return False
     found = (schema.metadata or {}).get(MANIFEST_DIGEST)
     return bool(
-        metadata.num_rows == rows and found == bundle_digest(bundle) and schema.equals(PREDICTIONS)
+        metadata.num_rows == rows
+        and found == bundle_digest(bundle)
+        and schema.equals(predictions_schema(bundle))
     )
 
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..cloud import CloudDecoder
+    from ..tasks.base import Task
 
 _MOST_CLASSES = 1_000_000
 _WITHOUT_PARQUET = "--info, --logits, --embeddings or --tune"
@@ -215,7 +216,7 @@ def _classify(decoder: "CloudDecoder", args: argparse.Namespace) -> int:
             values = decoder.embedding_of(outputs) if embeds else outputs[decoder.task.OUTPUT]
             found.append(values[0])
         if "-" not in targets.values():
-            text = _lines(result, decoder.task.line)
+            text = _lines(result, decoder.task)
             say(json.dumps(result, allow_nan=False) if args.json else text, sys.stdout)
 
     status = _each(args.files, decode, for_stdout=not targets)
@@ -236,11 +237,16 @@ def _classify(decoder: "CloudDecoder", args: argparse.Namespace) -> int:
 
 def _tune(args: argparse.Namespace, report: IO[str] | None) -> None:
     from ..codec.bundle import Bundle, default_bundle
-    from ..engine.tune import readable_inputs, table, tune
-    from ..tasks.registry import deviation
+    from ..engine.tune import Outputs, readable_inputs, table, tune
+    from ..tasks.registry import task_named
 
     bundle = Bundle.load(args.bundle or default_bundle())
+    task = task_named(bundle.manifest.task)
     inputs = readable_inputs(args.files, lambda name: bundle.decode(_read(name))[None])
+
+    def deviation(expected: Outputs, found: Outputs) -> tuple[float, bool]:
+        return task.deviation(expected[task.OUTPUT], found[task.OUTPUT])
+
     result = tune(bundle, "cloud", inputs, deviation, args.threads)
     say(json.dumps(result, allow_nan=False) if args.json else table(result), report)
 
@@ -289,7 +295,7 @@ def _decode(
         "file": name,
         "bytes": len(data),
         "bpp": 8 * len(data) / header.pixels,
-        "classes": [prediction._asdict() for prediction in predictions],
+        decoder.task.ANSWERS: [prediction._asdict() for prediction in predictions],
         "milliseconds": {
             "coder": round(1e3 * (decoded - start), 3),
             "graph": round(1e3 * (done - decoded), 3),
@@ -299,12 +305,12 @@ def _decode(
     return result, outputs
 
 
-def _lines(result: dict[str, Any], line: Callable[[dict[str, Any]], str]) -> str:
+def _lines(result: dict[str, Any], task: "Task") -> str:
     lines = [
         f"{result['file']}: {result['bytes']} bytes, {result['bpp']:.3f} bpp, "
         f"{result['milliseconds']['total']:.1f} ms"
     ]
-    lines += [f"  {line(entry)}" for entry in result["classes"]]
+    lines += [f"  {task.line(entry)}" for entry in result[task.ANSWERS]]
     return "\n".join(lines)
 
 

@@ -29,6 +29,7 @@ from ..errors import (
 )
 from ..images.find import printable
 from ..options import number
+from ..tasks.registry import find_answers
 from .command import EXIT_DONE, EXIT_FAILURE, EXIT_INTERRUPTED, Parser, Terminated, command
 from .image_arguments import add_image_options
 from .new_images import NewImages
@@ -304,11 +305,10 @@ def _report(outcome: Outcome, as_json: bool, faults: list[str], reporter: Report
         }
         reporter.say(json.dumps({**(outcome.result or {}), **line}, allow_nan=False), sys.stdout)
     elif outcome.status == "delivered" and outcome.result:
-        best = outcome.result["classes"][0]
-        text = (
-            f"{outcome.image}: {outcome.result['bytes']} bytes, "
-            f"{best['label']} {100 * best['probability']:.1f} %"
-        )
+        text = f"{outcome.image}: {outcome.result['bytes']} bytes"
+        if found := find_answers(outcome.result):
+            task, answers = found
+            text += f", {task.brief(answers[0])}"
         reporter.say(printable(text), sys.stdout, beside_bar=False)
     elif outcome.error not in faults:  # faults are reported once, at the end
         reporter.say(

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from ..bulk.parquet import (
-    PREDICTIONS,
     batches,
     bundle_digest,
     classify,
@@ -32,6 +31,7 @@ from ..bulk.parquet import (
     is_classified,
     open_pack,
     prediction_writer,
+    predictions_schema,
 )
 from ..cloud import CloudDecoder
 from ..codec.bundle import Bundle
@@ -337,7 +337,8 @@ class _Classifier:
     def _classify(self, source: str, row_group: int) -> bytes:
         """Predictions of a row group, as a stream of Arrow."""
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, PREDICTIONS) as writer:
-            for batch in batches(source, self.decoder.bundle, row_group):
+        bundle = self.decoder.bundle
+        with pa.ipc.new_stream(sink, predictions_schema(bundle)) as writer:
+            for batch in batches(source, bundle, row_group):
                 writer.write_table(classify(batch, self.decoder))
         return bytes(sink.getvalue())

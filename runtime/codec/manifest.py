@@ -49,6 +49,7 @@ class Preprocessing:
     crop: int = 224
 
 
+FIRST_TASK = "classification"  # the one of bundles that were exported before manifests named it
 STANDARD = Preprocessing()  # the reference's evaluation transform
 
 
@@ -79,6 +80,7 @@ class Manifest:
     precision: str  # of _PRECISIONS, for both ends, unless the caller asks for another
     classes: int
     files: Mapping[str, FileEntry]
+    task: str = FIRST_TASK  # by its name in runtime.tasks
     record: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -119,6 +121,7 @@ class Manifest:
                     str(name): FileEntry(int(entry["bytes"]), bytes.fromhex(entry["sha256"]).hex())
                     for name, entry in content.pop("files").items()
                 },
+                task=str(content.pop("task", FIRST_TASK)),
                 record=content,
             )
             resampling = (preprocessing["interpolation"], preprocessing["antialias"])
@@ -175,6 +178,7 @@ class Manifest:
             | {"interpolation": "bilinear", "antialias": True},
             "small": self.profile is Profile.CONTEXT,
             "precision": self.precision,
+            "task": self.task,
             "classes": self.classes,
             "files": {name: entry._asdict() for name, entry in self.files.items()},
         }

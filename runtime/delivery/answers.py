@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from .. import errors
 from ..codec import strict_json
 from ..refusals import INTERNAL, METHOD_NOT_ALLOWED, NOT_FOUND, STATUS, code_of
+from ..tasks.registry import find_answers
 from .route import Endpoint, Proxy, httpx, unreadable_trust_settings
 
 _MAX_TEXT = 500  # characters of a label or a message that are kept
@@ -93,8 +94,9 @@ def judge(response: httpx.Response, body: bytes, data: bytes, endpoint: Endpoint
     """What the answer to a post of `data` means; `body` is the answer's body."""
     status, content = response.status_code, _object(body)
     if status == 200:
-        if classes := _classes(content.get("classes"), endpoint.top_k):
-            return Answer("delivered", details={"http": status, "classes": classes})
+        if found := find_answers(content, endpoint.top_k):
+            task, answers = found
+            return Answer("delivered", details={"http": status, task.ANSWERS: _shown(answers)})
         quoted = _quoted(response, body[:4096].decode(errors="replace"))
         return Answer("failed", f"the answer is not from cloud-serve{quoted}")
     code = content.get("code")
@@ -298,28 +300,12 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         waiting += [cause for cause in more if cause is not None]
 
 
-def _classes(value: Any, top_k: int) -> list[dict[str, Any]] | None:
-    """The classes of an answer, best first; None if they are not as cloud-serve writes them."""
-    if not isinstance(value, list):
-        return None
-    classes = []
-    for entry in value[:top_k]:
-        if not isinstance(entry, dict):
-            return None
-        label, probability, index = (
-            entry.get(name) for name in ("label", "probability", "class_index")
-        )
-        if not (
-            isinstance(label, str)
-            and isinstance(probability, (int, float))
-            and 0 <= probability <= 1
-            and isinstance(index, int)
-        ):
-            return None
-        classes.append(
-            {"label": printable(label), "probability": probability, "class_index": index}
-        )
-    return classes
+def _shown(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same answers, with texts that may be printed."""
+    return [
+        {name: printable(value) if isinstance(value, str) else value for name, value in one.items()}
+        for one in answers
+    ]
 
 
 def _wait(response: httpx.Response) -> float:

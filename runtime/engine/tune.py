@@ -84,7 +84,7 @@ def tune(
 
     Args:
         inputs: batches of one: pixels uint8 [1, H, W, 3], or symbols int16 [1, C, H', W'].
-        deviation: `changed_symbols`, or `tasks.registry.deviation`.
+        deviation: `changed_symbols`, or a comparison of a task's outputs.
         threads: for one call of each engine; None for one per core.
 
     Returns {"provider", "precision", "threads", "candidates": [...]}. A candidate has "provider",

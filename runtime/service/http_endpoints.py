@@ -76,7 +76,7 @@ def _result(outcome: Classified, count: int, size: int) -> dict[str, Any]:
         "model": bundle.name,
         "fingerprint": bundle.fingerprint,
         "bytes": size,
-        "classes": [prediction._asdict() for prediction in predictions],
+        bundle.decoder.task.ANSWERS: [prediction._asdict() for prediction in predictions],
         "milliseconds": milliseconds(outcome.seconds),
     }
 
@@ -85,10 +85,13 @@ async def infer(request: Request) -> Response:
     """POST /v2/models/NAME/infer: feature files in the Open Inference Protocol."""
     service = service_of(request)
     bundle = service.bundles.named(request.path_params["name"])
+    task = bundle.decoder.task
     body = await read_body(request, several=True)
     header = request.headers.get(oip.HEADER_LENGTH)
     with explaining_forms(request):
-        asked = await parse_body(request, body, lambda: oip.parse(body, header, service.max_files))
+        asked = await parse_body(
+            request, body, lambda: oip.parse(body, header, service.max_files, task)
+        )
     outcomes = await unless_gone(
         request.receive, service.classify(asked.files, context_of(request), bundle)
     )
@@ -97,7 +100,7 @@ async def infer(request: Request) -> Response:
         if isinstance(outcome, EdgeCloudError):
             raise outcome
         rows.append(outcome.logits)
-    content, json_bytes = oip.render(asked, bundle.name, bundle.decoder.labels, np.stack(rows))
+    content, json_bytes = oip.render(asked, bundle.name, task, np.stack(rows))
     if json_bytes is None:
         return Response(content, media_type="application/json")
     return Response(
@@ -114,7 +117,7 @@ async def model_metadata(request: Request) -> Response:
     """GET /v2/models/NAME: its inputs and outputs."""
     bundle = service_of(request).bundles.named(request.path_params["name"])
     return JSONResponse(
-        oip.metadata(bundle.name, len(bundle.decoder.labels), str(bundle.decoder.engine.choice))
+        oip.metadata(bundle.name, bundle.decoder.task, str(bundle.decoder.engine.choice))
     )
 
 

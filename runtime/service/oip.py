@@ -4,6 +4,9 @@
                "outputs": [...], "parameters": {...}}
     response  {"outputs": [label, probability, class_index: [N, top_k]; logits: [N, classes]]}
 
+The outputs are the members of a task's answers, and the graph's output that they are made of; the
+ones above are those of classification.
+
 Feature files are binary, so within JSON they are in base64. With the binary extension the JSON
 comes first, its length is in a header, and the tensors' bytes follow. An element of a BYTES tensor
 is its length (32 bits, little-endian) and its bytes.
@@ -26,16 +29,15 @@ from numpy.typing import NDArray
 
 from ..codec import strict_json
 from ..errors import MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError
-from ..tasks.classification import Classification
+from ..tasks.base import Task
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 INPUT = "feature_file"
-# Name -> datatype. The first three have top_k columns, the last one has a column per class.
-OUTPUTS = {"label": "BYTES", "probability": "FP32", "class_index": "INT32", "logits": "FP32"}
 EXTENSIONS = ["binary_tensor_data"]
 NO_SHARED_MEMORY = (
     "shared memory is not supported (see `extensions` in /v2): send tensors within the request"
 )
+_DATATYPES = {str: "BYTES", float: "FP32", int: "INT32"}
 _DTYPES = {"FP32": "<f4", "INT32": "<i4"}
 _LENGTH = struct.Struct("<I")
 _MAX_ID = 256  # characters
@@ -52,9 +54,15 @@ class InferRequest:
     top_k: int = 1
 
 
-def metadata(name: str, classes: int, engine: str) -> dict[str, Any]:
-    """The answer of /v2/models/NAME: the inputs and outputs of a model with so many classes."""
-    columns = {"logits": classes}
+def outputs_of(task: type[Task] | Task) -> dict[str, str]:
+    """A task's outputs: name -> datatype. All but the last one have top_k columns."""
+    fields = {field.name: _DATATYPES[field.kind] for field in task.FIELDS}
+    return fields | {task.OUTPUT: "FP32"}
+
+
+def metadata(name: str, task: Task, engine: str) -> dict[str, Any]:
+    """The answer of /v2/models/NAME: the inputs and outputs of a model."""
+    columns = {task.OUTPUT: len(task.labels)}
     tensor = {"name": INPUT, "datatype": "BYTES", "shape": [-1]}
     return {
         "name": name,
@@ -62,18 +70,21 @@ def metadata(name: str, classes: int, engine: str) -> dict[str, Any]:
         "inputs": [{**tensor, "parameters": {"content_type": "base64"}}],
         "outputs": [
             {"name": output, "datatype": datatype, "shape": [-1, columns.get(output, -1)]}
-            for output, datatype in OUTPUTS.items()
+            for output, datatype in outputs_of(task).items()
         ],
     }
 
 
-def parse(body: bytes, header_length: str | None, max_files: int) -> InferRequest:
+def parse(
+    body: bytes, header_length: str | None, max_files: int, task: type[Task] | Task
+) -> InferRequest:
     """Read an inference request.
 
     Args:
         body: of the HTTP request.
         header_length: value of the header HEADER_LENGTH; None if there is none.
         max_files: feature files that one request may have.
+        task: of the model that is asked.
 
     Raises MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError.
     """
@@ -95,7 +106,8 @@ def parse(body: bytes, header_length: str | None, max_files: int) -> InferReques
             f"the request's id has {len(identity)} characters, and at most {_MAX_ID} are accepted: "
             "choose a shorter one"
         )
-    outputs = _outputs(request, _get(parameters, "binary_data_output", bool, False))
+    binary = _get(parameters, "binary_data_output", bool, False)
+    outputs = _outputs(request, binary, list(outputs_of(task)))
     return InferRequest(files, outputs, identity, top_k)
 
 
@@ -158,18 +170,18 @@ def _files(request: Any, tail: memoryview, max_files: int) -> list[bytes]:
     return files
 
 
-def _outputs(request: dict[str, Any], binary: bool) -> dict[str, bool]:
+def _outputs(request: dict[str, Any], binary: bool, known: list[str]) -> dict[str, bool]:
     """The outputs that are requested: name -> whether in binary, which is `binary` by default."""
     wanted: dict[str, bool] = {}
     for output in _get(request, "outputs", list, []):
         name, parameters = _get(output, "name", str, ""), _parameters(output)
-        if name not in OUTPUTS or parameters.get("classification") is not None:
+        if name not in known or parameters.get("classification") is not None:
             raise MalformedRequestError(
                 f"there is no output {name[:80]!r} with these parameters: "
-                f"ask for {', '.join(OUTPUTS)}; top_k is a parameter of the request"
+                f"ask for {', '.join(known)}; top_k is a parameter of the request"
             )
         wanted[name] = _get(parameters, "binary_data", bool, binary)
-    return wanted or dict.fromkeys(OUTPUTS, binary)
+    return wanted or dict.fromkeys(known, binary)
 
 
 def elements(data: memoryview, max_files: int) -> list[bytes]:
@@ -206,28 +218,29 @@ def join(files: Sequence[bytes]) -> bytes:
 
 
 def render(
-    request: InferRequest, model: str, labels: list[str], logits: NDArray[np.float32]
+    request: InferRequest, model: str, task: Task, rows: NDArray[np.float32]
 ) -> tuple[bytes, int | None]:
     """The response to a request.
 
     Args:
         request: what outputs are requested, and how.
         model: name of the bundle that answered.
-        labels: of its classes.
-        logits: finite, float32 [N, classes].
+        task: of that bundle.
+        rows: the graph's output that answers are made of, such as logits float32 [N, classes].
 
     Returns the body, and the length of its JSON if tensors follow that, else None.
     """
-    probabilities, best = Classification.most_probable(logits, request.top_k)
+    answers = [task.answers(row, request.top_k) for row in rows]
+    datatypes = outputs_of(task)
     found: dict[str, NDArray[Any]] = {
-        "label": np.array(labels, object)[best],
-        "probability": np.take_along_axis(probabilities, best, 1),
-        "class_index": best,
-        "logits": logits,
+        name: np.array([[getattr(one, name) for one in few] for few in answers], object)
+        for name in datatypes
+        if name != task.OUTPUT
     }
+    found[task.OUTPUT] = rows
     outputs, tail = [], []
     for name, binary in request.outputs.items():
-        datatype, values = OUTPUTS[name], found[name]
+        datatype, values = datatypes[name], found[name]
         output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(values.shape)}
         if binary:
             raw = (

@@ -9,7 +9,7 @@ from html import escape
 from .. import __version__
 from ..refusals import STATUS, code_of
 from .openapi_paths import OPEN, paths
-from .openapi_schemas import SCHEMAS, Schema
+from .openapi_schemas import Schema, schemas
 
 _STYLE = (
     "body{font:16px/1.5 sans-serif;max-width:50em;margin:2em auto;padding:0 1em}"
@@ -31,7 +31,7 @@ def document() -> Schema:
         "paths": paths(),
         "security": [{}, {"token": []}],
         "components": {
-            "schemas": SCHEMAS,
+            "schemas": schemas(),
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     }

@@ -4,7 +4,7 @@ Always holds: there is one operation for each route of http_endpoints.py. An ope
 `security` is OPEN needs no token, and the middleware goes by that.
 """
 
-from .oip import EXTENSIONS, HEADER_LENGTH, INPUT, OUTPUTS
+from .oip import EXTENSIONS, HEADER_LENGTH, INPUT
 from .openapi_schemas import (
     BOOLEAN,
     STRING,
@@ -12,6 +12,7 @@ from .openapi_schemas import (
     array_of,
     json_response,
     object_of,
+    output_names,
     ref,
     refusal_responses,
 )
@@ -145,8 +146,8 @@ def _model_paths() -> Schema:
             "Classify feature files, in the Open Inference Protocol.",
             f"One input, {INPUT}, of datatype BYTES and shape [N]: feature files, in base64 as "
             "JSON data, or as they are with the binary extension. An optional member that is null "
-            f"counts as absent. Outputs {', '.join(OUTPUTS)}. If one feature file is refused, so "
-            "is the request.",
+            f"counts as absent. Outputs {', '.join(output_names())}. If one feature file "
+            "is refused, so is the request.",
             {"application/json": {"schema": ref("InferRequest")}, **_BINARY},
             answer,
             [_NAME, length],

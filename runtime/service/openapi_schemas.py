@@ -1,12 +1,16 @@
 """The objects of the OpenAPI document, and the small functions that build it.
 
-Always holds: the statuses and codes of refusals are those of refusals.py.
+Always holds: the statuses and codes of refusals are those of refusals.py. What an answer holds is
+what its task says.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..refusals import INTERNAL, STATUS, code_of
-from .oip import INPUT, OUTPUTS
+from ..tasks.base import Task
+from ..tasks.registry import TASKS
+from .oip import INPUT, outputs_of
 
 Schema = dict[str, Any]
 
@@ -21,7 +25,7 @@ def object_of(required: Schema, optional: Schema | None = None) -> Schema:
 
 
 def ref(name: str) -> Schema:
-    """A reference to one of SCHEMAS."""
+    """A reference to one of the document's schemas."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
@@ -39,17 +43,7 @@ STRING: Schema = {"type": "string"}
 INTEGER: Schema = {"type": "integer"}
 NUMBER: Schema = {"type": "number"}
 BOOLEAN: Schema = {"type": "boolean"}
-_RESULT = {
-    "model": {**STRING, "description": "name of the bundle that answered"},
-    "fingerprint": {**STRING, "description": "of that bundle, as the feature file carries it"},
-    "bytes": {**INTEGER, "description": "of the feature file"},
-    "classes": {**array_of(ref("Class")), "description": "best first"},
-    "milliseconds": {
-        "type": "object",
-        "additionalProperties": NUMBER,
-        "description": "coder, queue, graph",
-    },
-}
+_JSON_TYPES = {str: STRING, int: INTEGER, float: NUMBER}
 _INFER_INPUT = object_of(
     {
         "name": {"const": INPUT},
@@ -72,20 +66,8 @@ _INFER_PARAMETERS = {
     "top_k": or_null({"type": "integer", "minimum": 1}),
     "binary_data_output": or_null(BOOLEAN),
 }
-_INFER_OUTPUT = object_of(
-    {"name": {"enum": list(OUTPUTS)}},
-    {"parameters": or_null(object_of({}, {"binary_data": or_null(BOOLEAN)}))},
-)
-# Name -> schema, under which `ref` finds it.
-SCHEMAS: Schema = {
-    "Class": object_of(
-        {
-            "label": STRING,
-            "probability": {"type": "number", "minimum": 0, "maximum": 1},
-            "class_index": INTEGER,
-        }
-    ),
-    "Result": object_of(_RESULT),
+# Name -> schema, under which `ref` finds it; `schemas` adds those that depend on the tasks.
+_SCHEMAS: Schema = {
     "Model": object_of(
         {
             "name": STRING,
@@ -107,15 +89,6 @@ SCHEMAS: Schema = {
         },
         {"known": {**array_of(ref("Model")), "description": "with unknown_model: what is served"}},
     ),
-    "Answer": {
-        "oneOf": [
-            object_of({"status": {"const": 200}, **_RESULT}),
-            object_of(
-                {"status": {"type": "integer", "minimum": 400}, "code": STRING, "error": STRING},
-                {"known": array_of(ref("Model"))},
-            ),
-        ]
-    },
     "Tensor": object_of(
         {"name": STRING, "datatype": STRING, "shape": array_of(INTEGER)},
         {"parameters": {"type": "object"}, "data": {"type": "array"}},
@@ -128,18 +101,79 @@ SCHEMAS: Schema = {
             "outputs": array_of(ref("Tensor")),
         }
     ),
-    "InferRequest": object_of(
-        {"inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": _INFER_INPUT}},
-        {
-            "id": or_null({**STRING, "maxLength": 256}),
-            "parameters": or_null(object_of({}, _INFER_PARAMETERS)),
-            "outputs": or_null(array_of(_INFER_OUTPUT)),
-        },
-    ),
     "InferResponse": object_of(
         {"model_name": STRING, "outputs": array_of(ref("Tensor"))}, {"id": STRING}
     ),
 }
+
+
+def output_names(tasks: Sequence[type[Task]] = TASKS) -> list[str]:
+    """The outputs that may be asked for in the Open Inference Protocol."""
+    return list(dict.fromkeys(name for task in tasks for name in outputs_of(task)))
+
+
+def schemas(tasks: Sequence[type[Task]] = TASKS) -> Schema:
+    """All schemas of a service that may serve these tasks: name -> schema, as `ref` finds it."""
+    required, optional = _result(tasks)
+    result = object_of(required, optional)
+    accepted = object_of({"status": {"const": 200}, **required}, optional)
+    refused = object_of(
+        {"status": {"type": "integer", "minimum": 400}, "code": STRING, "error": STRING},
+        {"known": array_of(ref("Model"))},
+    )
+    return {
+        **{task.ANSWER: _answer(task) for task in tasks},
+        "Result": result,
+        "Answer": {"oneOf": [accepted, refused]},
+        "InferRequest": _infer_request(tasks),
+        **_SCHEMAS,
+    }
+
+
+def _answer(task: type[Task]) -> Schema:
+    """One answer of a task."""
+    members: Schema = {}
+    for field in task.FIELDS:
+        bounds = {"minimum": field.minimum, "maximum": field.maximum}
+        members[field.name] = {
+            **_JSON_TYPES[field.kind],
+            **{name: bound for name, bound in bounds.items() if bound is not None},
+        }
+    return object_of(members)
+
+
+def _result(tasks: Sequence[type[Task]]) -> tuple[Schema, Schema]:
+    """The members of the answer to one feature file: those always there, and the others."""
+    answers = {
+        task.ANSWERS: {**array_of(ref(task.ANSWER)), "description": "best first"} for task in tasks
+    }
+    required = {
+        "model": {**STRING, "description": "name of the bundle that answered"},
+        "fingerprint": {**STRING, "description": "of that bundle, as the feature file carries it"},
+        "bytes": {**INTEGER, "description": "of the feature file"},
+        **(answers if len(tasks) == 1 else {}),
+        "milliseconds": {
+            "type": "object",
+            "additionalProperties": NUMBER,
+            "description": "coder, queue, graph",
+        },
+    }
+    return required, {} if len(tasks) == 1 else answers
+
+
+def _infer_request(tasks: Sequence[type[Task]]) -> Schema:
+    output = object_of(
+        {"name": {"enum": output_names(tasks)}},
+        {"parameters": or_null(object_of({}, {"binary_data": or_null(BOOLEAN)}))},
+    )
+    return object_of(
+        {"inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": _INFER_INPUT}},
+        {
+            "id": or_null({**STRING, "maxLength": 256}),
+            "parameters": or_null(object_of({}, _INFER_PARAMETERS)),
+            "outputs": or_null(array_of(output)),
+        },
+    )
 
 
 def json_response(schema: Schema, description: str) -> Schema:

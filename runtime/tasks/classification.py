@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InconsistentBundleError, NotFiniteLogitsError
+from .base import Field
 
 MAX_DEVIATION = 0.05  # largest accepted difference of a probability between two engines
 
@@ -29,7 +30,15 @@ class Classification:
     `labels` are the classes' names, in the order of the logits.
     """
 
+    NAME: ClassVar[str] = "classification"
     OUTPUT: ClassVar[str] = "logits"
+    ANSWERS: ClassVar[str] = "classes"
+    ANSWER: ClassVar[str] = "Class"
+    FIELDS: ClassVar[tuple[Field, ...]] = (
+        Field("label", str),
+        Field("probability", float, 0, 1),
+        Field("class_index", int),
+    )
 
     def __init__(self, labels: Sequence[str]):
         self.labels = list(labels)
@@ -48,10 +57,11 @@ class Classification:
 
         Raises NotFiniteLogitsError.
         """
-        probabilities, best = self.most_probable(require_finite(row)[None], top_k)
+        probabilities = softmax(require_finite(row)[None])[0]
+        best = np.argsort(-probabilities, kind="stable")[:top_k]
         return [
-            Prediction(self.labels[index], float(probabilities[0, index]), int(index))
-            for index in best[0]
+            Prediction(self.labels[index], float(probabilities[index]), int(index))
+            for index in best
         ]
 
     @staticmethod
@@ -60,12 +70,9 @@ class Classification:
         return f"{100 * answer['probability']:5.1f} %  {answer['label']}"
 
     @staticmethod
-    def most_probable(
-        logits: NDArray[np.float32], top_k: int
-    ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-        """Probabilities [N, classes] of finite logits, and the classes [N, top_k], best first."""
-        probabilities = softmax(logits)
-        return probabilities, np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+    def brief(answer: Mapping[str, Any]) -> str:
+        """The label, and the probability in percent."""
+        return f"{answer['label']} {100 * answer['probability']:.1f} %"
 
     @staticmethod
     def deviation(expected: NDArray[Any], found: NDArray[Any]) -> tuple[float, bool]:

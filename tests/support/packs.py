@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from ray_load import Sample
 
 from runtime import CloudDecoder
-from runtime.bulk.parquet import PACK, PREDICTIONS, classify
+from runtime.bulk.parquet import PACK, classify
 
 
 def write_packs(folder: Path, samples: list[Sample]) -> list[Path]:
@@ -35,6 +35,17 @@ def write_packs(folder: Path, samples: list[Sample]) -> list[Path]:
             write_page_checksum=True,
         )
     return paths
+
+
+PREDICTIONS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("label", pa.string()),
+        ("class_index", pa.int32()),
+        ("probability", pa.float32()),
+        ("error", pa.string()),
+    ]
+)
 
 
 def check_predictions(source: Path, target: Path, decoder: CloudDecoder) -> None:

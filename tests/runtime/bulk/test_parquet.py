@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packs import PREDICTIONS
 
 from runtime import CloudDecoder, EdgeEncoder, errors
 from runtime.cli import cloud_decode as cloud_cli
@@ -99,7 +100,7 @@ def test_row_groups_are_bounded_and_keep_the_order(
 def test_an_empty_pack(tmp_path: Path, encoder: EdgeEncoder, decoder: CloudDecoder) -> None:
     path = write_pack(tmp_path / "features.parquet", encoder, [])
     assert parquet.classify_pack(path, tmp_path / "predictions.parquet", decoder) == (0, 0)
-    assert pq.read_table(tmp_path / "predictions.parquet").schema.equals(parquet.PREDICTIONS)
+    assert pq.read_table(tmp_path / "predictions.parquet").schema.equals(PREDICTIONS)
 
 
 def test_a_pack_that_fails_leaves_nothing(pack: Path, encoder: EdgeEncoder) -> None:
@@ -124,7 +125,7 @@ def test_each_row_has_its_class_or_its_error(
     assert parquet.classify_pack(pack, target, decoder, steps.append) == (2, 1)
     assert sum(steps) == 3
     found = pq.read_table(target)
-    assert found.schema.equals(parquet.PREDICTIONS)
+    assert found.schema.equals(PREDICTIONS)
     first, second, third = found.to_pylist()
     label, probability, index = decoder.classify(feature_bytes)[0]
     expected = {

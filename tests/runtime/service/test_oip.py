@@ -13,10 +13,16 @@ from hypothesis import strategies as st
 
 from runtime.errors import MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError
 from runtime.service import oip
+from runtime.tasks.classification import Classification
 
 FILES = [b"\xfc one", b"", b"\x00\xff three"]
 LABELS = ["cat", "dog", "Käse"]
 LOGITS = np.array([[0, 1, 2], [5, 0, 0]], np.float32)
+OUTPUTS = ("label", "probability", "class_index", "logits")
+
+
+def parse(data: bytes, header_length: str | None, max_files: int) -> oip.InferRequest:
+    return oip.parse(data, header_length, max_files, Classification)
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
@@ -47,30 +53,30 @@ def binary(data: bytes, size: Any = None, shape: list[int] | None = None) -> tup
 
 
 def test_feature_files_in_base64() -> None:
-    request = oip.parse(body(id="7", parameters={"top_k": 2}), None, 3)
-    assert request == oip.InferRequest(FILES, dict.fromkeys(oip.OUTPUTS, False), "7", 2)
+    request = parse(body(id="7", parameters={"top_k": 2}), None, 3)
+    assert request == oip.InferRequest(FILES, dict.fromkeys(OUTPUTS, False), "7", 2)
     nested = [[text] for text in tensor()["data"]]
-    assert oip.parse(body({"inputs": [tensor(shape=[3, 1], data=nested)]}), None, 3).files == FILES
+    assert parse(body({"inputs": [tensor(shape=[3, 1], data=nested)]}), None, 3).files == FILES
 
 
 def test_feature_files_in_binary() -> None:
     data, length = binary(oip.join(FILES))
-    assert oip.parse(data, length, 3).files == FILES
+    assert parse(data, length, 3).files == FILES
 
 
 def test_requested_outputs() -> None:
     outputs = [{"name": "logits", "parameters": {"binary_data": True}}, {"name": "label"}]
-    assert oip.parse(body(outputs=outputs), None, 3).outputs == {"logits": True, "label": False}
-    assert oip.parse(
-        body(parameters={"binary_data_output": True}), None, 3
-    ).outputs == dict.fromkeys(oip.OUTPUTS, True)
+    assert parse(body(outputs=outputs), None, 3).outputs == {"logits": True, "label": False}
+    assert parse(body(parameters={"binary_data_output": True}), None, 3).outputs == dict.fromkeys(
+        OUTPUTS, True
+    )
 
 
 def test_an_optional_member_that_is_null_counts_as_absent() -> None:
-    whole = oip.parse(body(), None, 3)
-    assert oip.parse(body(id=None, parameters=None, outputs=None), None, 3) == whole
+    whole = parse(body(), None, 3)
+    assert parse(body(id=None, parameters=None, outputs=None), None, 3) == whole
     assert (
-        oip.parse(
+        parse(
             body(parameters={"top_k": None, "binary_data_output": None, "timeout": None}), None, 3
         )
         == whole
@@ -78,13 +84,11 @@ def test_an_optional_member_that_is_null_counts_as_absent() -> None:
     nulls = {"binary_data_size": None, "shared_memory_region": None}
     for parameters in (None, nulls):
         assert (
-            oip.parse(
-                json.dumps({"inputs": [tensor() | {"parameters": parameters}]}).encode(), None, 3
-            )
+            parse(json.dumps({"inputs": [tensor() | {"parameters": parameters}]}).encode(), None, 3)
             == whole
         )
     for parameters in (None, {"binary_data": None, "classification": None}):
-        assert oip.parse(
+        assert parse(
             body(outputs=[{"name": "label", "parameters": parameters}]), None, 3
         ).outputs == {"label": False}
     data = oip.join(FILES)
@@ -94,14 +98,14 @@ def test_an_optional_member_that_is_null_counts_as_absent() -> None:
             "id": None,
         }
     )
-    assert oip.parse(head + data, str(len(head)), 3) == whole
+    assert parse(head + data, str(len(head)), 3) == whole
 
 
 @pytest.mark.parametrize("member", ["inputs", "name", "datatype", "shape", "data"])
 def test_a_required_member_may_not_be_null(member: str) -> None:
     request = {"inputs": None} if member == "inputs" else {"inputs": [tensor() | {member: None}]}
     with pytest.raises(MalformedRequestError):
-        oip.parse(json.dumps(request).encode(), None, 3)
+        parse(json.dumps(request).encode(), None, 3)
 
 
 def test_shared_memory_is_refused_rather_than_ignored() -> None:
@@ -113,11 +117,11 @@ def test_shared_memory_is_refused_rather_than_ignored() -> None:
         {"inputs": [tensor(parameters={"shared_memory_offset": 0})]},
     ):
         with pytest.raises(UnsupportedSharedMemoryError, match="send tensors within the request"):
-            oip.parse(body(request), None, 3)
+            parse(body(request), None, 3)
 
 
 def test_metadata_has_no_version_since_no_path_has_one() -> None:
-    assert set(oip.metadata("ours_n4", 10, "onnxruntime")) == {
+    assert set(oip.metadata("ours_n4", Classification(LABELS), "onnxruntime")) == {
         "name",
         "platform",
         "inputs",
@@ -162,13 +166,13 @@ def test_metadata_has_no_version_since_no_path_has_one() -> None:
 )
 def test_malformed_inference_requests_are_refused(data: bytes, reason: str) -> None:
     with pytest.raises(MalformedRequestError, match=reason):
-        oip.parse(data, None, 3)
+        parse(data, None, 3)
 
 
 @pytest.mark.parametrize("length", ["", "-1", "99999", "1e3", "٣", "12345678901234567890"])
 def test_a_bad_length_of_the_json_is_refused(length: str) -> None:
     with pytest.raises(MalformedRequestError, match="Content-Length"):
-        oip.parse(body(), length, 3)
+        parse(body(), length, 3)
 
 
 @pytest.mark.parametrize(
@@ -185,23 +189,23 @@ def test_binary_data_of_another_length_is_refused(
     data: bytes, size: int | None, reason: str
 ) -> None:
     with pytest.raises(MalformedRequestError, match=reason):
-        oip.parse(*binary(data, size), 3)
+        parse(*binary(data, size), 3)
 
 
 def test_trailing_bytes_that_no_input_declares_are_refused() -> None:
     head = body()
     with pytest.raises(MalformedRequestError, match="2 bytes follow the JSON, and no input"):
-        oip.parse(head + b"xx", str(len(head)), 3)
+        parse(head + b"xx", str(len(head)), 3)
 
 
 def test_too_many_feature_files_are_refused() -> None:
     for request in (body(), binary(oip.join(FILES))[0]):
         with pytest.raises(TooManyFilesError, match="3 feature files"):
-            oip.parse(request, None if request == body() else binary(oip.join(FILES))[1], 2)
+            parse(request, None if request == body() else binary(oip.join(FILES))[1], 2)
     with pytest.raises(TooManyFilesError, match="more than 2"):
-        oip.parse(*binary(oip.join(FILES), shape=[1]), 2)
+        parse(*binary(oip.join(FILES), shape=[1]), 2)
     with pytest.raises(TooManyFilesError, match="more than 2"):
-        oip.parse(body({"inputs": [tensor(shape=[1])]}), None, 2)
+        parse(body({"inputs": [tensor(shape=[1])]}), None, 2)
 
 
 @given(st.lists(st.binary(max_size=40), max_size=8))
@@ -214,7 +218,7 @@ def test_any_bytes_are_parsed_or_refused(data: bytes, length: str | None) -> Non
     with contextlib.suppress(
         MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError
     ):
-        oip.parse(data, length, 8)
+        parse(data, length, 8)
 
 
 JSON = st.recursive(
@@ -238,12 +242,12 @@ def test_any_json_is_parsed_or_refused(
     with contextlib.suppress(
         MalformedRequestError, TooManyFilesError, UnsupportedSharedMemoryError
     ):
-        oip.parse(body({"inputs": [tensor(**{of_tensor: value})], of_request: other}), None, 8)
+        parse(body({"inputs": [tensor(**{of_tensor: value})], of_request: other}), None, 8)
 
 
 def test_an_answer_in_json() -> None:
-    request = oip.InferRequest(FILES[:2], dict.fromkeys(oip.OUTPUTS, False), "7", 2)
-    content, length = oip.render(request, "m", LABELS, LOGITS)
+    request = oip.InferRequest(FILES[:2], dict.fromkeys(OUTPUTS, False), "7", 2)
+    content, length = oip.render(request, "m", Classification(LABELS), LOGITS)
     assert length is None
     answer = json.loads(content)
     assert (answer["model_name"], answer["id"]) == ("m", "7")
@@ -270,7 +274,7 @@ def test_an_answer_in_binary() -> None:
     request = oip.InferRequest(
         FILES[:2], {"logits": True, "class_index": False, "label": True}, top_k=99
     )
-    content, length = oip.render(request, "m", LABELS, LOGITS)
+    content, length = oip.render(request, "m", Classification(LABELS), LOGITS)
     assert length is not None
     answer, tail = json.loads(content[:length]), content[length:]
     assert [
