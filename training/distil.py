@@ -31,7 +31,7 @@ from torchvision import transforms
 from .architectures import FeatureScale
 from .backbones import RESNET50
 from .checkpoint import save_model, start_from_checkpoint
-from .command import TrainingError, command, leads, number, part, say
+from .command import TrainingError, command, leads, number, say
 from .data import (
     Batched,
     Normalisation,
@@ -67,6 +67,7 @@ from .team import Team, assemble, settle_precision
 
 _LATENT_DEVIATION = 3.0  # of the latent at the start, so that rounding loses little
 _STATISTICS_IMAGES = 256  # crops that the teacher's mean and deviation are measured on
+_SHARE = number(float, 0, 1)
 _EARLY_RATE = 0.1  # part of the rate weight that applies while only features are learned
 
 
@@ -143,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--mix",
-        type=part,
+        type=_SHARE,
         default=0.3,
         help="part of the crops that are blended with another (default: 0.3)",
     )
@@ -165,7 +166,7 @@ def _ramp(text: str) -> str:
     """The text itself, which the recipe records, if it is two parts of a run in order."""
     begin, colon, end = text.partition(":")
     try:
-        if colon and part(begin) <= part(end):
+        if colon and _SHARE(begin) <= _SHARE(end):
             return text
     except argparse.ArgumentTypeError:
         pass
