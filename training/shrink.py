@@ -4,8 +4,8 @@
     python -m training.shrink runs/backbone/resnet50.safetensors --out small.safetensors
 
 FILE is a model of any backbone, or a whole classifier such as a teacher. Each row of a convolution
-or linear layer (the weights of one output channel) becomes int8 values and one float32 scale, the
-one with the least squared error. weights.py describes the layout, and every command reads it.
+or linear layer (the weights of one output channel) becomes int8 values and one float32 scale.
+weights.py describes the layout, and every command reads it.
 
 Always holds: all other tensors, and with them the whole bottleneck, are stored as FILE stores them.
 So the fingerprint, the tables and feature files stay what they are. With --bottleneck the encoder
@@ -40,7 +40,6 @@ from .weights import (
 )
 
 _MOST = 127  # of an int8 value, either way
-_FRACTIONS = torch.linspace(1, 0.6, 41).tolist()  # of a row's largest value: what 127 may stand for
 
 
 class NothingToShrinkError(CheckpointError):
@@ -50,20 +49,12 @@ class NothingToShrinkError(CheckpointError):
 def to_eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     """int8 values of the shape of `weight` (float [out, ...]), and float32 scales [out].
 
-    Each row's scale is the one with the least squared error among those at which the row's largest
-    value is 127 or is cut off at 127.
+    The largest value of a row is 127 or -127. Scales with less squared error, which cut it off,
+    gain 0.1 dB on the weights of a trained ResNet-50: not worth their search.
     """
     rows = weight.detach().float().reshape(len(weight), -1)
-    # Rows of zeros, and of values so small that a scale would have too few bits, become zeros.
-    largest = rows.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny * _MOST)
-    scale = best = torch.empty(0)
-    for fraction in _FRACTIONS:
-        tried = largest * fraction / _MOST
-        values = (rows / tried[:, None]).round().clamp(-_MOST, _MOST)
-        error = (values * tried[:, None] - rows).square().sum(1)
-        if fraction == 1:
-            scale, best = tried, error
-        scale, best = torch.where(error < best, tried, scale), torch.minimum(error, best)
+    # Rows of zeros, and of values too small for a scale, become zeros.
+    scale = (rows.abs().amax(1) / _MOST).clamp(min=torch.finfo(torch.float32).tiny)
     values = (rows / scale[:, None]).round().clamp(-_MOST, _MOST)
     return values.to(torch.int8).reshape(weight.shape), scale
 
