@@ -129,12 +129,12 @@ def test_blended_images() -> None:
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of 16 images: red and blue, with noise."""
+    """Two classes of 40 images: red and blue, with noise."""
     root = tmp_path_factory.mktemp("colours")
     rng = np.random.default_rng(0)
     for name, channel in (("blue", 2), ("red", 0)):
         (root / name).mkdir()
-        for index in range(16):
+        for index in range(40):
             pixels = rng.normal(90, 30, (40, 40, 3))
             pixels[:, :, channel] += 90
             image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
@@ -171,9 +171,9 @@ def test_it_learns_what_the_teacher_says_and_resumes(
     ]
     options += [
         "--train_size",
-        "32:8",
+        "32:2",
         "--batch_size",
-        "8",
+        "4",
         "--held_out",
         "8",
         "--val_size",
@@ -186,9 +186,9 @@ def test_it_learns_what_the_teacher_says_and_resumes(
     assert backbone.main(options) == 0
     log = read_log(tmp_path / "run")
     assert "the teacher is right for 0.0% of the held-out images" in capsys.readouterr().err
-    assert log[-1]["loss"] < 0.5 * log[0]["loss"]
-    assert log[-1]["agreement"] > 0.9
-    assert log[-1]["held_out_top1"] < 0.2
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+    assert log[-1]["agreement"] > 0.8
+    assert log[-1]["held_out_top1"] < 0.3
     out = tmp_path / "run" / "resnet50.safetensors"
     about = read_metadata(out)
     assert (about["teacher"], json.loads(about["labels"])) == ("t.safetensors", ["blue", "red"])
@@ -199,7 +199,7 @@ def test_it_learns_what_the_teacher_says_and_resumes(
     before = load_teacher(out).backbone.state_dict()
     out.unlink()
     assert backbone.main(options) == 0
-    assert "resuming after epoch 8" in capsys.readouterr().err
+    assert "resuming after epoch 2" in capsys.readouterr().err
     after = load_teacher(out).backbone.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
     _teacher_file(teacher, ["red", "fish", "blue"], seed=1)
