@@ -10,8 +10,8 @@ A checkpoint trained behind a frozen backbone may hold the bottleneck alone: its
 the ResNet-50 file that lies beside it or one folder up, and the tail's digest.
 
 Always holds: a checkpoint that loads fits its model key by key and has no value that is not finite;
-a bottleneck gets the very tail that it was trained with; a file appears under its name whole or not
-at all.
+a bottleneck gets the very tail that it was trained with, or that tail stored in eight bits; a file
+appears under its name whole or not at all.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from .models import (
     model_spec,
     spec_of_description,
 )
-from .weights import CheckpointError, read_state_dict
+from .weights import EIGHT_BITS, TAIL_SHA256, CheckpointError, read_metadata, read_state_dict
 
 _ENTROPY = "bottleneck_layer.entropy_bottleneck."
 TABLE_BUFFERS = {_ENTROPY + name for name in ("_offset", "_quantized_cdf", "_cdf_length")}
@@ -144,7 +144,7 @@ def _begin_with(state: dict[str, Tensor]) -> str:
     return f"; its keys begin with {', '.join(firsts[:6])}" if firsts else ""
 
 
-_BOTTLENECK = "bottleneck_layer."
+BOTTLENECK = "bottleneck_layer."
 
 
 def _tail(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -158,7 +158,7 @@ def _tail(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _behind_bottleneck(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tail of a model's state, of any backbone."""
-    return {key: value for key, value in state.items() if not key.startswith(_BOTTLENECK)}
+    return {key: value for key, value in state.items() if not key.startswith(BOTTLENECK)}
 
 
 def tail_sha256(state: dict[str, Tensor]) -> str:
@@ -197,7 +197,10 @@ def _backbone_tail(
             "put it there, or name it with --backbone FILE"
         )
     tail = _tail(read_state_dict(found)[0])
-    if tail_sha256(tail) != metadata.get("backbone_sha256"):
+    stored = read_metadata(found)
+    # A tail that was stored in eight bits later on is named by the digest that it had before.
+    before = stored.get(TAIL_SHA256) if EIGHT_BITS in stored else None
+    if metadata.get("backbone_sha256") not in (before, tail_sha256(tail)):
         raise BackboneError(
             f"{checkpoint} was trained in front of another backbone than {found}: "
             "name its own with --backbone FILE"
@@ -293,7 +296,7 @@ def save_model(
         metadata = metadata | {"architecture": describe(model.spec)}
     if backbone:
         metadata = metadata | {"backbone": backbone, "backbone_sha256": tail_sha256(state)}
-        state = {key: value for key, value in state.items() if key.startswith(_BOTTLENECK)}
+        state = {key: value for key, value in state.items() if key.startswith(BOTTLENECK)}
     save_state(path, state, metadata)
 
 

@@ -26,17 +26,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision import transforms
 
 from .architectures import FeatureScale
 from .backbones import RESNET50
 from .checkpoint import save_model, start_from_checkpoint
 from .command import TrainingError, command, leads, number, say
 from .data import (
+    COLOUR,
     Batched,
     Normalisation,
     ReadableImages,
     SeededImages,
+    blended,
     evaluation_images,
     training_images,
 )
@@ -98,8 +99,7 @@ class Pictures:
         folders = [self.split(files)[0] for files in self.files]
         share = sum(map(len, folders)) // len(folders)
         mixed = [(files[index % len(files)], 0) for index in range(share) for files in folders]
-        colour = [transforms.ColorJitter(0.3, 0.3, 0.3, 0.05)]
-        return training_images(mixed, size, crop_area, colour, normalisation)
+        return training_images(mixed, size, crop_area, COLOUR, normalisation)
 
     def evaluation(
         self, args: argparse.Namespace, normalisation: Normalisation
@@ -248,7 +248,7 @@ def _loss(
     def loss(student: nn.Module, image: Tensor, _: Tensor, done: float) -> dict[str, Tensor]:
         weight = min(1.0, max(0.0, (done - begin) / max(end - begin, 1e-9)))
         lmb = args.lmb * (_EARLY_RATE + (1 - _EARLY_RATE) * weight)
-        image = _blended(image, args.mix)
+        image = blended(image, args.mix)
         alone = weight == 0
         terms: FeatureTerms = feature_loss(
             student(image, alone),
@@ -261,14 +261,6 @@ def _loss(
         return terms._asdict()
 
     return loss
-
-
-def _blended(image: Tensor, share: float) -> Tensor:
-    """`share` of a batch [N, 3, H, W], each blended with another of it, at most half and half."""
-    count = len(image)
-    blend = torch.rand(count, 1, 1, 1, device=image.device) / 2
-    blend *= torch.rand(count, 1, 1, 1, device=image.device) < share
-    return image.lerp(image[torch.randperm(count, device=image.device)], blend)
 
 
 def measure(
