@@ -5,10 +5,10 @@
 `python -m training.evaluate` does this for every checkpoint of a model.
 
 DIR has a folder of images for each class. Folders and the bundle's labels are matched by name,
-in any order, and DIR may lack some classes; where no name is a label, as many folders as labels
-stand for them in order (training/labels.py). Each image is encoded to the bytes of a feature
-file, and those bytes are classified, as on a device and a server; by onnxruntime unless
---provider says otherwise. With --teacher, a ResNet-50 in torch classifies the same pixels, and
+in any order, and DIR may lack some classes: top-1 is then also given among those that it has.
+Where no name is a label, as many folders as labels stand for them in order (training/labels.py).
+Each image is encoded to the bytes of a feature file, and those bytes are classified, as on a device
+and a server; by onnxruntime unless --provider says otherwise. With --teacher, a ResNet-50 in torch classifies the same pixels, and
 the difference is given.
 
 Beside the files of the bundle's own profile, the same symbols are coded in the other profile,
@@ -107,6 +107,7 @@ class _Answers:
     predictions: list[int] = field(default_factory=list)
     correct: list[bool] = field(default_factory=list)
     correct5: list[bool] = field(default_factory=list)
+    correct_among: list[bool] = field(default_factory=list)
     teacher_correct: list[bool] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     bpp: list[float] = field(default_factory=list)
@@ -124,7 +125,8 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
     rule = encoder.bundle.manifest.preprocessing
     read = Reading(args.as_is, damage, rule).pixels
     batches = _batches(images, read, args.batch_size, args.workers)
-    answers = _answers(encoder, decoder, batches, judge)
+    there = sorted({index for _, index in images})
+    answers = _answers(encoder, decoder, batches, there, judge)
     damage.report()
     if not answers.correct:
         raise DataError(
@@ -145,6 +147,9 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
         "profile": encoder.profile.title,
         **_figures(answers),
     }
+    if len(there) < len(decoder.labels):
+        among = share_of(answers.correct_among)
+        record["top1_among"] = {"classes": len(there), **among}
     return record, answers.predictions
 
 
@@ -169,9 +174,10 @@ def _answers(
     encoder: EdgeEncoder,
     decoder: CloudDecoder,
     batches: Iterator[tuple[list[NDArray[np.uint8]], list[int]]],
+    there: list[int],
     judge: Judge | None,
 ) -> _Answers:
-    """Encode and classify all batches."""
+    """Encode and classify all batches; `there` are the classes that the images have."""
     codings = _codings(encoder)
     answers = _Answers(sizes_by_coding={name: [] for name in codings})
     for batch, labels in batches:
@@ -181,10 +187,13 @@ def _answers(
             files.append(encoder.encode_symbols(symbols, height, width))
             for name, encode in codings.items():
                 answers.sizes_by_coding[name].append(len(encode(symbols, height, width)))
-        order = np.argsort(-decoder.logits(files), axis=1, kind="stable")
+        logits = decoder.logits(files)
+        order = np.argsort(-logits, axis=1, kind="stable")
         answers.predictions += order[:, 0].tolist()
         answers.correct += (order[:, 0] == labels).tolist()
         answers.correct5 += [label in row[:5] for label, row in zip(labels, order, strict=True)]
+        among = np.array(there)[logits[:, there].argmax(1)]
+        answers.correct_among += (among == labels).tolist()
         answers.sizes += [len(file) for file in files]
         answers.bpp += [8 * len(file) / parse(file).pixels for file in files]
         if judge:
@@ -258,6 +267,7 @@ def text(record: dict[str, Any]) -> str:
         f"bundle {record['bundle']}, {record['images']} images",
         f"top-1    {top1['share']:.2%} ({interval(top1)})",
         f"top-5    {record['top5']['share']:.2%}",
+        *_among(record),
         f"bpp      {bpp['mean']:.4f} mean, {bpp['p5']:.4f} to {bpp['p95']:.4f} "
         "(5th to 95th percentile)",
         f"bytes    {size['mean']:.0f} mean, {size['p5']:.0f} to {size['p95']:.0f}",
@@ -271,6 +281,14 @@ def text(record: dict[str, Any]) -> str:
             f"top-1 minus teacher's  {change['mean']:+.2%} ({interval(change, '+.2%')}, paired)",
         ]
     return "\n".join(lines)
+
+
+def _among(record: dict[str, Any]) -> list[str]:
+    """The line on images of some of the classes."""
+    if "top1_among" not in record:
+        return []
+    among = record["top1_among"]
+    return [f"top-1    {among['share']:.2%} among the {among['classes']} classes of the images"]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .backbones import RESNET50, Backbone
 from .bottleneck import VariableBottleneck
+from .data import Normalisation
 from .files import OutputError, check_output, write_atomically
 from .models import (
     MODELS,
@@ -250,8 +251,12 @@ def start_from_checkpoint(
     model: FeatureCompressionModel,
     path: str | os.PathLike[str],
     weights: LmbRange | None = None,
-) -> None:
+) -> bool:
     """Begin training with a checkpoint's weights, of this model or of another of its family.
+
+    One with another backbone gives its encoder and entropy model, with the first convolution
+    adapted to this model's normalisation of images; decoder and tail stay as they are. Returns
+    whether the decoder is the checkpoint's.
 
     An `ours_*` encoder of another depth gives the blocks that both have; further ones begin as
     identities. A frozen tail, or one that the checkpoint lacks, stays as it is. Medians are 0
@@ -263,6 +268,9 @@ def start_from_checkpoint(
     """
     raw, metadata = read_state_dict(path)
     state = _current_names(raw)
+    other = _other_backbone(model.spec, raw, metadata, str(path))
+    if other:
+        state = _encoder_alone(state, other.normalisation, model.spec.backbone.normalisation)
     bottleneck = model.bottleneck_layer
     if isinstance(bottleneck, VariableBottleneck) and not any(key in state for key in _GAINS):
         bottleneck.set_ladder(_level_of(metadata, weights or LmbRange(), str(path)))
@@ -270,11 +278,50 @@ def start_from_checkpoint(
     own = {key: value for key, value in model.state_dict().items() if key not in TABLE_BUFFERS}
     tail = _behind_bottleneck(state)
     state = model.spec.architecture.fitted(state, own)
-    if model.frozen_tail or not tail:
+    if other:
+        state = own | state
+    elif model.frozen_tail or not tail:
         state = {key: value for key, value in state.items() if key not in tail}
         state |= _behind_bottleneck(own)
     load_state(model, state, str(path), ignore=frozenset(TABLE_BUFFERS))
     model.bottleneck_layer.entropy_bottleneck.quantiles.data[:, :, 1] = 0
+    return other is None
+
+
+def _other_backbone(
+    own: ModelSpec, state: dict[str, Tensor], metadata: dict[str, str], source: str
+) -> Backbone | None:
+    """The backbone of a checkpoint, None if it is the model's own or the checkpoint names none.
+
+    Raises CheckpointError.
+    """
+    name = metadata.get("model", "")
+    if name in MODELS:
+        theirs = MODELS[name].backbone
+    elif "architecture" in metadata:
+        stored = sum(value.numel() for value in state.values())
+        theirs = _described(name, metadata, stored, source).backbone
+    else:
+        return None
+    return None if theirs == own.backbone else theirs
+
+
+def _encoder_alone(
+    state: dict[str, Tensor], theirs: Normalisation, ours: Normalisation
+) -> dict[str, Tensor]:
+    """Encoder, entropy model and gains of a state, which give the same latent for images
+    normalised as `ours`: (x ours.std + ours.mean - theirs.mean) / theirs.std was x before.
+    """
+    begins = (f"{_BOTTLENECK}encoder.", _ENTROPY, *_GAINS)
+    found = {key: value for key, value in state.items() if key.startswith(begins)}
+    weight, bias = (f"{_BOTTLENECK}encoder.0.{name}" for name in ("weight", "bias"))
+    (our_mean, our_std), (their_mean, their_std) = ours.tensors(), theirs.tensors()
+    if ours != theirs and weight in found and bias in found:
+        kernel = found[weight].float()
+        shift = kernel * ((our_mean - their_mean) / their_std)
+        found[bias] = found[bias].float() + shift.sum((1, 2, 3))
+        found[weight] = kernel * (our_std / their_std)
+    return found
 
 
 def _level_of(metadata: dict[str, str], weights: LmbRange, source: str) -> float:

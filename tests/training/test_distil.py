@@ -172,6 +172,12 @@ def test_refused_ramps(ramp: str, folders: list[Path], capsys) -> None:
     assert "FROM:TO" in capsys.readouterr().err
 
 
+def test_shares_of_zero(tmp_path: Path, capsys) -> None:
+    where = ["--data", str(tmp_path / "none"), "--run_dir", str(tmp_path / "run")]
+    assert distil.main(["--model", "n4_lite2", *where, "--ramp", "0:0", "--mix", "0"]) == 1
+    assert "none does not exist" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("source", "cut"), [MOBILENET, CONVNEXT])
 def test_through_export_and_both_ends(
