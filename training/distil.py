@@ -93,7 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         "--pretrain",
         type=Path,
         metavar="FILE",
-        help="begin with a checkpoint of this model; a _vr model also with one of its fixed-rate",
+        help="begin with a checkpoint of this model, or with the encoder of one with another "
+        "backbone; a _vr model also with one of a fixed rate",
     )
     add(
         "--ramp",
