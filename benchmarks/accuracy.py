@@ -8,8 +8,8 @@ DIR has a folder of images for each class. Folders and the bundle's labels are m
 in any order, and DIR may lack some classes: top-1 is then also given among those that it has.
 Where no name is a label, as many folders as labels stand for them in order (training/labels.py).
 Each image is encoded to the bytes of a feature file, and those bytes are classified, as on a device
-and a server; by onnxruntime unless --provider says otherwise. With --teacher, a ResNet-50 in torch classifies the same pixels, and
-the difference is given.
+and a server; by onnxruntime unless --provider says otherwise. With --teacher, a whole classifier
+in torch classifies the same pixels, and the difference is given.
 
 Beside the files of the bundle's own profile, the same symbols are coded in the other profile,
 and with the tables of the checkpoint's entropy model, which no counts were fitted to.

@@ -76,7 +76,15 @@ class ImageArrayError(ImageError):
 
 
 class NotANumberError(EdgeCloudError):
-    """The edge graph computed a latent that is not a number."""
+    """The edge graph computed a latent that is not a number, or is infinite."""
+
+
+class RateError(EdgeCloudError):
+    """A rate level or a number of bytes that cannot be asked for."""
+
+
+class BudgetTooSmallError(RateError):
+    """A feature file of that image cannot have so few bytes."""
 
 
 class NotFiniteLogitsError(EdgeCloudError):
@@ -247,6 +255,10 @@ class TablesError(EdgeCloudError):
     """Entropy tables that break a rule and cannot be used."""
 
 
+class RatesError(EdgeCloudError):
+    """Rate levels that break a rule and cannot be used."""
+
+
 class BundleError(EdgeCloudError):
     """A bundle that cannot be used."""
 
@@ -269,6 +281,14 @@ class InconsistentBundleError(BundleError):
 
 class NoContextTablesError(BundleError):
     """Small files are asked for, and the bundle has no context tables."""
+
+
+class FixedRateError(BundleError):
+    """A rate level or a number of bytes is asked of a bundle with one rate."""
+
+
+class NoCompressAiStreamError(BundleError):
+    """A stream of CompressAI is asked of a variable-rate bundle, which has no tables for it."""
 
 
 class NoEmbeddingError(BundleError):

@@ -132,6 +132,9 @@ struct Contexts {
   Contexts(size_t channel, const Channel& own, const int32_t* bounds, const uint32_t* cdf)
       : channel(channel), own(own) {
     for (size_t t = 0; t < thresholds.size(); ++t) thresholds[t] = static_cast<int16_t>(bounds[t]);
+    entries.reserve(kContexts * size());
+    decoder_entries.reserve(kContexts * size());
+    first.reserve(size_t{kContexts} << (16 - kBucketBits));
     for (size_t context = 0; context < kContexts; ++context, cdf += size() + 1) {
       for (size_t k = 0; k < size(); ++k) {
         const int16_t symbol = static_cast<int16_t>(own.offset + static_cast<int32_t>(k));

@@ -1,5 +1,5 @@
-// The Python module runtime.codec._coder: the rANS coder and the JPEG check. Its arguments and
-// results are documented in runtime/codec/_coder.pyi.
+// The Python module runtime.codec._coder: the rANS coder, rounding and the JPEG check. Its
+// arguments and results are documented in runtime/codec/_coder.pyi.
 //
 // Always holds: numpy arrays are used without a copy. An array of another type or layout is
 // refused, never converted. Every size is checked before memory is allocated, and the GIL is
@@ -10,6 +10,7 @@
 #include <memory>
 
 #include "../coder/compressai_stream.hpp"
+#include "../coder/quantise.hpp"
 #include "../coder/rans.hpp"
 #include "../jpeg/jpeg.hpp"
 
@@ -186,6 +187,25 @@ py::object decode_small(const rans::Tables& tables, const py::buffer& payload,
   });
 }
 
+// Scales and rounds a latent [channels, rows, columns] by a gain for each channel. Returns whether
+// all of it is finite.
+bool quantise(const Array<float>& latent, const Array<float>& gains, Array<int16_t>& out) {
+  if (latent.ndim() != 3 || out.ndim() != 3 || gains.ndim() != 1 ||
+      gains.size() != latent.shape(0) || out.shape(0) != latent.shape(0) ||
+      out.shape(1) != latent.shape(1) || out.shape(2) != latent.shape(2))
+    throw std::invalid_argument(
+        "latent and symbols must have the shape [channels, rows, columns], and gains [channels]");
+  const size_t channels = static_cast<size_t>(latent.shape(0));
+  const size_t row = static_cast<size_t>(latent.shape(1)) * static_cast<size_t>(latent.shape(2));
+  const float *values = latent.data(), *gain = gains.data();
+  int16_t* symbols = out.mutable_data();
+  py::gil_scoped_release release;
+  bool finite = true;
+  for (size_t c = 0; c < channels; ++c)
+    finite &= rans::quantise(values + c * row, gain[c], row, symbols + c * row);
+  return finite;
+}
+
 py::object jpeg_damage(const py::buffer& data) { return reason_or_none(data, &jpeg::find_damage); }
 
 }  // namespace
@@ -210,6 +230,8 @@ PYBIND11_MODULE(_coder, module) {
            py::arg("lengths").noconvert())
       .def("encode_small", &encode_small, py::arg("symbols").noconvert())
       .def("decode_small", &decode_small, py::arg("payload"), py::arg("out").noconvert());
+  module.def("quantise", &quantise, py::arg("latent").noconvert(), py::arg("gains").noconvert(),
+             py::arg("out").noconvert());
   module.def("jpeg_damage", &jpeg_damage, py::arg("data"));
   py::class_<rans::CompressAiStream>(module, "CompressAiStream")
       .def(py::init(&make_stream), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(),

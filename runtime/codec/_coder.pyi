@@ -68,6 +68,15 @@ class CompressAiStream:
     def decode(self, payload: bytes | bytearray | memoryview, out: NDArray[np.int16]) -> str | None:
         """Fill `out` [channels, places]. Returns the reason if the stream is refused."""
 
+def quantise(
+    latent: NDArray[np.float32], gains: NDArray[np.float32], out: NDArray[np.int16]
+) -> bool:
+    """Fill `out` [channels, rows, columns] with the rounded products of a latent and its gains.
+
+    `latent` is as large as `out`, `gains` is [channels]; products are rounded half to even and
+    clipped to -32767..32767. Returns whether all of the latent is finite.
+    """
+
 def jpeg_damage(data: bytes | bytearray | memoryview) -> str | None:
     """Why a JPEG's entropy-coded data is not whole; None if it is whole or of a kind not checked.
 

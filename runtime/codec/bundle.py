@@ -2,9 +2,10 @@
 
     manifest.json     what the bundle is, and the SHA-256 of each other file
     tables.json       entropy tables
-    edge.onnx         pixels to symbols: the edge half
+    rates.json        rate levels, of a variable-rate bundle
+    edge.onnx         pixels to symbols, or to the latent: the edge half
     edge.int8.onnx    the same, quantised; optional
-    cloud.onnx        symbols to logits: the cloud half, with labels.txt
+    cloud.onnx        symbols, or scaled ones, to logits: the cloud half, with labels.txt
     cloud.int8.onnx   the same, quantised; optional
     labels.txt        one label per line
     compressai.json   the tables of CompressAI's streams, if they differ from tables.json
@@ -28,18 +29,22 @@ from ..errors import (
     DamagedFeatureFileError,
     InconsistentBundleError,
     MissingBundleFileError,
+    NoCompressAiStreamError,
     NoContextTablesError,
     TooManySymbolsError,
     WrongBundleError,
 )
 from . import feature_file
 from .coder import Tables
-from .feature_file import BLOCK, VERSION, Profile
+from .feature_file import BLOCK, FIXED_RATE, VARIABLE_RATE, Profile
 from .manifest import Manifest, ShapeRule
+from .rates import Floats, Rates, step_of
+from .variable_rate import VariableRate
 
-MANIFEST, TABLES, EDGE_GRAPH, CLOUD_GRAPH, LABELS = (
+MANIFEST, TABLES, RATES, EDGE_GRAPH, CLOUD_GRAPH, LABELS = (
     "manifest.json",
     "tables.json",
+    "rates.json",
     "edge.onnx",
     "cloud.onnx",
     "labels.txt",
@@ -67,14 +72,18 @@ def bundle_files(folder: str | None) -> list[str]:
     return [str(path) for path in place.iterdir()] if place.is_dir() else []
 
 
-def compute_fingerprint(shape: ShapeRule, tables: Tables, bottleneck_sha256: str) -> bytes:
+def compute_fingerprint(
+    shape: ShapeRule, tables: Tables | VariableRate, bottleneck_sha256: str
+) -> bytes:
     """SHA-256 (32 bytes) over all that both ends must share; a feature file has its first four.
 
-    `bottleneck_sha256` (64 hexadecimal digits) covers the medians and the weights of encoder,
-    entropy model and decoder, so a retrained model refuses feature files of an older one.
+    `tables` are those of a variable-rate bundle with its rates. `bottleneck_sha256` (64 hexadecimal
+    digits) covers the medians and the weights of encoder, entropy model and decoder, so a retrained
+    model refuses feature files of an older one.
     """
+    version = FIXED_RATE if isinstance(tables, Tables) else VARIABLE_RATE
     rule = (
-        f"feature file {VERSION}; block {BLOCK}; "
+        f"feature file {version}; block {BLOCK}; "
         f"{shape.channels} channels, stride {shape.stride}, shrink {shape.shrink}; "
     )
     return hashlib.sha256(
@@ -101,18 +110,24 @@ class Bundle:
     """A bundle's verified manifest and tables; its other files are read on demand.
 
     Does not change; may be shared between threads.
+
+    Attributes:
+        tables: what the symbols are coded with; of a variable-rate bundle those of its default
+            level.
+        variable: what a variable-rate bundle codes with; None for any other.
     """
 
     folder: Path
     manifest: Manifest
     tables: Tables
+    variable: VariableRate | None = None
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Bundle":
-        """Read manifest.json and tables.json, and check that they belong together.
+        """Read manifest.json, tables.json and rates.json, and check that they belong together.
 
         Raises BundleNotFoundError, MissingBundleFileError, AlteredBundleFileError,
-        InconsistentBundleError, UnsupportedBundleError, TablesError.
+        InconsistentBundleError, UnsupportedBundleError, TablesError, RatesError.
         """
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
@@ -121,21 +136,22 @@ class Bundle:
                 "or name another with --bundle or $EDGECLOUD_BUNDLE"
             )
         manifest = Manifest.parse(_read(folder / MANIFEST, _MAX_TEXT_BYTES), str(folder / MANIFEST))
-        bundle = cls(
-            folder, manifest, Tables.from_json(_verified(folder, TABLES, manifest, _MAX_TEXT_BYTES))
-        )
-        tables, shape = bundle.tables, manifest.shape
-        if tables.channels != shape.channels:
+        bundle = _read_tables(folder, manifest)
+        variable, shape = bundle.variable, manifest.shape
+        channels = variable.rates.channels if variable else bundle.tables.channels
+        if channels != shape.channels:
             raise InconsistentBundleError(
-                f"{folder} has {tables.channels} tables for {shape.channels} channels: "
+                f"{folder} has {channels} tables for {shape.channels} channels: "
                 "export the bundle again"
             )
-        if manifest.profile is Profile.CONTEXT and not tables.contexts:
+        if manifest.profile is Profile.CONTEXT and not bundle.has_contexts:
             raise InconsistentBundleError(
                 f"{folder}'s manifest asks for small files and there are no context tables: "
                 "export the bundle again"
             )
-        fingerprint = compute_fingerprint(shape, tables, manifest.bottleneck_sha256)
+        fingerprint = compute_fingerprint(
+            shape, variable or bundle.tables, manifest.bottleneck_sha256
+        )
         if fingerprint != manifest.fingerprint:
             raise InconsistentBundleError(
                 f"{folder}'s manifest says fingerprint {manifest.fingerprint.hex()[:8]}, "
@@ -167,27 +183,58 @@ class Bundle:
         """Upper bound on the bytes of this bundle's feature files."""
         return _MAX_OTHER_BYTES + _MAX_SYMBOL_BYTES * self.max_symbols
 
+    @property
+    def rates(self) -> Rates | None:
+        """The rate levels of a variable-rate bundle; None for any other."""
+        return self.variable.rates if self.variable else None
+
+    @property
+    def default_step(self) -> int:
+        """The step of a variable-rate bundle's files, unless the caller asks for another level."""
+        return step_of(self.manifest.default_level)
+
+    def tables_at(self, step: int) -> Tables:
+        """The tables that symbols of a step, 0 to 240, are coded with."""
+        return self.variable.tables_at(step) if self.variable else self.tables
+
+    @property
+    def has_contexts(self) -> bool:
+        """Whether there are context tables, without which no small file is written."""
+        return self.variable.has_contexts if self.variable else bool(self.tables.contexts)
+
     def encode(
-        self, symbols: NDArray[np.int16], height: int, width: int, profile: Profile | None = None
+        self,
+        symbols: NDArray[np.int16],
+        height: int,
+        width: int,
+        profile: Profile | None = None,
+        step: int | None = None,
+        kept: int | None = None,
     ) -> bytes:
         """Run the coder: symbols int16 [C, H', W'] -> feature file.
 
         Args:
             height, width: of the image in pixels, multiples of 8.
             profile: None for the bundle's own.
+            step: of a variable-rate bundle: the symbols' rate level in sixteenths, 0 to 240; None
+                for the default's.
+            kept: of a variable-rate bundle, at step 0: how many channels to keep, for a cut file.
 
         Raises NotANumberError, NoContextTablesError.
         """
         profile = profile or self.manifest.profile
         if profile is Profile.CONTEXT:
             self.require_contexts()
-        return feature_file.build(
-            self.fingerprint, height, width, self.tables.encode(symbols, profile), profile
-        )
+        if self.variable is None:
+            payload = self.tables.encode(symbols, profile)
+        else:
+            step = self.default_step if step is None else step
+            payload = self.variable.encode(symbols, profile, step, kept)
+        return feature_file.build(self.fingerprint, height, width, payload, profile, step, kept)
 
     def require_contexts(self) -> None:
         """Check that small files can be written. Raises NoContextTablesError."""
-        if not self.tables.contexts:
+        if not self.has_contexts:
             raise NoContextTablesError(
                 f"{self.folder} has no context tables, which small files need: "
                 "export it with --refit DIR"
@@ -210,6 +257,11 @@ class Bundle:
                 f"the feature file is of bundle {file.fingerprint.hex()}, this is {own.hex()}: "
                 "decode it with the bundle that encoded it"
             )
+        if file.version != self.manifest.format_version:
+            raise WrongBundleError(
+                f"the feature file is of version {file.version}, and files of this bundle are of "
+                f"version {self.manifest.format_version}: decode it with the bundle that encoded it"
+            )
         rows, columns = self.shape.latent(file.height, file.width)
         if rows < 1 or columns < 1:
             raise DamagedFeatureFileError(
@@ -221,18 +273,41 @@ class Bundle:
                 f"the feature file is of {file.width}x{file.height} pixels, {count} symbols; "
                 f"the bundle allows {self.max_symbols}: export with a larger --max-pixels"
             )
-        if file.profile is Profile.CONTEXT and not self.tables.contexts:
+        if file.profile is Profile.CONTEXT and not self.has_contexts:
             raise DamagedFeatureFileError(
                 "the feature file is marked as a small one, and its bundle has no context tables: "
                 "send it again"
             )
-        return self.tables.decode(file.payload, (rows, columns), file.profile)
+        if self.variable is None:
+            return self.tables.decode(file.payload, (rows, columns), file.profile)
+        if file.kept is not None and file.kept > self.variable.most_kept:
+            raise DamagedFeatureFileError(
+                f"the feature file is cut to {file.kept} channels, and its bundle has "
+                f"{self.shape.channels}: send it again"
+            )
+        return self.variable.decode(file, (rows, columns))
+
+    def graph_input(self, file: feature_file.FeatureFile) -> NDArray[np.int16] | Floats:
+        """What the cloud graph takes of a parsed feature file: [C, H', W'].
+
+        Symbols int16; of a variable-rate bundle the symbols scaled by the file's inverse gains,
+        float32. Raises the FeatureFileErrors.
+        """
+        symbols = self.decode_parsed(file)
+        if self.variable is None or file.step is None:
+            return symbols
+        return self.variable.rates.values(symbols, file.step)
 
     def compressai_tables(self) -> Tables:
         """The tables of the checkpoint's own entropy model, which CompressAI codes with.
 
-        Raises as `read` does, and TablesError.
+        Raises as `read` does, TablesError, and NoCompressAiStreamError for a variable-rate bundle.
         """
+        if self.variable is not None:
+            raise NoCompressAiStreamError(
+                f"{self.folder} is a variable-rate bundle, whose symbols CompressAI does not code: "
+                "take a bundle with one rate"
+            )
         return (
             Tables.from_json(self.read(COMPRESSAI_TABLES))
             if self.has(COMPRESSAI_TABLES)
@@ -245,6 +320,22 @@ class Bundle:
         Raises MissingBundleFileError, AlteredBundleFileError, InconsistentBundleError.
         """
         return _verified(self.folder, name, self.manifest, _MAX_GRAPH_BYTES)
+
+
+def _read_tables(folder: Path, manifest: Manifest) -> Bundle:
+    """The bundle that tables.json and rates.json give; the manifest may not belong to them."""
+    text = _verified(folder, TABLES, manifest, _MAX_TEXT_BYTES)
+    if manifest.format_version == FIXED_RATE:
+        if RATES in manifest.files:
+            raise InconsistentBundleError(
+                f"{folder / MANIFEST} names {RATES}, and is of format version {FIXED_RATE}, which "
+                "has one rate: export the bundle again"
+            )
+        return Bundle(folder, manifest, Tables.from_json(text))
+    rates = Rates.from_json(_verified(folder, RATES, manifest, _MAX_TEXT_BYTES))
+    variable = VariableRate(rates, Tables.levels_from_json(text))
+    default = variable.tables_at(step_of(manifest.default_level))
+    return Bundle(folder, manifest, default, variable)
 
 
 def _verified(folder: Path, name: str, manifest: Manifest, limit: int) -> bytes:

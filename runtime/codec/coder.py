@@ -12,7 +12,8 @@ object does not change and may be shared between threads; coding releases the GI
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,16 @@ def _integers(values: Sequence[int]) -> NDArray[np.int64]:
     ):
         raise ValueError(f"{str(values)[:40]} is not a row of integers")
     return array
+
+
+def _rows(rows: Sequence[Sequence[int]]) -> list[NDArray[np.uint32]]:
+    """Several rows of integers as arrays, which are parts of one: that is several times faster.
+
+    Raises ValueError, TypeError.
+    """
+    flat = _integers(list(chain.from_iterable(rows))).astype(np.uint32)
+    ends = list(accumulate(map(len, rows)))
+    return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 class Contexts(NamedTuple):
@@ -78,13 +89,10 @@ class Tables:
                 f"{len(cdfs)} tables and {len(offsets)} offsets: export the bundle again"
             )
         try:
-            self.cdfs = [_integers(cdf).astype(np.uint32) for cdf in cdfs]
+            self.cdfs = _rows(cdfs)
             self.offsets = _integers(offsets).astype(np.int32)
             self.contexts = {
-                channel: (
-                    _integers(thresholds).astype(np.int32),
-                    [_integers(cdf).astype(np.uint32) for cdf in rows],
-                )
+                channel: (_integers(thresholds).astype(np.int32), _rows(rows))
                 for channel, (thresholds, rows) in sorted((contexts or {}).items())
             }
             self._native = _coder.Tables(*self.flat())
@@ -142,6 +150,21 @@ class Tables:
         """How many static tables there are."""
         return len(self.cdfs)
 
+    def of_channels(self, channels: Sequence[int]) -> "Tables":
+        """The tables of some channels, in the order that `channels` gives; at least one."""
+        return Tables(
+            [self.cdfs[channel].tolist() for channel in channels],
+            self.offsets[list(channels)].tolist(),
+            {
+                place: Contexts(
+                    self.contexts[channel][0].tolist(),
+                    [row.tolist() for row in self.contexts[channel][1]],
+                )
+                for place, channel in enumerate(channels)
+                if channel in self.contexts
+            },
+        )
+
     def encode(self, symbols: NDArray[np.int16], profile: Profile = Profile.STATIC) -> bytes:
         """Encode symbols int16 [channels, rows, columns], C-contiguous, each -32767 to 32767.
 
@@ -193,8 +216,8 @@ class Tables:
             )
         return sha.digest()
 
-    def to_json(self) -> bytes:
-        """The contents of a bundle's tables.json."""
+    def to_json(self, precision: bool = True) -> bytes:
+        """The contents of a bundle's tables.json; without `precision`, those of one level in it."""
 
         def lines(cdfs: list[NDArray[np.uint32]], indent: int) -> str:
             return ",".join(
@@ -207,28 +230,63 @@ class Tables:
             for channel, (thresholds, rows) in self.contexts.items()
         )
         offsets = json.dumps(self.offsets.tolist(), allow_nan=False)
+        head = f'"precision": {_CDF_BITS},\n ' if precision else ""
         return (
-            f'{{"precision": {_CDF_BITS},\n "offsets": {offsets},\n'
+            f'{{{head}"offsets": {offsets},\n'
             f' "cdfs": [{lines(self.cdfs, 2)}],\n "contexts": {{{contexts}}}}}\n'
         ).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> "Tables":
         """Tables from the contents of tables.json. Raises TablesError."""
+        return cls._from(_read(text))
+
+    @classmethod
+    def levels_from_json(cls, text: bytes) -> "list[Tables]":
+        """The tables of each level, from a variable-rate bundle's tables.json.
+
+        Raises TablesError.
+        """
+        levels = _read(text).get("levels")
+        if not isinstance(levels, list) or not all(isinstance(level, dict) for level in levels):
+            raise TablesError("tables.json has no list of levels: export the bundle again")
+        return [cls._from(level) for level in levels]
+
+    @classmethod
+    def _from(cls, content: dict[str, Any]) -> "Tables":
         try:
-            content = strict_json.loads(text)
-            precision, cdfs, offsets = content["precision"], content["cdfs"], content["offsets"]
+            cdfs, offsets = content["cdfs"], content["offsets"]
             contexts = {
                 int(channel): Contexts(entry["thresholds"], entry["cdfs"])
                 for channel, entry in content["contexts"].items()
             }
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise TablesError(
-                f"tables.json is not understood ({error!r}): export the bundle again"
-            ) from error
-        if precision != _CDF_BITS or not isinstance(cdfs, list) or not isinstance(offsets, list):
-            raise TablesError(
-                f"tables.json has precision {precision!r}, this release reads {_CDF_BITS}: "
-                "export the bundle again"
-            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _not_understood(error) from error
+        if not isinstance(cdfs, list) or not isinstance(offsets, list):
+            raise _not_understood(f"{str(cdfs)[:40]} is no list")
         return cls(cdfs, offsets, contexts)
+
+
+def levels_to_json(levels: "Sequence[Tables]") -> bytes:
+    """The contents of a variable-rate bundle's tables.json: the tables of each level."""
+    text = b",\n".join(tables.to_json(precision=False).strip() for tables in levels)
+    return b'{"precision": %d, "levels": [\n%s\n]}\n' % (_CDF_BITS, text)
+
+
+def _read(text: bytes) -> dict[str, Any]:
+    """The JSON object of a tables.json. Raises TablesError."""
+    try:
+        content = strict_json.loads(text)
+        precision = content["precision"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _not_understood(error) from error
+    if precision != _CDF_BITS:
+        raise TablesError(
+            f"tables.json has precision {precision!r}, this release reads {_CDF_BITS}: "
+            "export the bundle again"
+        )
+    return dict(content)
+
+
+def _not_understood(why: object) -> TablesError:
+    return TablesError(f"tables.json is not understood ({why!r}): export the bundle again")

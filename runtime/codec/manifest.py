@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from ..errors import InconsistentBundleError, UnsupportedBundleError
 from . import strict_json
-from .feature_file import BLOCK, VERSION, Profile
+from .feature_file import BLOCK, FIXED_RATE, VARIABLE_RATE, Profile
+from .rates import MAX_LEVEL
 
 SCHEMA = 2
 _PRECISIONS = ("auto", "fp32", "int8")
@@ -49,6 +50,7 @@ class Preprocessing:
     crop: int = 224
 
 
+DEFAULT_LEVEL = 8.0  # of a variable-rate bundle whose manifest does not say
 FIRST_TASK = "classification"  # the one of bundles that were exported before manifests named it
 STANDARD = Preprocessing()  # the reference's evaluation transform
 
@@ -65,7 +67,8 @@ class Manifest:
     """A bundle's manifest; docs/BUNDLE.md has the meaning of every member.
 
     `lmb` is text, as it was given to export. `fingerprint` has 32 bytes.
-    `bottleneck_sha256` has 64 hexadecimal digits.
+    `bottleneck_sha256` has 64 hexadecimal digits. `format_version` is that of the bundle's feature
+    files: 1, or 2 for a variable-rate bundle, which alone has a `default_level`, 0 to 15.
     """
 
     model: str
@@ -81,6 +84,8 @@ class Manifest:
     classes: int
     files: Mapping[str, FileEntry]
     task: str = FIRST_TASK  # by its name in runtime.tasks
+    format_version: int = FIXED_RATE
+    default_level: float = DEFAULT_LEVEL
     record: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -122,15 +127,21 @@ class Manifest:
                     for name, entry in content.pop("files").items()
                 },
                 task=str(content.pop("task", FIRST_TASK)),
+                format_version=VARIABLE_RATE if version == VARIABLE_RATE else FIXED_RATE,
+                default_level=float(
+                    content.pop("default_level", DEFAULT_LEVEL)
+                    if version == VARIABLE_RATE
+                    else DEFAULT_LEVEL
+                ),
                 record=content,
             )
             resampling = (preprocessing["interpolation"], preprocessing["antialias"])
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise _not_understood(source, error) from error
-        if version != VERSION:
+        if version not in (FIXED_RATE, VARIABLE_RATE):
             raise UnsupportedBundleError(
-                f"{source} has feature files of version {version!r}, this release reads {VERSION}: "
-                "update, or export it again"
+                f"{source} has feature files of version {version!r}, this release reads "
+                f"{FIXED_RATE} and {VARIABLE_RATE}: update, or export it again"
             )
         if resampling != ("bilinear", True):
             raise UnsupportedBundleError(
@@ -155,6 +166,11 @@ class Manifest:
                 f"a crop is a multiple of {BLOCK} and at most the resized side, which is at most "
                 f"{MAX_SIDE}; export the bundle again"
             )
+        if not 0 <= self.default_level <= MAX_LEVEL:
+            raise InconsistentBundleError(
+                f"{source} has the default level {self.default_level}, levels are from 0 to "
+                f"{MAX_LEVEL}: export the bundle again"
+            )
         if self.precision not in _PRECISIONS or self.classes < 1 or len(self.fingerprint) != 32:
             raise _not_understood(
                 source,
@@ -166,7 +182,7 @@ class Manifest:
         """The contents of manifest.json; `parse` reads them back."""
         content = {
             "schema": SCHEMA,
-            "format_version": VERSION,
+            "format_version": self.format_version,
             "model": self.model,
             "lmb": self.lmb,
             "weights": self.weights,
@@ -182,6 +198,8 @@ class Manifest:
             "classes": self.classes,
             "files": {name: entry._asdict() for name, entry in self.files.items()},
         }
+        if self.format_version == VARIABLE_RATE:
+            content["default_level"] = self.default_level
         return (json.dumps(content | dict(self.record), indent=1, allow_nan=False) + "\n").encode()
 
 

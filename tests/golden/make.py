@@ -181,6 +181,7 @@ def write_bad_files() -> None:
         "other_kind": b"\xff\xd8\xff\xe0" + intact,
         "version_0": sealed(b"\xfc\x00" + intact[2:-4]),
         "version_2": sealed(b"\xfc\x02" + intact[2:-4]),
+        "version_3": sealed(b"\xfc\x03" + intact[2:-4]),
         "profile_2": sealed(b"\xfc\x21" + intact[2:-4]),
         "plain_said_to_be_small": feature_file(payload, version=b"\x11"),
         "small_said_to_be_plain": feature_file(small_payload),

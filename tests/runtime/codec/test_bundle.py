@@ -162,7 +162,17 @@ def test_a_file_that_is_no_manifest(random_bundle: Path, copy_of: Copy, text: by
         (lambda m: m.update(schema=3), errors.UnsupportedBundleError, "schema 3"),
         (lambda m: m.pop("small"), errors.InconsistentBundleError, "not understood"),
         (lambda m: m.update(small=True), errors.InconsistentBundleError, "no context tables"),
-        (lambda m: m.update(format_version=2), errors.UnsupportedBundleError, "version 2"),
+        (
+            lambda m: m.update(format_version=2),
+            errors.InconsistentBundleError,
+            "does not name rates.json",
+        ),
+        (lambda m: m.update(format_version=3), errors.UnsupportedBundleError, "version 3"),
+        (
+            lambda m: m["files"].update({"rates.json": m["files"]["tables.json"]}),
+            errors.InconsistentBundleError,
+            "names rates.json",
+        ),
         (lambda m: m.update(fingerprint="00" * 32), errors.InconsistentBundleError, "00000000"),
         (lambda m: m.update(fingerprint=7), errors.InconsistentBundleError, "not understood"),
         (

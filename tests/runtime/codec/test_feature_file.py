@@ -71,11 +71,11 @@ def test_another_kind_of_file(data: bytes) -> None:
         parse(data)
 
 
-@pytest.mark.parametrize("version", [0x00, 0x02, 0x0F, 0x12, 0x21, 0xF1, 0xFF])
+@pytest.mark.parametrize("version", [0x00, 0x03, 0x0F, 0x13, 0x21, 0xF1, 0x42, 0x82, 0xFF])
 def test_another_version_or_profile(version: int) -> None:
     text = (
         f"version {version % 16}, profile {version // 16}; "
-        "this release reads version 1, profiles 0 and 1"
+        "this release reads version 1, profiles 0 and 1, and version 2, profiles 0 to 3"
     )
     with pytest.raises(errors.UnsupportedVersionError, match=text):
         parse(sealed(bytes([0xFC, version]) + GOLDEN[2:-4]))

@@ -54,7 +54,8 @@ ERRORS = {
     "empty": errors.EmptyFeatureFileError,
     "other_kind": errors.NotAFeatureFileError,
     "version_0": errors.UnsupportedVersionError,
-    "version_2": errors.UnsupportedVersionError,
+    "version_2": errors.WrongBundleError,  # its header is one of version 2, its bundle has one rate
+    "version_3": errors.UnsupportedVersionError,
     "profile_2": errors.UnsupportedVersionError,
     "plain_said_to_be_small": errors.DamagedFeatureFileError,
     "small_said_to_be_plain": errors.DamagedFeatureFileError,
