@@ -10,15 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from runtime.codec.rates import STEPS_PER_LEVEL
-from runtime.codec.variable_rate import VariableRate
-
 import runtime
 from runtime import files
 from runtime.codec.bundle import COMPRESSAI_TABLES, LABELS, MANIFEST, RATES, TABLES
 from runtime.codec.coder import Tables
 from runtime.codec.feature_file import FIXED_RATE, VARIABLE_RATE
 from runtime.codec.manifest import FileEntry, Manifest
+from runtime.codec.rates import STEPS_PER_LEVEL
+from runtime.codec.variable_rate import VariableRate
 from runtime.files import temporary_folder
 from runtime.tasks.classification import Classification
 

@@ -275,8 +275,12 @@ class Counter:
         return Counts(bottleneck_sha256, self.images, source, channels)
 
 
-def fit_tables(own: Tables, counts: Counts) -> Tables:
-    """Tables fitted to the counts; `own` are the model's own. Raises CountsError."""
+def fit_tables(own: Tables, counts: Counts, widen: bool = True) -> Tables:
+    """Tables fitted to the counts; `own` are the model's own. Raises CountsError.
+
+    They have all symbols that were counted, where that is possible; if not to `widen`, the symbols
+    of the model's own tables alone.
+    """
     if len(counts.channels) != own.channels:
         raise CountsError(
             f"counts of {len(counts.channels)} channels, the model has {own.channels}: "
@@ -286,7 +290,8 @@ def fit_tables(own: Tables, counts: Counts) -> Tables:
     for channel, (seen, cdf, offset) in enumerate(
         zip(counts.channels, own.cdfs, own.offsets.tolist(), strict=True)
     ):
-        first, prior, counted = _aligned(seen, np.diff(cdf.astype(np.int64)) / 65536, offset)
+        belief = np.diff(cdf.astype(np.int64)) / 65536
+        first, prior, counted = _aligned(seen, belief, offset, widen)
         static = _smooth(counted.sum(0), prior, STATIC_PRIOR)
         cdfs.append(_cdf(_frequencies(static)))
         offsets.append(first)
@@ -298,7 +303,7 @@ def fit_tables(own: Tables, counts: Counts) -> Tables:
 
 
 def _aligned(
-    seen: ChannelCounts, belief: NDArray[np.float64], offset: int
+    seen: ChannelCounts, belief: NDArray[np.float64], offset: int, widen: bool
 ) -> tuple[int, NDArray[np.float64], NDArray[np.int64]]:
     """A channel's own table and its counts over the same symbols, the escape last.
 
@@ -309,7 +314,7 @@ def _aligned(
     """
     first = min(offset, seen.first)
     last = max(offset + len(belief) - 2, seen.first + seen.counts.shape[1] - 1)
-    if last - first + 2 > MAX_ENTRIES:
+    if not widen or last - first + 2 > MAX_ENTRIES:
         # Symbols outside the model's own table stay escapes.
         first, last = offset, offset + len(belief) - 2
     size = last - first + 2

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from runtime.codec.rates import LEVELS, STEPS_PER_LEVEL, Rates
-from runtime.codec.variable_rate import VariableRate
 from torch import nn
 
 from runtime.codec import strict_json
 from runtime.codec.coder import Tables
+from runtime.codec.rates import LEVELS, STEPS_PER_LEVEL, Rates
+from runtime.codec.variable_rate import VariableRate
 from training.bottleneck import VariableBottleneck
 from training.models import FeatureCompressionModel
 
@@ -100,9 +100,12 @@ def own_coding(model: FeatureCompressionModel) -> VariableRate:
 def fit_levels(
     model: FeatureCompressionModel, own: VariableRate, counts: LevelCounts
 ) -> VariableRate:
-    """Tables fitted to the counts of each level. Raises CountsError."""
+    """Tables fitted to the counts of each level, as wide as its own. Raises CountsError.
+
+    In 16 levels of tables, rare symbols would take most of the space.
+    """
     pairs = zip(own.levels, counts.levels, strict=True)
-    return _coding(model, [fit_tables(tables, counted) for tables, counted in pairs])
+    return _coding(model, [fit_tables(tables, counted, widen=False) for tables, counted in pairs])
 
 
 def _coding(model: FeatureCompressionModel, levels: Sequence[Tables]) -> VariableRate:

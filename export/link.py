@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from runtime.codec.rates import Rates, step_of
 
 CHECKED_LEVELS = (0.0, 7.5, 15.0)  # at which variable-rate graphs are compared and judged

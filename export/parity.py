@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from runtime.codec.rates import STEPS_PER_LEVEL
-from runtime.codec.variable_rate import VariableRate
 from torch import nn
 
 from runtime.codec.coder import Tables
 from runtime.codec.feature_file import Profile
+from runtime.codec.rates import STEPS_PER_LEVEL
+from runtime.codec.variable_rate import VariableRate
 from runtime.engine.onnxruntime import open_session
 from training.models import FeatureCompressionModel
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from numpy.typing import NDArray
-from runtime.codec.variable_rate import VariableRate
 
 import runtime
 from runtime.cli.command import say
@@ -33,6 +32,7 @@ from runtime.codec.bundle import (
 from runtime.codec.coder import Tables, levels_to_json
 from runtime.codec.feature_file import Profile
 from runtime.codec.manifest import Manifest
+from runtime.codec.variable_rate import VariableRate
 from runtime.engine.registry import GRAPHS
 from runtime.files import temporary_folder, write_atomically
 from training.command import progress
@@ -108,7 +108,7 @@ def write_tables(state: Exported) -> Coded:
         Coded,
         state,
         f"{_size(state.work / TABLES)}, {state.model.spec.latent_channels} channels, "
-        f"{_numbers(list(map(len, contexts)))} of them with context tables; {_origin(counts)}",
+        f"{_span([len(one) for one in contexts])} of them with context tables; {_origin(counts)}",
         fitted_to=counts,
         coder=Coder(fingerprint, tables, profile),
         bottleneck_sha256=bottleneck,
@@ -159,12 +159,12 @@ def verify(state: Coded) -> Verified:
         for step in coder.link.steps
     }
     equal = min(report.equal_share for report in reports.values())
-    nonzero = [f"{report.nonzero_share:.1%}" for report in reports.values()]
+    nonzero = " to ".join(f"{report.nonzero_share:.1%}" for report in reports.values())
     within = max(report.largest_logit_difference for report in reports.values())
-    at = f" at levels {_numbers(CHECKED_LEVELS)}" if len(reports) > 1 else ""
+    at = ", at rate levels " + ", ".join(f"{level:g}" for level in CHECKED_LEVELS)
     detail = (
-        f"{len(images)} {source}{at}: {equal:.4%} of symbols equal "
-        f"({_numbers(nonzero)} not zero), logits within {within:.1e}, top-1 equal, coder exact"
+        f"{len(images)} {source}{at if len(reports) > 1 else ''}: {equal:.4%} of symbols equal "
+        f"({nonzero} not zero), logits within {within:.1e}, top-1 equal, coder exact"
     )
     return then(Verified, state, detail, parity=reports)
 
@@ -310,10 +310,9 @@ def _size(file: Path) -> str:
     return f"{file.name}, {file.stat().st_size:,} bytes"
 
 
-def _numbers(values: Sequence[object]) -> str:
-    """One value, or several with commas and "and"."""
-    *most, last = map(str, values)
-    return f"{', '.join(most)} and {last}" if most else last
+def _span(values: Sequence[int]) -> str:
+    """One number, or the least and the most of several."""
+    return f"{min(values)}" if len(values) == 1 else f"{min(values)} to {max(values)}"
 
 
 def _origin(counts: Counts | LevelCounts | None) -> str:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from compressai.entropy_models.entropy_models import pmf_to_quantized_cdf
 from numpy.typing import NDArray
-from runtime.codec.variable_rate import VariableRate
 from torch import Tensor
 
 from runtime.codec.coder import Tables
 from runtime.codec.feature_file import Profile, build
 from runtime.codec.manifest import ShapeRule
+from runtime.codec.variable_rate import VariableRate
 from training.bottleneck import VariableBottleneck
 from training.checkpoint import TABLE_BUFFERS
 from training.models import FeatureCompressionModel

@@ -7,12 +7,13 @@ Always holds: logits that are not finite numbers never become a class.
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .codec.bundle import LABELS, Bundle, default_bundle
-from .codec.feature_file import Bytes
+from .codec.feature_file import Bytes, FeatureFile, parse
 from .engine.registry import group_by_shape, open_engine
 from .errors import FeatureFileTypeError, InconsistentBundleError, NoEmbeddingError
 from .tasks.base import Task
@@ -21,6 +22,8 @@ from .tasks.registry import task_named
 
 _EMBEDDING = "embedding"  # the cloud graph's output of pooled features
 _BATCH = 8  # feature files in one graph call: bounds its memory
+
+GraphInput = NDArray[Any]  # symbols int16, or of a variable-rate bundle values float32
 
 
 class CloudDecoder:
@@ -56,9 +59,7 @@ class CloudDecoder:
                 f"{self.bundle.folder / LABELS} is not UTF-8 ({error}): export the bundle again"
             ) from error
         self.engine = open_engine(self.bundle, "cloud", threads, provider, precision)
-        rows, columns = self.bundle.shape.latent(64, 64)
-        zeros = np.zeros((1, self.bundle.shape.channels, rows, columns), np.int16)
-        outputs = self.outputs_of_symbols(zeros)
+        outputs = self.outputs_of_symbols(self.zeros(64, 64))
         # The size of an embedding; None where an earlier release exported a graph without it.
         self._embedding_size = outputs[_EMBEDDING].shape[1] if _EMBEDDING in outputs else None
         try:
@@ -76,11 +77,31 @@ class CloudDecoder:
         """The classes' names, in the order of the logits."""
         return self.task.labels
 
+    def zeros(self, height: int, width: int) -> GraphInput:
+        """An input of the cloud graph that is all zero, for an image of height x width pixels."""
+        kind = np.int16 if self.bundle.variable is None else np.float32
+        shape = self.bundle.shape
+        return np.zeros((1, shape.channels, *shape.latent(height, width)), kind)
+
     def symbols(self, data: Bytes) -> NDArray[np.int16]:
         """Run the coder: one feature file -> symbols int16 [C, H', W'].
 
         Raises the FeatureFileErrors and FeatureFileTypeError.
         """
+        return self.bundle.decode_parsed(self._parsed(data))
+
+    def graph_input(self, data: Bytes) -> GraphInput:
+        """Run the coder: one feature file -> what the cloud graph takes of it, [C, H', W'].
+
+        That is its symbols, int16; of a variable-rate bundle its values, float32: the symbols
+        scaled by the inverse gains of the file's level, so that a batch may mix levels.
+
+        Raises the FeatureFileErrors and FeatureFileTypeError.
+        """
+        return self.bundle.graph_input(self._parsed(data))
+
+    @staticmethod
+    def _parsed(data: Bytes) -> FeatureFile:
         try:
             memoryview(data)
         except TypeError:
@@ -88,16 +109,20 @@ class CloudDecoder:
                 f"a feature file is bytes, not {type(data).__name__}: "
                 "read it with open(path, 'rb').read()"
             ) from None
-        return self.bundle.decode(data)
+        return parse(data)
 
-    def outputs_of_symbols(self, symbols: NDArray[np.int16]) -> dict[str, NDArray[np.float32]]:
-        """Run the cloud graph: symbols int16 [N, C, H', W'] -> outputs by name, a row per image."""
+    def outputs_of_symbols(self, symbols: GraphInput) -> dict[str, NDArray[np.float32]]:
+        """Run the cloud graph: symbols int16 [N, C, H', W'] -> outputs by name, a row per image.
+
+        A variable-rate bundle takes values in their place, as `graph_input` gives them.
+        """
         return self.engine.run(symbols)
 
-    def logits_of_symbols(self, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
+    def logits_of_symbols(self, symbols: GraphInput) -> NDArray[np.float32]:
         """Run the cloud graph: symbols int16 [N, C, H', W'] -> logits float32 [N, classes].
 
-        They may be infinite or NaN: `predictions` refuses those.
+        A variable-rate bundle takes values, as `outputs_of_symbols` does. Logits may be infinite or
+        NaN: `predictions` refuses those.
         """
         return self.outputs_of_symbols(symbols)[self.task.OUTPUT]
 
@@ -107,7 +132,7 @@ class CloudDecoder:
         Returns finite float32 [N, classes] in the order of `files`.
         Raises the FeatureFileErrors, FeatureFileTypeError, NotFiniteLogitsError.
         """
-        return require_finite(self.logits_of_each(self._symbols_of_each(files, "logits")))
+        return require_finite(self.logits_of_each(self._inputs_of_each(files, "logits")))
 
     def embed(self, files: Sequence[Bytes]) -> NDArray[np.float32]:
         """Embeddings float32 [N, D] in the order of `files`; files of one size share graph calls.
@@ -117,7 +142,7 @@ class CloudDecoder:
         `logits` raises.
         """
         size = self.require_embedding()
-        symbols = self._symbols_of_each(files, "embed")
+        symbols = self._inputs_of_each(files, "embed")
         out = np.empty((len(symbols), size), np.float32)
         for group in group_by_shape([values.shape for values in symbols], _BATCH):
             out[group] = self.embedding_of(
@@ -145,17 +170,17 @@ class CloudDecoder:
         require_finite(outputs[self.task.OUTPUT])
         return outputs[_EMBEDDING]
 
-    def _symbols_of_each(self, files: Sequence[Bytes], caller: str) -> list[NDArray[np.int16]]:
+    def _inputs_of_each(self, files: Sequence[Bytes], caller: str) -> list[GraphInput]:
         """Raises the FeatureFileErrors, FeatureFileTypeError."""
         if isinstance(files, str | os.PathLike | Bytes) or not hasattr(files, "__iter__"):
             raise FeatureFileTypeError(
                 f"{caller} takes a list of feature files, not {type(files).__name__}: "
                 "put it into a list"
             )
-        return [self.symbols(data) for data in files]
+        return [self.graph_input(data) for data in files]
 
-    def logits_of_each(self, symbols: Sequence[NDArray[np.int16]]) -> NDArray[np.float32]:
-        """Logits float32 [N, classes] of N arrays of symbols, each int16 [C, H', W'].
+    def logits_of_each(self, symbols: Sequence[GraphInput]) -> NDArray[np.float32]:
+        """Logits float32 [N, classes] of N arrays of symbols or values, each [C, H', W'].
 
         Arrays of one shape share graph calls. A row may be infinite or NaN while others are sound:
         `predictions` checks each.

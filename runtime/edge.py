@@ -7,7 +7,7 @@ Always holds: whatever the engine, a feature file decodes to the symbols that th
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -113,9 +113,21 @@ class EdgeEncoder:
         BudgetTooSmallError, FixedRateError.
         """
         stream = self._stream_for(rate, max_bytes, target_bytes)
+        return self._prepare(image, as_is, stream)()
+
+    def prepare(self, image: ImageInput, as_is: bool = False) -> Callable[[], bytes]:
+        """As `encode`, all but the last step: calling what is given codes the feature file.
+
+        With `target_bytes`, images count in the order of these calls. Several threads may prepare
+        images, and one of them then keep the order.
+        """
+        return self._prepare(image, as_is, self._stream)
+
+    def _prepare(self, image: ImageInput, as_is: bool, stream: "_Stream") -> Callable[[], bytes]:
         pixels = preprocess(image, as_is, self.fast_jpeg, self.bundle.manifest.preprocessing)
         height, width = pixels.shape[:2]
-        return self._code(self.graph_output(pixels[None])[0], height, width, stream)
+        output = self.graph_output(pixels[None])[0]
+        return lambda: self._code(output, height, width, stream)
 
     def encode_batch(
         self,
@@ -263,7 +275,7 @@ class EdgeEncoder:
         ours = (
             file.fingerprint == self.bundle.fingerprint[:FINGERPRINT_BYTES]
             and file.profile is self.profile
-            and (file.step is None or self.budget.allows(file.step, len(data)))
+            and (file.step is None or self.budget.allows(file.step, len(data), file.kept))
         )
         return ours and (
             as_is or file.height == file.width == self.bundle.manifest.preprocessing.crop

@@ -80,6 +80,14 @@ def random_bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
+def variable_bundle(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A variable-rate bundle made of `bundle`, with made-up rates."""
+    from variable_bundle import make_variable_bundle
+
+    return make_variable_bundle(bundle, tmp_path_factory.mktemp("bundles") / "variable")
+
+
+@pytest.fixture(scope="session")
 def broken_bundle(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`random_bundle`, but its logits are finite only if all symbols are zero."""
     import onnx

@@ -60,10 +60,13 @@ def pattern(member: str) -> re.Pattern[str]:
     )
 
 
-def test_the_page_has_every_member_of_a_real_manifest_and_no_other(bundle: Path) -> None:
+def test_the_page_has_every_member_of_a_real_manifest_and_no_other(
+    bundle: Path, variable_bundle: Path
+) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     validation = manifest["int8"].pop("validation")
-    found = dict(leaves(manifest))
+    found = dict(leaves(json.loads((variable_bundle / "manifest.json").read_text())))
+    found |= dict(leaves(manifest))
     found |= {f"int8.gate.{path}": value for path, value in leaves(validation)}  # the same members
     rows = first_cells(section("2"))
     for member, kind, *_ in rows:
@@ -80,18 +83,24 @@ def test_the_page_has_every_member_of_a_real_manifest_and_no_other(bundle: Path)
         )
 
 
-def test_the_page_has_every_file_of_a_real_bundle_and_no_other(bundle: Path) -> None:
+def test_the_page_has_every_file_of_a_real_bundle_and_no_other(
+    bundle: Path, variable_bundle: Path
+) -> None:
     files = {row[0] for row in first_cells(section("1"))}
-    assert files - {"tuned.json"} == {path.name for path in bundle.iterdir()} - {"tuned.json"}
-    named = json.loads((bundle / "manifest.json").read_text())["files"]
-    assert set(named) == files - {"manifest.json", "tuned.json"}
+    folders = (bundle, variable_bundle)
+    found = {path.name for folder in folders for path in folder.iterdir()}
+    assert files - {"tuned.json"} == found - {"tuned.json"}
+    named = [json.loads((folder / "manifest.json").read_text())["files"] for folder in folders]
+    assert set().union(*named) == files - {"manifest.json", "tuned.json"}
 
 
-def test_the_page_has_the_members_of_tables(bundle: Path) -> None:
+def test_the_page_has_the_members_of_tables_and_rates(bundle: Path, variable_bundle: Path) -> None:
     tables = json.loads((bundle / "tables.json").read_text())
     members = set(tables) | {
         f"contexts.N.{name}" for context in tables["contexts"].values() for name in context
     }
+    for name in ("tables.json", "rates.json"):
+        members |= set(json.loads((variable_bundle / name).read_text()))
     assert {row[0] for row in first_cells(section("3"))} == members
 
 
@@ -118,6 +127,13 @@ def test_the_page_has_the_numbers_and_the_graphs_of_a_real_bundle(bundle: Path) 
             assert properties == set(
                 re.findall("`([a-z_]+)`", section("5").split("metadata_props", 1)[1])
             )
+
+
+def test_the_page_has_the_tensors_of_variable_rate(variable_bundle: Path) -> None:
+    for name, end in (("edge.onnx", "output"), ("cloud.onnx", "input")):
+        (tensor,) = list(getattr(onnx.load(variable_bundle / name).graph, end))[:1]
+        assert tensor.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        assert f"{end} is `{tensor.name}`, float32" in section("5")
 
 
 def test_every_refusal_on_the_page_is_a_class() -> None:

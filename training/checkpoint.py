@@ -315,9 +315,9 @@ def _encoder_alone(
     """Encoder, entropy model and gains of a state, which give the same latent for images
     normalised as `ours`: (x ours.std + ours.mean - theirs.mean) / theirs.std was x before.
     """
-    begins = (f"{_BOTTLENECK}encoder.", _ENTROPY, *_GAINS)
+    begins = (f"{BOTTLENECK}encoder.", _ENTROPY, *_GAINS)
     found = {key: value for key, value in state.items() if key.startswith(begins)}
-    weight, bias = (f"{_BOTTLENECK}encoder.0.{name}" for name in ("weight", "bias"))
+    weight, bias = (f"{BOTTLENECK}encoder.0.{name}" for name in ("weight", "bias"))
     (our_mean, our_std), (their_mean, their_std) = ours.tensors(), theirs.tensors()
     if ours != theirs and weight in found and bias in found:
         kernel = found[weight].float()

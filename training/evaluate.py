@@ -259,6 +259,8 @@ def _accuracy_command(point: Point, bundle: str, args: argparse.Namespace) -> li
     command += ["--data", str(args.data), "--bundle", bundle]
     command += ["--batch_size", str(args.batch_size), "--workers", str(args.workers)]
     command += ["--as-is"] if args.as_is else []
+    levels = [f"{level:g}" for level in point.levels if level is not None]
+    command += ["--levels", *levels] if levels else []
     command += ["--images", str(args.images)] if args.images else []
     command += ["--skip-damaged"] if args.skip_damaged else []
     command += ["--teacher", str(args.teacher)] if args.teacher else []
@@ -366,13 +368,13 @@ def main(argv: list[str] | None = None) -> int:
         say("| model | lmb | images | top-1 | top-5 | bpp |\n|---|--:|--:|--:|--:|--:|", sys.stdout)
     for point, of_folders in zip(points, classes, strict=True):
         for level in point.levels if args.torch else (None,):
-            record = (
-                evaluate_torch(point, args, folder, of_folders, level)
-                if args.torch
-                else evaluate(point, args)
-            )
-            text = json.dumps(record, allow_nan=False) if args.json else _table_row(point, record)
-            say(text, sys.stdout)
+            of = (point, args, folder, of_folders, level)
+            record = evaluate_torch(*of) if args.torch else evaluate(point, args)
+            # A record of a variable rate has several points, and a row in the table for each.
+            rows = [record] if args.json else [record | one for one in record.get("points", [{}])]
+            for row in rows:
+                text = json.dumps(row, allow_nan=False) if args.json else _table_row(point, row)
+                say(text, sys.stdout)
     return 0
 
 

@@ -248,6 +248,11 @@ def fit_quantiles(model: FeatureCompressionModel) -> None:
 def build_random_model(
     name: str, num_classes: int = 1000, seed: int = 0
 ) -> FeatureCompressionModel:
+    """`build_random` of a registered model; raises UnknownModelError for an unknown name."""
+    return build_random(model_spec(name), num_classes, seed)
+
+
+def build_random(spec: ModelSpec, num_classes: int, seed: int = 0) -> FeatureCompressionModel:
     """An untrained model in eval mode, the same for the same seed; for timing and tests only.
 
     Its latent is scaled to a standard deviation of 0.6 on noise, and its entropy model to a width
@@ -255,11 +260,9 @@ def build_random_model(
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = build_model(name, num_classes).eval()
+        model = build(spec, num_classes).eval()
         bottleneck = model.bottleneck_layer
-        bottleneck.entropy_bottleneck = EntropyBottleneck(
-            model.spec.latent_channels, init_scale=1.0
-        )
+        bottleneck.entropy_bottleneck = EntropyBottleneck(spec.latent_channels, init_scale=1.0)
         last = [module for module in bottleneck.encoder.modules() if isinstance(module, nn.Conv2d)][
             -1
         ]

@@ -51,6 +51,18 @@ class Tables {
   Tables(const uint32_t* cdf, size_t cdf_size, const uint32_t* lengths, const int32_t* offsets,
          size_t channels, const Kernel& kernel)
       : kernel_(kernel) {
+    check(cdf, cdf_size, lengths, offsets, channels);
+    channels_.reserve(channels);
+    for (size_t c = 0; c < channels; cdf += lengths[c++])
+      channels_.emplace_back(cdf, lengths[c] - 1, offsets[c]);
+    for (size_t c = 0; c < channels; ++c)
+      if (!channels_[c].in_runs) busy_.push_back(c);
+  }
+
+  // What the constructor throws for these arguments, if anything, without the work of making
+  // tables.
+  static void check(const uint32_t* cdf, size_t cdf_size, const uint32_t* lengths,
+                    const int32_t* offsets, size_t channels) {
     if (channels == 0) throw std::invalid_argument("there are no tables");
     size_t begin = 0;
     for (size_t c = 0; c < channels; ++c) {
@@ -58,18 +70,14 @@ class Tables {
       const size_t length = lengths[c];
       if (length < 3) throw std::invalid_argument(where + "fewer than three CDF values");
       if (length > cdf_size - begin) throw std::invalid_argument(where + "its CDF is cut short");
-      const uint32_t* values = cdf + begin;
-      check_cdf(values, length, where);
+      check_cdf(cdf + begin, length, where);
       const int64_t in_table = static_cast<int64_t>(length) - 2;
       if (offsets[c] <= kNotASymbol || offsets[c] + in_table - 1 > 32767)
         throw std::invalid_argument(where + "its symbols leave the range -32767..32767");
-      channels_.emplace_back(values, length - 1, offsets[c]);
       begin += length;
     }
     if (begin != cdf_size)
       throw std::invalid_argument("CDF values are left over after the last table");
-    for (size_t c = 0; c < channels; ++c)
-      if (!channels_[c].in_runs) busy_.push_back(c);
   }
 
   Tables(Tables&&) = default;  // not copied: context tables refer to channels_
@@ -81,10 +89,17 @@ class Tables {
   // for channels in increasing order, before anything is coded. Throws std::invalid_argument.
   void add_contexts(size_t channel, const int32_t* thresholds, const uint32_t* cdf,
                     size_t cdf_size) {
-    const std::string where = "context tables of channel " + std::to_string(channel) + ": ";
     if (channel >= channels() || (!contexts_.empty() && channel <= contexts_.back().channel))
-      throw std::invalid_argument(where + "channels are out of order");
-    const size_t entries = size_t{channels_[channel].in_table} + 1;
+      throw std::invalid_argument("context tables of channel " + std::to_string(channel) +
+                                  ": channels are out of order");
+    check_contexts(channel, size_t{channels_[channel].in_table} + 1, thresholds, cdf, cdf_size);
+    contexts_.emplace_back(channel, channels_[channel], thresholds, cdf);
+  }
+
+  // What add_contexts throws for a channel with so many entries, if anything.
+  static void check_contexts(size_t channel, size_t entries, const int32_t* thresholds,
+                             const uint32_t* cdf, size_t cdf_size) {
+    const std::string where = "context tables of channel " + std::to_string(channel) + ": ";
     if (entries > kMaxContextEntries) throw std::invalid_argument(where + "more than 256 entries");
     if (cdf_size != kContexts * (entries + 1))
       throw std::invalid_argument(where + "not 25 CDFs as long as the channel's own");
@@ -94,7 +109,6 @@ class Tables {
         throw std::invalid_argument(where + "thresholds do not increase within -32767..32767");
     for (size_t context = 0; context < kContexts; ++context)
       check_cdf(cdf + context * (entries + 1), entries + 1, where);
-    contexts_.emplace_back(channel, channels_[channel], thresholds, cdf);
   }
 
   // Upper bound on the bytes that a buffer needs for `row` symbols a channel, escapes included.

@@ -40,12 +40,17 @@ const rans::Kernel& find_kernel(const std::string& name) {
   throw std::invalid_argument("this machine has no kernel " + name);
 }
 
-rans::Tables make_tables(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths,
-                         const Array<int32_t>& offsets, const std::string& kernel) {
+void check_dimensions(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths,
+                      const Array<int32_t>& offsets) {
   if (lengths.ndim() != 1 || offsets.ndim() != 1 || cdf.ndim() != 1 ||
       lengths.size() != offsets.size())
     throw std::invalid_argument(
         "cdf, lengths and offsets must be one-dimensional, and the last two equally long");
+}
+
+rans::Tables make_tables(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths,
+                         const Array<int32_t>& offsets, const std::string& kernel) {
+  check_dimensions(cdf, lengths, offsets);
   return rans::Tables(cdf.data(), static_cast<size_t>(cdf.size()), lengths.data(), offsets.data(),
                       static_cast<size_t>(lengths.size()), find_kernel(kernel));
 }
@@ -58,10 +63,12 @@ rans::CompressAiStream make_stream(const Array<uint32_t>& cdf, const Array<uint3
 }
 
 // `channels`: those that have context tables, in increasing order. For each of them: a row of
-// `thresholds`, and lengths[k] values of `cdf`, its 25 CDFs one after the other.
-void add_contexts(rans::Tables& tables, const Array<uint32_t>& channels,
-                  const Array<int32_t>& thresholds, const Array<uint32_t>& cdf,
-                  const Array<uint32_t>& lengths) {
+// `thresholds`, and lengths[k] values of `cdf`, its 25 CDFs one after the other. Calls
+// work(channel, thresholds, values, number of values) for each.
+template <typename Work>
+void for_each_context(const Array<uint32_t>& channels, const Array<int32_t>& thresholds,
+                      const Array<uint32_t>& cdf, const Array<uint32_t>& lengths,
+                      const Work& work) {
   const py::ssize_t count = channels.size(), levels = static_cast<py::ssize_t>(rans::kLevels);
   if (channels.ndim() != 1 || thresholds.ndim() != 2 || thresholds.shape(0) != count ||
       thresholds.shape(1) != levels - 1 || cdf.ndim() != 1 || lengths.ndim() != 1 ||
@@ -74,12 +81,37 @@ void add_contexts(rans::Tables& tables, const Array<uint32_t>& channels,
     const size_t length = lengths.data()[k];
     if (length > static_cast<size_t>(cdf.size()) - begin)
       throw std::invalid_argument("context tables are cut short");
-    tables.add_contexts(channels.data()[k], thresholds.data() + (levels - 1) * k,
-                        cdf.data() + begin, length);
+    work(channels.data()[k], thresholds.data() + (levels - 1) * k, cdf.data() + begin, length);
     begin += length;
   }
   if (begin != static_cast<size_t>(cdf.size()))
     throw std::invalid_argument("CDF values are left over after the last context table");
+}
+
+void add_contexts(rans::Tables& tables, const Array<uint32_t>& channels,
+                  const Array<int32_t>& thresholds, const Array<uint32_t>& cdf,
+                  const Array<uint32_t>& lengths) {
+  for_each_context(channels, thresholds, cdf, lengths,
+                   [&](size_t channel, const int32_t* bounds, const uint32_t* values,
+                       size_t count) { tables.add_contexts(channel, bounds, values, count); });
+}
+
+// Throws what making tables of these arrays would throw, and makes none.
+void check_tables(const Array<uint32_t>& cdf, const Array<uint32_t>& lengths,
+                  const Array<int32_t>& offsets, const Array<uint32_t>& channels,
+                  const Array<int32_t>& thresholds, const Array<uint32_t>& context_cdf,
+                  const Array<uint32_t>& context_lengths) {
+  check_dimensions(cdf, lengths, offsets);
+  const size_t count = static_cast<size_t>(lengths.size());
+  rans::Tables::check(cdf.data(), static_cast<size_t>(cdf.size()), lengths.data(), offsets.data(),
+                      count);
+  for_each_context(
+      channels, thresholds, context_cdf, context_lengths,
+      [&](size_t channel, const int32_t* bounds, const uint32_t* values, size_t values_count) {
+        if (channel >= count) throw std::invalid_argument("context tables of no channel");
+        rans::Tables::check_contexts(channel, lengths.data()[channel] - 1, bounds, values,
+                                     values_count);
+      });
 }
 
 // Checks symbols [channels, row], and returns `row`.
@@ -230,6 +262,10 @@ PYBIND11_MODULE(_coder, module) {
            py::arg("lengths").noconvert())
       .def("encode_small", &encode_small, py::arg("symbols").noconvert())
       .def("decode_small", &decode_small, py::arg("payload"), py::arg("out").noconvert());
+  module.def("check_tables", &check_tables, py::arg("cdf").noconvert(),
+             py::arg("lengths").noconvert(), py::arg("offsets").noconvert(),
+             py::arg("channels").noconvert(), py::arg("thresholds").noconvert(),
+             py::arg("context_cdf").noconvert(), py::arg("context_lengths").noconvert());
   module.def("quantise", &quantise, py::arg("latent").noconvert(), py::arg("gains").noconvert(),
              py::arg("out").noconvert());
   module.def("jpeg_damage", &jpeg_damage, py::arg("data"));

@@ -137,6 +137,7 @@ def _outcomes(
             for precision, session in sessions["edge"].items()
         }
         batch = np.concatenate(list(symbols.values()))
+        height, width = pixels.shape[:2]
         answers = {
             (edge, cloud): _answer(row)
             for cloud, session in sessions["cloud"].items()
@@ -150,11 +151,11 @@ def _outcomes(
             )
         yield _Outcome(
             label=label,
-            pixels=pixels.shape[0] * pixels.shape[1],
+            pixels=height * width,
             symbols=batch[0].size,
             changed=int((batch[0] != batch[-1]).sum()),
             sizes={
-                precision: len(coder.encode(one[0], *pixels.shape[:2], step))
+                precision: len(coder.encode(one[0], height, width, step))
                 for precision, one in symbols.items()
             },
             answers=answers,

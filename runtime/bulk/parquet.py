@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..codec.bundle import MANIFEST
@@ -302,10 +301,10 @@ def classify(rows: pa.Table | pa.RecordBatch, decoder: "CloudDecoder") -> pa.Tab
     """
     files = rows.column("feature_file")
     errors: list[str | None] = [None] * len(files)
-    symbols: dict[int, NDArray[np.int16]] = {}
+    symbols: dict[int, NDArray[Any]] = {}
     for index, scalar in enumerate(files):
         try:
-            symbols[index] = decoder.symbols(_feature_file(scalar))
+            symbols[index] = decoder.graph_input(_feature_file(scalar))
         except FeatureFileError as error:
             errors[index] = str(error)
     schema = predictions_schema(decoder.bundle)

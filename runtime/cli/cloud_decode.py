@@ -236,13 +236,16 @@ def _classify(decoder: "CloudDecoder", args: argparse.Namespace) -> int:
 
 
 def _tune(args: argparse.Namespace, report: IO[str] | None) -> None:
+    from ..codec import feature_file
     from ..codec.bundle import Bundle, default_bundle
     from ..engine.tune import Outputs, readable_inputs, table, tune
     from ..tasks.registry import task_named
 
     bundle = Bundle.load(args.bundle or default_bundle())
     task = task_named(bundle.manifest.task)
-    inputs = readable_inputs(args.files, lambda name: bundle.decode(_read(name))[None])
+    inputs = readable_inputs(
+        args.files, lambda name: bundle.graph_input(feature_file.parse(_read(name)))[None]
+    )
 
     def deviation(expected: Outputs, found: Outputs) -> tuple[float, bool]:
         return task.deviation(expected[task.OUTPUT], found[task.OUTPUT])
@@ -285,7 +288,7 @@ def _decode(
     from ..codec import feature_file
 
     start = time.perf_counter()
-    symbols = decoder.symbols(data)
+    symbols = decoder.graph_input(data)
     decoded = time.perf_counter()
     outputs = decoder.outputs_of_symbols(symbols[None])
     done = time.perf_counter()
@@ -295,6 +298,7 @@ def _decode(
         "file": name,
         "bytes": len(data),
         "bpp": 8 * len(data) / header.pixels,
+        **header.describe_level(),
         decoder.task.ANSWERS: [prediction._asdict() for prediction in predictions],
         "milliseconds": {
             "coder": round(1e3 * (decoded - start), 3),
@@ -318,7 +322,7 @@ def _print_info(name: str, data: bytes, as_json: bool) -> None:
     from ..codec import feature_file
 
     file = feature_file.parse(data)
-    info = {
+    info: dict[str, Any] = {
         "file": name,
         "bytes": len(data),
         "version": file.version,
@@ -330,6 +334,7 @@ def _print_info(name: str, data: bytes, as_json: bool) -> None:
         "bpp": round(8 * len(data) / file.pixels, 6) if file.pixels else None,
         "checksum": "right",
     }
+    info |= file.describe_level()
     text = "\n".join(f"{key.replace('_', ' '):>13}  {value}" for key, value in info.items())
     say(json.dumps(info, allow_nan=False) if as_json else text, sys.stdout)
 

@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from functools import partial
 from io import BytesIO
@@ -25,7 +26,7 @@ from ..files import check_folder, check_output, own_descriptor, refuse_same_file
 from ..images.find import Job, TargetError, describe, find, to_files, to_rows
 from ..options import add_engine_options, thread_count
 from .command import EXIT_DONE, EXIT_FAILURE, Parser, command, explain, say, standard_output
-from .image_arguments import add_image_options, readable, worker_count
+from .image_arguments import add_image_options, rate_arguments, readable, worker_count
 from .progress import Progress
 from .workers import map_ordered, without_blas_threads
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     _Result = tuple[dict[str, Any], bytes | None]  # the report, and the new feature file if any
     _Source = str | BytesIO | Exception  # an image's file, its bytes, or why it cannot be read
+
+_FAILURES = (EdgeCloudError, OSError, MemoryError)  # of one image, which stop no other
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="skip images whose feature files exist already and are of this bundle",
+        help="skip images whose feature files exist already and are of this bundle and rate",
     )
     parser.add_argument(
         "--threads",
@@ -93,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; gives its exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
-    to_stdout = _check_usage(parser, args)
+    to_stdout, asked = _check_usage(parser, args), rate_arguments(parser, args)
     passed_over: Counter[str] = Counter()
     jobs: list[Job] = []
     found = find(args.images, passed_over)
@@ -127,7 +130,14 @@ def main(argv: list[str] | None = None) -> int:
         _tune(args, [image for image, _ in found], report)
     profile = None if args.small is None else Profile.CONTEXT if args.small else Profile.STATIC
     encoder = EdgeEncoder(
-        args.bundle, threads, profile, args.provider, args.precision, args.fast_jpeg, workers
+        args.bundle,
+        threads,
+        profile,
+        args.provider,
+        args.precision,
+        args.fast_jpeg,
+        workers,
+        **asked,
     )
     start = time.perf_counter()
     counts = encode_all(
@@ -212,7 +222,8 @@ def encode_all(
             map_ordered(work, ((image, output, _source(image)) for image, output in jobs), workers)
         ) as results,
     ):
-        for result, data in results:
+        for finish in results:
+            result, data = finish()
             counts[result["status"]] += 1
             progress.advance()
             if write_row and data is not None:
@@ -228,8 +239,9 @@ def encode_all(
 
 def _line(result: dict[str, Any]) -> str:
     output = "standard output" if result["output"] == "-" else result["output"]
+    level = f"level {result['level']:g}, " if "level" in result else ""
     return (
-        f"{result['image']} -> {output}: {result['bytes']} bytes, {result['bpp']:.3f} bpp "
+        f"{result['image']} -> {output}: {level}{result['bytes']} bytes, {result['bpp']:.3f} bpp "
         f"at {result['width']}x{result['height']}, {result['milliseconds']['total']:.1f} ms"
     )
 
@@ -252,79 +264,116 @@ def _try(
     as_is: bool,
     resume: bool,
     to_file: bool,
-) -> "_Result":
-    """Encode one image, unless it is done already; an error becomes a report."""
+) -> "Callable[[], _Result]":
+    """Encode one image, unless it is done already; call what it gives in the images' order.
+
+    With a mean to keep, that order matters, and coding and writing come then.
+    """
     image, output, source = job
-    try:
+
+    def begin() -> "Callable[[], _Result]":
         if resume and Path(output).is_file() and encoder.is_current(output, as_is):
-            return {"status": "skipped", "image": image, "output": output}, None
+            skipped = {"status": "skipped", "image": image, "output": output}, None
+            return lambda: skipped
         if isinstance(source, Exception):
             raise source
-        return _encode(encoder, image, source, output, as_is, to_file)
-    except (EdgeCloudError, OSError, MemoryError) as error:
-        reason = (
-            f"{image} does not fit into memory: make it smaller first"
-            if isinstance(error, MemoryError)
-            else explain(error)
-        )
-        # Errors of a graph, an array or the output do not name the image.
-        name = "standard input" if image == "-" else image
-        return {
-            "status": "failed",
-            "image": image,
-            "error": reason if name in reason else f"{name}: {reason}",
-        }, None
+        finish = partial(_guarded, image, _prepare(encoder, image, source, output, as_is, to_file))
+        if encoder.budget.target_bytes is not None:
+            return finish
+        done = finish()
+        return lambda: done
+
+    try:
+        return begin()
+    except _FAILURES as error:
+        failed = _failure(image, error)
+        return lambda: failed
+
+
+def _guarded(image: str, work: "Callable[[], _Result]") -> "_Result":
+    """What `work` gives; an error becomes a report."""
+    try:
+        return work()
+    except _FAILURES as error:
+        return _failure(image, error)
+
+
+def _failure(image: str, error: Exception) -> "_Result":
+    reason = (
+        f"{image} does not fit into memory: make it smaller first"
+        if isinstance(error, MemoryError)
+        else explain(error)
+    )
+    # Errors of a graph, an array or the output do not name the image.
+    name = "standard input" if image == "-" else image
+    return {
+        "status": "failed",
+        "image": image,
+        "error": reason if name in reason else f"{name}: {reason}",
+    }, None
 
 
 def _tune(args: argparse.Namespace, images: list[str], report: IO[str] | None) -> None:
     from ..codec.bundle import Bundle, default_bundle
-    from ..engine.tune import changed_symbols, readable_inputs, table, tune
+    from ..engine.tune import edge_deviation, readable_inputs, table, tune
     from ..images.preprocess import preprocess
 
     bundle = Bundle.load(args.bundle or default_bundle())
-    inputs = readable_inputs(
-        images,
-        lambda image: preprocess(image, args.as_is, rule=bundle.manifest.preprocessing)[None],
-    )
-    result = tune(bundle, "edge", inputs, changed_symbols, args.threads)
+    rule = bundle.manifest.preprocessing
+    inputs = readable_inputs(images, lambda image: preprocess(image, args.as_is, rule=rule)[None])
+    result = tune(bundle, "edge", inputs, edge_deviation(bundle), args.threads)
     say(json.dumps(result, allow_nan=False) if args.json else table(result), report)
 
 
-def _encode(
+def _prepare(
     encoder: "EdgeEncoder",
     image: str,
     source: str | BytesIO,
     output: str,
     as_is: bool,
     to_file: bool,
-) -> "_Result":
+) -> "Callable[[], _Result]":
+    """Decode an image and run the graph; what it gives codes and writes the feature file."""
     from ..images.preprocess import preprocess
 
     clock = [time.perf_counter()]
     pixels = preprocess(source, as_is, encoder.fast_jpeg, encoder.bundle.manifest.preprocessing)
     clock.append(time.perf_counter())
-    symbols = encoder.symbols(pixels[None])[0]
+    computed = encoder.graph_output(pixels[None])[0]
     clock.append(time.perf_counter())
     height, width = pixels.shape[:2]
-    data = encoder.encode_symbols(symbols, height, width)
-    clock.append(time.perf_counter())
-    if to_file:
-        _write(output, data)
-    clock.append(time.perf_counter())
+
+    def finish() -> "_Result":
+        waited = time.perf_counter() - clock[-1]  # for the images before, which counts for none
+        data = encoder.encode_output(computed, height, width)
+        clock.append(time.perf_counter() - waited)
+        if to_file:
+            _write(output, data)
+        clock.append(time.perf_counter() - waited)
+        return _report(image, output, data, clock), data
+
+    return finish
+
+
+def _report(image: str, output: str, data: bytes, clock: list[float]) -> dict[str, Any]:
+    """The report of an image that is encoded; `clock` has the times between its stages."""
+    from ..codec.feature_file import parse
+
     stages = [round(1e3 * (after - before), 3) for before, after in itertools.pairwise(clock)]
     milliseconds = dict(zip(("preprocess", "graph", "coder", "write"), stages, strict=True))
     milliseconds["total"] = round(1e3 * (clock[-1] - clock[0]), 3)
-    result = {
+    file = parse(data)
+    return {
         "status": "encoded",
         "image": image,
         "output": output,
         "bytes": len(data),
-        "bpp": 8 * len(data) / (height * width),
-        "width": width,
-        "height": height,
+        "bpp": 8 * len(data) / file.pixels,
+        "width": file.width,
+        "height": file.height,
+        **file.describe_level(),
         "milliseconds": milliseconds,
     }
-    return result, data
 
 
 def _write(output: str, data: bytes) -> None:

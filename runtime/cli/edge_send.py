@@ -31,7 +31,7 @@ from ..images.find import printable
 from ..options import number
 from ..tasks.registry import find_answers
 from .command import EXIT_DONE, EXIT_FAILURE, EXIT_INTERRUPTED, Parser, Terminated, command
-from .image_arguments import add_image_options
+from .image_arguments import add_image_options, rate_arguments
 from .new_images import NewImages
 from .reporter import Reporter, say_if_read
 
@@ -130,6 +130,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.images.count("-") > 1:
         parser.error("standard input is named twice")
+    args.asked = rate_arguments(parser, args)
     return args
 
 

@@ -7,11 +7,12 @@ import argparse
 import os
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from ..codec.feature_file import MAX_FEATURE_FILE_BYTES, MAX_STEP, STEPS_PER_LEVEL
 from ..engine.processor import cores
 from ..errors import ImageFileTooLargeError
-from ..options import thread_count
+from ..options import number, thread_count
 from .command import standard_input
 
 MAX_IMAGE_BYTES = 256 << 20  # larger than any image file that is decoded
@@ -38,6 +39,41 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images to encode at a time (default: the number of cores plus one)",
     )
+    _add_rate_options(parser)
+
+
+def _add_rate_options(parser: argparse.ArgumentParser) -> None:
+    highest = MAX_STEP // STEPS_PER_LEVEL
+    parser.add_argument(
+        "--rate",
+        type=number(float, 0, highest),
+        metavar="LEVEL",
+        help=f"with a variable-rate bundle: the rate level, 0 (fewest bytes) to {highest} "
+        "(default: as the bundle says)",
+    )
+    parser.add_argument(
+        "--max-bytes",
+        type=number(int, 1, MAX_FEATURE_FILE_BYTES),
+        metavar="N",
+        help="with a variable-rate bundle: no feature file has more bytes; the highest level that "
+        "fits is taken, but none above --rate",
+    )
+    parser.add_argument(
+        "--target-bytes",
+        type=number(float, 1, MAX_FEATURE_FILE_BYTES),
+        metavar="N",
+        help="with a variable-rate bundle: the mean of all feature files, which the level follows",
+    )
+
+
+def rate_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
+    """What the options of the rate are to an EdgeEncoder; it is wrong usage if they contradict."""
+    if args.rate is not None and args.target_bytes is not None:
+        parser.error("--rate and --target-bytes each choose the level: leave out one of both")
+    most, target = args.max_bytes, args.target_bytes
+    if most is not None and target is not None and most < target:
+        parser.error("--max-bytes is below --target-bytes: the mean cannot be above the most")
+    return {"rate": args.rate, "max_bytes": most, "target_bytes": target}
 
 
 def worker_count(workers: int | None, images: int) -> int:

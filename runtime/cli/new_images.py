@@ -8,8 +8,9 @@ import io
 import threading
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from ..delivery.outcomes import Encoded
 from ..engine.processor import cores
@@ -21,6 +22,8 @@ from .workers import map_ordered, without_blas_threads
 
 if TYPE_CHECKING:
     from ..edge import EdgeEncoder
+
+_T = TypeVar("_T")
 
 
 class NewImages:
@@ -57,14 +60,15 @@ class NewImages:
         # At least two, so that a pool of threads encodes: the interpreter waits for these at its
         # end, while onnxruntime crashes if the process ends during its work in another thread.
         pool = max(2, self._workers)
-        yield from map_ordered(self._encode, [image for image in images if image != "-"], pool)
+        files = [image for image in images if image != "-"]
+        yield from (finish() for finish in map_ordered(self._encode, files, pool))
         if "-" in images:
             try:
                 self._standard_input = read_descriptor()
             except (EdgeCloudError, OSError) as error:
                 self.faults.append(str(error))
             else:
-                yield from map_ordered(self._encode, ["-"], 2)
+                yield from (finish() for finish in map_ordered(self._encode, ["-"], 2))
 
     def end(self) -> None:
         """Encode no more."""
@@ -79,21 +83,32 @@ class NewImages:
                 self.faults.append(str(error))
         return images
 
-    def _encode(self, image: str) -> Encoded:
+    def _encode(self, image: str) -> Callable[[], Encoded]:
+        """Encode an image; what it gives is called in the order of the images.
+
+        With a mean to keep, the last step of encoding comes then: it depends on that order.
+        """
         if self._ended.is_set():
-            return Encoded(image, error="it was not encoded before the end")
+            return lambda: Encoded(image, error="it was not encoded before the end")
         with self._loading:
             if self._encoder is None and self._encoder_fault is None:
                 self._load()
-        if self._encoder is None:
-            return Encoded(image, error=self._encoder_fault)
-        source = io.BytesIO(self._standard_input) if image == "-" else image
-        try:
-            return Encoded(image, self._encoder.encode(source, self._args.as_is))
-        except (EdgeCloudError, OSError) as error:
-            return Encoded(image, error=str(error))
-        except MemoryError:
-            return Encoded(image, error=f"{image} does not fit into memory: make it smaller first")
+        encoder, fault = self._encoder, self._encoder_fault
+        if encoder is None:
+            return lambda: Encoded(image, error=fault)
+
+        def prepare() -> Callable[[], bytes]:
+            source = io.BytesIO(self._standard_input) if image == "-" else image
+            return encoder.prepare(source, self._args.as_is)
+
+        prepared = _guarded(image, prepare)
+        if isinstance(prepared, Encoded):
+            return lambda: prepared
+        finish = partial(_finish, image, prepared)
+        if encoder.budget.target_bytes is not None:
+            return finish
+        found = finish()
+        return lambda: found
 
     def _load(self) -> None:
         args = self._args
@@ -101,7 +116,11 @@ class NewImages:
             from ..edge import EdgeEncoder
 
             self._encoder = EdgeEncoder(
-                args.bundle, self._threads, fast_jpeg=args.fast_jpeg, workers=self._workers
+                args.bundle,
+                self._threads,
+                fast_jpeg=args.fast_jpeg,
+                workers=self._workers,
+                **args.asked,
             )
         except (EdgeCloudError, OSError) as error:
             self._encoder_fault = str(error)
@@ -111,3 +130,17 @@ class NewImages:
             )
         if self._encoder_fault is not None:
             self.faults.append(self._encoder_fault)
+
+
+def _finish(image: str, prepared: Callable[[], bytes]) -> Encoded:
+    return _guarded(image, lambda: Encoded(image, prepared()))
+
+
+def _guarded(image: str, work: Callable[[], _T]) -> _T | Encoded:
+    """What `work` gives; an error becomes the image's."""
+    try:
+        return work()
+    except (EdgeCloudError, OSError) as error:
+        return Encoded(image, error=str(error))
+    except MemoryError:
+        return Encoded(image, error=f"{image} does not fit into memory: make it smaller first")

@@ -68,6 +68,17 @@ class CompressAiStream:
     def decode(self, payload: bytes | bytearray | memoryview, out: NDArray[np.int16]) -> str | None:
         """Fill `out` [channels, places]. Returns the reason if the stream is refused."""
 
+def check_tables(
+    cdf: NDArray[np.uint32],
+    lengths: NDArray[np.uint32],
+    offsets: NDArray[np.int32],
+    channels: NDArray[np.uint32],
+    thresholds: NDArray[np.int32],
+    context_cdf: NDArray[np.uint32],
+    context_lengths: NDArray[np.uint32],
+) -> None:
+    """Raise what `Tables` and its `add_contexts` would raise for these arguments."""
+
 def quantise(
     latent: NDArray[np.float32], gains: NDArray[np.float32], out: NDArray[np.int16]
 ) -> bool:

@@ -2,7 +2,8 @@
 
 The edge graph runs once for an image. `LatentCoder` then scales, rounds and codes its latent as
 often as a search needs, which takes about a tenth of a millisecond each time. Bytes grow nearly
-exponentially with the step, so a search interpolates their logarithm.
+exponentially with the step, so a search interpolates their logarithm; they jump a little where
+other tables begin.
 
 Always holds: a size is measured on the finished file, never estimated. A search tries at most
 `_MAX_TRIES` steps, and then at most eight numbers of channels.
@@ -21,7 +22,8 @@ from .rates import MAX_LEVEL, step_of
 
 _GROWTH = 0.01  # of ln(bytes) in a step, until two steps have been tried
 _FILLED = 0.98  # a file of at least this part of the allowed bytes is not searched any further
-_MAX_TRIES = 10
+_MAX_TRIES = 8
+_INTERPOLATED = 3  # tries, after which the steps in question are halved
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,14 @@ class Budget:
         """Whether anything is asked for."""
         return self != Budget()
 
-    def allows(self, step: int, size: int) -> bool:
-        """Whether a file of a step and of `size` bytes can be one of this budget."""
+    def allows(self, step: int, size: int, kept: int | None = None) -> bool:
+        """Whether a file of a step and of `size` bytes, cut if `kept` is given, can be of it."""
         fits = self.max_bytes is None or size <= self.max_bytes
         if self.rate is None:
             return fits
         top = step_of(self.rate)
-        return fits and (step == top or (self.max_bytes is not None and step < top))
+        lower = self.max_bytes is not None and (step < top or kept is not None)
+        return fits and (lower or (step == top and kept is None))
 
 
 class LatentCoder:
@@ -161,16 +164,21 @@ class LatentCoder:
 
 
 def _next_step(sizes: dict[int, int], max_bytes: float, low: int, over: int) -> int:
-    """The step between `low` and `over`, both excluded, that is likely to have `max_bytes`.
+    """The step between `low` and `over`, both excluded, to try next.
 
     Args:
         sizes: bytes of the steps that were tried; at least one.
     """
-    near = sorted(sizes, key=lambda step: abs(math.log(sizes[step] / max_bytes)))[:2]
-    best = near[0]
+    if low in sizes and over in sizes:
+        if len(sizes) > _INTERPOLATED:  # bytes jump somewhere in between
+            return (low + over) // 2
+        best, other = low, over
+    else:
+        best, *others = sorted(sizes, key=lambda step: abs(math.log(sizes[step] / max_bytes)))
+        other = others[0] if others else best
     growth = _GROWTH
-    if len(near) == 2:
-        slope = math.log(sizes[near[1]] / sizes[best]) / (near[1] - best)
+    if other != best:
+        slope = math.log(sizes[other] / sizes[best]) / (other - best)
         growth = min(max(slope, _GROWTH / 8), 8 * _GROWTH)
     guess = best + math.log(max_bytes / sizes[best]) / growth
     return min(max(math.floor(guess), low + 1), over - 1)

@@ -12,6 +12,7 @@ object does not change and may be shared between threads; coding releases the GI
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
@@ -41,11 +42,12 @@ def _integers(values: Sequence[int]) -> NDArray[np.int64]:
 
 
 def _rows(rows: Sequence[Sequence[int]]) -> list[NDArray[np.uint32]]:
-    """Several rows of integers as arrays, which are parts of one: that is several times faster.
+    """Rows of integers as read-only parts of one array: to make one is several times faster.
 
     Raises ValueError, TypeError.
     """
     flat = _integers(list(chain.from_iterable(rows))).astype(np.uint32)
+    flat.setflags(write=False)
     ends = list(accumulate(map(len, rows)))
     return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -95,18 +97,21 @@ class Tables:
                 channel: (_integers(thresholds).astype(np.int32), _rows(rows))
                 for channel, (thresholds, rows) in sorted((contexts or {}).items())
             }
-            self._native = _coder.Tables(*self.flat())
             for channel, (thresholds, rows) in self.contexts.items():
                 self._check_contexts(channel, thresholds, rows)
-            self._native.add_contexts(*self._flat_contexts())
+            cdf, lengths, own = self.flat()
+            _coder.check_tables(cdf, lengths, own, *self._flat_contexts())
         except (ValueError, OverflowError, TypeError) as error:
             raise TablesError(f"bad entropy tables, {error}: export the bundle again") from error
-        for array in (
-            *self.cdfs,
-            self.offsets,
-            *(array for pair in self.contexts.values() for array in (pair[0], *pair[1])),
-        ):
+        for array in (self.offsets, *(pair[0] for pair in self.contexts.values())):
             array.setflags(write=False)
+
+    @cached_property
+    def _native(self) -> _coder.Tables:
+        """The native coder's tables. Made when first used: few levels of a bundle are."""
+        native = _coder.Tables(*self.flat())
+        native.add_contexts(*self._flat_contexts())
+        return native
 
     def _check_contexts(
         self, channel: int, thresholds: NDArray[np.int32], rows: list[NDArray[np.uint32]]
@@ -208,7 +213,8 @@ class Tables:
         """SHA-256 of the tables' values."""
         sha = hashlib.sha256()
         for cdf, offset in zip(self.cdfs, self.offsets, strict=True):
-            sha.update(np.array([offset, len(cdf)], "<i4").tobytes() + cdf.astype("<u4").tobytes())
+            sha.update(np.array([offset, len(cdf)], "<i4").tobytes())
+            sha.update(cdf.astype("<u4", copy=False).tobytes())
         for channel, (thresholds, rows) in self.contexts.items():
             sha.update(
                 np.array([channel, *thresholds], "<i4").tobytes()

@@ -31,7 +31,7 @@ from ..errors import (
 
 MAGIC = 0xFC
 FIXED_RATE, VARIABLE_RATE = 1, 2  # format versions
-MAX_STEP = 240  # a file's rate level in sixteenths
+STEPS_PER_LEVEL, MAX_STEP = 16, 240  # a file has its rate level in sixteenths
 FINGERPRINT_BYTES = 4
 BLOCK = 8  # pixels that heights and widths are multiples of
 MAX_FEATURE_FILE_BYTES = 16 << 20  # upper bound on file size; bulk readers stop here
@@ -84,6 +84,12 @@ class FeatureFile:
     def pixels(self) -> int:
         """Height x width."""
         return self.height * self.width
+
+    def describe_level(self) -> dict[str, float | int | None]:
+        """The `level`, 0 to 15, and `kept_channels` (null: all) of version 2; else nothing."""
+        if self.step is None:
+            return {}
+        return {"level": self.step / STEPS_PER_LEVEL, "kept_channels": self.kept}
 
 
 def _varint(value: int) -> bytes:

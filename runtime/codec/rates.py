@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 
 from ..errors import NotANumberError, RatesError
 from . import _coder, strict_json
-from .feature_file import MAX_STEP
+from .feature_file import MAX_STEP, STEPS_PER_LEVEL
 
 LEVELS = 16  # whole levels
-STEPS_PER_LEVEL = 16
 MAX_LEVEL = LEVELS - 1
 MAX_GAIN = 1e6
 assert MAX_STEP == MAX_LEVEL * STEPS_PER_LEVEL
@@ -166,7 +165,8 @@ def _gains(rows: Any, name: str, channels: int) -> Floats:
             f"rates.json has {name} that are not {LEVELS} rows of {channels} numbers: "
             "export the bundle again"
         )
-    gains = found.astype(np.float32)
+    with np.errstate(over="ignore"):  # infinity is refused below
+        gains = found.astype(np.float32)
     wrong = ~((gains > 0) & (gains <= MAX_GAIN))  # true of NaN
     if wrong.any():
         level, channel = np.argwhere(wrong)[0]

@@ -68,6 +68,7 @@ class Engine(Protocol):
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Run the graph on its one input; gives its outputs by name.
 
-        Pixels uint8 [N, H, W, 3] give `symbols` int16 [N, C, H', W'];
-        symbols int16 [N, C, H', W'] give `logits` float32 [N, classes].
+        Pixels uint8 [N, H, W, 3] give `symbols` int16 [N, C, H', W'], and these give `logits`
+        float32 [N, classes]. With a variable-rate bundle, pixels give `latent` float32, and scaled
+        symbols float32 give `logits`.
         """

@@ -37,6 +37,27 @@ Outputs = dict[str, NDArray[Any]]  # of a graph, by name
 Deviation = Callable[[Outputs, Outputs], tuple[float, bool]]
 
 
+def edge_deviation(bundle: Bundle) -> Deviation:
+    """How far outputs of a bundle's edge graph are apart: as `changed_symbols`.
+
+    A variable-rate bundle's latents are compared after rounding at its default level. They raise
+    NotANumberError if they are not finite.
+    """
+    rates = bundle.rates
+    if rates is None:
+        return changed_symbols
+
+    def deviation(expected: Outputs, found: Outputs) -> tuple[float, bool]:
+        step = bundle.default_step
+        rounded = [
+            {"symbols": np.stack([rates.symbols(latent, step) for latent in outputs["latent"]])}
+            for outputs in (expected, found)
+        ]
+        return changed_symbols(*rounded)
+
+    return deviation
+
+
 def changed_symbols(expected: Outputs, found: Outputs) -> tuple[float, bool]:
     """The share of an edge graph's symbols that differ, 0 to 1, and whether that is too much."""
     symbols, ours = expected["symbols"], found["symbols"]
@@ -83,8 +104,9 @@ def tune(
     """Measure the candidates for an `end`, "edge" or "cloud", and save the choice.
 
     Args:
-        inputs: batches of one: pixels uint8 [1, H, W, 3], or symbols int16 [1, C, H', W'].
-        deviation: `changed_symbols`, or a comparison of a task's outputs.
+        inputs: batches of one: pixels uint8 [1, H, W, 3], or what the cloud graph
+            takes, [1, C, H', W'].
+        deviation: `edge_deviation`, or a comparison of a task's outputs.
         threads: for one call of each engine; None for one per core.
 
     Returns {"provider", "precision", "threads", "candidates": [...]}. A candidate has "provider",

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,8 @@ class Graph(Protocol):
     def max_symbols(self) -> int:
         """The most symbols that one image may have, and so a call of several images."""
 
-    def run(self, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
-        """Symbols int16 [N, C, H', W'] -> logits float32 [N, classes]."""
+    def run(self, symbols: NDArray[Any]) -> NDArray[np.float32]:
+        """Symbols int16, or values float32, [N, C, H', W'] -> logits float32 [N, classes]."""
 
 
 class Answer(NamedTuple):
@@ -48,9 +48,9 @@ class Answer(NamedTuple):
 
 
 class _Item:
-    """One image in the queue: symbols int16 [C, H', W'], and when it was queued in loop time."""
+    """One image in the queue: the graph's input [C, H', W'], and the loop's time of queueing."""
 
-    def __init__(self, symbols: NDArray[np.int16], queued: float, future: "asyncio.Future[Answer]"):
+    def __init__(self, symbols: NDArray[Any], queued: float, future: "asyncio.Future[Answer]"):
         self.symbols, self.queued, self.future = symbols, queued, future
 
 
@@ -118,9 +118,9 @@ class Batcher:
                 self._idle.set()
 
     def submit(
-        self, graph: Graph, symbols: NDArray[np.int16], deadline: float
+        self, graph: Graph, symbols: NDArray[Any], deadline: float
     ) -> "asyncio.Future[Answer]":
-        """Queue one admitted image: symbols int16 [C, H', W'], deadline in the loop's time.
+        """Queue one admitted image: symbols or values [C, H', W'], deadline in the loop's time.
 
         The future raises DeadlineError or GraphFailedError. Cancelling it gives up its place.
         """

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cloud import CloudDecoder
+from ..cloud import CloudDecoder, GraphInput
 from ..codec.bundle import MANIFEST
 from ..codec.feature_file import FINGERPRINT_BYTES, FeatureFile
 from ..errors import BundleNotFoundError, ServedBundlesError, UnknownModelError
@@ -51,8 +51,8 @@ class ServedBundle:
         """The most symbols that one image may have."""
         return self.decoder.bundle.max_symbols
 
-    def run(self, symbols: NDArray[np.int16]) -> NDArray[np.float32]:
-        """The cloud graph: symbols int16 [N, C, H', W'] -> logits float32 [N, classes]."""
+    def run(self, symbols: GraphInput) -> NDArray[np.float32]:
+        """The cloud graph: symbols or values [N, C, H', W'] -> logits float32 [N, classes]."""
         return self.decoder.logits_of_symbols(symbols)
 
     def describe(self) -> dict[str, Any]:
@@ -173,12 +173,10 @@ def load_bundles(
 
 def _warm_up(name: str, decoder: CloudDecoder, digest: bytes) -> ServedBundle:
     """Run the graph twice: the first call allocates its memory, the second shows its speed."""
-    shape = decoder.bundle.shape
     side = decoder.bundle.manifest.preprocessing.crop
-    rows, columns = shape.latent(side, side)
     seconds = math.inf
     for _ in range(2):
         start = perf_counter()
-        decoder.logits_of_symbols(np.zeros((1, shape.channels, rows, columns), np.int16))
+        decoder.logits_of_symbols(decoder.zeros(side, side))
         seconds = min(seconds, perf_counter() - start)
     return ServedBundle(name, decoder, digest, seconds)

@@ -34,7 +34,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cloud import CloudDecoder
+from ..cloud import CloudDecoder, GraphInput
 from ..codec import feature_file
 from ..codec.bundle import default_bundle
 from ..engine.processor import cores
@@ -350,11 +350,11 @@ class Service:
 
 def _decode(
     bundles: ServedBundles, data: bytes, only: ServedBundle | None
-) -> tuple[ServedBundle, NDArray[np.int16]] | EdgeCloudError:
+) -> tuple[ServedBundle, GraphInput] | EdgeCloudError:
     try:
         file = feature_file.parse(data)
         bundle = only or bundles.of(file)
-        return bundle, bundle.decoder.bundle.decode_parsed(file)
+        return bundle, bundle.decoder.bundle.graph_input(file)
     except EdgeCloudError as error:
         return error
 
