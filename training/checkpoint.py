@@ -320,10 +320,9 @@ def _encoder_alone(
     weight, bias = (f"{BOTTLENECK}encoder.0.{name}" for name in ("weight", "bias"))
     (our_mean, our_std), (their_mean, their_std) = ours.tensors(), theirs.tensors()
     if ours != theirs and weight in found and bias in found:
-        kernel = found[weight].float()
-        shift = kernel * ((our_mean - their_mean) / their_std)
+        shift = found[weight].float() * ((our_mean - their_mean) / their_std)
         found[bias] = found[bias].float() + shift.sum((1, 2, 3))
-        found[weight] = kernel * (our_std / their_std)
+        found[weight] = found[weight].float() * (our_std / their_std)
     return found
 
 

@@ -8,8 +8,7 @@ every key.
 
 A safetensors file may store weights in eight bits, as training.shrink writes them: its metadata has
 `eight_bits`, the version of the layout, here 1. An int8 tensor NAME [out, ...] then has a float32
-tensor NAME_scale [out] beside it, and its weights are their product, row by row. They are read as
-float32, and no caller sees the difference.
+tensor NAME_scale [out] beside it. Their product, row by row, is read as float32.
 
 Always holds: the result is dense tensors by name, and the file stores each of their values, so a
 small file with a huge shape cannot claim much memory. Every error is a line of ours that names the
