@@ -1,24 +1,27 @@
 """Top-1 and bpp of a bundle on labelled images, through real feature files.
 
     python benchmarks/accuracy.py --data DIR [--bundle DIR] [--as-is] [--teacher FILE] [--json]
+    python benchmarks/accuracy.py --data DIR --bundle bundles/ours_n4_vr --levels 0 5 10 15
 
 `python -m training.evaluate` does this for every checkpoint of a model.
 
 DIR has a folder of images for each class. Folders and the bundle's labels are matched by name,
-in any order, and DIR may lack some classes; where no name is a label, as many folders as labels
-stand for them in order (training/labels.py). Each image is encoded to the bytes of a feature
-file, and those bytes are classified, as on a device and a server; by onnxruntime unless
---provider says otherwise. With --teacher, a ResNet-50 in torch classifies the same pixels, and
-the difference is given.
+in any order, and DIR may lack some classes: top-1 is then also given among those that it has.
+Where no name is a label, as many folders as labels stand for them in order (training/labels.py).
+Each image is encoded to the bytes of a feature file, and those bytes are classified, as on a device
+and a server; by onnxruntime unless --provider says otherwise. With --teacher, a whole classifier
+in torch classifies the same pixels, and the difference is given.
 
 Beside the files of the bundle's own profile, the same symbols are coded in the other profile,
 and with the tables of the checkpoint's entropy model, which no counts were fitted to.
+
+A variable-rate bundle is measured at each of --levels (its default level without them), on the
+same images in one pass. Its record has the figures of each level in `points`.
 
 Always holds: bpp counts whole feature files, headers and checksums included.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks.accuracy_text import text
 from benchmarks.common import (
     add_output_options,
     add_threads_option,
@@ -40,19 +44,22 @@ from benchmarks.common import (
     progress,
     taken_evenly,
 )
+from benchmarks.shares import paired, share_of, spread
 from export.images import Reading
 from runtime import CloudDecoder, EdgeEncoder
+from runtime.codec.bundle import Bundle
 from runtime.codec.feature_file import Profile, build, parse
-from runtime.errors import EdgeCloudError
+from runtime.codec.rates import MAX_LEVEL, STEPS_PER_LEVEL, step_of
+from runtime.errors import EdgeCloudError, FixedRateError
 from runtime.options import number
 from runtime.tasks.classification import require_finite
 from training.folders import Damage, DataError, class_folder
 from training.labels import match
 
 Encode = Callable[[NDArray[np.int16], int, int], bytes]
-# Pixels uint8 [H, W, 3] -> the index of the teacher's class among the bundle's labels.
-Judge = Callable[[NDArray[np.uint8]], int]
-Z = 1.959964  # half the width of a 95 % interval, in standard deviations
+Step = int | None  # a rate level in sixteenths; None of a bundle with one rate
+# Pixels uint8 [H, W, 3] -> the teacher's logits [classes], in the order of the bundle's labels.
+Judge = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 def labelled_images(
@@ -69,37 +76,6 @@ def labelled_images(
     return taken_evenly([(path, classes[index]) for path, index in there.files], limit)
 
 
-def wilson(correct: int, count: int) -> tuple[float, float]:
-    """95 % interval of a share (E. B. Wilson, 1927)."""
-    share, scale = correct / count, 1 + Z * Z / count
-    middle = (share + Z * Z / (2 * count)) / scale
-    half = Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count)) / scale
-    return middle - half, middle + half
-
-
-def share_of(correct: Sequence[bool]) -> dict[str, float]:
-    """The share of correct answers, and its 95 % interval."""
-    low, high = wilson(sum(correct), len(correct))
-    return {"share": sum(correct) / len(correct), "low": low, "high": high}
-
-
-def paired(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> dict[str, float]:
-    """Difference of two shares on the same images, and its 95 % interval (normal approximation)."""
-    difference: NDArray[np.float64] = ours.astype(float) - theirs
-    half = Z * float(difference.std(ddof=1)) / math.sqrt(len(difference))
-    mean = float(difference.mean())
-    return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean, 5th and 95th percentile."""
-    return {
-        "mean": float(np.mean(values)),
-        "p5": float(np.percentile(values, 5)),
-        "p95": float(np.percentile(values, 95)),
-    }
-
-
 @dataclass
 class _Answers:
     """What came of each image that could be read, in order."""
@@ -107,14 +83,20 @@ class _Answers:
     predictions: list[int] = field(default_factory=list)
     correct: list[bool] = field(default_factory=list)
     correct5: list[bool] = field(default_factory=list)
+    classes: int = 0  # among which `correct_among` chooses
+    correct_among: list[bool] = field(default_factory=list)
     teacher_correct: list[bool] = field(default_factory=list)
+    teacher_correct_among: list[bool] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     bpp: list[float] = field(default_factory=list)
     sizes_by_coding: dict[str, list[int]] = field(default_factory=dict)
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
-    """The record, and each image's class. Raises DataError, ClassesError, EdgeCloudErrors."""
+    """The record, and each image's class, at the first level if there are several.
+
+    Raises DataError, ClassesError, EdgeCloudErrors.
+    """
     engine = {"provider": args.provider, "precision": args.precision}
     encoder = EdgeEncoder(args.bundle, args.threads, **engine)
     decoder = CloudDecoder(args.bundle, args.threads, **engine)
@@ -124,9 +106,13 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
     rule = encoder.bundle.manifest.preprocessing
     read = Reading(args.as_is, damage, rule).pixels
     batches = _batches(images, read, args.batch_size, args.workers)
-    answers = _answers(encoder, decoder, batches, judge)
+    steps = _steps(encoder.bundle, args.levels)
+    there = sorted({index for _, index in images})
+    among = there if len(there) < len(decoder.labels) else []
+    answers = _answers(encoder, decoder, batches, judge, steps, among)
     damage.report()
-    if not answers.correct:
+    first = answers[steps[0]]
+    if not first.correct:
         raise DataError(
             f"none of the {len(images)} images in {args.data} can be read: mend or remove them"
         )
@@ -138,14 +124,30 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
         "weights": manifest.weights,
         "bundle": manifest.fingerprint.hex()[:8],
         "data": "/".join(args.data.resolve().parts[-2:]),
-        "images": len(answers.correct),
+        "images": len(first.correct),
         **({"left_out": len(damage.files)} if damage.files else {}),
         "as_is": args.as_is,
         "engines": {"edge": str(encoder.engine.choice), "cloud": str(decoder.engine.choice)},
         "profile": encoder.profile.title,
-        **_figures(answers),
     }
-    return record, answers.predictions
+    if None in answers:
+        record |= _figures(first)
+    else:
+        record["points"] = [
+            {"level": step / STEPS_PER_LEVEL, **_figures(answers[step])}
+            for step in steps
+            if step is not None
+        ]
+    return record, first.predictions
+
+
+def _steps(bundle: Bundle, levels: Sequence[float] | None) -> list[Step]:
+    """At which the bundle is measured. Raises FixedRateError for levels of one that has none."""
+    if bundle.variable is not None:
+        return [step_of(level) for level in levels] if levels else [bundle.default_step]
+    if levels:
+        raise FixedRateError(f"{bundle.folder} has one rate: leave out --levels")
+    return [None]
 
 
 def _batches(
@@ -170,37 +172,66 @@ def _answers(
     decoder: CloudDecoder,
     batches: Iterator[tuple[list[NDArray[np.uint8]], list[int]]],
     judge: Judge | None,
-) -> _Answers:
-    """Encode and classify all batches."""
-    codings = _codings(encoder)
-    answers = _Answers(sizes_by_coding={name: [] for name in codings})
+    steps: Sequence[Step],
+    among: list[int],
+) -> dict[Step, _Answers]:
+    """Encode and classify all batches at each step.
+
+    Args:
+        among: the classes that the images have, where these are not all; else empty.
+    """
+    answers = {step: _Answers(classes=len(among)) for step in steps}
     for batch, labels in batches:
-        files = []
-        for pixels in batch:
-            symbols, (height, width) = encoder.symbols(pixels[None])[0], pixels.shape[:2]
-            files.append(encoder.encode_symbols(symbols, height, width))
-            for name, encode in codings.items():
-                answers.sizes_by_coding[name].append(len(encode(symbols, height, width)))
-        order = np.argsort(-decoder.logits(files), axis=1, kind="stable")
-        answers.predictions += order[:, 0].tolist()
-        answers.correct += (order[:, 0] == labels).tolist()
-        answers.correct5 += [label in row[:5] for label, row in zip(labels, order, strict=True)]
-        answers.sizes += [len(file) for file in files]
-        answers.bpp += [8 * len(file) / parse(file).pixels for file in files]
-        if judge:
-            answers.teacher_correct += [
-                judge(pixels) == label for pixels, label in zip(batch, labels, strict=True)
+        outputs = [encoder.graph_output(pixels[None])[0] for pixels in batch]
+        theirs = np.stack([judge(pixels) for pixels in batch]) if judge else None
+        for step, found in answers.items():
+            files = [
+                _code(encoder, output, pixels.shape[:2], step, found)
+                for pixels, output in zip(batch, outputs, strict=True)
             ]
+            logits = decoder.logits(files)
+            order = np.argsort(-logits, axis=1, kind="stable")
+            found.predictions += order[:, 0].tolist()
+            found.correct += (order[:, 0] == labels).tolist()
+            found.correct5 += [label in row[:5] for label, row in zip(labels, order, strict=True)]
+            if among:
+                best = np.array(among)[logits[:, among].argmax(1)]
+                found.correct_among += (best == labels).tolist()
+            found.sizes += [len(file) for file in files]
+            found.bpp += [8 * len(file) / parse(file).pixels for file in files]
+            if theirs is not None:
+                found.teacher_correct += (theirs.argmax(1) == labels).tolist()
+            if theirs is not None and among:
+                best = np.array(among)[theirs[:, among].argmax(1)]
+                found.teacher_correct_among += (best == labels).tolist()
     return answers
 
 
-def _codings(encoder: EdgeEncoder) -> dict[str, Encode]:
+def _code(
+    encoder: EdgeEncoder,
+    output: NDArray[Any],
+    sides: tuple[int, ...],
+    step: Step,
+    found: _Answers,
+) -> bytes:
+    """The feature file of one image; its sizes in other codings go into `found`."""
+    bundle, symbols, (height, width) = encoder.bundle, output, sides
+    if bundle.rates is not None and step is not None:
+        symbols = bundle.rates.symbols(output, step)
+    for name, encode in _codings(bundle, step).items():
+        found.sizes_by_coding.setdefault(name, []).append(len(encode(symbols, height, width)))
+    return bundle.encode(symbols, height, width, encoder.profile, step)
+
+
+def _codings(bundle: Bundle, step: Step) -> dict[str, Encode]:
     """The profiles and tables with which the same symbols are coded, by name."""
-    bundle = encoder.bundle
-    codings: dict[str, Encode] = {"plain": partial(bundle.encode, profile=Profile.STATIC)}
-    if bundle.tables.contexts:
+    codings: dict[str, Encode] = {
+        "plain": partial(bundle.encode, profile=Profile.STATIC, step=step)
+    }
+    if bundle.has_contexts:
+        codings["small"] = partial(bundle.encode, profile=Profile.CONTEXT, step=step)
+    if bundle.has_contexts and step is None:
         own = bundle.compressai_tables()
-        codings["small"] = partial(bundle.encode, profile=Profile.CONTEXT)
         codings["plain, the model's own tables"] = lambda symbols, height, width: build(
             bundle.fingerprint, height, width, own.encode(symbols)
         )
@@ -217,60 +248,41 @@ def _figures(answers: _Answers) -> dict[str, Any]:
             name: float(np.mean(sizes)) for name, sizes in answers.sizes_by_coding.items()
         },
     }
+    if answers.classes:
+        figures["top1_among"] = {"classes": answers.classes, **share_of(answers.correct_among)}
     if answers.teacher_correct:
         correct, teacher = np.array(answers.correct), np.array(answers.teacher_correct)
         figures["teacher_top1"] = share_of(answers.teacher_correct)
         figures["top1_minus_teacher"] = paired(correct, teacher)
+    if answers.teacher_correct_among:
+        figures["teacher_top1_among"] = share_of(answers.teacher_correct_among)
     return figures
 
 
-def _teacher(path: Path, threads: int, labels: Sequence[str]) -> Judge:
-    """The teacher in float32, in torch. Raises ClassesError if its classes are not `labels`."""
+def _teacher(source: str, threads: int, labels: Sequence[str]) -> Judge:
+    """The teacher in float32, in torch: a ResNet-50's file, `timm:NAME` or `torchvision:NAME`.
+
+    Raises ClassesError if its classes are not `labels`, and what loading raises.
+    """
     import torch
 
-    from training.data import MEAN, STD
-    from training.teachers import load_teacher
+    from training.teachers import load_teacher, pretrained, uncut
 
     torch.set_num_threads(threads)
-    teacher = load_teacher(path)
-    classes = teacher.classes
-    names = teacher.labels or [f"class {index}" for index in range(classes)]
-    ours = match(names, labels, str(path), "the bundle").classes
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
+    named = source.startswith(("timm:", "torchvision:"))
+    teacher = pretrained(uncut(source)) if named else load_teacher(source)
+    names = teacher.labels or [f"class {index}" for index in range(teacher.classes)]
+    ours = match(names, labels, source, "the bundle").classes
+    mean, std = teacher.normalisation.tensors()
 
     @torch.inference_mode()
-    def classify(pixels: NDArray[np.uint8]) -> int:
+    def logits(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         image = (torch.tensor(pixels).permute(2, 0, 1) / 255 - mean) / std
-        return ours[int(require_finite(teacher(image[None]).logits.numpy()).argmax())]
+        found = np.empty(len(labels), np.float32)
+        found[ours] = require_finite(teacher.backbone(image[None]).numpy())[0]
+        return found
 
-    return classify
-
-
-def text(record: dict[str, Any]) -> str:
-    """The record's figures, a line each."""
-
-    def interval(entry: dict[str, float], form: str = ".2%") -> str:
-        return f"95 % interval {entry['low']:{form}} to {entry['high']:{form}}"
-
-    top1, bpp, size = record["top1"], record["bpp"], record["bytes"]
-    lines = [
-        f"{record['model']} lmb {record['lmb']}, {record['weights']} weights, "
-        f"bundle {record['bundle']}, {record['images']} images",
-        f"top-1    {top1['share']:.2%} ({interval(top1)})",
-        f"top-5    {record['top5']['share']:.2%}",
-        f"bpp      {bpp['mean']:.4f} mean, {bpp['p5']:.4f} to {bpp['p95']:.4f} "
-        "(5th to 95th percentile)",
-        f"bytes    {size['mean']:.0f} mean, {size['p5']:.0f} to {size['p95']:.0f}",
-    ]
-    for coding, mean in record["mean_bytes_by_profile"].items():
-        lines.append(f"bytes    {mean:.1f} mean, {coding}")
-    if "teacher_top1" in record:
-        teacher, change = record["teacher_top1"], record["top1_minus_teacher"]
-        lines += [
-            f"teacher  {teacher['share']:.2%} ({interval(teacher)})",
-            f"top-1 minus teacher's  {change['mean']:+.2%} ({interval(change, '+.2%')}, paired)",
-        ]
-    return "\n".join(lines)
+    return logits
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -285,7 +297,18 @@ def _parser() -> argparse.ArgumentParser:
         help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4",
     )
     parser.add_argument("--as-is", action="store_true", help="take the images' pixels as they are")
-    parser.add_argument("--teacher", type=Path, metavar="FILE", help="a ResNet-50 to compare with")
+    parser.add_argument(
+        "--teacher",
+        metavar="FILE|LIBRARY:NAME",
+        help="to compare with: a ResNet-50, or timm:NAME or torchvision:NAME",
+    )
+    parser.add_argument(
+        "--levels",
+        type=number(float, 0, MAX_LEVEL),
+        nargs="+",
+        metavar="LEVEL",
+        help=f"rate levels of a variable-rate bundle, 0 to {MAX_LEVEL} (default: the bundle's)",
+    )
     add_threads_option(parser, "all graphs")
     _add_image_options(parser)
     parser.add_argument(

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.accuracy import labelled_images, paired, share_of, spread
+from benchmarks.accuracy import labelled_images
 from benchmarks.common import (
     RESULTS,
     add_output_options,
@@ -38,6 +38,7 @@ from benchmarks.common import (
     new_parser,
     write_record,
 )
+from benchmarks.shares import paired, share_of, spread
 from runtime.errors import EdgeCloudError
 from runtime.images.preprocess import preprocess
 from runtime.options import number

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.accuracy import labelled_images, paired
+from benchmarks.accuracy import labelled_images
 from benchmarks.common import (
     PICTURE,
     RESULTS,
@@ -49,6 +49,7 @@ from benchmarks.common import (
     width_and_height,
     write_record,
 )
+from benchmarks.shares import paired
 from benchmarks.timing import ratios, show
 from runtime import CloudDecoder, EdgeEncoder
 from runtime.errors import EdgeCloudError

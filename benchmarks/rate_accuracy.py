@@ -41,6 +41,7 @@ ORDER = (
     "ours_n0",
     "ours_n0_enc",
     "ours_n4",
+    "ours_n4_vr",
     "ours_n4_enc",
     "ours_n8",
     "ours_n8_enc",
@@ -94,6 +95,8 @@ def _points(record: dict[str, Any]) -> Iterator[tuple[str, Point]]:
     """(curve, point) of each operating point in a record of accuracy.py or codecs.py."""
     if record["benchmark"] == "codecs":
         rows = [(one["codec"], f"quality {one['quality']}", one) for one in record["points"]]
+    elif "points" in record:  # of a variable-rate bundle
+        rows = [(record["model"], f"level {one['level']:g}", one) for one in record["points"]]
     else:
         rows = [(record["model"], f"lmb {record['lmb']}", record)]
     for curve, name, one in rows:

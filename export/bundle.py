@@ -12,8 +12,12 @@ from typing import Any
 
 import runtime
 from runtime import files
-from runtime.codec.bundle import COMPRESSAI_TABLES, LABELS, MANIFEST, TABLES
+from runtime.codec.bundle import COMPRESSAI_TABLES, LABELS, MANIFEST, RATES, TABLES
+from runtime.codec.coder import Tables
+from runtime.codec.feature_file import FIXED_RATE, VARIABLE_RATE
 from runtime.codec.manifest import FileEntry, Manifest
+from runtime.codec.rates import STEPS_PER_LEVEL
+from runtime.codec.variable_rate import VariableRate
 from runtime.files import temporary_folder
 from runtime.tasks.classification import Classification
 
@@ -52,9 +56,10 @@ def make_manifest(state: Chosen) -> Manifest:
     coder = state.coder
     has_int8 = any("int8" in graphs for graphs in state.graphs.values())
     shape = shape_rule(state.model)
+    variable = isinstance(coder.tables, VariableRate)
     names = [
         TABLES,
-        *([COMPRESSAI_TABLES] if state.fitted_to else []),
+        *([RATES] if variable else [COMPRESSAI_TABLES] if state.fitted_to else []),
         *(path.name for graphs in state.graphs.values() for path in graphs.values()),
         LABELS,
     ]
@@ -71,6 +76,7 @@ def make_manifest(state: Chosen) -> Manifest:
         precision=state.precision if has_int8 else "fp32",
         task=Classification.NAME,
         classes=len(state.labels),
+        format_version=VARIABLE_RATE if variable else FIXED_RATE,
         files={
             name: FileEntry((state.work / name).stat().st_size, _sha256(state.work / name))
             for name in names
@@ -87,7 +93,7 @@ def _record(state: Chosen) -> dict[str, Any]:
         "tables": {
             "images": counts.images,
             "source": counts.source,
-            "context_channels": list(state.coder.tables.contexts),
+            "context_channels": _context_record(state.coder.tables),
         }
         if counts
         else None,
@@ -95,7 +101,33 @@ def _record(state: Chosen) -> dict[str, Any]:
         "opset": OPSET,
         "versions": {package: version(package) for package in _PACKAGES}
         | {"edgecloud-features": runtime.__version__},
-        "parity": state.parity.as_dict(),
+        "parity": _parity_record(state),
+    }
+
+
+def context_channels(tables: Tables | VariableRate) -> list[list[int]]:
+    """Channels with context tables, of each whole level; a fixed rate has one list."""
+    levels = tables.levels if isinstance(tables, VariableRate) else [tables]
+    return [list(one.contexts) for one in levels]
+
+
+def _context_record(tables: Tables | VariableRate) -> list[Any]:
+    """The member `tables.context_channels`: channels, or a list of them for each level."""
+    found = context_channels(tables)
+    return found if isinstance(tables, VariableRate) else found[0]
+
+
+def _parity_record(state: Chosen) -> dict[str, Any]:
+    """The member `parity`: a report, or one for each rate level that was compared."""
+    reports = {step: report.as_dict() for step, report in state.parity.items()}
+    if None in reports:
+        return reports[None]
+    return {
+        "levels": [
+            {"level": step / STEPS_PER_LEVEL, **report}
+            for step, report in reports.items()
+            if step is not None
+        ]
     }
 
 

@@ -8,15 +8,23 @@ Always holds: all statements about a checkpoint agree, or it is refused; where o
 says something, that is taken. Nothing heavy is imported here.
 """
 
+import argparse
+import contextlib
 import json
 import math
 import re
 from pathlib import Path
 
-from training.registry import REGISTRY
+from training.rates import LmbRange, lmb_text, parse_lmb
+from training.registry import REGISTRY, Entry
 
-DEFAULT_LMB = "1.28"
 _PROJECT = Path(__file__).resolve().parent.parent
+
+
+def default_lmb(model: str) -> str:
+    """The rate weight that is meant unless something says another; where rates vary, a range."""
+    entry = REGISTRY.get(model, Entry(""))
+    return str(LmbRange()) if entry.variable_rate else entry.lmb
 
 
 class NoCheckpointError(FileNotFoundError):
@@ -42,7 +50,7 @@ def find_checkpoint(model: str, lmb: str) -> Path:
     """
     names = [
         f"lmb{text}{suffix}"
-        for text in dict.fromkeys((lmb, f"{float(lmb):g}"))
+        for text in dict.fromkeys((lmb, lmb_text(parse_lmb(lmb))))
         for suffix in (".safetensors", ".pt")
     ]
     for root in (Path(), _PROJECT):
@@ -84,8 +92,8 @@ def agreed_lmb(path: Path, model: str, lmb: str | None, metadata: dict[str, str]
     written = metadata.get("lmb")
     if written is not None and not is_lmb(written):
         raise ContradictionError(
-            f"the lmb in the metadata of {path} is {written[:40]!r}, no number from 0 up: "
-            "train or download it again"
+            f"the lmb in the metadata of {path} is {written[:40]!r}, no number from 0 up "
+            "and no range: train or download it again"
         )
     named = path.stem.removeprefix("lmb") if re.match(r"lmb\d", path.stem) else None
     named = named if named and is_lmb(named) else None
@@ -95,15 +103,21 @@ def agreed_lmb(path: Path, model: str, lmb: str | None, metadata: dict[str, str]
         "lmb",
         "leave out --lmb, or rename the file",
     )
-    return lmb or written or named or DEFAULT_LMB
+    return lmb or written or named or default_lmb(model)
 
 
 def is_lmb(text: str) -> bool:
-    """Whether it is a finite number from 0 up."""
-    try:
-        return math.isfinite(float(text)) and float(text) >= 0
-    except ValueError:
-        return False
+    """Whether it is a finite number from 0 up, or a range of them."""
+    return _value(text) is not None
+
+
+def _value(text: str) -> float | LmbRange | None:
+    """What a rate weight's text says; None for another text."""
+    with contextlib.suppress(ValueError):
+        return float(text) if math.isfinite(float(text)) and float(text) >= 0 else None
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        return parse_lmb(text)
+    return None
 
 
 def _require_agreement(
@@ -111,7 +125,7 @@ def _require_agreement(
 ) -> None:
     """Raises ContradictionError unless all statements that are not None are the same."""
     made = {source: value for source, value in statements.items() if value is not None}
-    if len({float(value) if what == "lmb" else value for value in made.values()}) > 1:
+    if len({_value(value) if what == "lmb" else value for value in made.values()}) > 1:
         disagreement = ", ".join(f"{value[:40]} by {source}" for source, value in made.items())
         raise ContradictionError(f"{path} is of {what} {disagreement}: {remedy}")
 

@@ -16,18 +16,18 @@ from runtime.cli.command import EXIT_DONE, EXIT_FAILURE, command, say
 from runtime.codec.feature_file import BLOCK, Profile
 from runtime.codec.manifest import MAX_SIDE, STANDARD, Preprocessing
 from runtime.options import number
+from training.rates import parse_lmb
 from training.registry import REGISTRY
 
-from .checkpoint import DEFAULT_LMB, find_checkpoint
+from .checkpoint import default_lmb, find_checkpoint
 from .request import DEFAULT_MAX_PIXELS, Request
 
 EXIT_PARITY = 3
-_LMB = number(float, 0, 1_000_000)
 
 
 def _lmb(text: str) -> str:
     """An argparse type: a rate weight as it was typed, for a checkpoint's file is named by it."""
-    _LMB(text)
+    parse_lmb(text)
     return text
 
 
@@ -69,8 +69,9 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         "--lmb",
         type=_lmb,
         metavar="L",
-        help="rate weight the checkpoint was trained with "
-        "(default: what the file of --checkpoint says, or its name; else 1.28)",
+        help="rate weight the checkpoint was trained with, or their range "
+        "(default: what the file of --checkpoint says, or its name; else that of the default "
+        "checkpoint: 1.28, for n4_lite2 0.5, for a _vr model 0.16-5.12)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: bundles/MODEL")
     parser.add_argument(
@@ -213,7 +214,8 @@ def _request(argv: list[str] | None) -> Request:
         profile = Profile.CONTEXT if args.small else Profile.STATIC
     return Request(
         model=args.model,
-        checkpoint=args.checkpoint or find_checkpoint(args.model, args.lmb or DEFAULT_LMB),
+        checkpoint=args.checkpoint
+        or find_checkpoint(args.model, args.lmb or default_lmb(args.model)),
         out=args.out or Path("bundles") / args.model,
         backbone=args.backbone,
         lmb=args.lmb,

@@ -13,12 +13,14 @@ Fitted tables code every symbol that the model's own tables code without an esca
 symbol with one.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +74,19 @@ class Counts:
 
     def to_json(self) -> str:
         """The text of a file of counts, a line a channel."""
+        return f'{self.head_json()[:-1]}, "channels": {self.channels_json()}}}\n'
+
+    def head_json(self) -> str:
+        """What the counts belong to, as a JSON object."""
+        head = {
+            "bottleneck_sha256": self.bottleneck_sha256,
+            "images": self.images,
+            "source": self.source,
+        }
+        return json.dumps(head, allow_nan=False)
+
+    def channels_json(self) -> str:
+        """The channels as a JSON array; `read_channels` reads it back."""
         rows = []
         for channel in self.channels:
             seen = {
@@ -79,21 +94,9 @@ class Counts:
                 for context, row in enumerate(channel.counts)
                 if row.any()
             }
-            rows.append(
-                json.dumps(
-                    {"first": channel.first, "thresholds": channel.thresholds, "counts": seen},
-                    allow_nan=False,
-                )
-            )
-        head = json.dumps(
-            {
-                "bottleneck_sha256": self.bottleneck_sha256,
-                "images": self.images,
-                "source": self.source,
-            },
-            allow_nan=False,
-        )
-        return head[:-1] + ', "channels": [\n ' + ",\n ".join(rows) + "\n]}\n"
+            entry = {"first": channel.first, "thresholds": channel.thresholds, "counts": seen}
+            rows.append(json.dumps(entry, allow_nan=False))
+        return "[\n " + ",\n ".join(rows) + "\n]"
 
     @classmethod
     def read(cls, path: Path, bottleneck_sha256: str) -> "Counts":
@@ -101,42 +104,54 @@ class Counts:
 
         Raises CountsError where it makes no sense or belongs to another bottleneck, and OSError.
         """
-        try:
+        with understood(path):
             content = strict_json.loads(path.read_text(encoding="utf-8"))
-            channels = [
-                _channel(
-                    int(entry["first"]),
-                    [int(value) for value in entry["thresholds"]],
-                    entry["counts"],
-                )
-                for entry in content["channels"]
-            ]
-            counts = cls(
-                str(content["bottleneck_sha256"]),
-                int(content["images"]),
-                str(content["source"]),
-                channels,
-            )
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+            counts = cls(*read_head(content), read_channels(content["channels"]))
+        counts.require(bottleneck_sha256, path)
+        return counts
+
+    def require(self, bottleneck_sha256: str, path: Path) -> None:
+        """Raises CountsError unless the counts, of file `path`, are of this bottleneck."""
+        if self.bottleneck_sha256 != bottleneck_sha256:
             raise CountsError(
-                f"{path} is not understood ({error!r}): "
-                f"count again with --refit DIR --counts {path}"
-            ) from error
-        if counts.bottleneck_sha256 != bottleneck_sha256:
-            raise CountsError(
-                f"{path} counts symbols of bottleneck {counts.bottleneck_sha256[:8]}, "
+                f"{path} counts symbols of bottleneck {self.bottleneck_sha256[:8]}, "
                 f"this checkpoint's is {bottleneck_sha256[:8]}: "
                 f"count again with --refit DIR --counts {path}, "
                 "or use the checkpoint's own tables with --own-tables"
             )
-        return counts
+
+
+@contextlib.contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Raises CountsError for whatever a file of counts that makes no sense leads to."""
+    try:
+        yield
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise CountsError(
+            f"{path} is not understood ({error!r}): count again with --refit DIR --counts {path}"
+        ) from error
+
+
+def read_head(content: dict[str, Any]) -> tuple[str, int, str]:
+    """Bottleneck, number of images and their source from the JSON of a file of counts."""
+    return str(content["bottleneck_sha256"]), int(content["images"]), str(content["source"])
+
+
+def read_channels(entries: list[dict[str, Any]]) -> list[ChannelCounts]:
+    """Channels from the JSON of a file of counts. Raises ValueError and others."""
+    return [
+        _channel(
+            int(entry["first"]), [int(value) for value in entry["thresholds"]], entry["counts"]
+        )
+        for entry in entries
+    ]
 
 
 def _channel(first: int, thresholds: list[int], rows: dict[str, list[int]]) -> ChannelCounts:
@@ -159,9 +174,10 @@ def _channel(first: int, thresholds: list[int], rows: dict[str, list[int]]) -> C
 
 def symbols_of(
     graph: Path, paths: Iterable[Path], reading: Reading | None = None
-) -> Iterator[Symbols]:
+) -> Iterator[NDArray[Any]]:
     """The edge graph's symbols int16 [N, C, H', W'] of images, a few images at a time.
 
+    Of a variable-rate model they are latents float32, of the same shape.
     By default, images are read as edge-encode reads them, and damaged ones are left out. Raises
     DamagedImageError where `reading` does not leave them out.
     """
@@ -213,34 +229,58 @@ def count(batches: Iterable[Symbols], own: Tables, bottleneck_sha256: str, sourc
 
     Raises NoImagesError where there are no symbols.
     """
-    thresholds = [
-        thresholds_for(cdf, int(offset)) for cdf, offset in zip(own.cdfs, own.offsets, strict=True)
-    ]
-    # For each channel: symbol -> counts by context.
-    found: list[dict[int, NDArray[np.int64]]] = [{} for _ in thresholds]
-    images = 0
+    counter = Counter(own)
     for batch in batches:
-        images += len(batch)
-        for channel, seen in enumerate(found):
-            plane = batch[:, channel]
-            context = contexts_of(plane, thresholds[channel])
-            for symbol in np.unique(plane):
-                counted = np.bincount(context[plane == symbol], minlength=CONTEXTS)
-                seen[int(symbol)] = seen.get(int(symbol), np.zeros(CONTEXTS, np.int64)) + counted
-    if not images:
-        raise NoImagesError("no image could be read: name a folder of JPEG or PNG files")
-    channels = []
-    for seen, bounds in zip(found, thresholds, strict=True):
-        first, last = min(seen), max(seen)
-        columns = [
-            seen.get(symbol, np.zeros(CONTEXTS, np.int64)) for symbol in range(first, last + 1)
+        counter.add(batch)
+    return counter.counts(bottleneck_sha256, source)
+
+
+class Counter:
+    """Counts symbols by channel and context, batch by batch; `own` as for `count`."""
+
+    def __init__(self, own: Tables):
+        self.thresholds = [
+            thresholds_for(cdf, int(offset))
+            for cdf, offset in zip(own.cdfs, own.offsets, strict=True)
         ]
-        channels.append(ChannelCounts(first, bounds, np.stack(columns, 1)))
-    return Counts(bottleneck_sha256, images, source, channels)
+        # For each channel: symbol -> counts by context.
+        self.found: list[dict[int, NDArray[np.int64]]] = [{} for _ in self.thresholds]
+        self.images = 0
+
+    def add(self, batch: Symbols) -> None:
+        """Count the symbols int16 [N, C, H', W'] of some images."""
+        self.images += len(batch)
+        for channel, seen in enumerate(self.found):
+            plane = batch[:, channel].astype(np.int64)
+            context = contexts_of(plane, self.thresholds[channel])
+            first = int(plane.min())
+            # One number for each pair of symbol and context.
+            pairs = np.bincount(((plane - first) * CONTEXTS + context).ravel())
+            pairs.resize(-(-len(pairs) // CONTEXTS), CONTEXTS)
+            for index in np.flatnonzero(pairs.any(1)):
+                symbol = first + int(index)
+                seen[symbol] = seen.get(symbol, np.zeros(CONTEXTS, np.int64)) + pairs[index]
+
+    def counts(self, bottleneck_sha256: str, source: str) -> Counts:
+        """What was counted. Raises NoImagesError where there were no symbols."""
+        if not self.images:
+            raise NoImagesError("no image could be read: name a folder of JPEG or PNG files")
+        channels = []
+        for seen, bounds in zip(self.found, self.thresholds, strict=True):
+            first, last = min(seen), max(seen)
+            columns = [
+                seen.get(symbol, np.zeros(CONTEXTS, np.int64)) for symbol in range(first, last + 1)
+            ]
+            channels.append(ChannelCounts(first, bounds, np.stack(columns, 1)))
+        return Counts(bottleneck_sha256, self.images, source, channels)
 
 
-def fit_tables(own: Tables, counts: Counts) -> Tables:
-    """Tables fitted to the counts; `own` are the model's own. Raises CountsError."""
+def fit_tables(own: Tables, counts: Counts, widen: bool = True) -> Tables:
+    """Tables fitted to the counts; `own` are the model's own. Raises CountsError.
+
+    They have all symbols that were counted, where that is possible; if not to `widen`, the symbols
+    of the model's own tables alone.
+    """
     if len(counts.channels) != own.channels:
         raise CountsError(
             f"counts of {len(counts.channels)} channels, the model has {own.channels}: "
@@ -250,7 +290,8 @@ def fit_tables(own: Tables, counts: Counts) -> Tables:
     for channel, (seen, cdf, offset) in enumerate(
         zip(counts.channels, own.cdfs, own.offsets.tolist(), strict=True)
     ):
-        first, prior, counted = _aligned(seen, np.diff(cdf.astype(np.int64)) / 65536, offset)
+        belief = np.diff(cdf.astype(np.int64)) / 65536
+        first, prior, counted = _aligned(seen, belief, offset, widen)
         static = _smooth(counted.sum(0), prior, STATIC_PRIOR)
         cdfs.append(_cdf(_frequencies(static)))
         offsets.append(first)
@@ -262,7 +303,7 @@ def fit_tables(own: Tables, counts: Counts) -> Tables:
 
 
 def _aligned(
-    seen: ChannelCounts, belief: NDArray[np.float64], offset: int
+    seen: ChannelCounts, belief: NDArray[np.float64], offset: int, widen: bool
 ) -> tuple[int, NDArray[np.float64], NDArray[np.int64]]:
     """A channel's own table and its counts over the same symbols, the escape last.
 
@@ -273,7 +314,7 @@ def _aligned(
     """
     first = min(offset, seen.first)
     last = max(offset + len(belief) - 2, seen.first + seen.counts.shape[1] - 1)
-    if last - first + 2 > MAX_ENTRIES:
+    if not widen or last - first + 2 > MAX_ENTRIES:
         # Symbols outside the model's own table stay escapes.
         first, last = offset, offset + len(belief) - 2
     size = last - first + 2

@@ -4,6 +4,10 @@
     cloud.onnx   symbols int16 [N, C, H', W'] -> logits float32 [N, classes],
                                                  embedding float32 [N, D]
 
+Those of a variable-rate model are cut where the gains of a rate level come in (link.py): the edge
+graph gives the latent, float32, which becomes symbols outside, and the cloud graph takes values,
+float32, which symbols become.
+
 Always holds:
 - batch, height and width are dynamic (pixels in multiples of 8);
 - a symbol lies in -32767..32767;
@@ -136,11 +140,11 @@ class SubpixelUpsampling(nn.Module):
 
 
 class EdgeGraph(nn.Module):
-    """Normalisation, encoder, and rounding to symbols.
+    """Normalisation, encoder, and rounding to symbols at a fixed rate.
 
     Where the first convolution has no padding, it takes the pixels as they are, and normalisation
     is part of its weights. (Padding is zero after normalisation, and no level of a pixel becomes
-    zero.) The medians are part of the last convolution's bias.
+    zero.) The medians are part of the last convolution's bias; a variable rate has none.
     """
 
     scale: Tensor
@@ -149,6 +153,7 @@ class EdgeGraph(nn.Module):
     def __init__(self, model: FeatureCompressionModel):
         super().__init__()
         self.encoder = with_fixed_gdn(model.bottleneck_layer.encoder)
+        self.rounds = not model.spec.variable_rate
         mean, std = model.spec.backbone.normalisation.tensors(torch.float64)
         scale, shift = 1 / (255 * std), -mean / std
         first, last = self.encoder[0], self.encoder[-1]
@@ -162,16 +167,19 @@ class EdgeGraph(nn.Module):
                 first.bias.add_((weight * shift).sum((1, 2, 3)))
                 first.weight.copy_(weight * scale)
             bias = torch.zeros(last.out_channels) if last.bias is None else last.bias
-            last.bias = nn.Parameter(bias - model.bottleneck_layer.medians.flatten())
+            if self.rounds:
+                bias = bias - model.bottleneck_layer.medians.flatten()
+            last.bias = nn.Parameter(bias)
         self.register_buffer("scale", scale.float())
         self.register_buffer("shift", shift.float())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels uint8 [N, H, W, 3] -> symbols int16 [N, C, H', W']."""
+        """Pixels uint8 [N, H, W, 3] -> symbols int16 [N, C, H', W'], or the latent float32."""
         image = pixels.permute(0, 3, 1, 2).to(torch.float32)
         if not self.normalised:
             image = image * self.scale + self.shift
-        return as_symbols(self.encoder(image))
+        latent = self.encoder(image)
+        return as_symbols(latent) if self.rounds else latent
 
 
 def as_symbols(latent: Tensor) -> Tensor:
@@ -206,10 +214,13 @@ class CloudGraph(nn.Module):
         self.decoder = nn.Sequential(*layers)
         self.tail = copy.deepcopy(model.tail)
         self.register_buffer("medians", model.bottleneck_layer.medians)
-        self.adds_medians = bool(self.medians.any())
+        self.adds_medians = bool(self.medians.any()) and not model.spec.variable_rate
 
     def forward(self, symbols: Tensor) -> tuple[Tensor, Tensor]:
-        """Symbols int16 [N, C, H', W'] -> logits [N, classes] and embedding [N, D], float."""
+        """Symbols int16 [N, C, H', W'] -> logits [N, classes] and embedding [N, D], float.
+
+        A variable-rate model takes values, float32.
+        """
         values = symbols.to(torch.float32)
         if self.adds_medians:
             values = values + self.medians
@@ -235,15 +246,19 @@ def export_edge(model: FeatureCompressionModel, path: Path) -> None:
     pixels = torch.zeros(2, 64, 80, 3, dtype=torch.uint8)
     shapes = {0: Dim("batch"), 1: 8 * Dim("rows", min=2), 2: 8 * Dim("columns", min=2)}
     gelus = _count_gelus(graph)
-    _export(graph, pixels, "pixels", shapes, ["symbols"], path, gelus)
+    output = "symbols" if graph.rounds else "latent"
+    _export(graph, pixels, "pixels", shapes, [output], path, gelus)
 
 
 def export_cloud(model: FeatureCompressionModel, path: Path) -> None:
     """Write cloud.onnx; raises ExportError."""
-    symbols = torch.zeros(2, model.spec.latent_channels, 9, 11, dtype=torch.int16)
+    source, kind = "symbols", torch.int16
+    if model.spec.variable_rate:
+        source, kind = "values", torch.float32
+    example = torch.zeros(2, model.spec.latent_channels, 9, 11, dtype=kind)
     shapes = {0: Dim("batch"), 2: Dim("latent_rows", min=2), 3: Dim("latent_columns", min=2)}
     gelus = _count_gelus(model.bottleneck_layer.decoder)
-    _export(CloudGraph(model), symbols, "symbols", shapes, ["logits", "embedding"], path, gelus)
+    _export(CloudGraph(model), example, source, shapes, ["logits", "embedding"], path, gelus)
 
 
 def _export(

@@ -24,6 +24,7 @@ from .checkpoint import agreed_lmb, own_labels
 from .counts import Counts
 from .images import Reading, folder_images, labelled_paths, synthetic_images, unlabelled_paths
 from .int8.ranges import LEAST_IMAGES, Calibration, RangesError
+from .levels import LevelCounts
 from .request import Request
 from .states import CountsSource, Inputs, Int8Source
 from .tables import bottleneck_sha256
@@ -65,7 +66,7 @@ def read_inputs(request: Request) -> Inputs:
             Damage(request.skip_damaged, "--skip-damaged"),
             request.preprocessing,
         ),
-        counts=find_counts(request, bottleneck_sha256(model)),
+        counts=find_counts(request, bottleneck_sha256(model), model.spec.variable_rate),
         int8=_find_int8(request, labels),
         precision=request.precision,
         profile=request.profile,
@@ -122,7 +123,9 @@ def _labels(path: Path | None, metadata: dict[str, str], classes: int) -> list[s
     return [f"class {index}" for index in range(classes)]
 
 
-def find_counts(request: Request, bottleneck_sha256: str) -> CountsSource:
+def find_counts(
+    request: Request, bottleneck_sha256: str, variable_rate: bool = False
+) -> CountsSource:
     """Counts of a file, or the images to count.
 
     Raises CountsError where the file makes no sense or belongs to another bottleneck, DataError,
@@ -136,7 +139,8 @@ def find_counts(request: Request, bottleneck_sha256: str) -> CountsSource:
         )
     file = request.counts_file
     if not request.own_tables and (request.counts or file.is_file()):
-        return CountsSource(stored=Counts.read(file, bottleneck_sha256))
+        kind = LevelCounts if variable_rate else Counts
+        return CountsSource(stored=kind.read(file, bottleneck_sha256))
     return CountsSource()
 
 

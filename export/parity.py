@@ -16,10 +16,14 @@ from torch import nn
 
 from runtime.codec.coder import Tables
 from runtime.codec.feature_file import Profile
+from runtime.codec.rates import STEPS_PER_LEVEL
+from runtime.codec.variable_rate import VariableRate
 from runtime.engine.onnxruntime import open_session
 from training.models import FeatureCompressionModel
 
 from .graphs import MAX_SYMBOL, as_symbols
+from .link import Link
+from .tables import link_of, tables_at
 
 BATCHES = (1, 2, 5)
 MIN_EQUAL_SHARE = 0.9999
@@ -34,7 +38,7 @@ class ParityError(RuntimeError):
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What was found on the images.
+    """What was found on the images, at one step.
 
     Shares are of symbols, 0 to 1. Differences are absolute; those of logits and embeddings are of
     the values that are finite. Payloads are in bytes.
@@ -69,31 +73,38 @@ class _Results:
     embeddings: NDArray[np.float32]
 
 
+def _level(step: int | None) -> float | None:
+    return None if step is None else step / STEPS_PER_LEVEL
+
+
 @torch.inference_mode()
-def torch_symbols(model: FeatureCompressionModel, pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
+def torch_symbols(
+    model: FeatureCompressionModel, pixels: NDArray[np.uint8], step: int | None = None
+) -> NDArray[np.int16]:
     """The symbols int16 [N, C, H', W'] that torch gives for pixels uint8 [N, H, W, 3]."""
     mean, std = model.spec.backbone.normalisation.tensors()
     image = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
-    return as_symbols(model.bottleneck_layer.symbols(image)).numpy()
+    return as_symbols(model.bottleneck_layer.symbols(image, _level(step))).numpy()
 
 
 @torch.inference_mode()
 def torch_outputs(
-    model: FeatureCompressionModel, symbols: NDArray[np.int16]
+    model: FeatureCompressionModel, symbols: NDArray[np.int16], step: int | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The logits [N, classes] and embeddings [N, D] that torch gives for symbols."""
-    features = model.bottleneck_layer.decode(torch.from_numpy(symbols).float())
+    features = model.bottleneck_layer.decode(torch.from_numpy(symbols).float(), _level(step))
     found = model.tail(features)
     return found.logits.numpy(), found.embedding.numpy()
 
 
 def check_parity(
     model: FeatureCompressionModel,
-    tables: Tables,
+    tables: Tables | VariableRate,
     edge: Path,
     cloud: Path,
     images: NDArray[np.uint8],
     source: str,
+    step: int | None = None,
 ) -> ParityReport:
     """Compare both graphs and the coder with torch.
 
@@ -101,15 +112,16 @@ def check_parity(
         edge, cloud: the graphs.
         images: uint8 [N, H, W, 3]. They are run in batches of 1, 2 and 5.
         source: says in the report which images these are.
+        step: at which a variable-rate model is compared; None at a fixed rate.
 
     Raises ParityError.
     """
-    batches = list(_results(model, edge, cloud, images))
+    batches = list(_results(model, link_of(tables), step, edge, cloud, images))
     symbols = np.concatenate([batch.symbols for batch in batches])
     expected = np.concatenate([batch.expected_symbols for batch in batches])
     logits = np.concatenate([batch.logits for batch in batches])
     expected_logits = np.concatenate([batch.expected_logits for batch in batches])
-    plain, small = _payload_bytes(tables, symbols)
+    plain, small = _payload_bytes(tables_at(tables, step), symbols)
     report = ParityReport(
         images=len(images),
         source=source,
@@ -129,12 +141,18 @@ def check_parity(
     finite = np.isfinite(logits) & np.isfinite(expected_logits)
     failures = _failures(report, int((~finite).sum()), model)
     if failures:
-        raise ParityError("; ".join(failures))
+        where = "" if step is None else f"at rate level {_level(step):g}: "
+        raise ParityError(where + "; ".join(failures))
     return report
 
 
 def _results(
-    model: FeatureCompressionModel, edge: Path, cloud: Path, images: NDArray[np.uint8]
+    model: FeatureCompressionModel,
+    link: Link,
+    step: int | None,
+    edge: Path,
+    cloud: Path,
+    images: NDArray[np.uint8],
 ) -> Iterator[_Results]:
     """Torch and both graphs, batch by batch. The cloud graph gets torch's symbols.
 
@@ -144,10 +162,10 @@ def _results(
     start = index = 0
     while start < len(images):
         batch = images[start : start + BATCHES[index % len(BATCHES)]]
-        expected = torch_symbols(model, batch)
-        expected_logits, expected_embeddings = torch_outputs(model, expected)
-        (symbols,) = edge_session.run(["symbols"], {"pixels": batch})
-        logits, embeddings = cloud_session.run(["logits", "embedding"], {"symbols": expected})
+        expected = torch_symbols(model, batch, step)
+        expected_logits, expected_embeddings = torch_outputs(model, expected, step)
+        symbols = link.symbols(edge_session.run(None, {"pixels": batch})[0], step)
+        logits, embeddings = cloud_session.run(["logits", "embedding"], link.feed(expected, step))
         if symbols.shape != expected.shape or symbols.dtype != expected.dtype:
             raise ParityError(
                 f"the edge graph gives {symbols.dtype} {symbols.shape}, "

@@ -9,11 +9,13 @@ a temporary folder. The last one renames it, so that a bundle exists verified or
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
+
+from numpy.typing import NDArray
 
 import runtime
 from runtime.cli.command import say
@@ -23,21 +25,26 @@ from runtime.codec.bundle import (
     EDGE_GRAPH,
     LABELS,
     MANIFEST,
+    RATES,
     TABLES,
     compute_fingerprint,
 )
+from runtime.codec.coder import Tables, levels_to_json
 from runtime.codec.feature_file import Profile
 from runtime.codec.manifest import Manifest
+from runtime.codec.variable_rate import VariableRate
 from runtime.engine.registry import GRAPHS
 from runtime.files import temporary_folder, write_atomically
 from training.command import progress
 
-from .bundle import check_output, make_manifest, move_into_place
+from .bundle import check_output, context_channels, make_manifest, move_into_place
 from .counts import Counts, CountsError, count, fit_tables, symbols_of
 from .graphs import export_cloud, export_edge, stamp
 from .int8.gate import GateError, deviation, judge, milliseconds, reasons
 from .int8.quantise import NothingToQuantiseError, quantise
 from .int8.ranges import calibrate
+from .levels import LevelCounts, count_levels, fit_levels, own_coding
+from .link import CHECKED_LEVELS
 from .parity import check_parity
 from .states import (
     Calibrated,
@@ -73,26 +80,19 @@ def write_cloud_graph(state: EdgeExported) -> Exported:
 def write_tables(state: Exported) -> Coded:
     """Fit the tables to counts, if there are any, and give the graphs the fingerprint.
 
-    Raises QuantilesError, TablesError, CountsError, NoImagesError, DamagedImageError, OSError.
+    Raises QuantilesError, TablesError, RatesError, CountsError, NoImagesError, DamagedImageError,
+    OSError.
     """
     bottleneck = bottleneck_sha256(state.model)
-    own = tables = make_tables(state.model)
-    counts = state.counts.stored
-    if state.counts.images:
-        images = progress(state.counts.images, "counting")
-        symbols = symbols_of(state.edge, images, state.reading)
-        counts = count(symbols, own, bottleneck, state.counts.name)
-        _keep(state.counts.keep, counts.to_json())
-    if counts:
-        tables = fit_tables(own, counts)
-        (state.work / COMPRESSAI_TABLES).write_bytes(own.to_json())
-    profile = state.profile or (Profile.CONTEXT if tables.contexts else Profile.STATIC)
-    if profile is Profile.CONTEXT and not tables.contexts:
+    make = _variable_rate if state.model.spec.variable_rate else _fixed_rate
+    tables, counts = make(state, bottleneck)
+    contexts = context_channels(tables)
+    profile = state.profile or (Profile.CONTEXT if any(contexts) else Profile.STATIC)
+    if profile is Profile.CONTEXT and not any(contexts):
         raise CountsError(
             "no channel has context tables, which small files need: "
             "give images to count with --refit DIR"
         )
-    (state.work / TABLES).write_bytes(tables.to_json())
     fingerprint = compute_fingerprint(shape_rule(state.model), tables, bottleneck)
     properties = {
         "model": state.name,
@@ -107,8 +107,8 @@ def write_tables(state: Exported) -> Coded:
     return then(
         Coded,
         state,
-        f"{_size(state.work / TABLES)}, {tables.channels} channels, "
-        f"{len(tables.contexts)} of them with context tables; {_origin(counts)}",
+        f"{_size(state.work / TABLES)}, {state.model.spec.latent_channels} channels, "
+        f"{_span([len(one) for one in contexts])} of them with context tables; {_origin(counts)}",
         fitted_to=counts,
         coder=Coder(fingerprint, tables, profile),
         bottleneck_sha256=bottleneck,
@@ -116,17 +116,57 @@ def write_tables(state: Exported) -> Coded:
     )
 
 
+def _fixed_rate(state: Exported, bottleneck: str) -> tuple[Tables, Counts | None]:
+    """The tables, written into the bundle, and the counts they are fitted to."""
+    own = tables = make_tables(state.model)
+    counts = state.counts.stored
+    assert not isinstance(counts, LevelCounts)
+    if state.counts.images:
+        counts = count(_counted(state), own, bottleneck, state.counts.name)
+        _keep(state.counts.keep, counts.to_json())
+    if counts:
+        tables = fit_tables(own, counts)
+        (state.work / COMPRESSAI_TABLES).write_bytes(own.to_json())
+    (state.work / TABLES).write_bytes(tables.to_json())
+    return tables, counts
+
+
+def _variable_rate(state: Exported, bottleneck: str) -> tuple[VariableRate, LevelCounts | None]:
+    """The same with the tables and gains of all levels."""
+    own = coding = own_coding(state.model)
+    counts = state.counts.stored
+    assert not isinstance(counts, Counts)
+    if state.counts.images:
+        counts = count_levels(_counted(state), own, bottleneck, state.counts.name)
+        _keep(state.counts.keep, counts.to_json())
+    if counts:
+        coding = fit_levels(state.model, own, counts)
+    (state.work / TABLES).write_bytes(levels_to_json(coding.levels))
+    (state.work / RATES).write_bytes(coding.rates.to_json())
+    return coding, counts
+
+
+def _counted(state: Exported) -> Iterator[NDArray[Any]]:
+    """The edge graph's outputs for the images to count."""
+    return symbols_of(state.edge, progress(state.counts.images, "counting"), state.reading)
+
+
 def verify(state: Coded) -> Verified:
     """Compare both float32 graphs and the coder with torch. Raises ParityError."""
-    report = check_parity(
-        state.model, state.coder.tables, state.edge, state.cloud, state.images, state.image_source
-    )
+    coder, images, source = state.coder, state.images, state.image_source
+    reports = {
+        step: check_parity(state.model, coder.tables, state.edge, state.cloud, images, source, step)
+        for step in coder.link.steps
+    }
+    equal = min(report.equal_share for report in reports.values())
+    nonzero = " to ".join(f"{report.nonzero_share:.1%}" for report in reports.values())
+    within = max(report.largest_logit_difference for report in reports.values())
+    at = ", at rate levels " + ", ".join(f"{level:g}" for level in CHECKED_LEVELS)
     detail = (
-        f"{report.images} {report.source}: {report.equal_share:.4%} of symbols equal "
-        f"({report.nonzero_share:.1%} not zero), "
-        f"logits within {report.largest_logit_difference:.1e}, top-1 equal, coder exact"
+        f"{len(images)} {source}{at if len(reports) > 1 else ''}: {equal:.4%} of symbols equal "
+        f"({nonzero} not zero), logits within {within:.1e}, top-1 equal, coder exact"
     )
-    return then(Verified, state, detail, parity=report)
+    return then(Verified, state, detail, parity=reports)
 
 
 def take_calibration(state: Verified) -> Calibrated:
@@ -140,6 +180,7 @@ def take_calibration(state: Verified) -> Calibrated:
             [path for index, (path, _) in enumerate(source.images) if index % 10],
             state.reading,
             source.name,
+            state.coder.link,
         )
     return then(Calibrated, state, calibration=calibration)
 
@@ -203,7 +244,9 @@ def choose_int8(state: Judged) -> Chosen:
         return then(Chosen, state, graphs=graphs, deviation={})
     for end in ends:
         stamp(graphs[end]["int8"], state.properties)
-    far, times = deviation(graphs, state.images), milliseconds(graphs, state.images[:1])
+    link = state.coder.link
+    far = deviation(graphs, state.images, link)
+    times = milliseconds(graphs, state.images[:1], link)
     detail = "; ".join(_describe_int8(end, gate, far[end], times[end]) for end in ends)
     return then(Chosen, state, detail, graphs=graphs, deviation=far)
 
@@ -267,7 +310,12 @@ def _size(file: Path) -> str:
     return f"{file.name}, {file.stat().st_size:,} bytes"
 
 
-def _origin(counts: Counts | None) -> str:
+def _span(values: Sequence[int]) -> str:
+    """One number, or the least and the most of several."""
+    return f"{min(values)}" if len(values) == 1 else f"{min(values)} to {max(values)}"
+
+
+def _origin(counts: Counts | LevelCounts | None) -> str:
     if counts is None:
         return "the entropy model's own"
     return f"fitted to {counts.images} images ({counts.source})"

@@ -20,6 +20,7 @@ from .counts import Counts
 from .graphs import Graphs
 from .images import LabelledPath, Reading, synthetic_images
 from .int8.ranges import Calibration
+from .levels import LevelCounts
 from .parity import ParityReport
 from .request import DEFAULT_MAX_PIXELS
 from .tables import Coder
@@ -36,7 +37,7 @@ class CountsSource:
         keep: the file that new counts are written to, if any.
     """
 
-    stored: Counts | None = None
+    stored: Counts | LevelCounts | None = None
     images: Sequence[Path] = ()
     name: str = ""
     keep: Path | None = None
@@ -73,7 +74,7 @@ class Inputs:
         out: the bundle.
         name: name of the model's architecture.
         model: in eval mode.
-        lmb: rate weight, as text.
+        lmb: rate weight, as text; of a variable-rate model a range.
         labels: one a class, without line breaks.
         weights: "trained" or "random".
         checkpoint: "file" and "sha256" of the weights' file.
@@ -138,7 +139,7 @@ class Coded(Exported):
         properties: the graphs' metadata_props.
     """
 
-    fitted_to: Counts | None
+    fitted_to: Counts | LevelCounts | None
     coder: Coder
     bottleneck_sha256: str
     properties: Mapping[str, str]
@@ -146,9 +147,12 @@ class Coded(Exported):
 
 @dataclass(frozen=True, kw_only=True)
 class Verified(Coded):
-    """The float32 graphs and the coder give what torch gives."""
+    """The float32 graphs and the coder give what torch gives.
 
-    parity: ParityReport
+    `parity` says so by step, of which a fixed rate has one, None.
+    """
+
+    parity: Mapping[int | None, ParityReport]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
     python -m training.distil --model n4_lite2 --data DIR [DIR ...]
     python -m training.distil --encoder n4 --backbone timm:convnext_atto --cut stages.1 --data DIR
     python -m training.cuts --backbone timm:convnext_atto      where it can be cut
+    python -m training.distil --model n4_lite2_vr --pretrain FILE --data DIR    any rate, from one
 
 The teacher is the whole classifier. The student learns to give the same features at the cut, and
 later in the run the same features after it and the same logits (loss.py). So any pictures will do,
@@ -18,7 +19,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -26,23 +26,16 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torchvision import transforms
 
 from .architectures import FeatureScale
 from .backbones import RESNET50
+from .bottleneck import is_rate_parameter
 from .checkpoint import save_model, start_from_checkpoint
-from .command import TrainingError, command, leads, number, part, say
-from .data import (
-    Batched,
-    Normalisation,
-    ReadableImages,
-    SeededImages,
-    evaluation_images,
-    training_images,
-)
+from .command import TrainingError, command, leads, number, say
+from .data import Batched, ReadableImages, SeededImages, blended
 from .folders import Damage, DataError, images_below
 from .labels import read_labels
-from .loss import FeatureTerms, feature_loss
+from .loss import FeatureTerms, draw_levels, feature_loss
 from .models import (
     MODELS,
     FeatureCompressionModel,
@@ -60,59 +53,17 @@ from .options import (
     shared_recipe,
     shrink_to_smoke,
 )
+from .pictures import Pictures
+from .rates import MEASURED_LEVELS, LmbRange, lmb_text, parse_lmb, settle_lmb
 from .run import Training, run_epochs
-from .state import summarise_files
 from .teachers import Teacher, load_teacher, pretrained, start_from_teacher
 from .team import Team, assemble, settle_precision
 
+_USUAL_LMB = 1.0
 _LATENT_DEVIATION = 3.0  # of the latent at the start, so that rounding loses little
 _STATISTICS_IMAGES = 256  # crops that the teacher's mean and deviation are measured on
+_SHARE = number(float, 0, 1)
 _EARLY_RATE = 0.1  # part of the rate weight that applies while only features are learned
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Folders of pictures, each with the pictures in it and below."""
-
-    roots: list[Path]
-    files: list[list[Path]]
-    held_out: int
-
-    def summary(self) -> str:
-        """The pictures as the identity of a run records them."""
-        return "; ".join(
-            summarise_files(root, files, 0)
-            for root, files in zip(self.roots, self.files, strict=True)
-        )
-
-    def split(self, files: list[Path]) -> tuple[list[Path], list[Path]]:
-        """Pictures to train on, and those held out: a tenth of a folder at most, evenly spread."""
-        count = min(self.held_out, len(files) // 10)
-        chosen = {index * len(files) // count for index in range(count)}
-        kept = [file for index, file in enumerate(files) if index not in chosen]
-        return kept, [files[index] for index in sorted(chosen)]
-
-    def training(self, size: int, crop_area: float, normalisation: Normalisation) -> Dataset:
-        """Augmented crops, as many of each folder; float [3, size, size], each with the label 0."""
-        folders = [self.split(files)[0] for files in self.files]
-        share = sum(map(len, folders)) // len(folders)
-        mixed = [(files[index % len(files)], 0) for index in range(share) for files in folders]
-        colour = [transforms.ColorJitter(0.3, 0.3, 0.3, 0.05)]
-        return training_images(mixed, size, crop_area, colour, normalisation)
-
-    def evaluation(
-        self, args: argparse.Namespace, normalisation: Normalisation
-    ) -> dict[str, Dataset]:
-        """The held-out pictures of each folder that has any, by the folder's name."""
-        resize = round(args.val_size / args.val_crop_r)
-        found: dict[str, Dataset] = {}
-        for root, files in zip(self.roots, self.files, strict=True):
-            held_out = [(file, 0) for file in self.split(files)[1]]
-            if held_out:
-                name = root.resolve().name
-                name = f"{name}_{len(found)}" if name in found else name
-                found[name] = evaluation_images(held_out, args.val_size, resize, normalisation)
-        return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,8 +82,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="the backbone's weights (default: those that its library or a package has)",
     )
-    add("--lmb", type=number(float, 0, 1_000_000), default=1.0, help="rate weight (default: 1)")
-    add("--pretrain", type=Path, metavar="FILE", help="begin with a checkpoint of this model")
+    add(
+        "--lmb",
+        type=parse_lmb,
+        metavar="L",
+        help=f"rate weight (default: 1), or of a variable-rate model a range ({LmbRange()}); "
+        "a range with --encoder, --backbone and --cut makes such a model",
+    )
+    add(
+        "--pretrain",
+        type=Path,
+        metavar="FILE",
+        help="begin with a checkpoint of this model, or with the encoder of one with another "
+        "backbone; a _vr model also with one of a fixed rate",
+    )
     add(
         "--ramp",
         type=_ramp,
@@ -143,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--mix",
-        type=part,
+        type=_SHARE,
         default=0.3,
         help="part of the crops that are blended with another (default: 0.3)",
     )
@@ -165,7 +128,7 @@ def _ramp(text: str) -> str:
     """The text itself, which the recipe records, if it is two parts of a run in order."""
     begin, colon, end = text.partition(":")
     try:
-        if colon and part(begin) <= part(end):
+        if colon and _SHARE(begin) <= _SHARE(end):
             return text
     except argparse.ArgumentTypeError:
         pass
@@ -181,10 +144,13 @@ def _spec(args: argparse.Namespace) -> tuple[str, ModelSpec]:
     if args.model and not any(own):
         return args.model, model_spec(args.model)
     if not args.model and all(own):
-        name, spec = spec_for(*own)
+        name, spec = spec_for(*own, isinstance(args.lmb, LmbRange))
         if spec.backbone == RESNET50:
             raise TrainingError(
                 f"that is {name}, one of the paper's models: python -m training.train trains it"
+                if name in MODELS
+                else f"a ResNet-50 cut there has no variable rate with {args.encoder}: "
+                "python -m training.train has the models whose names end in _vr"
             )
         return name, spec
     raise TrainingError("name a --model, or all of --encoder, --backbone and --cut")
@@ -198,12 +164,12 @@ def _labels(args: argparse.Namespace, teacher: Teacher) -> list[str]:
 
 
 def _optimizer(model: FeatureCompressionModel, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """AdamW: the entropy model fast, the tail, already trained, slowly."""
+    """AdamW: entropy model and gains fast, the tail, already trained, slowly."""
     entropy: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.bottleneck_layer.named_parameters():
         if parameter.requires_grad:
-            (entropy if name.startswith("entropy_bottleneck.") else rest).append(parameter)
+            (entropy if is_rate_parameter(name) else rest).append(parameter)
     tail = [parameter for parameter in model.tail.parameters() if parameter.requires_grad]
     groups = [
         {"params": entropy, "lr": 5 * args.lr},
@@ -215,16 +181,21 @@ def _optimizer(model: FeatureCompressionModel, args: argparse.Namespace) -> torc
     )
 
 
-def _fit_scales(model: FeatureCompressionModel, teacher: Teacher, images: Tensor) -> None:
-    """Set what the latent and the features are scaled by at the start, from crops [N, 3, H, W]."""
+def _fit_latent(model: FeatureCompressionModel, images: Tensor) -> None:
+    """Set what the latent is scaled by at the start, from crops [N, 3, H, W]."""
     encoder = model.bottleneck_layer.encoder
     last = encoder[-1]
-    scale = _feature_scale(model)
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None
     with torch.no_grad():
         last.bias.zero_()
         last.weight *= _LATENT_DEVIATION / encoder(images).std()
+
+
+def _fit_feature_scale(model: FeatureCompressionModel, teacher: Teacher, images: Tensor) -> None:
+    """Set the decoder's last layer to the teacher's mean and deviation on crops [N, 3, H, W]."""
+    scale = _feature_scale(model)
+    with torch.no_grad():
         features = torch.cat([teacher(part, True).features[0] for part in images.split(32)])
         scale.scale.copy_(features.std((0, 2, 3)).clamp(min=1e-3))
         scale.shift.copy_(features.mean((0, 2, 3)))
@@ -246,11 +217,12 @@ def _loss(
 
     def loss(student: nn.Module, image: Tensor, _: Tensor, done: float) -> dict[str, Tensor]:
         weight = min(1.0, max(0.0, (done - begin) / max(end - begin, 1e-9)))
-        lmb = args.lmb * (_EARLY_RATE + (1 - _EARLY_RATE) * weight)
-        image = _blended(image, args.mix)
+        image = blended(image, args.mix)
+        level, lmb = draw_levels(args.lmb, image)
+        lmb = lmb * (_EARLY_RATE + (1 - _EARLY_RATE) * weight)
         alone = weight == 0
         terms: FeatureTerms = feature_loss(
-            student(image, alone),
+            student(image, alone, level),
             teacher(image, alone),
             deviation,
             image.numel() // 3,
@@ -260,14 +232,6 @@ def _loss(
         return terms._asdict()
 
     return loss
-
-
-def _blended(image: Tensor, share: float) -> Tensor:
-    """`share` of a batch [N, 3, H, W], each blended with another of it, at most half and half."""
-    count = len(image)
-    blend = torch.rand(count, 1, 1, 1, device=image.device) / 2
-    blend *= torch.rand(count, 1, 1, 1, device=image.device) < share
-    return image.lerp(image[torch.randperm(count, device=image.device)], blend)
 
 
 def measure(
@@ -281,22 +245,31 @@ def measure(
 ) -> dict[str, float]:
     """Share of images whose class is the teacher's, and estimated bpp, by the torch model.
 
-    Raises DamagedImageError, DataError.
+    Those of a variable-rate model are at MEASURED_LEVELS, named agreement_level0 and so on. Raises
+    DamagedImageError, DataError.
     """
     model.eval()
-    agreed = count = 0
-    bits = pixels = 0.0
+    variable = model.spec.variable_rate
+    levels = {f"_level{level}": level for level in MEASURED_LEVELS} if variable else {"": None}
+    agreed, bits = dict.fromkeys(levels, 0), dict.fromkeys(levels, 0.0)
+    count, pixels = 0, 0.0
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=amp):
         for batch, _ in Batched(ReadableImages(images), damage, batch_size=batch_size):
             image = batch.to(device, memory_format=torch.channels_last)
-            out = model(image)
-            same = out.logits.argmax(1) == teacher(image).logits.argmax(1)
-            agreed += int((same & out.logits.isfinite().all(1)).sum())
-            count += len(image)
-            bits, pixels = bits + float(out.bits), pixels + image.numel() / 3
+            classes = teacher(image).logits.argmax(1)
+            count, pixels = count + len(image), pixels + image.numel() / 3
+            for name, level in levels.items():
+                out = model(image, level=level)
+                same = (out.logits.argmax(1) == classes) & out.logits.isfinite().all(1)
+                agreed[name] += int(same.sum())
+                bits[name] += float(out.bits.sum())
     if not count:
         raise DataError("none of the held-out images can be read: mend or remove them")
-    return {"agreement": agreed / count, "estimated_bpp": bits / pixels}
+    found: dict[str, float] = {}
+    for name in levels:
+        found |= {f"agreement{name}": agreed[name] / count}
+        found |= {f"estimated_bpp{name}": bits[name] / pixels}
+    return found
 
 
 def train(args: argparse.Namespace) -> Path:
@@ -308,8 +281,10 @@ def train(args: argparse.Namespace) -> Path:
 
 def _train(args: argparse.Namespace, team: Team) -> Path:
     name, spec = _spec(args)
-    run: Path = args.resume or args.run_dir or Path("runs") / f"{name}_lmb{args.lmb:g}"
-    out: Path = args.out or run / f"lmb{args.lmb:g}.safetensors"
+    args.lmb = settle_lmb(args.lmb, spec.variable_rate, _USUAL_LMB)
+    lmb = lmb_text(args.lmb)
+    run: Path = args.resume or args.run_dir or Path("runs") / f"{name}_lmb{lmb}"
+    out: Path = args.out or run / f"lmb{lmb}.safetensors"
     if team.leads:
         check_outputs(args, run, out)
     pictures = Pictures(args.data, [images_below(root) for root in args.data], args.held_out)
@@ -344,7 +319,7 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     if team.leads:
         fit_quantiles(kept)
         recipe = shared_recipe(args, team.processes)
-        about = {"model": name, "lmb": f"{args.lmb:g}", "labels": json.dumps(labels)}
+        about = {"model": name, "lmb": lmb, "labels": json.dumps(labels)}
         save_model(out, kept, about | {"recipe": recipe})
     team.wait()
     return out
@@ -353,16 +328,23 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
 def _student(
     args: argparse.Namespace, spec: ModelSpec, teacher: Teacher, crops: Callable[[], Tensor]
 ) -> FeatureCompressionModel:
-    """The model at the start: the teacher's tail, and --pretrain's weights or fitted scales."""
+    """The model at the start: the teacher's tail, and --pretrain's weights or fitted scales.
+
+    A checkpoint with another backbone gives the encoder, and the decoder is a new one.
+    """
     model = build(spec, teacher.classes)
     start_from_teacher(model, teacher)
     model.fixed_statistics = True
     if args.frozen_tail:
         model.freeze_tail()
     if args.pretrain:
-        start_from_checkpoint(model, args.pretrain)
+        weights = args.lmb if isinstance(args.lmb, LmbRange) else None
+        if not start_from_checkpoint(model, args.pretrain, weights):
+            _fit_feature_scale(model, teacher, crops())
     else:
-        _fit_scales(model, teacher, crops())
+        images = crops()
+        _fit_latent(model, images)
+        _fit_feature_scale(model, teacher, images)
     model.bottleneck_layer.entropy_bottleneck.quantiles.requires_grad_(False)
     return model
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .command import TrainingError, command, number, progress, say
 from .files import check_output_folder, write_atomically
+from .rates import MEASURED_LEVELS, LmbRange, parse_lmb
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
-_LMB = number(float, 0, 1_000_000)
 _SUFFIXES = (".safetensors", ".pt")
 
 
@@ -42,7 +42,7 @@ class EvaluationError(TrainingError):
 
 
 class Point(NamedTuple):
-    """An operating point: a model's checkpoint for one rate weight."""
+    """An operating point: a model's checkpoint for one rate weight, or for a range of them."""
 
     model: str
     lmb: str
@@ -52,6 +52,17 @@ class Point(NamedTuple):
     def name(self) -> str:
         """The name of the point's files, without a suffix."""
         return f"{self.model}_lmb{self.lmb}"
+
+    @property
+    def levels(self) -> tuple[float | None, ...]:
+        """Rate levels to evaluate at; None for a fixed rate."""
+        return MEASURED_LEVELS if isinstance(parse_lmb(self.lmb), LmbRange) else (None,)
+
+    @property
+    def least_lmb(self) -> float:
+        """The smallest rate weight, by which points are sorted."""
+        lmb = parse_lmb(self.lmb)
+        return lmb.least if isinstance(lmb, LmbRange) else lmb
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -173,12 +184,12 @@ def operating_points(models: list[str] | None) -> list[Point]:
             if path.suffix in _SUFFIXES:
                 lmb = path.stem.removeprefix("lmb")
                 try:
-                    _LMB(lmb)
+                    parse_lmb(lmb)
                     found[lmb] = path
                 except argparse.ArgumentTypeError:
                     say(
                         f"training.evaluate: passed over {path}, "
-                        "whose name is not lmb and a number",
+                        "whose name is not lmb and a number or range",
                         sys.stderr,
                     )
         if not found:
@@ -186,7 +197,8 @@ def operating_points(models: list[str] | None) -> list[Point]:
                 f"no checkpoint in {folder.resolve()}: "
                 "put lmbL.safetensors or lmbL.pt there, or train one"
             )
-        points += [Point(model, lmb, found[lmb]) for lmb in sorted(found, key=float)]
+        own = [Point(model, lmb, path) for lmb, path in found.items()]
+        points += sorted(own, key=lambda point: point.least_lmb)
     return points
 
 
@@ -247,6 +259,8 @@ def _accuracy_command(point: Point, bundle: str, args: argparse.Namespace) -> li
     command += ["--data", str(args.data), "--bundle", bundle]
     command += ["--batch_size", str(args.batch_size), "--workers", str(args.workers)]
     command += ["--as-is"] if args.as_is else []
+    levels = [f"{level:g}" for level in point.levels if level is not None]
+    command += ["--levels", *levels] if levels else []
     command += ["--images", str(args.images)] if args.images else []
     command += ["--skip-damaged"] if args.skip_damaged else []
     command += ["--teacher", str(args.teacher)] if args.teacher else []
@@ -256,17 +270,22 @@ def _accuracy_command(point: Point, bundle: str, args: argparse.Namespace) -> li
 
 
 def evaluate_torch(
-    point: Point, args: argparse.Namespace, folder: "ClassFolder", classes: list[int]
+    point: Point,
+    args: argparse.Namespace,
+    folder: "ClassFolder",
+    classes: list[int],
+    level: float | None = None,
 ) -> dict[str, Any]:
     """One operating point by the torch model in float32, with its own estimate of the bits.
 
-    `classes` has the class of each folder. Raises EvaluationError, DataError, DamagedImageError.
+    `classes` has the class of each folder; a variable rate has a `level`. Raises EvaluationError,
+    DataError, DamagedImageError.
     """
     from .folders import Damage, DataError
 
     files = [(path, classes[index]) for path, index in folder.files]
     damage = Damage(args.skip_damaged, "--skip-damaged")
-    predictions, labels, bpp = _classify(point, args, files, damage)
+    predictions, labels, bpp = _classify(point, args, files, damage, level)
     damage.report()
     if not labels:
         raise DataError(
@@ -274,12 +293,14 @@ def evaluate_torch(
         )
     if args.predictions:
         lines = "".join(f"{index}\n" for index in predictions)
-        write_atomically(args.predictions / f"{point.name}.txt", lines.encode())
+        name = point.name if level is None else f"{point.name}_level{level:g}"
+        write_atomically(args.predictions / f"{name}.txt", lines.encode())
     right = sum(a == b for a, b in zip(predictions, labels, strict=True))
     return {
         "benchmark": "torch",
         "model": point.model,
         "lmb": point.lmb,
+        **({} if level is None else {"level": level}),
         "images": len(labels),
         **({"left_out": len(damage.files)} if damage.files else {}),
         "top1": {"share": right / len(labels)},
@@ -288,7 +309,11 @@ def evaluate_torch(
 
 
 def _classify(
-    point: Point, args: argparse.Namespace, files: list[tuple[Path, int]], damage: "Damage"
+    point: Point,
+    args: argparse.Namespace,
+    files: list[tuple[Path, int]],
+    damage: "Damage",
+    level: float | None,
 ) -> tuple[list[int], list[int], float]:
     """The predicted and the true classes of the images that can be read, and the estimated bpp."""
     import torch
@@ -311,7 +336,7 @@ def _classify(
     bits = pixels = 0.0
     with torch.inference_mode():
         for image, label in progress(batches, point.model):
-            out = net(image)
+            out = net(image, level=level)
             if not out.logits.isfinite().all():
                 raise EvaluationError(
                     f"{point.checkpoint} gives logits that are not finite: "
@@ -319,7 +344,7 @@ def _classify(
                 )
             predictions += out.logits.argmax(1).tolist()
             labels += label.tolist()
-            bits += float(out.bits)
+            bits += float(out.bits.sum())
             pixels += image.numel() / 3
     return predictions, labels, bits / pixels if pixels else 0.0
 
@@ -342,14 +367,14 @@ def main(argv: list[str] | None = None) -> int:
     if not args.json:
         say("| model | lmb | images | top-1 | top-5 | bpp |\n|---|--:|--:|--:|--:|--:|", sys.stdout)
     for point, of_folders in zip(points, classes, strict=True):
-        if args.torch:
-            record = evaluate_torch(point, args, folder, of_folders)
-        else:
-            record = evaluate(point, args)
-        say(
-            json.dumps(record, allow_nan=False) if args.json else _table_row(point, record),
-            sys.stdout,
-        )
+        for level in point.levels if args.torch else (None,):
+            of = (point, args, folder, of_folders, level)
+            record = evaluate_torch(*of) if args.torch else evaluate(point, args)
+            # A record of a variable rate has several points, and a row in the table for each.
+            rows = [record] if args.json else [record | one for one in record.get("points", [{}])]
+            for row in rows:
+                text = json.dumps(row, allow_nan=False) if args.json else _table_row(point, row)
+                say(text, sys.stdout)
     return 0
 
 
@@ -361,7 +386,7 @@ def _table_row(point: Point, record: dict[str, Any]) -> str:
         bpp = "{mean:.4f} ({p5:.4f} to {p95:.4f})".format(**record["bpp"])
     columns = (
         point.model,
-        point.lmb,
+        f"{point.lmb} at level {record['level']:g}" if "level" in record else point.lmb,
         record["images"],
         f"{record['top1']['share']:.2%}",
         top5,

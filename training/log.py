@@ -9,6 +9,7 @@ Always holds: log.jsonl and log.png show the records of the run's state, no more
 import argparse
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,15 +55,17 @@ def write_log(run: Path, log: list[Record]) -> None:
 def panels(log: list[Record]) -> dict[str, list[str]]:
     """The panels of log.png: title -> keys of the records, one curve each.
 
-    Loss terms share a panel, and each held-out measure has its own. Rates, whose names end in
-    "bpp", share one, so that training and held-out images can be compared.
+    Loss terms share a panel, and each held-out measure has its own, with a curve for each rate
+    level (`..._level5`). Rates, whose names end in "bpp", share one, so that training and held-out
+    images can be compared.
     """
     found: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for record in log for key in record if key not in _NO_CURVES):
-        if key.endswith("bpp"):
+        measure = re.sub(r"_level\d+", "", key)
+        if measure.endswith("bpp"):
             title = "estimated bpp"
         elif key.startswith(HELD_OUT):
-            title = f"held-out {key.removeprefix(HELD_OUT).replace('_', ' ')}"
+            title = f"held-out {measure.removeprefix(HELD_OUT).replace('_', ' ')}"
         else:
             title = "loss"
         found.setdefault(title, []).append(key)

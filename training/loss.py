@@ -11,6 +11,7 @@ The other needs no labels, and makes errors of all layers comparable:
 loss = normalised MSE at the cut + w (mean of normalised MSEs behind it + KL(teacher || student))
        + lmb * estimated bpp
 
+The bits of a variable-rate model are weighed image by image, each with the lmb of its rate level.
 An MSE is normalised by the variance of what the teacher gives. `w` begins at 0: with logits from
 the start a bottleneck in front of a narrow network does not begin to learn.
 """
@@ -21,7 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss
 
+from .bottleneck import random_levels
 from .models import Outputs
+from .rates import Lmb, LmbRange
 
 
 class LossTerms(NamedTuple):
@@ -35,27 +38,56 @@ class LossTerms(NamedTuple):
 
 
 def distillation_loss(
-    student: Outputs, teacher: Outputs, labels: Tensor, pixels: int, lmb: float
+    student: Outputs, teacher: Outputs, labels: Tensor, pixels: int, lmb: float | Tensor
 ) -> LossTerms:
-    """The loss above for a batch; labels int64 [N], pixels = N * H * W of the input."""
+    """The loss above for a batch.
+
+    Args:
+        labels: int64 [N].
+        pixels: N * H * W of the input.
+        lmb: float [N] if there are bits of each image.
+    """
     logits = student.logits.float()
     ce = cross_entropy(logits, labels)
-    kl = _divergence(logits, teacher.logits.float())
+    kl = divergence(logits, teacher.logits.float())
     features = torch.stack(
         [
             mse_loss(ours.float(), theirs.float())
             for ours, theirs in zip(student.features, teacher.features, strict=True)
         ]
     ).sum()
-    bpp = student.bits / pixels
-    return LossTerms(0.5 * ce + 0.5 * kl + features + lmb * bpp, ce, kl, features, bpp)
+    bpp, rate = _rate(student.bits, pixels, lmb)
+    return LossTerms(0.5 * ce + 0.5 * kl + features + rate, ce, kl, features, bpp)
 
 
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of logits float32 [N, classes], mean over the batch."""
-    return kl_div(
-        log_softmax(student, 1), log_softmax(teacher, 1), reduction="batchmean", log_target=True
-    )
+def _rate(bits: Tensor, pixels: int, lmb: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Estimated bpp of a batch, and the same weighed, scalars.
+
+    `bits` are the batch's, or with float [N] each image's, with its own lmb.
+    """
+    bpp = bits / pixels
+    return bpp.sum(), (lmb * bpp).sum()
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float = 1) -> Tensor:
+    """KL(teacher || student) of logits float32 [N, classes], mean over the batch.
+
+    Both are divided by `temperature`, and the result is multiplied by its square, so that gradients
+    keep their size (Hinton et al. 2015, arXiv 1503.02531).
+    """
+    ours, theirs = (log_softmax(logits / temperature, 1) for logits in (student, teacher))
+    return kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
+
+
+def draw_levels(lmb: Lmb, images: Tensor) -> tuple[Tensor | None, Tensor | float]:
+    """Random rate levels for a batch of images, and the rate weight of each, both float [N].
+
+    A fixed rate has no levels, and its weight is that of all.
+    """
+    if isinstance(lmb, LmbRange):
+        levels = random_levels(len(images), images.device)
+        return levels, lmb.at(levels)
+    return None, lmb
 
 
 class FeatureTerms(NamedTuple):
@@ -69,25 +101,31 @@ class FeatureTerms(NamedTuple):
 
 
 def feature_loss(
-    student: Outputs, teacher: Outputs, deviation: Tensor, pixels: int, lmb: float, weight: float
+    student: Outputs,
+    teacher: Outputs,
+    deviation: Tensor,
+    pixels: int,
+    lmb: float | Tensor,
+    weight: float,
 ) -> FeatureTerms:
     """The second loss for a batch.
 
     Args:
         deviation: float [C], of the teacher's features at the cut, channel by channel.
         pixels: N * H * W of the input.
+        lmb: float [N] if there are bits of each image.
         weight: w, from 0; at 0 the outputs may be without later stages and logits.
     """
     difference = student.features[0].float() - teacher.features[0].float()
     features = (difference / deviation[:, None, None]).square().mean()
-    bpp = student.bits / pixels
-    later = divergence = torch.zeros_like(features)
+    bpp, rate = _rate(student.bits, pixels, lmb)
+    later = kl = torch.zeros_like(features)
     if weight:
         errors = [
             mse_loss(ours.float(), theirs.float()) / theirs.float().var()
             for ours, theirs in zip(student.features[1:], teacher.features[1:], strict=True)
         ]
         later = torch.stack(errors).mean() if errors else later
-        divergence = _divergence(student.logits.float(), teacher.logits.float())
-    loss = features + weight * (later + divergence) + lmb * bpp
-    return FeatureTerms(loss, features, later, divergence, bpp)
+        kl = divergence(student.logits.float(), teacher.logits.float())
+    loss = features + weight * (later + kl) + rate
+    return FeatureTerms(loss, features, later, kl, bpp)

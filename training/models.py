@@ -10,7 +10,6 @@ and for the tail the backbone's own. So a published state_dict fits key by key.
 """
 
 import json
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +19,8 @@ from torch import Tensor, nn
 
 from .architectures import ENCODERS, Architecture, Ours
 from .backbones import BACKBONES, RESNET50, Backbone, count_parameters, cut_backbone
+from .bottleneck import Bottleneck, Level, VariableBottleneck, random_levels
+from .rates import LEVELS
 from .registry import REGISTRY
 
 
@@ -31,11 +32,13 @@ class ModelSpec:
         architecture: of the bottleneck.
         backbone: the classifier whose tail follows it.
         frozen_tail: in training the tail always keeps the teacher's weights and stays in eval mode.
+        variable_rate: one checkpoint has all rate levels from 0 to 15.
     """
 
     architecture: Architecture
     backbone: Backbone = RESNET50
     frozen_tail: bool = False
+    variable_rate: bool = False
 
     @property
     def latent_channels(self) -> int:
@@ -54,7 +57,9 @@ class ModelSpec:
 
 
 MODELS: dict[str, ModelSpec] = {
-    name: ModelSpec(ENCODERS[entry.encoder], BACKBONES[entry.backbone], entry.frozen_tail)
+    name: ModelSpec(
+        ENCODERS[entry.encoder], BACKBONES[entry.backbone], entry.frozen_tail, entry.variable_rate
+    )
     for name, entry in REGISTRY.items()
 }
 
@@ -81,26 +86,29 @@ def model_spec(name: str) -> ModelSpec:
         raise UnknownModelError(name) from None
 
 
-def spec_for(encoder: str, source: str, cut: str) -> tuple[str, ModelSpec]:
+def spec_for(
+    encoder: str, source: str, cut: str, variable_rate: bool = False
+) -> tuple[str, ModelSpec]:
     """Name and spec of an encoder (n0, n4, n8) in front of any backbone, cut at any layer.
+
+    Names of variable-rate models end in _vr.
 
     Raises UnknownModelError for another encoder, BackboneNameError, CutError.
     """
     if not isinstance(ENCODERS.get(encoder), Ours):
         raise UnknownModelError(encoder)
-    backbone = cut_backbone(source, cut)
+    wanted = ModelSpec(ENCODERS[encoder], cut_backbone(source, cut), variable_rate=variable_rate)
     for name, spec in MODELS.items():
-        if spec.architecture == ENCODERS[encoder] and spec.backbone == backbone:
+        if spec == wanted:
             return name, spec
-    return f"{encoder}_{source.partition(':')[2]}", ModelSpec(ENCODERS[encoder], backbone)
+    return f"{encoder}_{source.partition(':')[2]}{'_vr' if variable_rate else ''}", wanted
 
 
 def describe(spec: ModelSpec) -> str:
     """JSON by which `spec_of_description` builds the same model; for a checkpoint's metadata."""
     encoder = next(name for name, one in ENCODERS.items() if one == spec.architecture)
-    return json.dumps(
-        {"encoder": encoder, "backbone": spec.backbone.source, "cut": spec.backbone.cut}
-    )
+    described = {"encoder": encoder, "backbone": spec.backbone.source, "cut": spec.backbone.cut}
+    return json.dumps(described | ({"levels": LEVELS} if spec.variable_rate else {}))
 
 
 def spec_of_description(text: str, stored: int) -> ModelSpec:
@@ -112,58 +120,15 @@ def spec_of_description(text: str, stored: int) -> ModelSpec:
     try:
         described = json.loads(text)
         encoder, source, cut = (described[key] for key in ("encoder", "backbone", "cut"))
+        levels = described.get("levels")
+        if levels not in (None, LEVELS):
+            raise ValueError(f"{levels!r} rate levels")
         if count_parameters(source) > _MOST_PER_STORED * stored:
             raise ValueError(f"{source} is far larger than the checkpoint")
-        return spec_for(encoder, source, cut)[1]
+        return spec_for(encoder, source, cut, levels is not None)[1]
     # Unknown names are ValueErrors.
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DescriptionError(f"describes no model of this release ({error})") from error
-
-
-class Bottleneck(nn.Module):
-    """Encoder, entropy model and decoder.
-
-    The quantiles' middle, the median, is what symbols are counted from:
-    symbols = round_half_even(latent - median), and the decoder is fed symbols + median.
-    """
-
-    def __init__(self, spec: ModelSpec):
-        super().__init__()
-        self.encoder = spec.architecture.encoder()
-        self.decoder = spec.architecture.decoder(spec.backbone)
-        self.entropy_bottleneck = EntropyBottleneck(spec.latent_channels)
-
-    @property
-    def medians(self) -> Tensor:
-        """float32 [channels, 1, 1]."""
-        return self.entropy_bottleneck.quantiles[:, 0, 1].detach().reshape(-1, 1, 1)
-
-    def symbols(self, image: Tensor) -> Tensor:
-        """Normalised image float [N, 3, H, W] -> integer-valued float [N, channels, H', W']."""
-        return torch.round(self.encoder(image) - self.medians)
-
-    def decode(self, symbols: Tensor) -> Tensor:
-        """Symbols [N, channels, H', W'] -> features float [N, C, H/S, W/S], as at the cut."""
-        return self.decoder(symbols + self.medians)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Features as at the cut, and the estimated bits of the whole batch (a scalar).
-
-        In training the rate is estimated under uniform noise and the decoder is fed rounded
-        latents with a straight-through gradient (Minnen and Singh 2020, arXiv 2007.08739): at a
-        quarter of a bit per symbol most symbols are zero, and noise would drown them.
-        """
-        latent = self.encoder(image)
-        # The entropy model's products of small matrices and its log of a small difference are
-        # not for bfloat16.
-        with torch.autocast(image.device.type, enabled=False):
-            latent = latent.float()
-            quantised, likelihood = self.entropy_bottleneck(latent)
-            bits = -likelihood.log().sum() / math.log(2)
-            if self.training:
-                rounded = torch.round(latent - self.medians) + self.medians
-                quantised = latent + (rounded - latent).detach()
-        return self.decoder(quantised), bits
 
 
 class Outputs(NamedTuple):
@@ -171,7 +136,7 @@ class Outputs(NamedTuple):
 
     features: at the cut, then of each later stage; of a ResNet-50 [N, 256, H/4, W/4],
     [N, 512, H/8, W/8], [N, 1024, H/16, W/16], [N, 2048, H/32, W/32];
-    logits: float [N, classes]; bits: scalar, 0 for the teacher.
+    logits: float [N, classes]; bits: a scalar, 0 for the teacher, or float [N] where rates vary.
     """
 
     features: list[Tensor]
@@ -191,7 +156,8 @@ class FeatureCompressionModel(nn.Module):
         super().__init__()
         self.spec, self.classes = spec, num_classes
         self.frozen_tail = self.frozen_bottleneck = self.fixed_statistics = False
-        self.bottleneck_layer = Bottleneck(spec)
+        kind = VariableBottleneck if spec.variable_rate else Bottleneck
+        self.bottleneck_layer = kind(spec.architecture, spec.backbone)
         self.tail = spec.backbone.tail(num_classes)
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
@@ -219,12 +185,15 @@ class FeatureCompressionModel(nn.Module):
             self.bottleneck_layer.eval()
         return self
 
-    def forward(self, image: Tensor, features_only: bool = False) -> Outputs:
+    def forward(self, image: Tensor, features_only: bool = False, level: Level = None) -> Outputs:
         """Image float [N, 3, H, W], normalised as the backbone wants it, H and W multiples of 8.
 
-        With `features_only` the tail is not run: later features and logits are left out.
+        With `features_only` the tail is not run: later features and logits are left out. Without
+        a `level` a variable-rate model takes random ones in training, otherwise the middle one.
         """
-        features, bits = self.bottleneck_layer(image)
+        if level is None and self.training and self.spec.variable_rate:
+            level = random_levels(len(image), image.device)
+        features, bits = self.bottleneck_layer(image, level)
         if features_only:
             return Outputs([features], features.new_zeros(()), bits)
         found = self.tail(features)
@@ -279,6 +248,11 @@ def fit_quantiles(model: FeatureCompressionModel) -> None:
 def build_random_model(
     name: str, num_classes: int = 1000, seed: int = 0
 ) -> FeatureCompressionModel:
+    """`build_random` of a registered model; raises UnknownModelError for an unknown name."""
+    return build_random(model_spec(name), num_classes, seed)
+
+
+def build_random(spec: ModelSpec, num_classes: int, seed: int = 0) -> FeatureCompressionModel:
     """An untrained model in eval mode, the same for the same seed; for timing and tests only.
 
     Its latent is scaled to a standard deviation of 0.6 on noise, and its entropy model to a width
@@ -286,11 +260,9 @@ def build_random_model(
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = build_model(name, num_classes).eval()
+        model = build(spec, num_classes).eval()
         bottleneck = model.bottleneck_layer
-        bottleneck.entropy_bottleneck = EntropyBottleneck(
-            model.spec.latent_channels, init_scale=1.0
-        )
+        bottleneck.entropy_bottleneck = EntropyBottleneck(spec.latent_channels, init_scale=1.0)
         last = [module for module in bottleneck.encoder.modules() if isinstance(module, nn.Conv2d)][
             -1
         ]

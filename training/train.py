@@ -10,6 +10,11 @@ run writes its state after every epoch and the finished checkpoint to --out. Sta
 same --run_dir it resumes after the last whole epoch (run.py). Models with another backbone are
 trained by training.distil.
 
+A _vr model has all rate levels in one checkpoint, and is trained at random ones. It may begin with
+a fixed-rate checkpoint of the same encoder:
+
+    python -m training.train --model ours_n4_vr --pretrain FILE --data DIR
+
 A second stage, after the first or on a published checkpoint, has no teacher:
 
     python -m training.train --model ours_n4 --pretrain FILE --frozen_bottleneck --data DIR
@@ -37,32 +42,34 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
 from .backbones import RESNET50
+from .bottleneck import is_rate_parameter
 from .checkpoint import load_model, read_state_dict, save_model, start_from_checkpoint
 from .command import TrainingError, command, leads, number, say
 from .folders import Damage
 from .labelled import Data, read_data, top1
 from .labels import match, stored_labels
-from .loss import distillation_loss
+from .loss import distillation_loss, draw_levels
 from .models import MODELS, FeatureCompressionModel, build_model, fit_quantiles
 from .options import MOST_LR, add_run_options, check_outputs, shared_recipe, shrink_to_smoke
+from .rates import MEASURED_LEVELS, MOST_LMB, Lmb, LmbRange, lmb_text, parse_lmb, settle_lmb
 from .run import Training, run_epochs
 from .teachers import load_imagenet_teacher, load_teacher, start_from_teacher
 from .team import Team, assemble, settle_precision
 
-MOST_LMB = 1_000_000
+_USUAL_LMB = 1.28
 _OWN = [name for name, spec in MODELS.items() if spec.backbone == RESNET50]
-_LMB = number(float, 0, MOST_LMB)
 Loss = Callable[[nn.Module, Tensor, Tensor, float], dict[str, Tensor]]
 
 
-def parse_model_args(text: str) -> float:
-    """'bpp_lmb=1.28' -> 1.28. Parsed, never evaluated."""
+def parse_model_args(text: str) -> Lmb:
+    """'bpp_lmb=1.28' -> 1.28, 'bpp_lmb=0.16-5.12' -> a range. Parsed, never evaluated."""
     key, _, value = text.partition("=")
     with suppress(argparse.ArgumentTypeError):
         if key == "bpp_lmb":
-            return _LMB(value)
+            return parse_lmb(value)
     raise argparse.ArgumentTypeError(
-        f"{text!r} is not bpp_lmb=NUMBER with a number from 0 to {MOST_LMB:,}"
+        f"{text!r} is not bpp_lmb=NUMBER with a number from 0 to {MOST_LMB:,}, "
+        "nor, of a _vr model, bpp_lmb=LEAST-MOST"
     )
 
 
@@ -102,9 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--model_args",
         type=parse_model_args,
-        default=1.28,
         metavar="bpp_lmb=L",
-        help="rate weight (default: 1.28)",
+        help=f"rate weight (default: {_USUAL_LMB}; of a _vr model a range, {LmbRange()})",
     )
     add(
         "--backbone",
@@ -116,7 +122,8 @@ def _parser() -> argparse.ArgumentParser:
         "--pretrain",
         type=Path,
         metavar="FILE",
-        help="begin with a checkpoint's weights, of this model or one of another depth",
+        help="begin with a checkpoint's weights, of this model or one of another depth; "
+        "a _vr model also with a fixed-rate one",
     )
     _add_stages(parser)
     add_run_options(
@@ -158,14 +165,14 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
 
 
 def _optimizer(model: FeatureCompressionModel, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """SGD as in the paper; or AdamW without decay, in which the entropy model learns faster than
-    the rest, and the tail, which is trained already, slower.
+    """SGD as in the paper; or AdamW without decay, in which entropy model and gains learn faster
+    than the rest, and the tail, which is trained already, slower.
     """
     entropy: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.bottleneck_layer.named_parameters():
         if parameter.requires_grad:
-            (entropy if name.startswith("entropy_bottleneck.") else rest).append(parameter)
+            (entropy if is_rate_parameter(name) else rest).append(parameter)
     tail = [p for p in model.tail.parameters() if p.requires_grad]
     if args.optimizer == "sgd":
         lr = 0.01 if args.lr is None else args.lr
@@ -195,14 +202,36 @@ def measure(
     amp: bool = True,
     damage: Damage | None = None,
 ) -> dict[str, float]:
-    """Top-1 (share) and estimated bpp of the model in eval mode, by the torch path."""
+    """Top-1 (share) and estimated bpp of the model in eval mode, by the torch path.
+
+    Those of a variable-rate model are at MEASURED_LEVELS, named top1_level0 and so on.
+    """
     model.eval()
+    if not model.spec.variable_rate:
+        return _measure_at(None, model, images, batch_size, device, amp, damage)
+    found: dict[str, float] = {}
+    for level in MEASURED_LEVELS:
+        measures = _measure_at(level, model, images, batch_size, device, amp, damage)
+        found |= {f"{key}_level{level}": value for key, value in measures.items()}
+    return found
+
+
+def _measure_at(
+    level: float | None,
+    model: FeatureCompressionModel,
+    images: Dataset,
+    batch_size: int,
+    device: torch.device,
+    amp: bool,
+    damage: Damage | None,
+) -> dict[str, float]:
+    """As `measure`, at one rate level or at a fixed rate."""
     bits: list[float] = []
     pixels: list[int] = []
 
     def logits(image: Tensor) -> Tensor:
-        out = model(image)
-        bits.append(float(out.bits))
+        out = model(image, level=level)
+        bits.append(float(out.bits.sum()))
         pixels.append(image.numel() // 3)
         return out.logits
 
@@ -218,9 +247,11 @@ def train(args: argparse.Namespace) -> Path:
 
 
 def _train(args: argparse.Namespace, team: Team) -> Path:
-    lmb: float = args.model_args
-    run: Path = args.resume or args.run_dir or Path("runs") / f"{args.model}_lmb{lmb:g}"
-    out: Path = args.out or run / f"lmb{lmb:g}.safetensors"
+    variable_rate = MODELS[args.model].variable_rate
+    args.model_args = settle_lmb(args.model_args, variable_rate, _USUAL_LMB)
+    lmb = lmb_text(args.model_args)
+    run: Path = args.resume or args.run_dir or Path("runs") / f"{args.model}_lmb{lmb}"
+    out: Path = args.out or run / f"lmb{lmb}.safetensors"
 
     if team.leads:
         check_outputs(args, run, out)
@@ -253,7 +284,7 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
         recipe = shared_recipe(args, team.processes)
         metadata = {
             "model": args.model,
-            "lmb": f"{lmb:g}",
+            "lmb": lmb,
             "labels": json.dumps(data.labels),
             "recipe": recipe,
         }
@@ -283,14 +314,16 @@ def _under_a_teacher(
             "and a --backbone FILE"
         )
     if args.pretrain:
-        start_from_checkpoint(model, args.pretrain)
+        lmb = args.model_args
+        start_from_checkpoint(model, args.pretrain, lmb if isinstance(lmb, LmbRange) else None)
         _refuse_other_order(args, data)
     # The median stays 0 in training, and the outer quantiles follow from the rest at the end.
     model.bottleneck_layer.entropy_bottleneck.quantiles.requires_grad_(False)
 
     def loss(student: nn.Module, image: Tensor, label: Tensor, _: float) -> dict[str, Tensor]:
+        level, lmb = draw_levels(args.model_args, image)
         return distillation_loss(
-            student(image), teacher(image), label, image.numel() // 3, args.model_args
+            student(image, level=level), teacher(image), label, image.numel() // 3, lmb
         )._asdict()
 
     return model, loss, data
@@ -316,11 +349,12 @@ def _tail_alone(args: argparse.Namespace, data: Data) -> tuple[FeatureCompressio
             "name it with --pretrain FILE"
         )
     model, metadata = load_model(args.pretrain, args.model, args.backbone)
-    own = metadata.get("lmb", f"{args.model_args:g}")
-    if own != f"{args.model_args:g}":
+    wanted = lmb_text(args.model_args)
+    own = metadata.get("lmb", wanted)
+    if own != wanted:
         raise TrainingError(
             f"the bottleneck in {args.pretrain} was trained at lmb {own}, and its tail is to be "
-            f"of lmb {args.model_args:g}: say --model_args bpp_lmb={own}"
+            f"of lmb {wanted}: say --model_args bpp_lmb={own}"
         )
     if args.frozen_tail or model.frozen_tail:
         raise TrainingError(

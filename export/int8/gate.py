@@ -21,6 +21,7 @@ from runtime.engine.onnxruntime import open_session
 
 from ..graphs import Graphs
 from ..images import LabelledPath, Reading
+from ..link import Link
 from ..parity import ParityError
 from ..tables import Coder
 
@@ -31,6 +32,7 @@ MAX_CHANGED, MAX_MOVED = 0.02, 0.25
 # What runs int8: the precision of the edge graph, and that of the cloud graph.
 WAYS = {"edge": ("int8", "fp32"), "cloud": ("fp32", "int8"), "both": ("int8", "int8")}
 _FP32 = ("fp32", "fp32")
+_FIXED_RATE = Link()
 
 
 class GateError(RuntimeError):
@@ -74,6 +76,8 @@ def judge(
     reading: Reading | None = None,
 ) -> dict[str, Any]:
     """Compare the int8 graphs with the float32 ones on images.
+
+    Images of a variable-rate bundle are at its checked levels in turn.
 
     Args:
         graphs: both ends in "fp32", and one or both in "int8".
@@ -123,19 +127,22 @@ def _outcomes(
         end: {precision: open_session(path) for precision, path in files.items()}
         for end, files in graphs.items()
     }
-    for path, label in images:
+    link = coder.link
+    for index, (path, label) in enumerate(images):
         if (pixels := reading.pixels(path)) is None:
             continue
+        step = link.steps[index % len(link.steps)]
         symbols = {
-            precision: session.run(["symbols"], {"pixels": pixels[None]})[0]
+            precision: link.symbols(session.run(None, {"pixels": pixels[None]})[0], step)
             for precision, session in sessions["edge"].items()
         }
         batch = np.concatenate(list(symbols.values()))
+        height, width = pixels.shape[:2]
         answers = {
             (edge, cloud): _answer(row)
             for cloud, session in sessions["cloud"].items()
             for edge, row in zip(
-                symbols, session.run(["logits"], {"symbols": batch})[0], strict=True
+                symbols, session.run(["logits"], link.feed(batch, step))[0], strict=True
             )
         }
         if answers[_FP32] is None:
@@ -144,11 +151,11 @@ def _outcomes(
             )
         yield _Outcome(
             label=label,
-            pixels=pixels.shape[0] * pixels.shape[1],
+            pixels=height * width,
             symbols=batch[0].size,
             changed=int((batch[0] != batch[-1]).sum()),
             sizes={
-                precision: len(coder.encode(one[0], *pixels.shape[:2]))
+                precision: len(coder.encode(one[0], height, width, step))
                 for precision, one in symbols.items()
             },
             answers=answers,
@@ -191,27 +198,36 @@ def reasons(record: dict[str, Any], end: str) -> list[str]:
     return found
 
 
-def deviation(graphs: Graphs, images: NDArray[np.uint8]) -> dict[str, float]:
+def deviation(
+    graphs: Graphs, images: NDArray[np.uint8], link: Link = _FIXED_RATE
+) -> dict[str, float]:
     """How far each int8 graph is from the float32 one on uint8 images [N, H, W, 3].
 
     It is checked even for graphs that passed on other images. Edge: the share of symbols that
     differ. Cloud: the largest difference of a logit, as a share of the widest gap between two
-    logits of an image. Raises GateError over MAX_CHANGED or MAX_MOVED.
+    logits of an image. Where the rate varies, the edge is compared at the level where most symbols
+    differ, the highest, and the cloud in the middle. Raises GateError over MAX_CHANGED or
+    MAX_MOVED.
     """
     found = {}
-    symbols = {
-        precision: open_session(path).run(["symbols"], {"pixels": images})[0]
+    outputs = {
+        precision: open_session(path).run(None, {"pixels": images})[0]
         for precision, path in graphs["edge"].items()
     }
-    if "int8" in symbols:
+    if "int8" in outputs:
+        symbols = {
+            precision: link.symbols(output, link.steps[-1]) for precision, output in outputs.items()
+        }
         found["edge"] = float((symbols["int8"] != symbols["fp32"]).mean())
         if not found["edge"] <= MAX_CHANGED:
             raise GateError(
                 f"{found['edge']:.2%} of the symbols are others in int8, over {MAX_CHANGED:.0%}: "
                 "export with --precision fp32"
             )
+    middle = link.steps[len(link.steps) // 2]
+    feed = link.feed(link.symbols(outputs["fp32"], middle), middle)
     logits = {
-        precision: open_session(path).run(["logits"], {"symbols": symbols["fp32"]})[0]
+        precision: open_session(path).run(["logits"], feed)[0]
         for precision, path in graphs["cloud"].items()
     }
     if "int8" in logits:
@@ -232,7 +248,7 @@ def deviation(graphs: Graphs, images: NDArray[np.uint8]) -> dict[str, float]:
 
 
 def milliseconds(
-    graphs: Graphs, image: NDArray[np.uint8], runs: int = 30
+    graphs: Graphs, image: NDArray[np.uint8], link: Link = _FIXED_RATE, runs: int = 30
 ) -> dict[str, dict[str, float]]:
     """Each graph's median time for one image uint8 [1, H, W, 3]: end, precision -> milliseconds."""
     sessions = {
@@ -240,8 +256,9 @@ def milliseconds(
         for end, files in graphs.items()
         for precision, path in files.items()
     }
-    (symbols,) = sessions["edge", "fp32"].run(["symbols"], {"pixels": image})
-    inputs = {"edge": {"pixels": image}, "cloud": {"symbols": symbols}}
+    step = link.steps[-1]
+    symbols = link.symbols(sessions["edge", "fp32"].run(None, {"pixels": image})[0], step)
+    inputs = {"edge": {"pixels": image}, "cloud": link.feed(symbols, step)}
     times: dict[tuple[str, str], list[float]] = {which: [] for which in sessions}
     for index in range(5 + runs):
         for (end, precision), session in sessions.items():

@@ -21,6 +21,7 @@ from runtime.engine.onnxruntime import open_session
 from training.command import progress
 
 from ..images import Reading
+from ..link import Link
 
 ENDS = ("edge", "cloud")
 MIN_IMAGES, CALIBRATION_IMAGES = 300, 512
@@ -131,12 +132,14 @@ def calibrate(
     paths: Sequence[Path],
     reading: Reading,
     source: str,
+    link: Link,
 ) -> Calibration:
     """Take the ranges of both graphs on up to CALIBRATION_IMAGES of the images.
 
     Args:
         graphs, sha256: the float32 graph and the hash of its weights, for "edge" and "cloud".
         source: says in the manifest which images these are.
+        link: what lies between the graphs; the cloud is fed at its steps in turn.
 
     Raises RangesError, and DamagedImageError as `reading` does.
     """
@@ -147,11 +150,14 @@ def calibrate(
     pixels = _read(progress(paths, "calibrating the edge"), reading)
     edge, images = take_ranges(graphs["edge"], pixels, sha256["edge"])
     encoder = open_session(graphs["edge"])
-    symbols = (
-        encoder.run(["symbols"], {"pixels": one})[0]
-        for one in _read(progress(paths, "calibrating the cloud"), reading)
-    )
-    cloud, _ = take_ranges(graphs["cloud"], symbols, sha256["cloud"])
+
+    def inputs() -> Iterator[NDArray[np.generic]]:
+        for index, one in enumerate(_read(progress(paths, "calibrating the cloud"), reading)):
+            step = link.steps[index % len(link.steps)]
+            symbols = link.symbols(encoder.run(None, {"pixels": one})[0], step)
+            yield from link.feed(symbols, step).values()
+
+    cloud, _ = take_ranges(graphs["cloud"], inputs(), sha256["cloud"])
     return Calibration(images, source, edge, cloud)
 
 

@@ -18,7 +18,10 @@ from export.graphs import (
     largest_latent,
 )
 from export.images import synthetic_images
+from export.levels import own_coding
+from export.link import Link
 from export.parity import torch_outputs, torch_symbols
+from export.tables import link_of
 from runtime.engine.onnxruntime import open_session
 from training.backbones import TailOutputs
 from training.models import MODELS, FeatureCompressionModel, build_random_model
@@ -27,15 +30,17 @@ from training.models import MODELS, FeatureCompressionModel, build_random_model
 def hold_to_torch(model: FeatureCompressionModel, edge: Path, cloud: Path) -> None:
     """Compare both graphs with torch on several batches and odd latent sizes."""
     sessions = [open_session(path) for path in (edge, cloud)]
+    link = link_of(own_coding(model)) if model.spec.variable_rate else Link()
+    step = link.steps[-1]
     for shape in ((1, 224, 224, 3), (2, 72, 40, 3), (5, 24, 136, 3), (3, 16, 16, 3)):
         pixels = np.random.default_rng(sum(shape)).integers(0, 256, shape, dtype=np.uint8)
-        expected = torch_symbols(model, pixels)
-        logits, embedding = torch_outputs(model, expected)
-        symbols = sessions[0].run(None, {"pixels": pixels})[0]
+        expected = torch_symbols(model, pixels, step)
+        logits, embedding = torch_outputs(model, expected, step)
+        symbols = link.symbols(sessions[0].run(None, {"pixels": pixels})[0], step)
         assert symbols.dtype == np.int16
         assert symbols.shape == expected.shape
         assert (symbols == expected).mean() > 0.999
-        found = sessions[1].run(["logits", "embedding"], {"symbols": expected})
+        found = sessions[1].run(["logits", "embedding"], link.feed(expected, step))
         assert np.abs(found[0] - logits).max() < 1e-3
         width = model.tail.get_parameter(f"{model.spec.backbone.classifier}.weight").shape[1]
         assert embedding.shape == found[1].shape == (len(pixels), width)
