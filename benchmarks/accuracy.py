@@ -48,8 +48,8 @@ from benchmarks.shares import paired, share_of, spread
 from export.images import Reading
 from runtime import CloudDecoder, EdgeEncoder
 from runtime.codec.bundle import Bundle
-from runtime.codec.feature_file import Profile, build, parse
-from runtime.codec.rates import MAX_LEVEL, STEPS_PER_LEVEL, step_of
+from runtime.codec.feature_file import MAX_LEVEL, STEPS_PER_LEVEL, Profile, build, parse
+from runtime.codec.rates import step_of
 from runtime.errors import EdgeCloudError, FixedRateError
 from runtime.options import number
 from runtime.tasks.classification import require_finite
