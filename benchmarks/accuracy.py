@@ -6,11 +6,11 @@
 `python -m training.evaluate` does this for every checkpoint of a model.
 
 DIR has a folder of images for each class. Folders and the bundle's labels are matched by name,
-in any order, and DIR may lack some classes; where no name is a label, as many folders as labels
-stand for them in order (training/labels.py). Each image is encoded to the bytes of a feature
-file, and those bytes are classified, as on a device and a server; by onnxruntime unless
---provider says otherwise. With --teacher, a ResNet-50 in torch classifies the same pixels, and
-the difference is given.
+in any order, and DIR may lack some classes: top-1 is then also given among those that it has.
+Where no name is a label, as many folders as labels stand for them in order (training/labels.py).
+Each image is encoded to the bytes of a feature file, and those bytes are classified, as on a device
+and a server; by onnxruntime unless --provider says otherwise. With --teacher, a whole classifier
+in torch classifies the same pixels, and the difference is given.
 
 Beside the files of the bundle's own profile, the same symbols are coded in the other profile,
 and with the tables of the checkpoint's entropy model, which no counts were fitted to.
@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks.accuracy_text import text
 from benchmarks.common import (
     add_output_options,
     add_threads_option,
@@ -47,8 +48,8 @@ from benchmarks.shares import paired, share_of, spread
 from export.images import Reading
 from runtime import CloudDecoder, EdgeEncoder
 from runtime.codec.bundle import Bundle
-from runtime.codec.feature_file import Profile, build, parse
-from runtime.codec.rates import MAX_LEVEL, STEPS_PER_LEVEL, step_of
+from runtime.codec.feature_file import MAX_LEVEL, STEPS_PER_LEVEL, Profile, build, parse
+from runtime.codec.rates import step_of
 from runtime.errors import EdgeCloudError, FixedRateError
 from runtime.options import number
 from runtime.tasks.classification import require_finite
@@ -57,8 +58,8 @@ from training.labels import match
 
 Encode = Callable[[NDArray[np.int16], int, int], bytes]
 Step = int | None  # a rate level in sixteenths; None of a bundle with one rate
-# Pixels uint8 [H, W, 3] -> the index of the teacher's class among the bundle's labels.
-Judge = Callable[[NDArray[np.uint8]], int]
+# Pixels uint8 [H, W, 3] -> the teacher's logits [classes], in the order of the bundle's labels.
+Judge = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 def labelled_images(
@@ -82,7 +83,10 @@ class _Answers:
     predictions: list[int] = field(default_factory=list)
     correct: list[bool] = field(default_factory=list)
     correct5: list[bool] = field(default_factory=list)
+    classes: int = 0  # among which `correct_among` chooses
+    correct_among: list[bool] = field(default_factory=list)
     teacher_correct: list[bool] = field(default_factory=list)
+    teacher_correct_among: list[bool] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     bpp: list[float] = field(default_factory=list)
     sizes_by_coding: dict[str, list[int]] = field(default_factory=dict)
@@ -103,7 +107,9 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
     read = Reading(args.as_is, damage, rule).pixels
     batches = _batches(images, read, args.batch_size, args.workers)
     steps = _steps(encoder.bundle, args.levels)
-    answers = _answers(encoder, decoder, batches, judge, steps)
+    there = sorted({index for _, index in images})
+    among = there if len(there) < len(decoder.labels) else []
+    answers = _answers(encoder, decoder, batches, judge, steps, among)
     damage.report()
     first = answers[steps[0]]
     if not first.correct:
@@ -167,28 +173,37 @@ def _answers(
     batches: Iterator[tuple[list[NDArray[np.uint8]], list[int]]],
     judge: Judge | None,
     steps: Sequence[Step],
+    among: list[int],
 ) -> dict[Step, _Answers]:
-    """Encode and classify all batches at each step."""
-    answers = {step: _Answers() for step in steps}
+    """Encode and classify all batches at each step.
+
+    Args:
+        among: the classes that the images have, where these are not all; else empty.
+    """
+    answers = {step: _Answers(classes=len(among)) for step in steps}
     for batch, labels in batches:
         outputs = [encoder.graph_output(pixels[None])[0] for pixels in batch]
-        right = (
-            [judge(pixels) == label for pixels, label in zip(batch, labels, strict=True)]
-            if judge
-            else []
-        )
+        theirs = np.stack([judge(pixels) for pixels in batch]) if judge else None
         for step, found in answers.items():
             files = [
                 _code(encoder, output, pixels.shape[:2], step, found)
                 for pixels, output in zip(batch, outputs, strict=True)
             ]
-            order = np.argsort(-decoder.logits(files), axis=1, kind="stable")
+            logits = decoder.logits(files)
+            order = np.argsort(-logits, axis=1, kind="stable")
             found.predictions += order[:, 0].tolist()
             found.correct += (order[:, 0] == labels).tolist()
             found.correct5 += [label in row[:5] for label, row in zip(labels, order, strict=True)]
+            if among:
+                best = np.array(among)[logits[:, among].argmax(1)]
+                found.correct_among += (best == labels).tolist()
             found.sizes += [len(file) for file in files]
             found.bpp += [8 * len(file) / parse(file).pixels for file in files]
-            found.teacher_correct += right
+            if theirs is not None:
+                found.teacher_correct += (theirs.argmax(1) == labels).tolist()
+            if theirs is not None and among:
+                best = np.array(among)[theirs[:, among].argmax(1)]
+                found.teacher_correct_among += (best == labels).tolist()
     return answers
 
 
@@ -233,70 +248,41 @@ def _figures(answers: _Answers) -> dict[str, Any]:
             name: float(np.mean(sizes)) for name, sizes in answers.sizes_by_coding.items()
         },
     }
+    if answers.classes:
+        figures["top1_among"] = {"classes": answers.classes, **share_of(answers.correct_among)}
     if answers.teacher_correct:
         correct, teacher = np.array(answers.correct), np.array(answers.teacher_correct)
         figures["teacher_top1"] = share_of(answers.teacher_correct)
         figures["top1_minus_teacher"] = paired(correct, teacher)
+    if answers.teacher_correct_among:
+        figures["teacher_top1_among"] = share_of(answers.teacher_correct_among)
     return figures
 
 
-def _teacher(path: Path, threads: int, labels: Sequence[str]) -> Judge:
-    """The teacher in float32, in torch. Raises ClassesError if its classes are not `labels`."""
+def _teacher(source: str, threads: int, labels: Sequence[str]) -> Judge:
+    """The teacher in float32, in torch: a ResNet-50's file, `timm:NAME` or `torchvision:NAME`.
+
+    Raises ClassesError if its classes are not `labels`, and what loading raises.
+    """
     import torch
 
-    from training.data import MEAN, STD
-    from training.teachers import load_teacher
+    from training.teachers import load_teacher, pretrained, uncut
 
     torch.set_num_threads(threads)
-    teacher = load_teacher(path)
-    classes = teacher.classes
-    names = teacher.labels or [f"class {index}" for index in range(classes)]
-    ours = match(names, labels, str(path), "the bundle").classes
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (MEAN, STD))
+    named = source.startswith(("timm:", "torchvision:"))
+    teacher = pretrained(uncut(source)) if named else load_teacher(source)
+    names = teacher.labels or [f"class {index}" for index in range(teacher.classes)]
+    ours = match(names, labels, source, "the bundle").classes
+    mean, std = teacher.normalisation.tensors()
 
     @torch.inference_mode()
-    def classify(pixels: NDArray[np.uint8]) -> int:
+    def logits(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         image = (torch.tensor(pixels).permute(2, 0, 1) / 255 - mean) / std
-        return ours[int(require_finite(teacher(image[None]).logits.numpy()).argmax())]
+        found = np.empty(len(labels), np.float32)
+        found[ours] = require_finite(teacher.backbone(image[None]).numpy())[0]
+        return found
 
-    return classify
-
-
-def text(record: dict[str, Any]) -> str:
-    """The record's figures, a line each."""
-    head = (
-        f"{record['model']} lmb {record['lmb']}, {record['weights']} weights, "
-        f"bundle {record['bundle']}, {record['images']} images"
-    )
-    if "points" in record:
-        points = (f"level {one['level']:g}\n{_figures_text(one)}" for one in record["points"])
-        return "\n".join((head, *points))
-    return f"{head}\n{_figures_text(record)}"
-
-
-def _figures_text(record: dict[str, Any]) -> str:
-    """The figures of a record, or of one level of it, a line each."""
-
-    def interval(entry: dict[str, float], form: str = ".2%") -> str:
-        return f"95 % interval {entry['low']:{form}} to {entry['high']:{form}}"
-
-    top1, bpp, size = record["top1"], record["bpp"], record["bytes"]
-    lines = [
-        f"top-1    {top1['share']:.2%} ({interval(top1)})",
-        f"top-5    {record['top5']['share']:.2%}",
-        f"bpp      {bpp['mean']:.4f} mean, {bpp['p5']:.4f} to {bpp['p95']:.4f} "
-        "(5th to 95th percentile)",
-        f"bytes    {size['mean']:.0f} mean, {size['p5']:.0f} to {size['p95']:.0f}",
-    ]
-    for coding, mean in record["mean_bytes_by_profile"].items():
-        lines.append(f"bytes    {mean:.1f} mean, {coding}")
-    if "teacher_top1" in record:
-        teacher, change = record["teacher_top1"], record["top1_minus_teacher"]
-        lines += [
-            f"teacher  {teacher['share']:.2%} ({interval(teacher)})",
-            f"top-1 minus teacher's  {change['mean']:+.2%} ({interval(change, '+.2%')}, paired)",
-        ]
-    return "\n".join(lines)
+    return logits
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -311,7 +297,11 @@ def _parser() -> argparse.ArgumentParser:
         help="default: $EDGECLOUD_BUNDLE, else bundles/ours_n4",
     )
     parser.add_argument("--as-is", action="store_true", help="take the images' pixels as they are")
-    parser.add_argument("--teacher", type=Path, metavar="FILE", help="a ResNet-50 to compare with")
+    parser.add_argument(
+        "--teacher",
+        metavar="FILE|LIBRARY:NAME",
+        help="to compare with: a ResNet-50, or timm:NAME or torchvision:NAME",
+    )
     parser.add_argument(
         "--levels",
         type=number(float, 0, MAX_LEVEL),

@@ -196,7 +196,7 @@ def _row(
         "coder_ms": milliseconds(engine.coder[WARM_UP:]),
         "total_ms": milliseconds(total),
         "small": {"bytes": engine.small_bytes, "coder_ms": milliseconds(small)} if small else None,
-        "published_ms": PUBLISHED_MS[model],
+        "published_ms": PUBLISHED_MS.get(model),
         "multiply_adds": multiply_adds(torch_model) if torch_model else None,
     }
     if reference:

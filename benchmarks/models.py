@@ -12,6 +12,7 @@ from benchmarks.common import PROJECT, BenchmarkError, progress
 from runtime.codec import strict_json
 from runtime.codec.bundle import MANIFEST
 from runtime.codec.manifest import SCHEMA
+from training.registry import REGISTRY
 
 if TYPE_CHECKING:
     from training.models import FeatureCompressionModel
@@ -22,6 +23,7 @@ CHECKPOINTS = {
     "ours_n4": "ours_n4",
     "ours_n8": "ours_n8_enc",
     "matsubara2022wacv": "matsubara2022wacv",
+    "n4_lite2": "n4_lite2",
 }
 
 
@@ -32,13 +34,12 @@ def weights_of(model: str) -> str:
 
 def load_torch_model(model: str) -> "FeatureCompressionModel":
     """The model in torch, with the weights of its bundle."""
-    from export.checkpoint import find_checkpoint
     from training.checkpoint import load_model
     from training.models import build_random_model
 
     if not _trained(model):
         return build_random_model(model)
-    return load_model(find_checkpoint(CHECKPOINTS[model], "1.28"), CHECKPOINTS[model])[0]
+    return load_model(_checkpoint(model), CHECKPOINTS[model])[0]
 
 
 def make_bundle(model: str) -> Path:
@@ -65,7 +66,12 @@ def make_bundle(model: str) -> Path:
 
 
 def _trained(model: str) -> bool:
-    return (PROJECT / "checkpoints" / CHECKPOINTS[model] / "lmb1.28.safetensors").is_file()
+    return _checkpoint(model).is_file()
+
+
+def _checkpoint(model: str) -> Path:
+    name = CHECKPOINTS[model]
+    return PROJECT / "checkpoints" / name / f"lmb{REGISTRY[name].lmb}.safetensors"
 
 
 def _is_current(folder: Path) -> bool:

@@ -38,6 +38,7 @@ MODULES = (
     "training.cuts",
     "training.backbone",
     "training.average",
+    "training.shrink",
     "training.evaluate",
 )
 _LINK = re.compile(r"\]\(([^)\s#]+)[^)]*\)")

@@ -16,16 +16,15 @@ import re
 from pathlib import Path
 
 from training.rates import LmbRange, lmb_text, parse_lmb
-from training.registry import REGISTRY
+from training.registry import REGISTRY, Entry
 
-DEFAULT_LMB = "1.28"
 _PROJECT = Path(__file__).resolve().parent.parent
 
 
 def default_lmb(model: str) -> str:
     """The rate weight that is meant unless something says another; where rates vary, a range."""
-    variable = model in REGISTRY and REGISTRY[model].variable_rate
-    return str(LmbRange()) if variable else DEFAULT_LMB
+    entry = REGISTRY.get(model, Entry(""))
+    return str(LmbRange()) if entry.variable_rate else entry.lmb
 
 
 class NoCheckpointError(FileNotFoundError):

@@ -80,7 +80,7 @@ def test_runtime_imports_no_torch_and_no_other_room() -> None:
             {"delivery.sender", "delivery.route", "delivery.answers"},
             "edge_send.main(['--url', 'http://localhost'])",
         ),
-        ("parquet", {"pyarrow"}, {"bulk.parquet"}, None),
+        ("parquet", {"pyarrow"}, {"bulk.parquet", "bulk.rows"}, None),
         ("ray", {"ray"}, {"cluster.app", "cluster.bulk"}, None),
     ],
 )

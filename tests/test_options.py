@@ -16,7 +16,7 @@ MODULES = [
     "export.cli",
     *(
         f"training.{name}"
-        for name in ("train", "distil", "cuts", "backbone", "evaluate", "average")
+        for name in ("train", "distil", "cuts", "backbone", "evaluate", "average", "shrink")
     ),
     *(
         f"benchmarks.{name}"

@@ -2,10 +2,12 @@
 
     python -m training.backbone --data DIR --pretrain imagenet       fine-tune torchvision's
     python -m training.backbone --data DIR                           from scratch
+    python -m training.backbone --data DIR --pretrain FILE --teacher timm:tf_efficientnet_lite2
     torchrun --nproc_per_node 4 -m training.backbone --data DIR --pretrain imagenet
 
 DIR has one folder of images per class. The result, RUN/resnet50.safetensors, has torchvision's keys
 and is for `python -m training.train --backbone`. A stopped run resumes as one of training.train.
+With --teacher the labels are soft ones, those that a better classifier gives (soft_labels.py).
 
 Always holds: the classifier has as many classes as DIR; a pretrained one with another number is
 replaced by a new one.
@@ -14,6 +16,7 @@ replaced by a new one.
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,14 +28,29 @@ from torch.nn.functional import cross_entropy
 from torchvision.models import ResNet, resnet50
 
 from .checkpoint import save_state
-from .command import command, leads, number, say
+from .command import TrainingError, command, leads, number, say
+from .data import COLOUR, blended
 from .folders import Damage
 from .labelled import Data, read_data, top1
 from .labels import ClassesError
-from .options import MOST_LR, add_run_options, check_outputs, shared_recipe, shrink_to_smoke
+from .loss import divergence
+from .options import (
+    MOST_LR,
+    SIDES,
+    add_run_options,
+    check_outputs,
+    crop_sides,
+    shared_recipe,
+    shrink_to_smoke,
+)
 from .run import Training, run_epochs
+from .soft_labels import SoftLabels, read_soft_labels
 from .teachers import load_imagenet_teacher, load_teacher
 from .team import Team, assemble, settle_precision
+
+_TEMPERATURE, _MIX = 2.0, 0.5  # with --teacher
+
+Loss = Callable[[nn.Module, Tensor, Tensor, float], dict[str, Tensor]]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,10 +69,62 @@ def _parser() -> argparse.ArgumentParser:
         help="learning rate of AdamW (default: 2e-3; with --pretrain 2e-4)",
     )
     add("--label_smoothing", type=number(float, 0, 1), default=0.1, help="default: 0.1")
+    _add_teacher(parser)
     add_run_options(
         parser, epochs=17, batch_size=64, train_size="96:8,128:6,160:3", wdecay=0.02, crop_area=0.35
     )
     return parser
+
+
+def _add_teacher(parser: argparse.ArgumentParser) -> None:
+    """Add --teacher, and the options that are for it alone: None where they are not given."""
+    add = parser.add_argument
+    add(
+        "--teacher",
+        metavar="LIBRARY:NAME|FILE",
+        help="learn the soft labels of torchvision:NAME, timm:NAME, or a ResNet-50 of yours, "
+        "which has a class for each folder",
+    )
+    add(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="with --teacher LIBRARY:NAME: its weights (default: those that its library or a "
+        "package has)",
+    )
+    add(
+        "--teacher_size",
+        type=number(int, *SIDES),
+        help="with --teacher: side that crops are resized to for it (default: as they are)",
+    )
+    add(
+        "--temperature",
+        type=number(float, 0.1, 100),
+        help=f"with --teacher: of its labels; higher is softer (default: {_TEMPERATURE:g})",
+    )
+    add(
+        "--mix",
+        type=number(float, 0, 1, "a part"),
+        help=f"with --teacher: part of the crops that are blended with another (default: {_MIX:g})",
+    )
+
+
+def _settle_teacher(args: argparse.Namespace) -> None:
+    """Set the options of --teacher to their defaults, or remove them all if there is none.
+
+    The recipe of a run without a teacher stays the one that earlier versions recorded. Raises
+    TrainingError if an option is given without the teacher that it is for.
+    """
+    of_teacher = ("weights", "teacher_size", "temperature", "mix")
+    given = [name for name in of_teacher if getattr(args, name) is not None]
+    if args.teacher:
+        args.temperature = _TEMPERATURE if args.temperature is None else args.temperature
+        args.mix = _MIX if args.mix is None else args.mix
+    elif given:
+        raise TrainingError(f"--{given[0]} is for a run with a teacher: name it with --teacher")
+    else:
+        for name in ("teacher", *of_teacher):
+            delattr(args, name)
 
 
 def _start(pretrain: str | None, data: Data) -> tuple[ResNet, Data]:
@@ -98,12 +168,43 @@ def _optimizer(net: ResNet, args: argparse.Namespace) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr, betas=(0.9, 0.99), fused=True)
 
 
+def _teacher(args: argparse.Namespace, team: Team, data: Data) -> SoftLabels | None:
+    """The teacher of --teacher for the data's classes, on the run's device.
+
+    Raises TrainingError and what read_soft_labels raises.
+    """
+    if "teacher" not in args:
+        return None
+    found = read_soft_labels(args.teacher, args.weights, args.teacher_size, data, team.leads)
+    found.check_sizes([*crop_sides(args), *([args.val_size] if args.held_out else [])])
+    found.teacher.to(team.device).to(memory_format=torch.channels_last)
+    return found
+
+
+def _loss(args: argparse.Namespace, soft: SoftLabels | None) -> Loss:
+    """Cross-entropy with the labels, or the divergence from the teacher's soft ones."""
+
+    def hard(student: nn.Module, image: Tensor, label: Tensor, _: float) -> dict[str, Tensor]:
+        logits = student(image).float()
+        return {"loss": cross_entropy(logits, label, label_smoothing=args.label_smoothing)}
+
+    def taught(student: nn.Module, image: Tensor, _: Tensor, __: float) -> dict[str, Tensor]:
+        assert soft is not None
+        image = blended(image, args.mix)
+        ours, theirs = student(image).float(), soft.logits(image).float()
+        agreed = (ours.argmax(1) == theirs.argmax(1)).float().mean()
+        return {"loss": divergence(ours, theirs, args.temperature), "agreement": agreed}
+
+    return taught if soft else hard
+
+
 def train(args: argparse.Namespace) -> Path:
     """Run the training that the options describe; gives the path of the finished ResNet-50.
 
     Raises TrainingError, DataError, CheckpointError, OSError.
     """
     shrink_to_smoke(args)
+    _settle_teacher(args)
     with assemble(args.device) as team:
         return _train(args, team)
 
@@ -117,16 +218,10 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     settle_precision(args, team)
     torch.manual_seed(args.fixseed)
     net, data = _start(args.pretrain, data)
+    soft = _teacher(args, team, data)
     net.to(team.device)
     held_out = data.held_out(args)
     optimizer = _optimizer(net, args)
-
-    def loss(student: nn.Module, image: Tensor, label: Tensor, _: float) -> dict[str, Tensor]:
-        return {
-            "loss": cross_entropy(
-                student(image).float(), label, label_smoothing=args.label_smoothing
-            )
-        }
 
     def judge(judged: nn.Module) -> dict[str, float]:
         return (
@@ -135,14 +230,17 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
             else {}
         )
 
-    training = Training(data.summary(), partial(data.training, args), loss, judge)
+    if soft and team.leads and args.held_out:
+        share = top1(held_out, soft.logits, 50, team.device, args.amp, damage)
+        say(f"the teacher is right for {share:.1%} of the held-out images", sys.stderr)
+    crops = partial(data.training, args, augment=COLOUR if soft else ())
+    training = Training(data.summary(), crops, _loss(args, soft), judge)
     kept = cast(ResNet, run_epochs(args, team, run, training, net, optimizer, damage))
     if team.leads:
-        save_state(
-            out,
-            kept.state_dict(),
-            {"labels": json.dumps(data.labels), "recipe": shared_recipe(args, team.processes)},
-        )
+        about = {"labels": json.dumps(data.labels), "recipe": shared_recipe(args, team.processes)}
+        if soft:
+            about["teacher"] = Path(args.teacher).name
+        save_state(out, kept.state_dict(), about)
     team.wait()
     return out
 

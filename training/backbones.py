@@ -1,8 +1,7 @@
 """Classifiers of torchvision and timm, cut at a layer into a head and a tail.
 
-A bottleneck replaces the head. A backbone is a network's name, `torchvision:resnet50` or
-`timm:tf_efficientnet_lite2`, and a cut: the name of the layer whose output the decoder gives, such
-as `layer1` or `blocks.2`. torch.fx traces the network, and the traced graph is split at the cut.
+A bottleneck replaces the head. A backbone is a network's name, as `timm:tf_efficientnet_lite2`, and
+a cut: the layer whose output the decoder gives. torch.fx traces the network and splits it.
 
 Always holds: head and tail together compute what the network computes. A tail's module names are
 the network's own, so the weights of one fit the other. The tail depends on the image only through
@@ -352,9 +351,7 @@ def _split(trace: _Trace, cut: str) -> tuple[fx.GraphModule, fx.GraphModule]:
     copied = {at: tail.placeholder("features")}
     logits = tail.graph_copy(trace.graph, copied)
     place = classifier_name(network)
-    calls = [
-        node for node in trace.graph.nodes if node.op == "call_module" and node.target == place
-    ]
+    calls = [one for one in trace.graph.nodes if (one.op, one.target) == ("call_module", place)]
     if not calls:
         raise CutError(f"the linear layer {place} is not called as one: choose another backbone")
     embedding = copied[calls[0].args[0]]

@@ -10,8 +10,8 @@ A checkpoint trained behind a frozen backbone may hold the bottleneck alone: its
 the ResNet-50 file that lies beside it or one folder up, and the tail's digest.
 
 Always holds: a checkpoint that loads fits its model key by key and has no value that is not finite;
-a bottleneck gets the very tail that it was trained with; a file appears under its name whole or not
-at all.
+a bottleneck gets the very tail that it was trained with, or that tail stored in eight bits; a file
+appears under its name whole or not at all.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .backbones import RESNET50, Backbone
 from .bottleneck import VariableBottleneck
+from .data import Normalisation
 from .files import OutputError, check_output, write_atomically
 from .models import (
     MODELS,
@@ -38,7 +39,7 @@ from .models import (
     spec_of_description,
 )
 from .rates import TOP_LEVEL, LmbRange
-from .weights import CheckpointError, read_state_dict
+from .weights import EIGHT_BITS, TAIL_SHA256, CheckpointError, read_metadata, read_state_dict
 
 _ENTROPY = "bottleneck_layer.entropy_bottleneck."
 _GAINS = "bottleneck_layer.log_gain", "bottleneck_layer.log_inverse_gain"
@@ -147,7 +148,7 @@ def _begin_with(state: dict[str, Tensor]) -> str:
     return f"; its keys begin with {', '.join(firsts[:6])}" if firsts else ""
 
 
-_BOTTLENECK = "bottleneck_layer."
+BOTTLENECK = "bottleneck_layer."
 
 
 def _tail(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -161,7 +162,7 @@ def _tail(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _behind_bottleneck(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tail of a model's state, of any backbone."""
-    return {key: value for key, value in state.items() if not key.startswith(_BOTTLENECK)}
+    return {key: value for key, value in state.items() if not key.startswith(BOTTLENECK)}
 
 
 def tail_sha256(state: dict[str, Tensor]) -> str:
@@ -200,7 +201,10 @@ def _backbone_tail(
             "put it there, or name it with --backbone FILE"
         )
     tail = _tail(read_state_dict(found)[0])
-    if tail_sha256(tail) != metadata.get("backbone_sha256"):
+    stored = read_metadata(found)
+    # A tail that was stored in eight bits later on is named by the digest that it had before.
+    before = stored.get(TAIL_SHA256) if EIGHT_BITS in stored else None
+    if metadata.get("backbone_sha256") not in (before, tail_sha256(tail)):
         raise BackboneError(
             f"{checkpoint} was trained in front of another backbone than {found}: "
             "name its own with --backbone FILE"
@@ -250,8 +254,12 @@ def start_from_checkpoint(
     model: FeatureCompressionModel,
     path: str | os.PathLike[str],
     weights: LmbRange | None = None,
-) -> None:
+) -> bool:
     """Begin training with a checkpoint's weights, of this model or of another of its family.
+
+    One with another backbone gives its encoder and entropy model, with the first convolution
+    adapted to this model's normalisation of images; decoder and tail stay as they are. Returns
+    whether the decoder is the checkpoint's.
 
     An `ours_*` encoder of another depth gives the blocks that both have; further ones begin as
     identities. A frozen tail, or one that the checkpoint lacks, stays as it is. Medians are 0
@@ -263,6 +271,9 @@ def start_from_checkpoint(
     """
     raw, metadata = read_state_dict(path)
     state = _current_names(raw)
+    other = _other_backbone(model.spec, raw, metadata, str(path))
+    if other:
+        state = _encoder_alone(state, other.normalisation, model.spec.backbone.normalisation)
     bottleneck = model.bottleneck_layer
     if isinstance(bottleneck, VariableBottleneck) and not any(key in state for key in _GAINS):
         bottleneck.set_ladder(_level_of(metadata, weights or LmbRange(), str(path)))
@@ -270,11 +281,49 @@ def start_from_checkpoint(
     own = {key: value for key, value in model.state_dict().items() if key not in TABLE_BUFFERS}
     tail = _behind_bottleneck(state)
     state = model.spec.architecture.fitted(state, own)
-    if model.frozen_tail or not tail:
+    if other:
+        state = own | state
+    elif model.frozen_tail or not tail:
         state = {key: value for key, value in state.items() if key not in tail}
         state |= _behind_bottleneck(own)
     load_state(model, state, str(path), ignore=frozenset(TABLE_BUFFERS))
     model.bottleneck_layer.entropy_bottleneck.quantiles.data[:, :, 1] = 0
+    return other is None
+
+
+def _other_backbone(
+    own: ModelSpec, state: dict[str, Tensor], metadata: dict[str, str], source: str
+) -> Backbone | None:
+    """The backbone of a checkpoint, None if it is the model's own or the checkpoint names none.
+
+    Raises CheckpointError.
+    """
+    name = metadata.get("model", "")
+    if name in MODELS:
+        theirs = MODELS[name].backbone
+    elif "architecture" in metadata:
+        stored = sum(value.numel() for value in state.values())
+        theirs = _described(name, metadata, stored, source).backbone
+    else:
+        return None
+    return None if theirs == own.backbone else theirs
+
+
+def _encoder_alone(
+    state: dict[str, Tensor], theirs: Normalisation, ours: Normalisation
+) -> dict[str, Tensor]:
+    """Encoder, entropy model and gains of a state, which give the same latent for images
+    normalised as `ours`: (x ours.std + ours.mean - theirs.mean) / theirs.std was x before.
+    """
+    begins = (f"{BOTTLENECK}encoder.", _ENTROPY, *_GAINS)
+    found = {key: value for key, value in state.items() if key.startswith(begins)}
+    weight, bias = (f"{BOTTLENECK}encoder.0.{name}" for name in ("weight", "bias"))
+    (our_mean, our_std), (their_mean, their_std) = ours.tensors(), theirs.tensors()
+    if ours != theirs and weight in found and bias in found:
+        shift = found[weight].float() * ((our_mean - their_mean) / their_std)
+        found[bias] = found[bias].float() + shift.sum((1, 2, 3))
+        found[weight] = found[weight].float() * (our_std / their_std)
+    return found
 
 
 def _level_of(metadata: dict[str, str], weights: LmbRange, source: str) -> float:
@@ -326,7 +375,7 @@ def save_model(
         metadata = metadata | {"architecture": describe(model.spec)}
     if backbone:
         metadata = metadata | {"backbone": backbone, "backbone_sha256": tail_sha256(state)}
-        state = {key: value for key, value in state.items() if key.startswith(_BOTTLENECK)}
+        state = {key: value for key, value in state.items() if key.startswith(BOTTLENECK)}
     save_state(path, state, metadata)
 
 

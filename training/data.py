@@ -51,6 +51,8 @@ class Normalisation:
 
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 MEAN, STD = IMAGENET.mean, IMAGENET.std
+# Changes of colour for a student that learns what a teacher gives for the changed image.
+COLOUR: Transforms = (transforms.ColorJitter(0.3, 0.3, 0.3, 0.05),)
 
 
 class Images(Dataset):
@@ -170,6 +172,14 @@ def _crop_to_eights(image: Image.Image) -> Image.Image:
         raise DataError(f"has {image.size[0]}x{image.size[1]} pixels, and 8 a side are needed")
     left, top = (image.size[0] - width) // 2, (image.size[1] - height) // 2
     return image.crop((left, top, left + width, top + height))
+
+
+def blended(image: Tensor, share: float) -> Tensor:
+    """`share` of a batch [N, 3, H, W], each blended with another of it, at most half and half."""
+    count = len(image)
+    blend = torch.rand(count, 1, 1, 1, device=image.device) / 2
+    blend *= torch.rand(count, 1, 1, 1, device=image.device) < share
+    return image.lerp(image[torch.randperm(count, device=image.device)], blend)
 
 
 def split_held_out(data: Dataset, held_out: int, keep_held_out: bool) -> Subset:

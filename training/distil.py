@@ -31,8 +31,8 @@ from .architectures import FeatureScale
 from .backbones import RESNET50
 from .bottleneck import is_rate_parameter
 from .checkpoint import save_model, start_from_checkpoint
-from .command import TrainingError, command, leads, number, part, say
-from .data import Batched, ReadableImages, SeededImages
+from .command import TrainingError, command, leads, number, say
+from .data import Batched, ReadableImages, SeededImages, blended
 from .folders import Damage, DataError, images_below
 from .labels import read_labels
 from .loss import FeatureTerms, draw_levels, feature_loss
@@ -62,6 +62,7 @@ from .team import Team, assemble, settle_precision
 _USUAL_LMB = 1.0
 _LATENT_DEVIATION = 3.0  # of the latent at the start, so that rounding loses little
 _STATISTICS_IMAGES = 256  # crops that the teacher's mean and deviation are measured on
+_SHARE = number(float, 0, 1)
 _EARLY_RATE = 0.1  # part of the rate weight that applies while only features are learned
 
 
@@ -92,7 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         "--pretrain",
         type=Path,
         metavar="FILE",
-        help="begin with a checkpoint of this model; a _vr model also with one of its fixed-rate",
+        help="begin with a checkpoint of this model, or with the encoder of one with another "
+        "backbone; a _vr model also with one of a fixed rate",
     )
     add(
         "--ramp",
@@ -104,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--mix",
-        type=part,
+        type=_SHARE,
         default=0.3,
         help="part of the crops that are blended with another (default: 0.3)",
     )
@@ -126,7 +128,7 @@ def _ramp(text: str) -> str:
     """The text itself, which the recipe records, if it is two parts of a run in order."""
     begin, colon, end = text.partition(":")
     try:
-        if colon and part(begin) <= part(end):
+        if colon and _SHARE(begin) <= _SHARE(end):
             return text
     except argparse.ArgumentTypeError:
         pass
@@ -179,16 +181,21 @@ def _optimizer(model: FeatureCompressionModel, args: argparse.Namespace) -> torc
     )
 
 
-def _fit_scales(model: FeatureCompressionModel, teacher: Teacher, images: Tensor) -> None:
-    """Set what the latent and the features are scaled by at the start, from crops [N, 3, H, W]."""
+def _fit_latent(model: FeatureCompressionModel, images: Tensor) -> None:
+    """Set what the latent is scaled by at the start, from crops [N, 3, H, W]."""
     encoder = model.bottleneck_layer.encoder
     last = encoder[-1]
-    scale = _feature_scale(model)
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None
     with torch.no_grad():
         last.bias.zero_()
         last.weight *= _LATENT_DEVIATION / encoder(images).std()
+
+
+def _fit_feature_scale(model: FeatureCompressionModel, teacher: Teacher, images: Tensor) -> None:
+    """Set the decoder's last layer to the teacher's mean and deviation on crops [N, 3, H, W]."""
+    scale = _feature_scale(model)
+    with torch.no_grad():
         features = torch.cat([teacher(part, True).features[0] for part in images.split(32)])
         scale.scale.copy_(features.std((0, 2, 3)).clamp(min=1e-3))
         scale.shift.copy_(features.mean((0, 2, 3)))
@@ -210,7 +217,7 @@ def _loss(
 
     def loss(student: nn.Module, image: Tensor, _: Tensor, done: float) -> dict[str, Tensor]:
         weight = min(1.0, max(0.0, (done - begin) / max(end - begin, 1e-9)))
-        image = _blended(image, args.mix)
+        image = blended(image, args.mix)
         level, lmb = draw_levels(args.lmb, image)
         lmb = lmb * (_EARLY_RATE + (1 - _EARLY_RATE) * weight)
         alone = weight == 0
@@ -225,14 +232,6 @@ def _loss(
         return terms._asdict()
 
     return loss
-
-
-def _blended(image: Tensor, share: float) -> Tensor:
-    """`share` of a batch [N, 3, H, W], each blended with another of it, at most half and half."""
-    count = len(image)
-    blend = torch.rand(count, 1, 1, 1, device=image.device) / 2
-    blend *= torch.rand(count, 1, 1, 1, device=image.device) < share
-    return image.lerp(image[torch.randperm(count, device=image.device)], blend)
 
 
 def measure(
@@ -329,7 +328,10 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
 def _student(
     args: argparse.Namespace, spec: ModelSpec, teacher: Teacher, crops: Callable[[], Tensor]
 ) -> FeatureCompressionModel:
-    """The model at the start: the teacher's tail, and --pretrain's weights or fitted scales."""
+    """The model at the start: the teacher's tail, and --pretrain's weights or fitted scales.
+
+    A checkpoint with another backbone gives the encoder, and the decoder is a new one.
+    """
     model = build(spec, teacher.classes)
     start_from_teacher(model, teacher)
     model.fixed_statistics = True
@@ -337,9 +339,12 @@ def _student(
         model.freeze_tail()
     if args.pretrain:
         weights = args.lmb if isinstance(args.lmb, LmbRange) else None
-        start_from_checkpoint(model, args.pretrain, weights)
+        if not start_from_checkpoint(model, args.pretrain, weights):
+            _fit_feature_scale(model, teacher, crops())
     else:
-        _fit_scales(model, teacher, crops())
+        images = crops()
+        _fit_latent(model, images)
+        _fit_feature_scale(model, teacher, images)
     model.bottleneck_layer.entropy_bottleneck.quantiles.requires_grad_(False)
     return model
 

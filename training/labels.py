@@ -6,11 +6,14 @@ name contradicts it.
 """
 
 import json
+import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-# The WordNet ids of Imagenette's folders, which ImageNet has too, and the labels of these classes.
+_WORDNET_ID = re.compile(r"n\d{8}")  # a class of ImageNet
+# Those of Imagenette's folders, and the labels of these classes: known without timm.
 _IMAGENETTE = {
     "n01440764": "tench",
     "n02102040": "English springer",
@@ -132,9 +135,22 @@ def match(names: Sequence[str], labels: Sequence[str] | int, where: str, of: str
 
 def _key(name: str) -> str:
     """The same text for all spellings of a label."""
-    return " ".join(
-        _IMAGENETTE.get(name, name).replace("_", " ").replace("-", " ").casefold().split()
-    )
+    if _WORDNET_ID.fullmatch(name):
+        name = _IMAGENETTE.get(name) or _imagenet().get(name, name)
+    return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
+
+
+@cache
+def _imagenet() -> dict[str, str]:
+    """The labels of ImageNet's 1000 classes by their WordNet ids; empty without timm."""
+    try:
+        from timm.data import ImageNetInfo
+    except ImportError:
+        return {}
+    from torchvision.models import ResNet50_Weights
+
+    ids = ImageNetInfo("imagenet-1k").label_names()
+    return dict(zip(ids, ResNet50_Weights.IMAGENET1K_V1.meta["categories"], strict=True))
 
 
 def _some(names: Sequence[str]) -> str:

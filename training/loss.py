@@ -49,7 +49,7 @@ def distillation_loss(
     """
     logits = student.logits.float()
     ce = cross_entropy(logits, labels)
-    kl = _divergence(logits, teacher.logits.float())
+    kl = divergence(logits, teacher.logits.float())
     features = torch.stack(
         [
             mse_loss(ours.float(), theirs.float())
@@ -69,11 +69,14 @@ def _rate(bits: Tensor, pixels: int, lmb: float | Tensor) -> tuple[Tensor, Tenso
     return bpp.sum(), (lmb * bpp).sum()
 
 
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of logits float32 [N, classes], mean over the batch."""
-    return kl_div(
-        log_softmax(student, 1), log_softmax(teacher, 1), reduction="batchmean", log_target=True
-    )
+def divergence(student: Tensor, teacher: Tensor, temperature: float = 1) -> Tensor:
+    """KL(teacher || student) of logits float32 [N, classes], mean over the batch.
+
+    Both are divided by `temperature`, and the result is multiplied by its square, so that gradients
+    keep their size (Hinton et al. 2015, arXiv 1503.02531).
+    """
+    ours, theirs = (log_softmax(logits / temperature, 1) for logits in (student, teacher))
+    return kl_div(ours, theirs, reduction="batchmean", log_target=True) * temperature**2
 
 
 def draw_levels(lmb: Lmb, images: Tensor) -> tuple[Tensor | None, Tensor | float]:
@@ -116,13 +119,13 @@ def feature_loss(
     difference = student.features[0].float() - teacher.features[0].float()
     features = (difference / deviation[:, None, None]).square().mean()
     bpp, rate = _rate(student.bits, pixels, lmb)
-    later = divergence = torch.zeros_like(features)
+    later = kl = torch.zeros_like(features)
     if weight:
         errors = [
             mse_loss(ours.float(), theirs.float()) / theirs.float().var()
             for ours, theirs in zip(student.features[1:], teacher.features[1:], strict=True)
         ]
         later = torch.stack(errors).mean() if errors else later
-        divergence = _divergence(student.logits.float(), teacher.logits.float())
-    loss = features + weight * (later + divergence) + rate
-    return FeatureTerms(loss, features, later, divergence, bpp)
+        kl = divergence(student.logits.float(), teacher.logits.float())
+    loss = features + weight * (later + kl) + rate
+    return FeatureTerms(loss, features, later, kl, bpp)

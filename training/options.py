@@ -21,7 +21,7 @@ MOST_EPOCHS = 100_000
 MOST_LR = 1_000_000
 
 # Options whose values are recorded by content, not by name.
-INPUTS = ("data", "backbone", "weights", "pretrain")
+INPUTS = ("data", "backbone", "weights", "pretrain", "teacher")
 
 _NOT_RECIPE = {
     *("run_dir", "resume", "out", "workers", "labels", "device", "ddp_find", "eval_first"),

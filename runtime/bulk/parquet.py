@@ -40,13 +40,14 @@ from ..errors import (
     ParquetTooLargeError,
     WrongBundleError,
 )
-from ..files import atomic_file
 from ..tasks.registry import task_named
 
 try:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
+
+    from .rows import row_writer
 except ImportError as error:
     raise MissingExtraError(
         f"Parquet files need pyarrow ({error}): pip install 'edgecloud-features[parquet]'"
@@ -75,7 +76,6 @@ MANIFEST_DIGEST = b"edgecloud.manifest_sha256"
 BATCH_ROWS = 64  # rows that are classified at a time, which limits the symbols in memory
 MAX_GROUP_ROWS, MAX_GROUP_BYTES = 1 << 24, 512 << 20  # larger row groups are not read
 MAX_KEY_BYTES = 1 << 16
-_GROUP_ROWS, _GROUP_BYTES = 16_384, 16 << 20  # a row group ends when it has reached either
 _READ_ROWS = 4096  # rows read at a time; each read checks all distinct values of the row group
 _MAX_METADATA_BYTES = 64 << 20
 
@@ -105,50 +105,11 @@ def pack_writer(path: str | os.PathLike[str], bundle: "Bundle") -> Iterator[Call
     The pack appears when the block ends without an error. At most one row group is held in memory.
     Raises OSError.
     """
-    with _row_writer(
+    with row_writer(
         path,
         PACK.with_metadata({FINGERPRINT: bundle.fingerprint.hex(), MODEL: bundle.manifest.model}),
     ) as write:
         yield write
-
-
-@contextmanager
-def _row_writer(path: str | os.PathLike[str], schema: pa.Schema) -> Iterator[Callable[..., None]]:
-    columns: list[list[Any]] = [[] for _ in schema]
-    size = 0
-
-    def flush() -> None:
-        nonlocal size
-        size = 0
-        writer.write_table(pa.table(columns, schema))
-        for column in columns:
-            column.clear()
-
-    def write(*row: Any) -> None:
-        nonlocal size
-        for column, value in zip(columns, row, strict=True):
-            column.append(value)
-            size += len(value) if isinstance(value, str | bytes) else 4
-        if len(columns[0]) >= _GROUP_ROWS or size >= _GROUP_BYTES:
-            flush()
-
-    # Feature files are entropy coded, so compression would not help, nor would statistics of them.
-    compression = {name: "none" if name == "feature_file" else "zstd" for name in schema.names}
-    repeated = [name for name in schema.names if name not in ("key", "feature_file")]
-    with (
-        atomic_file(path) as file,
-        pq.ParquetWriter(
-            file,
-            schema,
-            compression=compression,
-            use_dictionary=repeated,
-            write_statistics=["key"],
-            write_page_checksum=True,
-        ) as writer,
-    ):
-        yield write
-        if columns[0]:
-            flush()
 
 
 def check_schema(schema: pa.Schema, bundle: "Bundle | None" = None) -> None:
@@ -379,7 +340,7 @@ def prediction_writer(
     The file appears when the block ends without an error. Raises OSError.
     """
     schema = predictions_schema(bundle).with_metadata({MANIFEST_DIGEST: bundle_digest(bundle)})
-    with _row_writer(path, schema) as write:
+    with row_writer(path, schema) as write:
 
         def write_all(predictions: pa.Table) -> None:
             for row in zip(*(column.to_pylist() for column in predictions.columns), strict=True):

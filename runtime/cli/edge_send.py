@@ -29,7 +29,6 @@ from ..errors import (
 )
 from ..images.find import printable
 from ..options import number
-from ..tasks.registry import find_answers
 from .command import EXIT_DONE, EXIT_FAILURE, EXIT_INTERRUPTED, Parser, Terminated, command
 from .image_arguments import add_image_options, rate_arguments
 from .new_images import NewImages
@@ -297,6 +296,8 @@ def _read_token(path: str) -> str:
 
 
 def _report(outcome: Outcome, as_json: bool, faults: list[str], reporter: Reporter) -> None:
+    from ..tasks.registry import find_answers
+
     if as_json:
         line: dict[str, Any] = {
             "image": outcome.image,

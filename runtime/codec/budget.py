@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from ..errors import BudgetTooSmallError, RateError
 from .bundle import Bundle
-from .feature_file import MAX_STEP, Profile
-from .rates import MAX_LEVEL, step_of
+from .feature_file import MAX_LEVEL, MAX_STEP, Profile
+from .rates import step_of
 
 _GROWTH = 0.01  # of ln(bytes) in a step, until two steps have been tried
 _FILLED = 0.98  # a file of at least this part of the allowed bytes is not searched any further

@@ -27,6 +27,7 @@ from ..errors import (
     AlteredBundleFileError,
     BundleNotFoundError,
     DamagedFeatureFileError,
+    FixedRateError,
     InconsistentBundleError,
     MissingBundleFileError,
     NoCompressAiStreamError,
@@ -220,8 +221,13 @@ class Bundle:
                 for the default's.
             kept: of a variable-rate bundle, at step 0: how many channels to keep, for a cut file.
 
-        Raises NotANumberError, NoContextTablesError.
+        Raises NotANumberError, NoContextTablesError, FixedRateError for a step of a bundle with one
+        rate, and ValueError for a step or a number of channels that does not exist.
         """
+        if self.variable is None and (step is not None or kept is not None):
+            raise FixedRateError(
+                f"{self.folder} has one rate: leave out the step, or take a variable-rate bundle"
+            )
         profile = profile or self.manifest.profile
         if profile is Profile.CONTEXT:
             self.require_contexts()

@@ -32,6 +32,7 @@ from ..errors import (
 MAGIC = 0xFC
 FIXED_RATE, VARIABLE_RATE = 1, 2  # format versions
 STEPS_PER_LEVEL, MAX_STEP = 16, 240  # a file has its rate level in sixteenths
+MAX_LEVEL = MAX_STEP // STEPS_PER_LEVEL
 FINGERPRINT_BYTES = 4
 BLOCK = 8  # pixels that heights and widths are multiples of
 MAX_FEATURE_FILE_BYTES = 16 << 20  # upper bound on file size; bulk readers stop here

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from ..errors import InconsistentBundleError, UnsupportedBundleError
 from . import strict_json
-from .feature_file import BLOCK, FIXED_RATE, VARIABLE_RATE, Profile
-from .rates import MAX_LEVEL
+from .feature_file import BLOCK, FIXED_RATE, MAX_LEVEL, VARIABLE_RATE, Profile
 
 SCHEMA = 2
 _PRECISIONS = ("auto", "fp32", "int8")

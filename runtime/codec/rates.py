@@ -22,12 +22,10 @@ from numpy.typing import NDArray
 
 from ..errors import NotANumberError, RatesError
 from . import _coder, strict_json
-from .feature_file import MAX_STEP, STEPS_PER_LEVEL
+from .feature_file import MAX_LEVEL, MAX_STEP, STEPS_PER_LEVEL
 
-LEVELS = 16  # whole levels
-MAX_LEVEL = LEVELS - 1
+LEVELS = MAX_LEVEL + 1  # whole levels
 MAX_GAIN = 1e6
-assert MAX_STEP == MAX_LEVEL * STEPS_PER_LEVEL
 
 Floats = NDArray[np.float32]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import DamagedFeatureFileError, TablesError
 from .coder import Tables
-from .feature_file import FeatureFile, Profile
+from .feature_file import MAX_STEP, FeatureFile, Profile
 from .rates import LEVELS, Rates, whole_level
 
 
@@ -64,8 +64,14 @@ class VariableRate:
     ) -> bytes:
         """Encode symbols int16 [C, H', W'] of a step; with `kept`, that many channels alone.
 
-        Returns the payload. Raises NotANumberError.
+        Returns the payload. Raises NotANumberError, and ValueError for a step or a number of
+        channels that does not exist.
         """
+        if not 0 <= step <= MAX_STEP or not 0 <= (kept or 0) <= self.most_kept:
+            raise ValueError(
+                f"step {step} is not from 0 to {MAX_STEP}, or {kept} channels not from 0 to "
+                f"{self.most_kept}"
+            )
         if kept is None:
             return self.tables_at(step).encode(symbols, profile)
         if kept == 0:

@@ -12,9 +12,14 @@ from safetensors.torch import save_file
 from training import distil
 from training.architectures import FeatureScale
 from training.backbones import cut_backbone
-from training.checkpoint import CheckpointKeysError, load_model
+from training.checkpoint import (
+    CheckpointKeysError,
+    load_model,
+    save_model,
+    start_from_checkpoint,
+)
 from training.loss import feature_loss
-from training.models import Outputs
+from training.models import Outputs, build_random_model
 from training.teachers import NoWeightsError, Teacher, load_teacher, pretrained
 
 MOBILENET = ("torchvision:mobilenet_v3_small", "features.3")
@@ -172,6 +177,12 @@ def test_refused_ramps(ramp: str, folders: list[Path], capsys) -> None:
     assert "FROM:TO" in capsys.readouterr().err
 
 
+def test_shares_of_zero(tmp_path: Path, capsys) -> None:
+    where = ["--data", str(tmp_path / "none"), "--run_dir", str(tmp_path / "run")]
+    assert distil.main(["--model", "n4_lite2", *where, "--ramp", "0:0", "--mix", "0"]) == 1
+    assert "none does not exist" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("source", "cut"), [MOBILENET, CONVNEXT])
 def test_through_export_and_both_ends(
@@ -200,3 +211,25 @@ def test_through_export_and_both_ends(
     model = load_model(checkpoint, name)[0]
     assert {one.label for one in found} <= {"ant", "bee", "cat", "dog"}
     assert model.classes == 4
+
+
+def test_it_begins_with_the_encoder_of_a_model_with_another_backbone(tmp_path: Path) -> None:
+    """The latent of an image is the same, although the backbones normalise images differently."""
+    source = build_random_model("ours_n4", 10)
+    save_model(tmp_path / "ours_n4.safetensors", source, {"model": "ours_n4"})
+    model = build_random_model("n4_lite2", seed=1)
+    decoder = {
+        key: value.clone() for key, value in model.bottleneck_layer.decoder.named_parameters()
+    }
+    assert not start_from_checkpoint(model, tmp_path / "ours_n4.safetensors")
+    image = torch.rand(2, 3, 64, 64)
+    latents = []
+    for one in (source, model):
+        mean, std = one.spec.backbone.normalisation.tensors()
+        latents.append(one.bottleneck_layer.encoder((image - mean) / std))
+    assert torch.allclose(*latents, atol=5e-3)
+    for key, value in model.bottleneck_layer.decoder.named_parameters():
+        assert torch.equal(value, decoder[key])
+    own = build_random_model("n4_lite2", seed=2)
+    save_model(tmp_path / "n4_lite2.safetensors", own, {"model": "n4_lite2"})
+    assert start_from_checkpoint(model, tmp_path / "n4_lite2.safetensors")

@@ -75,8 +75,8 @@ def test_a_pack_is_what_its_schema_says(
 def test_row_groups_are_bounded_and_keep_the_order(
     tmp_path: Path, encoder: EdgeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "_GROUP_ROWS", 5)
-    monkeypatch.setattr(parquet, "_GROUP_BYTES", 4000)
+    monkeypatch.setattr("runtime.bulk.rows._GROUP_ROWS", 5)
+    monkeypatch.setattr("runtime.bulk.rows._GROUP_BYTES", 4000)
     monkeypatch.setattr(parquet, "_READ_ROWS", 3)
     rows = [(f"{index}", bytes([index]) * (3000 if index == 13 else 100)) for index in range(17)]
     path = write_pack(tmp_path / "features.parquet", encoder, rows)

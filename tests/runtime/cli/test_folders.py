@@ -61,16 +61,16 @@ def test_bad_images_are_reported_and_stop_nothing(
 def test_too_little_memory_is_the_failure_of_one_image(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    whole = EdgeEncoder.symbols
+    whole = EdgeEncoder.graph_output
     calls: list[int] = []
 
-    def symbols(self: EdgeEncoder, pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
+    def graph_output(self: EdgeEncoder, pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
         calls.append(1)
         if len(calls) == 2:
             raise MemoryError
         return whole(self, pixels)
 
-    monkeypatch.setattr(EdgeEncoder, "symbols", symbols)
+    monkeypatch.setattr(EdgeEncoder, "graph_output", graph_output)
     status, rows, _ = run(capsys, photos, "-o", tmp_path / "out", "--workers", 1)
     assert status == 1
     assert [row["status"] for row in rows] == ["encoded", "failed", "encoded", "encoded", "encoded"]

@@ -228,6 +228,17 @@ def test_the_default_level_is_the_manifests(variable_bundle: Path, copy_of: Copy
     assert parse(loaded.encode(symbols, 224, 224)).step == 36
 
 
+def test_what_no_file_can_have_is_not_written(variable_bundle: Path, bundle: Path) -> None:
+    symbols = np.zeros((64, 28, 28), np.int16)
+    loaded = Bundle.load(variable_bundle)
+    for options in ({"step": -1}, {"step": 241}, {"step": 0, "kept": 64}, {"step": 1, "kept": 3}):
+        with pytest.raises(ValueError, match="step"):
+            loaded.encode(symbols, 224, 224, **options)
+    for options in ({"step": 3}, {"kept": 3}):
+        with pytest.raises(errors.FixedRateError, match="has one rate"):
+            Bundle.load(bundle).encode(symbols, 224, 224, **options)
+
+
 def test_compressai_has_no_streams_of_it(variable_bundle: Path) -> None:
     loaded = Bundle.load(variable_bundle)
     data = loaded.encode(np.zeros((64, 28, 28), np.int16), 224, 224)
