@@ -1,22 +1,25 @@
 """The int8 gate: what quantising a graph costs, on images that it was not calibrated on.
 
 An int8 encoder may give other symbols. The gate bounds what follows from them: wrong answers and
-larger files.
+larger files. The native encoder is judged like the int8 edge graph.
 
-Always holds: an int8 graph beyond these bounds is never written into a bundle. Logits that are not
-finite count as no answer, and so as a wrong one.
+Always holds: an int8 graph or a native encoder beyond these bounds is never written into a bundle.
+Logits that are not finite count as no answer, and so as a wrong one.
 """
 
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.engine.base import Choice
+from runtime.engine.native import Native
 from runtime.engine.onnxruntime import open_session
 
 from ..graphs import Graphs
@@ -29,8 +32,15 @@ MAX_MORE_BYTES = 0.02
 # Shares: of symbols that differ, and of a logit's change (see `deviation`), on any images.
 MAX_CHANGED, MAX_MOVED = 0.02, 0.25
 # What runs int8: the precision of the edge graph, and that of the cloud graph.
-WAYS = {"edge": ("int8", "fp32"), "cloud": ("fp32", "int8"), "both": ("int8", "int8")}
+WAYS = {
+    "edge": ("int8", "fp32"),
+    "cloud": ("fp32", "int8"),
+    "both": ("int8", "int8"),
+    "native": ("native", "fp32"),
+}
 _FP32 = ("fp32", "fp32")
+
+Run = Callable[[NDArray[Any]], NDArray[Any]]  # pixels -> symbols, or symbols -> logits
 
 
 class GateError(RuntimeError):
@@ -44,7 +54,7 @@ class _Outcome:
     Attributes:
         label: its class, if that is known.
         pixels, symbols: how many it has.
-        changed: how many symbols int8 changes.
+        changed: how many symbols differ from those of float32, by precision of the edge graph.
         sizes: bytes of its feature file, by precision of the edge graph.
         answers: its class by precisions of edge and cloud; None where logits are not finite.
     """
@@ -52,7 +62,7 @@ class _Outcome:
     label: int | None
     pixels: int
     symbols: int
-    changed: int
+    changed: Mapping[str, int]
     sizes: Mapping[str, int]
     answers: Mapping[tuple[str, str], int | None]
 
@@ -76,7 +86,7 @@ def judge(
     """Compare the int8 graphs with the float32 ones on images.
 
     Args:
-        graphs: both ends in "fp32", and one or both in "int8".
+        graphs: both ends in "fp32", one or both in "int8", and perhaps the edge in "native".
         coder: makes the feature files whose sizes are compared.
         images: files with their classes. Without classes, a change of the answer counts as a loss.
         source: says in the manifest which images these are.
@@ -102,42 +112,57 @@ def judge(
         sizes = {
             precision: sum(one.sizes[precision] for one in outcomes) for precision in graphs["edge"]
         }
+        record |= _compare_symbols(outcomes, "int8")
         pixels = sum(one.pixels for one in outcomes)
-        symbols = sum(one.symbols for one in outcomes)
-        record |= {
-            "symbols_changed": sum(one.changed for one in outcomes) / symbols,
-            "more_bytes": sizes["int8"] / sizes["fp32"] - 1,
-            "bpp": {precision: 8 * size / pixels for precision, size in sizes.items()},
-        }
+        record["bpp"] = {precision: 8 * size / pixels for precision, size in sizes.items()}
     for name, way in WAYS.items():
         if way in outcomes[0].answers:
             record[name] = _compare(outcomes, way)
+    if "native" in record:
+        record["native"] |= _compare_symbols(outcomes, "native")
     return record
+
+
+def open_graph(end: str, precision: str, file: Path) -> Run:
+    """Load a graph, or with "native" an edge.weights; gives what runs it on one batch."""
+    if precision == "native":
+        native = Native(file.read_bytes(), Choice("native", "int8"), None, 1)
+        return lambda batch: native.run(batch)["symbols"]
+    session = open_session(file)
+    source, output = ("pixels", "symbols") if end == "edge" else ("symbols", "logits")
+
+    def run(batch: NDArray[Any]) -> NDArray[Any]:
+        result: NDArray[Any] = session.run([output], {source: batch})[0]
+        return result
+
+    return run
+
+
+def _open_all(graphs: Graphs) -> dict[str, dict[str, Run]]:
+    """Every graph: end, precision -> what runs it."""
+    return {
+        end: {precision: open_graph(end, precision, file) for precision, file in files.items()}
+        for end, files in graphs.items()
+    }
 
 
 def _outcomes(
     graphs: Graphs, coder: Coder, images: Iterable[LabelledPath], reading: Reading
 ) -> Iterator[_Outcome]:
     """Run all graphs on each image that can be read. Raises as `judge` does."""
-    sessions = {
-        end: {precision: open_session(path) for precision, path in files.items()}
-        for end, files in graphs.items()
-    }
+    runs = _open_all(graphs)
+    ways = [_FP32, *WAYS.values()]
     for path, label in images:
         if (pixels := reading.pixels(path)) is None:
             continue
-        symbols = {
-            precision: session.run(["symbols"], {"pixels": pixels[None]})[0]
-            for precision, session in sessions["edge"].items()
-        }
-        batch = np.concatenate(list(symbols.values()))
-        answers = {
-            (edge, cloud): _answer(row)
-            for cloud, session in sessions["cloud"].items()
-            for edge, row in zip(
-                symbols, session.run(["logits"], {"symbols": batch})[0], strict=True
-            )
-        }
+        symbols = {precision: run(pixels[None]) for precision, run in runs["edge"].items()}
+        answers = {}
+        for cloud, run in runs["cloud"].items():
+            edges = [edge for edge in symbols if (edge, cloud) in ways]
+            logits = run(np.concatenate([symbols[edge] for edge in edges]))
+            answers |= {
+                (edge, cloud): _answer(row) for edge, row in zip(edges, logits, strict=True)
+            }
         if answers[_FP32] is None:
             raise ParityError(
                 f"float32's logits for {path} are not finite numbers: the checkpoint is broken"
@@ -145,8 +170,11 @@ def _outcomes(
         yield _Outcome(
             label=label,
             pixels=pixels.shape[0] * pixels.shape[1],
-            symbols=batch[0].size,
-            changed=int((batch[0] != batch[-1]).sum()),
+            symbols=symbols["fp32"].size,
+            changed={
+                precision: int((found != symbols["fp32"]).sum())
+                for precision, found in symbols.items()
+            },
             sizes={
                 precision: len(coder.encode(one[0], *pixels.shape[:2]))
                 for precision, one in symbols.items()
@@ -177,43 +205,53 @@ def _compare(outcomes: list[_Outcome], way: tuple[str, str]) -> dict[str, Any]:
     }
 
 
-def reasons(record: dict[str, Any], end: str) -> list[str]:
-    """Why the int8 graph of an end, "edge" or "cloud", is not good enough; empty if it is.
+def _compare_symbols(outcomes: list[_Outcome], precision: str) -> dict[str, float]:
+    """The share of symbols that a precision of the edge graph changes, and how files grow."""
+    sizes, fp32 = (sum(one.sizes[name] for one in outcomes) for name in (precision, "fp32"))
+    return {
+        "symbols_changed": sum(one.changed[precision] for one in outcomes)
+        / sum(one.symbols for one in outcomes),
+        "more_bytes": sizes / fp32 - 1,
+    }
+
+
+def reasons(record: dict[str, Any], what: str) -> list[str]:
+    """Why "edge" or "cloud", an int8 graph, or "native" is not good enough; empty if it is.
 
     `record` is what `judge` gives.
     """
-    top1 = record[end]["top1_change"]["mean"]
+    top1 = record[what]["top1_change"]["mean"]
     found = []
     if not top1 >= -MAX_TOP1_LOSS:
         found.append(f"top-1 changes by {top1:+.2%}, more than {MAX_TOP1_LOSS:.1%} down")
-    if end == "edge" and not record["more_bytes"] <= MAX_MORE_BYTES:
-        found.append(f"files grow by {record['more_bytes']:.1%}, more than {MAX_MORE_BYTES:.0%}")
+    if what == "cloud":
+        return found
+    more = (record if what == "edge" else record[what])["more_bytes"]
+    if not more <= MAX_MORE_BYTES:
+        found.append(f"files grow by {more:.1%}, more than {MAX_MORE_BYTES:.0%}")
     return found
 
 
 def deviation(graphs: Graphs, images: NDArray[np.uint8]) -> dict[str, float]:
     """How far each int8 graph is from the float32 one on uint8 images [N, H, W, 3].
 
-    It is checked even for graphs that passed on other images. Edge: the share of symbols that
-    differ. Cloud: the largest difference of a logit, as a share of the widest gap between two
-    logits of an image. Raises GateError over MAX_CHANGED or MAX_MOVED.
+    It is checked even for graphs that passed on other images. Edge, and native: the share of
+    symbols that differ. Cloud: the largest difference of a logit, as a share of the widest gap
+    between two logits of an image. Raises GateError over MAX_CHANGED or MAX_MOVED.
     """
     found = {}
-    symbols = {
-        precision: open_session(path).run(["symbols"], {"pixels": images})[0]
-        for precision, path in graphs["edge"].items()
-    }
-    if "int8" in symbols:
-        found["edge"] = float((symbols["int8"] != symbols["fp32"]).mean())
-        if not found["edge"] <= MAX_CHANGED:
+    runs = _open_all(graphs)
+    symbols = {precision: run(images) for precision, run in runs["edge"].items()}
+    for precision, name in (("int8", "edge"), ("native", "native")):
+        if precision not in symbols:
+            continue
+        found[name] = float((symbols[precision] != symbols["fp32"]).mean())
+        if not found[name] <= MAX_CHANGED:
             raise GateError(
-                f"{found['edge']:.2%} of the symbols are others in int8, over {MAX_CHANGED:.0%}: "
-                "export with --precision fp32"
+                f"{found[name]:.2%} of the symbols are others in {precision}, over "
+                f"{MAX_CHANGED:.0%}: export with --precision fp32"
             )
-    logits = {
-        precision: open_session(path).run(["logits"], {"symbols": symbols["fp32"]})[0]
-        for precision, path in graphs["cloud"].items()
-    }
+    logits = {precision: run(symbols["fp32"]) for precision, run in runs["cloud"].items()}
     if "int8" in logits:
         if not np.isfinite([logits["int8"], logits["fp32"]]).all():
             raise GateError(
@@ -235,18 +273,14 @@ def milliseconds(
     graphs: Graphs, image: NDArray[np.uint8], runs: int = 30
 ) -> dict[str, dict[str, float]]:
     """Each graph's median time for one image uint8 [1, H, W, 3]: end, precision -> milliseconds."""
-    sessions = {
-        (end, precision): open_session(path)
-        for end, files in graphs.items()
-        for precision, path in files.items()
-    }
-    (symbols,) = sessions["edge", "fp32"].run(["symbols"], {"pixels": image})
-    inputs = {"edge": {"pixels": image}, "cloud": {"symbols": symbols}}
-    times: dict[tuple[str, str], list[float]] = {which: [] for which in sessions}
+    opened = _open_all(graphs)
+    inputs = {"edge": image, "cloud": opened["edge"]["fp32"](image)}
+    turns = {(end, name): run for end, found in opened.items() for name, run in found.items()}
+    times: dict[tuple[str, str], list[float]] = {which: [] for which in turns}
     for index in range(5 + runs):
-        for (end, precision), session in sessions.items():
+        for (end, precision), run in turns.items():
             start = time.perf_counter()
-            session.run(None, inputs[end])
+            run(inputs[end])
             if index >= 5:  # after a warm-up
                 times[end, precision].append(1e3 * (time.perf_counter() - start))
     medians = {which: round(statistics.median(values), 3) for which, values in times.items()}
