@@ -28,36 +28,42 @@ struct Dot8 {
   }
 };
 
-// Outputs of `count` columns and one block. `kStride`: values from a column's inputs to the next's.
-template <int count, size_t kStride, size_t kRows, size_t kLength, class Product, class T>
+// Adds the products of a column's group of inputs to its sums.
+template <class Product>
+ENCODER_INLINE void accumulate(Sums& low, Sums& high, const void* at, Sums low_weights,
+                               Sums high_weights) {
+  const Sums inputs = broadcast(at);
+  low = Product::add(low, inputs, low_weights);
+  high = Product::add(high, inputs, high_weights);
+}
+
+// Outputs of one block, of as many columns as there are `c`. `kStride`: values from a column's
+// inputs to the next's. The sums are indexed by constants alone, without a loop: compilers then
+// keep them in registers.
+template <size_t kStride, size_t kRows, size_t kLength, class Product, class T, size_t... c>
 ENCODER_TARGET inline void convolve_tile(const Packed& packed, size_t block, const T* at,
-                                         size_t row_stride, int16_t* out, size_t outputs) {
+                                         size_t row_stride, int16_t* out, size_t outputs,
+                                         std::index_sequence<c...>) {
   constexpr size_t kVector = sizeof(Sums);
   const uint8_t* weights = static_cast<const uint8_t*>(packed.weights) +
                            block * (2 * kVector * kRows * kLength / Product::kSize);
-  const size_t first = block * 2 * kLanes;
-  Sums low[count], high[count];
-  ENCODER_UNROLL for (int c = 0; c < count; ++c) {
-    low[c] = load_sums(packed.biases + first);
-    high[c] = load_sums(packed.biases + first + kLanes);
-  }
+  const size_t first = block * 2 * kLanes, second = first + kLanes;
+  Sums low[] = {(static_cast<void>(c), load_sums(packed.biases + first))...};
+  Sums high[] = {(static_cast<void>(c), load_sums(packed.biases + second))...};
   for (size_t row = 0; row < kRows; ++row) {
     const T* from = at + row * row_stride;
     for (size_t i = 0; i < kLength; i += Product::kSize, weights += 2 * kVector) {
       const Sums low_weights = load_sums(weights), high_weights = load_sums(weights + kVector);
-      ENCODER_UNROLL for (int c = 0; c < count; ++c) {
-        const Sums inputs = broadcast(from + static_cast<size_t>(c) * kStride + i);
-        low[c] = Product::add(low[c], inputs, low_weights);
-        high[c] = Product::add(high[c], inputs, high_weights);
-      }
+      (accumulate<Product>(low[c], high[c], from + c * kStride + i, low_weights, high_weights),
+       ...);
     }
   }
   const Sums low_multipliers = load_sums(packed.multipliers + first),
-             high_multipliers = load_sums(packed.multipliers + first + kLanes);
-  ENCODER_UNROLL for (int c = 0; c < count; ++c)
-    store_halves(out + static_cast<size_t>(c) * outputs + first,
-                 pack(requantise(low[c], low_multipliers, packed.shift),
-                      requantise(high[c], high_multipliers, packed.shift)));
+             high_multipliers = load_sums(packed.multipliers + second);
+  (store_halves(out + c * outputs + first,
+                pack(requantise(low[c], low_multipliers, packed.shift),
+                     requantise(high[c], high_multipliers, packed.shift))),
+   ...);
 }
 
 template <size_t kStride, size_t kRows, size_t kLength, size_t kOutputs, class Product, class T>
@@ -69,13 +75,14 @@ ENCODER_TARGET inline void convolve_row(const Packed& packed, const void* inputs
     size_t column = 0;
     const auto tiles = [&](auto count) ENCODER_TARGET {
       for (; column + count <= columns; column += count)
-        convolve_tile<count, kStride, kRows, kLength, Product>(
-            packed, block, at + column * kStride, row_stride, out + column * kOutputs, kOutputs);
+        convolve_tile<kStride, kRows, kLength, Product>(
+            packed, block, at + column * kStride, row_stride, out + column * kOutputs, kOutputs,
+            std::make_index_sequence<count>());
     };
-    tiles(std::integral_constant<int, kColumns>());
-    if constexpr (kColumns > 4) tiles(std::integral_constant<int, 4>());
-    if constexpr (kColumns > 2) tiles(std::integral_constant<int, 2>());
-    tiles(std::integral_constant<int, 1>());
+    tiles(std::integral_constant<size_t, kColumns>());
+    if constexpr (kColumns > 4) tiles(std::integral_constant<size_t, 4>());
+    if constexpr (kColumns > 2) tiles(std::integral_constant<size_t, 2>());
+    tiles(std::integral_constant<size_t, 1>());
   }
 }
 
