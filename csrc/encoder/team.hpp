@@ -1,8 +1,10 @@
 // Threads that share the rows of an image.
 //
 // A layer takes a fraction of a millisecond, and every row of it must be done before the next layer
-// starts. So between the layers of one image threads wait in a loop for a while before they sleep.
-// Between images they sleep.
+// starts. Each thread takes the next row that nobody has taken. So a thread that the system holds up
+// delays the others by its row alone, and one that comes late finds nothing to do. Between the
+// layers of an image threads wait in a loop for a while before they sleep. Between images they
+// sleep.
 //
 // Always holds: one call at a time. All threads end with their Team. Which thread computes a row
 // does not change its values.
@@ -32,7 +34,8 @@ class Team {
     }
   }
   ~Team() {
-    if (threads_ > 1) start(nullptr, nullptr, 0);
+    stop_.store(true, std::memory_order_release);
+    tell();
     for (size_t i = 0; i + 1 < threads_; ++i) others_[i].join();
   }
   Team(const Team&) = delete;
@@ -40,22 +43,24 @@ class Team {
 
   size_t threads() const { return threads_; }
 
-  // As OneThread: calls work(begin, end, thread) in all threads, and returns when they are done.
+  // As OneThread: calls work(begin, end, thread) for all rows, and returns when they are done.
   template <class Work>
   void operator()(size_t rows, const Work& work) {
-    if (threads_ == 1) return work(size_t{0}, rows, size_t{0});
-    left_.store(threads_ - 1, std::memory_order_relaxed);
-    start(
-        [](const void* what, size_t begin, size_t end, size_t thread) {
-          (*static_cast<const Work*>(what))(begin, end, thread);
-        },
-        &work, rows);
-    part(0);
-    wait([this] { return left_.load(std::memory_order_acquire) == 0; });
+    if (threads_ == 1 || rows < 2 || rows > kMostRows) return work(size_t{0}, rows, size_t{0});
+    call_ = [](const void* what, size_t row, size_t thread) {
+      (*static_cast<const Work*>(what))(row, row + 1, thread);
+    };
+    work_ = &work, rows_ = rows;
+    done_.store(0, std::memory_order_relaxed);
+    left_.store(rows, std::memory_order_release);
+    tell();
+    take_rows(0);
+    wait([&] { return done_.load(std::memory_order_acquire) == rows; });
   }
 
  private:
-  using Call = void (*)(const void* work, size_t begin, size_t end, size_t thread);
+  using Call = void (*)(const void* work, size_t row, size_t thread);
+  static constexpr size_t kMostRows = 1u << 30;
   static constexpr int kTurns = 4000;  // of the loop before a thread sleeps: some 50 microseconds
 
   // Waits in a loop, then asleep, until `ready` gives true.
@@ -83,28 +88,30 @@ class Team {
 #endif
   }
 
-  void start(Call call, const void* work, size_t rows) {
-    call_ = call, work_ = work, rows_ = rows;
-    round_.fetch_add(1, std::memory_order_release);
-    tell();
-  }
-  void part(size_t thread) const {
-    const size_t begin = rows_ * thread / threads_, end = rows_ * (thread + 1) / threads_;
-    if (begin < end) call_(work_, begin, end, thread);
+  // Computes rows until none is left. What a row needs is read only once it is taken: it cannot
+  // change before that row is done.
+  void take_rows(size_t thread) {
+    size_t left = left_.load(std::memory_order_acquire);
+    while (left > 0) {
+      if (!left_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel)) continue;
+      const size_t rows = rows_;
+      call_(work_, rows - left, thread);
+      if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == rows) tell();
+      left = left_.load(std::memory_order_acquire);
+    }
   }
   void follow(size_t thread) {
-    for (size_t seen = 0;;) {
-      wait([&] { return round_.load(std::memory_order_acquire) != seen; });
-      ++seen;
-      if (!call_) return;
-      part(thread);
-      if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) tell();
+    const auto stopped = [this] { return stop_.load(std::memory_order_acquire); };
+    while (!stopped()) {
+      wait([&] { return left_.load(std::memory_order_acquire) > 0 || stopped(); });
+      take_rows(thread);
     }
   }
 
   std::unique_ptr<std::thread[]> others_;
   size_t threads_ = 1;
-  std::atomic<size_t> round_{0}, left_{0};
+  std::atomic<size_t> left_{0}, done_{0};
+  std::atomic<bool> stop_{false};
   Call call_ = nullptr;
   const void* work_ = nullptr;
   size_t rows_ = 0;
