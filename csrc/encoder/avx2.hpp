@@ -29,6 +29,7 @@ inline bool is_available() { return __builtin_cpu_supports("avx2"); }
 
 inline constexpr size_t kLanes = 8, kColumns = 6, kGroup = 2;
 inline constexpr int32_t kOffset = 0;
+inline constexpr bool kApart = false;
 using Value = int16_t;
 using Sums = __m256i;
 using Halves = __m256i;

@@ -29,6 +29,7 @@ inline bool is_available() {
 
 inline constexpr size_t kLanes = 16, kColumns = 14, kGroup = 4;
 inline constexpr int32_t kOffset = 0;
+inline constexpr bool kApart = false;
 using Value = uint8_t;
 using Sums = __m512i;
 using Halves = __m512i;

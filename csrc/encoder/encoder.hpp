@@ -243,8 +243,11 @@ class Encoder {
       int32_t sum = 0;
       for (size_t input = 0; input < layer.inputs; ++input) {
         const int32_t weight = layer.weight(output, input);
-        const size_t index = (place - inside) * layer.inputs + input / group * group * block +
-                             inside * group + input % group;
+        const size_t begin = (place - inside) * layer.inputs + input / group * group * block;
+        const size_t index =
+            begin + (kernel_->apart && value_size == 2
+                         ? inside / lanes * lanes * group + input % group * lanes + inside % lanes
+                         : inside * group + input % group);
         if (value_size == 1)
           weights[index] = static_cast<uint8_t>(weight);
         else

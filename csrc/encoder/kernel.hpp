@@ -7,7 +7,8 @@
 //   [group of inputs][output of the block][input of the group]
 //
 // so that a vector of weights has the group's weights for as many outputs as it has lanes of 32
-// bits; the group's inputs are broadcast to all lanes. Within a block, outputs are in the order in
+// bits; the group's inputs are broadcast to all lanes. Where a kernel says so, the two inputs of a
+// group of 16 bits lie apart: a vector has all first inputs, then all second ones. Within a block, outputs are in the order in
 // which two vectors of 32 bits become one of 16.
 //
 // Always holds: all kernels give the same values, which docs/BUNDLE.md, section 10, specifies.
@@ -47,6 +48,7 @@ struct Kernel {
   size_t group;            // inputs of a group in 3x3 convolutions; in the others it is 2
   // Bytes of an input of a 3x3 convolution: 1 or 2. A weight has as many.
   size_t value_size;
+  bool apart;          // see above
   int32_t offset;      // what is subtracted from these inputs: 128 if they have to be signed
   ConvolveRow first;   // 8x8 of int16 pixels -> kChannels, columns 24 values apart
   ConvolveRow narrow;  // 3x3 of kChannels -> kHidden

@@ -4,6 +4,7 @@
 #include "avx2.hpp"
 #include "avx512.hpp"
 #include "kernel.hpp"
+#include "neon.hpp"
 #include "portable.hpp"
 
 namespace encoder {
@@ -13,6 +14,10 @@ inline constexpr Kernel kKernels[] = {
 #if defined(ENCODER_X86)
     avx512::kKernel,
     avx2::kKernel,
+#endif
+#if defined(ENCODER_NEON)
+    neon_dot::kKernel,
+    neon::kKernel,
 #endif
     portable::kKernel,
 };

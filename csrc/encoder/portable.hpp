@@ -68,9 +68,10 @@ inline void add_row(int16_t* values, const int16_t* more, size_t count) {
 
 inline constexpr Kernel kKernel = {"portable",
                                    [] { return true; },
-                                   1,
-                                   9 * kChannels,  // all inputs of an output lie side by side
+                                   1,  // all inputs of an output lie side by side
                                    2,
+                                   2,
+                                   false,
                                    0,
                                    convolve_row<3 * kPatch, kPatch, 3 * kPatch, kChannels>,
                                    convolve_row<kChannels, 3, 3 * kChannels, kHidden>,

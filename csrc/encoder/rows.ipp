@@ -3,7 +3,7 @@
 //
 //   ENCODER_TARGET, ENCODER_INLINE   attributes of functions, and of those that are inlined
 //   kLanes, kColumns                 lanes of 32 bits; columns that are computed together
-//   kGroup, kOffset                  Kernel::group and Kernel::offset
+//   kGroup, kApart, kOffset          Kernel::group, Kernel::apart and Kernel::offset
 //   Value                            the type of an input of a 3x3 convolution
 //   Sums, Halves                     vectors of kLanes int32, and of 2 * kLanes int16
 //   load_sums, load_halves, store_halves, broadcast (of 32 bits), pack, add_saturated
@@ -111,6 +111,7 @@ constexpr Kernel make_kernel(const char* name) {
           2 * kLanes,
           kGroup,
           sizeof(Value),
+          kApart,
           kOffset,
           convolve_row<3 * kPatch, kPatch, 3 * kPatch, kChannels, Dot16, int16_t>,
           convolve_row<kChannels, 3, 3 * kChannels, kHidden, Dot8, Value>,
