@@ -2,8 +2,8 @@
 //
 // AVX2 multiplies uint8 by int8 as well, but adds pairs of products in 16 bits, which 2 x 255 x 127
 // exceeds. Weights of seven bits would fit. They would halve the precision of every weight, for all
-// machines, because all compute the same. So inputs and weights are widened to 16 bits when they are
-// stored. That takes as many multiplications: with eight bits a second one is needed to add the
+// machines, because all compute the same. So inputs and weights are widened to 16 bits when they
+// are stored. That takes as many multiplications: with eight bits a second one is needed to add the
 // pairs up in 32 bits.
 //
 // 6 columns by 16 outputs take 12 of the 16 registers.
@@ -20,17 +20,14 @@
 #include <immintrin.h>
 
 namespace encoder {
-namespace avx2 {
+namespace avx2_common {
 
 #define ENCODER_TARGET __attribute__((target("avx2")))
 #define ENCODER_INLINE __attribute__((target("avx2"), always_inline)) inline
 
-inline bool is_available() { return __builtin_cpu_supports("avx2"); }
-
-inline constexpr size_t kLanes = 8, kColumns = 6, kGroup = 2;
+inline constexpr size_t kLanes = 8, kColumns = 6;
 inline constexpr int32_t kOffset = 0;
 inline constexpr bool kApart = false;
-using Value = int16_t;
 using Sums = __m256i;
 using Halves = __m256i;
 
@@ -45,16 +42,6 @@ ENCODER_INLINE Sums broadcast(const void* at) {
   int32_t value;
   std::memcpy(&value, at, sizeof value);
   return _mm256_set1_epi32(value);
-}
-// Assembler: with the intrinsic, GCC 12 copies sums between registers and runs out of them, which
-// takes half as long again.
-ENCODER_INLINE Sums dot16(Sums sums, Sums inputs, Sums weights) {
-  const __m256i products = _mm256_madd_epi16(inputs, weights);
-  asm("vpaddd %1, %0, %0" : "+x"(sums) : "x"(products));
-  return sums;
-}
-ENCODER_INLINE Sums dot8(Sums sums, Sums inputs, Sums weights) {
-  return dot16(sums, inputs, weights);
 }
 ENCODER_INLINE Halves pack(Sums low, Sums high) { return _mm256_packs_epi32(low, high); }
 ENCODER_INLINE Halves add_saturated(Halves a, Halves b) { return _mm256_adds_epi16(a, b); }
@@ -82,13 +69,37 @@ ENCODER_INLINE Halves gelu_of(Halves values, const Gelu& gelu) {
   return _mm256_sub_epi16(_mm256_max_epi16(values, _mm256_setzero_si256()), below);
 }
 
+ENCODER_INLINE Halves quantised(Halves values, const Rounding& rounding) {
+  return _mm256_adds_epi16(
+      _mm256_mulhrs_epi16(values, _mm256_set1_epi16(static_cast<int16_t>(rounding.multiplier))),
+      _mm256_set1_epi16(static_cast<int16_t>(rounding.zero)));
+}
+
+}  // namespace avx2_common
+
+namespace avx2 {
+
+using namespace avx2_common;
+
+inline bool is_available() { return __builtin_cpu_supports("avx2"); }
+
+inline constexpr size_t kGroup = 2;
+using Value = int16_t;
+
+// Assembler: with the intrinsic, GCC 12 copies sums between registers and runs out of them, which
+// takes half as long again.
+ENCODER_INLINE Sums dot16(Sums sums, Sums inputs, Sums weights) {
+  const __m256i products = _mm256_madd_epi16(inputs, weights);
+  asm("vpaddd %1, %0, %0" : "+x"(sums) : "x"(products));
+  return sums;
+}
+ENCODER_INLINE Sums dot8(Sums sums, Sums inputs, Sums weights) {
+  return dot16(sums, inputs, weights);
+}
 ENCODER_INLINE void store_quantised(Value* at, Halves values, const Rounding& rounding) {
-  const __m256i scaled =
-      _mm256_mulhrs_epi16(values, _mm256_set1_epi16(static_cast<int16_t>(rounding.multiplier)));
-  const __m256i shifted =
-      _mm256_adds_epi16(scaled, _mm256_set1_epi16(static_cast<int16_t>(rounding.zero)));
-  store_halves(at, _mm256_min_epi16(_mm256_max_epi16(shifted, _mm256_setzero_si256()),
-                                    _mm256_set1_epi16(255)));
+  store_halves(
+      at, _mm256_min_epi16(_mm256_max_epi16(quantised(values, rounding), _mm256_setzero_si256()),
+                           _mm256_set1_epi16(255)));
 }
 
 #include "rows.ipp"

@@ -67,8 +67,7 @@ ENCODER_INLINE Sums requantise(Sums sums, Sums multipliers, int shift) {
 
 // A permutation looks up 64 entries of 16 bits by the low six bits of an index.
 ENCODER_INLINE Halves gelu_of(Halves values, const Gelu& gelu) {
-  const __m512i size =
-      _mm512_srl_epi16(_mm512_abs_epi16(values), _mm_cvtsi32_si128(gelu.shift));
+  const __m512i size = _mm512_srl_epi16(_mm512_abs_epi16(values), _mm_cvtsi32_si128(gelu.shift));
   const __m512i index = _mm512_min_epu16(size, _mm512_set1_epi16(kGeluEntries - 1));
   const auto quarter = [&](size_t which) __attribute__((target(ENCODER_FEATURES), always_inline)) {
     const uint16_t* entries = gelu.table + 64 * which;
@@ -76,9 +75,9 @@ ENCODER_INLINE Halves gelu_of(Halves values, const Gelu& gelu) {
   };
   const __mmask32 odd = _mm512_test_epi16_mask(index, _mm512_set1_epi16(64)),
                   upper = _mm512_test_epi16_mask(index, _mm512_set1_epi16(128));
-  const __m512i below = _mm512_mask_blend_epi16(
-      upper, _mm512_mask_blend_epi16(odd, quarter(0), quarter(1)),
-      _mm512_mask_blend_epi16(odd, quarter(2), quarter(3)));
+  const __m512i below =
+      _mm512_mask_blend_epi16(upper, _mm512_mask_blend_epi16(odd, quarter(0), quarter(1)),
+                              _mm512_mask_blend_epi16(odd, quarter(2), quarter(3)));
   return _mm512_sub_epi16(_mm512_max_epi16(values, _mm512_setzero_si512()), below);
 }
 
@@ -87,9 +86,8 @@ ENCODER_INLINE void store_quantised(Value* at, Halves values, const Rounding& ro
       _mm512_mulhrs_epi16(values, _mm512_set1_epi16(static_cast<int16_t>(rounding.multiplier)));
   const __m512i shifted =
       _mm512_adds_epi16(scaled, _mm512_set1_epi16(static_cast<int16_t>(rounding.zero)));
-  _mm256_storeu_si256(
-      reinterpret_cast<__m256i*>(at),
-      _mm512_cvtusepi16_epi8(_mm512_max_epi16(shifted, _mm512_setzero_si512())));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(at),
+                      _mm512_cvtusepi16_epi8(_mm512_max_epi16(shifted, _mm512_setzero_si512())));
 }
 
 #include "rows.ipp"

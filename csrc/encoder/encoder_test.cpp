@@ -5,13 +5,13 @@
 // prints the kernels that this machine has, one a line, and exits with 0 if each of them encodes
 // the pixels of ROWS x COLUMNS patches to the symbols. The files hold the bytes of edge.weights and
 // of the two arrays.
+#include "encoder.hpp"
+
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <vector>
-
-#include "encoder.hpp"
 
 namespace {
 

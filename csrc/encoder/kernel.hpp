@@ -8,8 +8,8 @@
 //
 // so that a vector of weights has the group's weights for as many outputs as it has lanes of 32
 // bits; the group's inputs are broadcast to all lanes. Where a kernel says so, the two inputs of a
-// group of 16 bits lie apart: a vector has all first inputs, then all second ones. Within a block, outputs are in the order in
-// which two vectors of 32 bits become one of 16.
+// group of 16 bits lie apart: a vector has all first inputs, then all second ones. Within a block,
+// outputs are in the order in which two vectors of 32 bits become one of 16.
 //
 // Always holds: all kernels give the same values, which docs/BUNDLE.md, section 10, specifies.
 #pragma once

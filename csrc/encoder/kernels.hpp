@@ -3,6 +3,7 @@
 
 #include "avx2.hpp"
 #include "avx512.hpp"
+#include "avxvnni.hpp"
 #include "kernel.hpp"
 #include "neon.hpp"
 #include "portable.hpp"
@@ -12,12 +13,10 @@ namespace encoder {
 // The fastest first.
 inline constexpr Kernel kKernels[] = {
 #if defined(ENCODER_X86)
-    avx512::kKernel,
-    avx2::kKernel,
+    avx512::kKernel,   avxvnni::kKernel, avx2::kKernel,
 #endif
 #if defined(ENCODER_NEON)
-    neon_dot::kKernel,
-    neon::kKernel,
+    neon_dot::kKernel, neon::kKernel,
 #endif
     portable::kKernel,
 };

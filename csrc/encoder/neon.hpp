@@ -44,15 +44,12 @@ ENCODER_INLINE Sums dot16(Sums sums, Sums inputs, Sums weights) {
   return vmlal_lane_s16(vmlal_lane_s16(sums, vget_low_s16(both), pair, 0), vget_high_s16(both),
                         pair, 1);
 }
-ENCODER_INLINE Halves pack(Sums low, Sums high) {
-  return vqmovn_high_s32(vqmovn_s32(low), high);
-}
+ENCODER_INLINE Halves pack(Sums low, Sums high) { return vqmovn_high_s32(vqmovn_s32(low), high); }
 ENCODER_INLINE Halves add_saturated(Halves a, Halves b) { return vqaddq_s16(a, b); }
 
 ENCODER_INLINE Sums requantise(Sums sums, Sums multipliers, int shift) {
   const int64x2_t half = vdupq_n_s64(int64_t{1} << (shift - 1));
-  const int64x2_t low =
-      vaddq_s64(vmull_s32(vget_low_s32(sums), vget_low_s32(multipliers)), half);
+  const int64x2_t low = vaddq_s64(vmull_s32(vget_low_s32(sums), vget_low_s32(multipliers)), half);
   const int64x2_t high = vaddq_s64(vmull_high_s32(sums, multipliers), half);
   // The high halves of the products, then the rest of the shift.
   return vshlq_s32(vshrn_high_n_s64(vshrn_n_s64(low, 32), high, 32), vdupq_n_s32(32 - shift));
@@ -103,8 +100,8 @@ ENCODER_INLINE Sums dot8(Sums sums, Sums inputs, Sums weights) {
   return dot16(sums, inputs, weights);
 }
 ENCODER_INLINE void store_quantised(Value* at, Halves values, const Rounding& rounding) {
-  store_halves(at, vminq_s16(vmaxq_s16(quantised(values, rounding), vdupq_n_s16(0)),
-                             vdupq_n_s16(255)));
+  store_halves(at,
+               vminq_s16(vmaxq_s16(quantised(values, rounding), vdupq_n_s16(0)), vdupq_n_s16(255)));
 }
 
 #include "rows.ipp"

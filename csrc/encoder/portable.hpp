@@ -34,8 +34,7 @@ inline void convolve_row(const Packed& packed, const void* inputs, size_t row_st
                          size_t columns, int16_t* out) {
   const int16_t* at = static_cast<const int16_t*>(inputs);
   for (size_t output = 0; output < kOutputs; ++output) {
-    const int16_t* weights =
-        static_cast<const int16_t*>(packed.weights) + output * kRows * kLength;
+    const int16_t* weights = static_cast<const int16_t*>(packed.weights) + output * kRows * kLength;
     for (size_t column = 0; column < columns; ++column) {
       int32_t sum = packed.biases[output];
       for (size_t row = 0; row < kRows; ++row) {

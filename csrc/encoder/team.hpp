@@ -1,8 +1,8 @@
 // Threads that share the rows of an image.
 //
 // A layer takes a fraction of a millisecond, and every row of it must be done before the next layer
-// starts. Each thread takes the next row that nobody has taken. So a thread that the system holds up
-// delays the others by its row alone, and one that comes late finds nothing to do. Between the
+// starts. Each thread takes the next row that nobody has taken. So a thread that the system holds
+// up delays the others by its row alone, and one that comes late finds nothing to do. Between the
 // layers of an image threads wait in a loop for a while before they sleep. Between images they
 // sleep.
 //
@@ -75,7 +75,9 @@ class Team {
   }
   // Tells all threads that sleep. They check under the lock, so none of them misses it.
   void tell() {
-    { std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+    }
     changed_.notify_all();
   }
   static void pause() {

@@ -66,10 +66,10 @@ struct Rounding {
 // A convolution in the file. The pointers go into the file's bytes.
 struct Layer {
   size_t outputs = 0;
-  size_t inputs = 0;      // values that an output is summed from
-  size_t value_size = 0;  // bytes of a weight: 1 or 2
-  uint32_t shift = 0;     // of the requantisation, kMinShift to kMaxShift
-  Rounding input;         // of a 3x3 convolution
+  size_t inputs = 0;                     // values that an output is summed from
+  size_t value_size = 0;                 // bytes of a weight: 1 or 2
+  uint32_t shift = 0;                    // of the requantisation, kMinShift to kMaxShift
+  Rounding input;                        // of a 3x3 convolution
   const uint8_t* weights = nullptr;      // [outputs][inputs]
   const uint8_t* biases = nullptr;       // int32 [outputs]
   const uint8_t* multipliers = nullptr;  // int32 [outputs], positive and odd
@@ -157,8 +157,9 @@ inline Status read_weights(const uint8_t* bytes, size_t size, Weights& out) {
     layer.multipliers = layer.biases + 4 * outputs;
     at += layer_bytes(outputs, inputs, value_size);
     const bool rounds = value_size == 1;
-    if (layer.shift < (&layer == &out.last ? kMinShift + 1 : kMinShift) || layer.shift > kMaxShift || zero > (rounds ? 255u : 0u) ||
-        (multiplier >= 1) != rounds || multiplier > INT16_MAX)
+    if (layer.shift < (&layer == &out.last ? kMinShift + 1 : kMinShift) ||
+        layer.shift > kMaxShift || zero > (rounds ? 255u : 0u) || (multiplier >= 1) != rounds ||
+        multiplier > INT16_MAX)
       return false;
     layer.input = {static_cast<int32_t>(multiplier), static_cast<int32_t>(zero)};
     return is_bounded(layer, largest);

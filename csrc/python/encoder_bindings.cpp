@@ -43,7 +43,8 @@ class SharedEncoder {
           "pixels must have the shape [images, rows, columns, 3], rows and columns multiples of 8");
     const py::ssize_t images = pixels.shape(0), rows = pixels.shape(1) / patch,
                       columns = pixels.shape(2) / patch;
-    py::array_t<int16_t> symbols({images, static_cast<py::ssize_t>(encoder::kLatent), rows, columns});
+    py::array_t<int16_t> symbols(
+        {images, static_cast<py::ssize_t>(encoder::kLatent), rows, columns});
     const uint8_t* from = pixels.data();
     int16_t* to = symbols.mutable_data();
     if (symbols.size() == 0) return symbols;
@@ -52,10 +53,10 @@ class SharedEncoder {
       py::gil_scoped_release release;
       std::unique_ptr<Context> context = take();
       for (py::ssize_t image = 0; image < images && status == encoder::Status::ok; ++image)
-        status = encoder_.encode(from + image * (pixels.size() / images),
-                                 static_cast<size_t>(rows), static_cast<size_t>(columns),
-                                 to + image * (symbols.size() / images), context->workspace,
-                                 context->team);
+        status =
+            encoder_.encode(from + image * (pixels.size() / images), static_cast<size_t>(rows),
+                            static_cast<size_t>(columns), to + image * (symbols.size() / images),
+                            context->workspace, context->team);
       give_back(std::move(context));
     }
     check(status);
