@@ -109,12 +109,12 @@ def judge(
         "top1": sum(one.is_right(_FP32) for one in outcomes) / count if labelled else None,
     }
     if "int8" in graphs["edge"]:
-        sizes = {
-            precision: sum(one.sizes[precision] for one in outcomes) for precision in graphs["edge"]
-        }
         record |= _compare_symbols(outcomes, "int8")
         pixels = sum(one.pixels for one in outcomes)
-        record["bpp"] = {precision: 8 * size / pixels for precision, size in sizes.items()}
+        record["bpp"] = {
+            precision: 8 * sum(one.sizes[precision] for one in outcomes) / pixels
+            for precision in ("fp32", "int8")
+        }
     for name, way in WAYS.items():
         if way in outcomes[0].answers:
             record[name] = _compare(outcomes, way)
