@@ -6,7 +6,9 @@ from pathlib import Path
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 
-HEADERS = sorted(str(path) for pattern in ("*.hpp", "*.ipp") for path in Path("csrc").rglob(pattern))
+HEADERS = sorted(
+    str(path) for pattern in ("*.hpp", "*.ipp") for path in Path("csrc").rglob(pattern)
+)
 
 
 def extension(name: str, source: str) -> Pybind11Extension:

@@ -318,9 +318,7 @@ def _keep(file: Path | None, text: str) -> None:
         write_atomically(file, text.encode())
 
 
-def _describe_int8(
-    what: str, gate: dict[str, Any], far: float, before: float, after: float
-) -> str:
+def _describe_int8(what: str, gate: dict[str, Any], far: float, before: float, after: float) -> str:
     """One end's int8 graph, or the native encoder, for the report; times are in milliseconds."""
     if what in gate:
         change = gate[what]["top1_change"]["mean"]

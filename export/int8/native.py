@@ -10,6 +10,7 @@ Always holds: no sum can overflow 32 bits, whatever the pixels are. Floats end h
 depends on them is computed on a device.
 """
 
+import itertools
 import math
 import struct
 from collections.abc import Iterator
@@ -132,9 +133,7 @@ def _read(model: onnx.ModelProto, ranges: Ranges, name: str) -> _Encoder:
     ends = [(low, high) for _, low, high in ranges.operators]
     gelus = [end for end, operator in zip(ends, operators, strict=True) if operator == "Gelu"]
     streams = [
-        end
-        for index, end in enumerate(ends)
-        if operators[index] == "Add" or index + 1 == len(head)
+        end for index, end in enumerate(ends) if operators[index] == "Add" or index + 1 == len(head)
     ]
     hidden = [ends[index][1] for index, one in enumerate(operators) if one == "Conv"]
     largest = max(abs(value) for value in (*np.ravel(streams), *hidden[:-1]))
@@ -147,7 +146,7 @@ def _require_chain(nodes: list[onnx.NodeProto], name: str) -> None:
     Raises NotNativeError.
     """
     stream = nodes[2].output[0]
-    for before, node in zip(nodes, nodes[1:], strict=False):
+    for before, node in itertools.pairwise(nodes):
         expected = {before.output[0]}
         if node.op_type == "Add":
             expected.add(stream)
@@ -158,11 +157,15 @@ def _require_chain(nodes: list[onnx.NodeProto], name: str) -> None:
 
 
 def _convolution(node: onnx.NodeProto, values: dict[str, NDArray[np.float32]]) -> _Convolution:
-    """A Conv node; its inputs are in the order row, column, channel."""
+    """A Conv node; its inputs are in the order row, column, channel.
+
+    A node has no biases where all of them are 0.
+    """
     weights = values[node.input[1]].astype(np.float64).transpose(0, 2, 3, 1)
-    return _Convolution(
-        weights.reshape(len(weights), -1), values[node.input[2]].astype(np.float64)
-    )
+    biases = np.zeros(len(weights))
+    if len(node.input) > 2:
+        biases = values[node.input[2]].astype(np.float64)
+    return _Convolution(weights.reshape(len(weights), -1), biases)
 
 
 def _rounding(low: float, high: float) -> tuple[float, int]:

@@ -53,7 +53,7 @@ class Ranges:
     operators: list[tuple[str, float, float]]
 
     def require(self, model: onnx.ModelProto, sha256: str) -> None:
-        """Check that the ranges are of a graph and of weights with that hash. Raises RangesError."""
+        """Check that the ranges are of a graph and of its weights' hash. Raises RangesError."""
         if self.sha256 != sha256 or [node.op_type for node in model.graph.node] != [
             operator for operator, _, _ in self.operators
         ]:

@@ -91,8 +91,8 @@ def tune(
     "precision" and "accepted", and either "deviation" and "milliseconds" (the median for one input)
     or "error".
 
-    Raises TuneError, also where onnxruntime is not installed, the BundleErrors if the safe choice does not load, and what `deviation` raises
-    for the safe choice's output, such as NotFiniteLogitsError.
+    Raises TuneError, also where onnxruntime is not installed; the BundleErrors if the safe choice
+    does not load; and what `deviation` raises for its output, such as NotFiniteLogitsError.
     """
     if not inputs:
         raise TuneError("there is nothing to measure with: name at least one readable input")

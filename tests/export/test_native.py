@@ -41,6 +41,7 @@ def changed(graph: Path, out: Path, **replaced: Any) -> Path:
         f"{kind}_{index}": node.input[1 + place]
         for index, node in enumerate(convolutions)
         for place, kind in enumerate(("weight", "bias"))
+        if 1 + place < len(node.input)
     }
     change = {names[name]: function for name, function in replaced.items()}
     for tensor in model.graph.initializer:
@@ -79,12 +80,13 @@ def test_it_is_the_same_at_each_export(bundle: Path, tmp_path: Path) -> None:
 
 def test_an_encoder_without_blocks(random_bundle: Path, tmp_path: Path) -> None:
     graph, out = random_bundle / "edge.onnx", tmp_path / "edge.weights"
-    write_weights(graph, ranges_of(graph), "a" * 64, PRINT, out)
+    write_weights(graph, ranges_of(graph, 64), "a" * 64, PRINT, out)
     images = synthetic_images(4)
     expected = open_session(graph).run(None, {"pixels": images})[0]
     found = _encoder.Encoder(out.read_bytes()).encode(images)
-    assert (expected != 0).mean() > 0.01
-    assert (found != expected).mean() < 0.001
+    assert (expected != 0).mean() > 0.1
+    assert (found != expected).mean() < 0.003
+    assert np.abs(found.astype(int) - expected).max() == 1
 
 
 def test_weights_of_any_size_are_accepted_by_the_reader(
@@ -146,7 +148,7 @@ def _other_chain(graph: onnx.GraphProto) -> None:
 def _other_sizes(graph: onnx.GraphProto) -> None:
     last = [node for node in graph.node if node.op_type == "Conv"][-1]
     for tensor in graph.initializer:
-        if tensor.name in (last.input[1], last.input[2]):
+        if tensor.name in last.input[1:]:
             values = onnx.numpy_helper.to_array(tensor)
             half = onnx.numpy_helper.from_array(values[:32].copy(), tensor.name)
             tensor.CopyFrom(half)
@@ -227,7 +229,10 @@ def test_the_gate_judges_it(bundle: Path, tmp_path: Path) -> None:
 
 def test_one_too_far_from_float32_is_seen(bundle: Path, tmp_path: Path) -> None:
     weights = oracle.read((bundle / EDGE_WEIGHTS).read_bytes())
-    weights.layers[2] = replace(weights.layers[2], zero=weights.layers[2].zero + 3)
+    last = weights.layers[-1]
+    weights.layers[-1] = replace(
+        last, biases=last.biases + (1 << (last.shift - 1)) // last.multipliers
+    )
     (tmp_path / EDGE_WEIGHTS).write_bytes(oracle.write(weights))
     graphs = {
         "edge": {"fp32": bundle / "edge.onnx", "native": tmp_path / EDGE_WEIGHTS},

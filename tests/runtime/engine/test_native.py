@@ -72,9 +72,7 @@ def test_real_weights_and_a_real_picture(
     assert np.array_equal(_encoder.Encoder(data, kernel=kernel).encode(pixels)[0], expected)
 
 
-def test_threads_and_batches_do_not_change_symbols(
-    bundle: Path, pixels: NDArray[np.uint8]
-) -> None:
+def test_threads_and_batches_do_not_change_symbols(bundle: Path, pixels: NDArray[np.uint8]) -> None:
     data = (bundle / EDGE_WEIGHTS).read_bytes()
     batch = np.concatenate([pixels, pixels[:, ::-1].copy(), 255 - pixels])
     expected = np.concatenate([_encoder.Encoder(data).encode(one[None]) for one in batch])
@@ -129,9 +127,7 @@ def _with(data: bytes, at: int, kind: str, value: int) -> bytes:
         (FIRST_MULTIPLIERS + 512 + 12, "<b", -128, "a value out of its range"),
     ],
 )
-def test_a_file_that_breaks_a_rule_is_refused(
-    at: int, kind: str, value: int, reason: str
-) -> None:
+def test_a_file_that_breaks_a_rule_is_refused(at: int, kind: str, value: int, reason: str) -> None:
     data = oracle.write(oracle.random_weights(1, 0))
     _encoder.Encoder(data)
     with pytest.raises(ValueError, match=reason):
