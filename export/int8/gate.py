@@ -156,7 +156,7 @@ def _outcomes(
         if (pixels := reading.pixels(path)) is None:
             continue
         symbols = {precision: run(pixels[None]) for precision, run in runs["edge"].items()}
-        answers = {}
+        answers: dict[tuple[str, str], int | None] = {}
         for cloud, run in runs["cloud"].items():
             edges = [edge for edge in symbols if (edge, cloud) in ways]
             logits = run(np.concatenate([symbols[edge] for edge in edges]))

@@ -6,6 +6,8 @@ native encoder needs no other engine.
 Always holds: integer arithmetic is exact on every processor.
 """
 
+from __future__ import annotations
+
 import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,7 +40,7 @@ _PROVIDERS = {
 
 def open_session(
     graph: bytes | str | os.PathLike[str], threads: int | None = None, provider: str = "cpu"
-) -> "ort.InferenceSession":
+) -> ort.InferenceSession:
     """Load an ONNX graph, given as bytes or as a path. All sessions are opened here.
 
     Args:

@@ -230,9 +230,7 @@ def test_the_gate_judges_it(bundle: Path, tmp_path: Path) -> None:
 def test_one_too_far_from_float32_is_seen(bundle: Path, tmp_path: Path) -> None:
     weights = oracle.read((bundle / EDGE_WEIGHTS).read_bytes())
     last = weights.layers[-1]
-    weights.layers[-1] = replace(
-        last, biases=last.biases + (1 << (last.shift - 1)) // last.multipliers
-    )
+    weights.layers[-1] = replace(last, multipliers=last.multipliers // 4 | 1)
     (tmp_path / EDGE_WEIGHTS).write_bytes(oracle.write(weights))
     graphs = {
         "edge": {"fp32": bundle / "edge.onnx", "native": tmp_path / EDGE_WEIGHTS},
