@@ -86,6 +86,6 @@ wheel: $(BUNDLE)/manifest.json ## build dist/: an sdist, and a tested wheel for 
 	.ci/wheels
 
 clean: ## remove the environment, bundles and everything that was built
-	rm -rf $(VENV) bundles build dist *.egg-info runtime/codec/_coder*.so feat.bin
+	rm -rf $(VENV) bundles build dist *.egg-info runtime/*/_*.so feat.bin
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

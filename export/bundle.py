@@ -132,9 +132,9 @@ def _parity_record(state: Chosen) -> dict[str, Any]:
 
 
 def _int8_record(state: Chosen) -> dict[str, Any] | None:
-    """The member `int8` of a manifest; None for a bundle without int8 graphs."""
+    """The member `int8` of a manifest; None for a bundle without int8 graphs or native encoder."""
     ends = [end for end, graphs in state.graphs.items() if "int8" in graphs]
-    if not ends:
+    if not ends and "native" not in state.graphs["edge"]:
         return None
     assert state.calibration
     return {

@@ -38,8 +38,13 @@ class Link:
             return output
         return np.stack([self.rates.symbols(one, step) for one in output])
 
-    def feed(self, symbols: NDArray[np.int16], step: int | None) -> dict[str, NDArray[Any]]:
-        """Symbols int16 [N, C, H', W'] as the cloud graph's input, by its name."""
+    def graph_input(self, symbols: NDArray[np.int16], step: int | None) -> NDArray[Any]:
+        """Symbols int16 [N, C, H', W'] as the cloud graph's input, which is float32 with gains."""
         if self.rates is None or step is None:
-            return {"symbols": symbols}
-        return {"values": self.rates.values(symbols, step)}
+            return symbols
+        return self.rates.values(symbols, step)
+
+    def feed(self, symbols: NDArray[np.int16], step: int | None) -> dict[str, NDArray[Any]]:
+        """The cloud graph's input by its name."""
+        name = "symbols" if self.rates is None or step is None else "values"
+        return {name: self.graph_input(symbols, step)}

@@ -1,7 +1,7 @@
 """An export as a list of stages, in the order in which they run.
 
-    Inputs -> edge graph -> cloud graph -> tables -> parity -> ranges -> int8 graphs -> judgement
-           -> int8 -> bundle
+    Inputs -> edge graph -> cloud graph -> tables -> parity -> ranges -> int8 graphs -> native
+           -> judgement -> int8 -> bundle
 
 Each stage is a function from one state to the next (export/states.py). `write_bundle` runs them in
 a temporary folder. The last one renames it, so that a bundle exists verified or not at all.
@@ -23,6 +23,7 @@ from runtime.codec.bundle import (
     CLOUD_GRAPH,
     COMPRESSAI_TABLES,
     EDGE_GRAPH,
+    EDGE_WEIGHTS,
     LABELS,
     MANIFEST,
     RATES,
@@ -41,6 +42,7 @@ from .bundle import check_output, context_channels, make_manifest, move_into_pla
 from .counts import Counts, CountsError, count, fit_tables, symbols_of
 from .graphs import export_cloud, export_edge, stamp
 from .int8.gate import GateError, deviation, judge, milliseconds, reasons
+from .int8.native import NotNativeError, write_weights
 from .int8.quantise import NothingToQuantiseError, quantise
 from .int8.ranges import calibrate
 from .levels import LevelCounts, count_levels, fit_levels, own_coding
@@ -58,6 +60,7 @@ from .states import (
     Quantised,
     Started,
     Verified,
+    Written,
     then,
 )
 from .tables import Coder, bottleneck_sha256, make_tables, shape_rule, weights_sha256
@@ -202,7 +205,29 @@ def write_int8_graphs(state: Calibrated) -> Quantised:
     return then(Quantised, state, graphs=graphs)
 
 
-def judge_int8(state: Quantised) -> Judged:
+def write_native(state: Quantised) -> Written:
+    """Write the native encoder, where there are ranges. Raises RangesError."""
+    graphs = {end: dict(files) for end, files in state.graphs.items()}
+    detail = ""
+    if state.calibration and state.coder.link.rates is None:  # it has one rate
+        out, hashes = state.work / EDGE_WEIGHTS, _graph_hashes(state)
+        try:
+            write_weights(
+                state.edge,
+                state.calibration.edge,
+                hashes["edge"],
+                state.coder.fingerprint,
+                out,
+            )
+        except NotNativeError as error:
+            say(f"export: no {EDGE_WEIGHTS} is written: {error}", sys.stderr)
+        else:
+            graphs["edge"]["native"] = out
+            detail = _size(out)
+    return then(Written, state, detail, graphs=graphs)
+
+
+def judge_int8(state: Written) -> Judged:
     """Measure int8 on images that were held out, and on others; keep the calibration if asked to.
 
     Raises GateError, ParityError, DamagedImageError, OSError.
@@ -224,30 +249,34 @@ def judge_int8(state: Quantised) -> Judged:
 
 
 def choose_int8(state: Judged) -> Chosen:
-    """Remove the int8 graphs that are not good enough.
+    """Remove the int8 graphs, and the native encoder, if they are not good enough.
 
-    Raises GateError where --precision int8 wants one of them, and where one is too far from
+    Raises GateError where --precision int8 wants one of the graphs, and where one is too far from
     float32 on the parity images.
     """
     graphs = {end: dict(files) for end, files in state.graphs.items()}
-    gate = state.calibration.gate if state.calibration else None
-    for end, files in graphs.items():
-        if "int8" not in files or not gate:
+    gate = (state.calibration.gate if state.calibration else None) or {}
+    for what, end, precision in _INT8:
+        if precision not in graphs[end] or what not in gate:
             continue
-        if why := "; ".join(reasons(gate, end)):
-            if state.precision == "int8":
-                raise GateError(f"{end}: {why}")
-            say(f"export: no int8 {end} graph is written: {why}", sys.stderr)
-            files.pop("int8").unlink()
-    ends = [end for end, files in graphs.items() if "int8" in files]
-    if not ends:
+        if why := "; ".join(reasons(gate, what)):
+            if state.precision == "int8" and precision == "int8":
+                raise GateError(f"{what}: {why}")
+            say(f"export: no {graphs[end][precision].name} is written: {why}", sys.stderr)
+            graphs[end].pop(precision).unlink()
+    found = [one for one in _INT8 if one[2] in graphs[one[1]]]
+    if not found:
         return then(Chosen, state, graphs=graphs, deviation={})
-    for end in ends:
-        stamp(graphs[end]["int8"], state.properties)
+    for _, end, precision in found:
+        if precision == "int8":
+            stamp(graphs[end][precision], state.properties)
     link = state.coder.link
     far = deviation(graphs, state.images, link)
     times = milliseconds(graphs, state.images[:1], link)
-    detail = "; ".join(_describe_int8(end, gate, far[end], times[end]) for end in ends)
+    detail = "; ".join(
+        _describe_int8(what, gate, far[what], times[end]["fp32"], times[end][precision])
+        for what, end, precision in found
+    )
     return then(Chosen, state, detail, graphs=graphs, deviation=far)
 
 
@@ -262,6 +291,9 @@ def place_bundle(state: Chosen) -> Placed:
     return then(Placed, state, detail, manifest=manifest)
 
 
+# What the gate judges on its own: its name there, the end, and the precision.
+_INT8 = (("edge", "edge", "int8"), ("cloud", "cloud", "int8"), ("native", "edge", "native"))
+
 # Name in the report, and function. Stages that give no detail have no line of their own.
 STAGES: tuple[tuple[str, Callable[[Any], Inputs]], ...] = (
     ("edge graph", write_edge_graph),
@@ -270,6 +302,7 @@ STAGES: tuple[tuple[str, Callable[[Any], Inputs]], ...] = (
     ("parity", verify),
     ("ranges", take_calibration),
     ("int8 graphs", write_int8_graphs),
+    ("native", write_native),
     ("judgement", judge_int8),
     ("int8", choose_int8),
     ("bundle", place_bundle),
@@ -333,15 +366,14 @@ def _keep(file: Path | None, text: str) -> None:
         write_atomically(file, text.encode())
 
 
-def _describe_int8(
-    end: str, gate: dict[str, Any] | None, far: float, times: dict[str, float]
-) -> str:
-    """One end's int8 graph, for the report."""
-    if gate:
-        change = gate[end]["top1_change"]["mean"]
-        won, lost = gate[end]["won"], gate[end]["lost"]
+def _describe_int8(what: str, gate: dict[str, Any], far: float, before: float, after: float) -> str:
+    """One end's int8 graph, or the native encoder, for the report; times are in milliseconds."""
+    if what in gate:
+        change = gate[what]["top1_change"]["mean"]
+        won, lost = gate[what]["won"], gate[what]["lost"]
         judged = f"top-1 {change:+.2%} ({won} won, {lost} lost of {gate['images']})"
-        judged += f", bytes {gate['more_bytes']:+.1%}" if end == "edge" else ""
+        more = gate["more_bytes"] if what == "edge" else gate[what].get("more_bytes")
+        judged += f", bytes {more:+.1%}" if more is not None else ""
     else:
         judged = f"{far:.2%} from float32, not judged on images"
-    return f"{end} {judged}, {times['fp32']} to {times['int8']} ms"
+    return f"{what} {judged}, {before} to {after} ms"

@@ -170,15 +170,21 @@ class Quantised(Calibrated):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged(Quantised):
+class Written(Quantised):
+    """The native encoder is written too, as the edge's "native" in `graphs`, where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(Written):
     """The calibration has the gate's records, where there were images to judge int8 on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen(Judged):
-    """`graphs` has only the int8 graphs that passed the gate.
+    """`graphs` has only the int8 graphs, and the native encoder, that passed the gate.
 
-    `deviation` says by end how far they are from the float32 graphs on the parity images.
+    `deviation` says by end, and for "native", how far they are from the float32 graphs on the
+    parity images.
     """
 
     deviation: Mapping[str, float]

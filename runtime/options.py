@@ -31,7 +31,7 @@ def thread_count(text: str) -> int:
 
 def add_engine_options(parser: argparse.ArgumentParser, after: str | None = None) -> None:
     """Add --provider and --precision; with `after`, also --tune, whose help ends in that text."""
-    providers = "cpu, openvino, or another provider of an engine"
+    providers = "cpu, openvino, native, or another provider of an engine"
     parser.add_argument(
         "--provider",
         default="auto",

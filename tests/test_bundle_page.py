@@ -18,7 +18,7 @@ NAMES = {
     "END": "edge|cloud",
     "PRECISION": "fp32|int8",
     "PACKAGE": r"[\w-]+",
-    "WAY": "edge|cloud|both",
+    "WAY": "edge|cloud|both|native",
 }
 TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list}
 

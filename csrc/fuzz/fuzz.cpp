@@ -4,12 +4,13 @@
 //   any_payload   payloads of any bytes, and valid ones with a few changes, under valid tables
 //   round_trip    symbols of any values, under valid tables
 //   any_jpeg      JPEGs with scans of any bytes
+//   any_weights   files edge.weights of any bytes, and valid ones with a few changes
 //
-//   make fuzz                      15 seconds of each
-//   FUZZ_SECONDS=2400 make fuzz    ten minutes of each
+//   make fuzz                      12 seconds of each
+//   FUZZ_SECONDS=2400 make fuzz    eight minutes of each
 //
 // With clang each is a libFuzzer target, chosen by -DFUZZ_TARGET=any_tables and so on, and starts
-// from its corpus in tests/corpus. Without, main() below feeds random inputs to all four. The
+// from its corpus in tests/corpus. Without, main() below feeds random inputs to all five. The
 // address and undefined-behaviour sanitizers find accesses outside their bounds. The checks here
 // find payloads that are accepted although no encoder writes them, and kernels that differ.
 #include <chrono>
@@ -22,6 +23,7 @@
 
 #include "../coder/compressai_stream.hpp"
 #include "../coder/rans.hpp"
+#include "../encoder/encoder.hpp"
 #include "../jpeg/jpeg.hpp"
 
 namespace {
@@ -288,6 +290,65 @@ void append_segment(std::vector<uint8_t>& jpeg, uint8_t marker, const std::vecto
   jpeg::find_damage(jpeg.data(), jpeg.size());
 }
 
+// A valid file edge.weights of up to one block, with values of all sizes.
+std::vector<uint8_t> valid_weights(Input& input, uint32_t blocks) {
+  std::vector<uint8_t> file(encoder::detail::kMagic, std::end(encoder::detail::kMagic));
+  const auto put = [&](uint32_t value, int bytes) {
+    for (int shift = 0; shift < 8 * bytes; shift += 8)
+      file.push_back(static_cast<uint8_t>(value >> shift));
+  };
+  uint32_t state = 1 + input.below(1 << 23);
+  const auto random = [&] { return (state = state * 1664525 + 1013904223) >> 8; };
+  for (const uint32_t value : {1u, 8u, 128u, 64u, 64u, blocks, 6 + random() % 9}) put(value, 4);
+  for (size_t i = 0; i < encoder::kFingerprintBytes + encoder::kGeluEntries; ++i)
+    put(random() % 32768, i < encoder::kFingerprintBytes ? 1 : 2);
+  const auto put_layer = [&](uint32_t outputs, uint32_t inputs, int bytes, uint32_t limit) {
+    put(33 + random() % 29, 4);
+    put(bytes == 1 ? 1 + random() % 32767 : 0, 4);
+    put(bytes == 1 ? random() % 256 : 0, 4);
+    for (uint32_t i = 0; i < outputs * inputs; ++i) put(random() % (2 * limit + 1) - limit, bytes);
+    for (uint32_t i = 0; i < outputs; ++i) put(random() % (1 << 20) - (1 << 19), 4);
+    for (uint32_t i = 0; i < outputs; ++i) put((random() << (random() % 8)) | 1, 4);
+  };
+  put_layer(128, 192, 2, 32767);
+  for (uint32_t block = 0; block < blocks; ++block)
+    put_layer(64, 1152, 1, 127), put_layer(128, 576, 1, 127);
+  put_layer(64, 128, 2, 500);
+  return file;
+}
+
+[[maybe_unused]] void any_weights(Input& input) {
+  const uint32_t kind = input.byte();
+  std::vector<uint8_t> file;
+  if ((kind & 7) == 7) {
+    file.assign(input.rest(), input.rest() + input.left());
+  } else {
+    file = valid_weights(input, kind >> 3 & 1);
+    for (uint32_t edits = kind & 7; edits > 0; --edits) {
+      const size_t at = input.byte() & 1 ? input.below(600) : input.below(1 << 24) % file.size();
+      file[at] ^= static_cast<uint8_t>(input.byte());
+    }
+    if (kind & 16) file.resize(input.below(1 << 24) % (file.size() + 1));
+  }
+  file.shrink_to_fit();  // so that a sanitizer sees a read beyond it
+  const size_t rows = 1 + input.below(2), columns = 1 + input.below(3);
+  std::vector<uint8_t> pixels(encoder::kPatchValues * rows * columns);
+  for (uint8_t& value : pixels) value = static_cast<uint8_t>(kind & 32 ? 255 : input.byte());
+  std::vector<int16_t> first, symbols(encoder::kLatent * rows * columns);
+  encoder::Workspace workspace;
+  for (const encoder::Kernel& kernel : encoder::kKernels) {
+    encoder::Encoder loaded;
+    if (!kernel.is_available() ||
+        loaded.load(file.data(), file.size(), kernel) != encoder::Status::ok)
+      continue;
+    require(loaded.encode(pixels.data(), rows, columns, symbols.data(), workspace) ==
+                encoder::Status::ok,
+            "an image is refused");
+    require(first.empty() || first == symbols, "two kernels give different symbols");
+    first = symbols;
+  }
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -295,10 +356,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 #if defined(FUZZ_TARGET)
   FUZZ_TARGET(input);
 #else
-  switch (input.byte() % 4) {
+  switch (input.byte() % 5) {
     case 0: any_tables(input); break;
     case 1: any_payload(input); break;
     case 2: any_jpeg(input); break;
+    case 3: any_weights(input); break;
     default: round_trip(input);
   }
 #endif

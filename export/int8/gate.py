@@ -1,22 +1,25 @@
 """The int8 gate: what quantising a graph costs, on images that it was not calibrated on.
 
 An int8 encoder may give other symbols. The gate bounds what follows from them: wrong answers and
-larger files.
+larger files. The native encoder is judged like the int8 edge graph.
 
-Always holds: an int8 graph beyond these bounds is never written into a bundle. Logits that are not
-finite count as no answer, and so as a wrong one.
+Always holds: an int8 graph or a native encoder beyond these bounds is never written into a bundle.
+Logits that are not finite count as no answer, and so as a wrong one.
 """
 
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.engine.base import Choice
+from runtime.engine.native import Native
 from runtime.engine.onnxruntime import open_session
 
 from ..graphs import Graphs
@@ -30,9 +33,17 @@ MAX_MORE_BYTES = 0.02
 # Shares: of symbols that differ, and of a logit's change (see `deviation`), on any images.
 MAX_CHANGED, MAX_MOVED = 0.02, 0.25
 # What runs int8: the precision of the edge graph, and that of the cloud graph.
-WAYS = {"edge": ("int8", "fp32"), "cloud": ("fp32", "int8"), "both": ("int8", "int8")}
+WAYS = {
+    "edge": ("int8", "fp32"),
+    "cloud": ("fp32", "int8"),
+    "both": ("int8", "int8"),
+    "native": ("native", "fp32"),
+}
 _FP32 = ("fp32", "fp32")
 _FIXED_RATE = Link()
+
+# From pixels to the edge graph's output, or from the cloud graph's input to logits.
+Run = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 class GateError(RuntimeError):
@@ -46,7 +57,7 @@ class _Outcome:
     Attributes:
         label: its class, if that is known.
         pixels, symbols: how many it has.
-        changed: how many symbols int8 changes.
+        changed: how many symbols differ from those of float32, by precision of the edge graph.
         sizes: bytes of its feature file, by precision of the edge graph.
         answers: its class by precisions of edge and cloud; None where logits are not finite.
     """
@@ -54,7 +65,7 @@ class _Outcome:
     label: int | None
     pixels: int
     symbols: int
-    changed: int
+    changed: Mapping[str, int]
     sizes: Mapping[str, int]
     answers: Mapping[tuple[str, str], int | None]
 
@@ -80,7 +91,7 @@ def judge(
     Images of a variable-rate bundle are at its checked levels in turn.
 
     Args:
-        graphs: both ends in "fp32", and one or both in "int8".
+        graphs: both ends in "fp32", one or both in "int8", and perhaps the edge in "native".
         coder: makes the feature files whose sizes are compared.
         images: files with their classes. Without classes, a change of the answer counts as a loss.
         source: says in the manifest which images these are.
@@ -103,59 +114,80 @@ def judge(
         "top1": sum(one.is_right(_FP32) for one in outcomes) / count if labelled else None,
     }
     if "int8" in graphs["edge"]:
-        sizes = {
-            precision: sum(one.sizes[precision] for one in outcomes) for precision in graphs["edge"]
-        }
+        record |= _compare_symbols(outcomes, "int8")
         pixels = sum(one.pixels for one in outcomes)
-        symbols = sum(one.symbols for one in outcomes)
-        record |= {
-            "symbols_changed": sum(one.changed for one in outcomes) / symbols,
-            "more_bytes": sizes["int8"] / sizes["fp32"] - 1,
-            "bpp": {precision: 8 * size / pixels for precision, size in sizes.items()},
+        record["bpp"] = {
+            precision: 8 * sum(one.sizes[precision] for one in outcomes) / pixels
+            for precision in ("fp32", "int8")
         }
     for name, way in WAYS.items():
         if way in outcomes[0].answers:
             record[name] = _compare(outcomes, way)
+    if "native" in record:
+        record["native"] |= _compare_symbols(outcomes, "native")
     return record
+
+
+def open_graph(end: str, precision: str, file: Path) -> Run:
+    """Load a graph, or with "native" an edge.weights; gives what runs it on one batch."""
+    if precision == "native":
+        native = Native(file.read_bytes(), Choice("native", "int8"), None, 1)
+        return lambda batch: native.run(batch)["symbols"]
+    session = open_session(file)
+    source = session.get_inputs()[0].name
+    output = session.get_outputs()[0].name if end == "edge" else "logits"
+
+    def run(batch: NDArray[Any]) -> NDArray[Any]:
+        result: NDArray[Any] = session.run([output], {source: batch})[0]
+        return result
+
+    return run
+
+
+def _open_all(graphs: Graphs) -> dict[str, dict[str, Run]]:
+    """Every graph: end, precision -> what runs it."""
+    return {
+        end: {precision: open_graph(end, precision, file) for precision, file in files.items()}
+        for end, files in graphs.items()
+    }
 
 
 def _outcomes(
     graphs: Graphs, coder: Coder, images: Iterable[LabelledPath], reading: Reading
 ) -> Iterator[_Outcome]:
     """Run all graphs on each image that can be read. Raises as `judge` does."""
-    sessions = {
-        end: {precision: open_session(path) for precision, path in files.items()}
-        for end, files in graphs.items()
-    }
-    link = coder.link
+    runs, link = _open_all(graphs), coder.link
+    ways = [_FP32, *WAYS.values()]
     for index, (path, label) in enumerate(images):
         if (pixels := reading.pixels(path)) is None:
             continue
         step = link.steps[index % len(link.steps)]
         symbols = {
-            precision: link.symbols(session.run(None, {"pixels": pixels[None]})[0], step)
-            for precision, session in sessions["edge"].items()
+            precision: link.symbols(run(pixels[None]), step)
+            for precision, run in runs["edge"].items()
         }
-        batch = np.concatenate(list(symbols.values()))
-        height, width = pixels.shape[:2]
-        answers = {
-            (edge, cloud): _answer(row)
-            for cloud, session in sessions["cloud"].items()
-            for edge, row in zip(
-                symbols, session.run(["logits"], link.feed(batch, step))[0], strict=True
-            )
-        }
+        answers: dict[tuple[str, str], int | None] = {}
+        for cloud, run in runs["cloud"].items():
+            edges = [edge for edge in symbols if (edge, cloud) in ways]
+            batch = np.concatenate([symbols[edge] for edge in edges])
+            logits = run(link.graph_input(batch, step))
+            answers |= {
+                (edge, cloud): _answer(row) for edge, row in zip(edges, logits, strict=True)
+            }
         if answers[_FP32] is None:
             raise ParityError(
                 f"float32's logits for {path} are not finite numbers: the checkpoint is broken"
             )
         yield _Outcome(
             label=label,
-            pixels=height * width,
-            symbols=batch[0].size,
-            changed=int((batch[0] != batch[-1]).sum()),
+            pixels=pixels.shape[0] * pixels.shape[1],
+            symbols=symbols["fp32"].size,
+            changed={
+                precision: int((found != symbols["fp32"]).sum())
+                for precision, found in symbols.items()
+            },
             sizes={
-                precision: len(coder.encode(one[0], height, width, step))
+                precision: len(coder.encode(one[0], *pixels.shape[:2], step))
                 for precision, one in symbols.items()
             },
             answers=answers,
@@ -184,17 +216,30 @@ def _compare(outcomes: list[_Outcome], way: tuple[str, str]) -> dict[str, Any]:
     }
 
 
-def reasons(record: dict[str, Any], end: str) -> list[str]:
-    """Why the int8 graph of an end, "edge" or "cloud", is not good enough; empty if it is.
+def _compare_symbols(outcomes: list[_Outcome], precision: str) -> dict[str, float]:
+    """The share of symbols that a precision of the edge graph changes, and how files grow."""
+    sizes, fp32 = (sum(one.sizes[name] for one in outcomes) for name in (precision, "fp32"))
+    return {
+        "symbols_changed": sum(one.changed[precision] for one in outcomes)
+        / sum(one.symbols for one in outcomes),
+        "more_bytes": sizes / fp32 - 1,
+    }
+
+
+def reasons(record: dict[str, Any], what: str) -> list[str]:
+    """Why "edge" or "cloud", an int8 graph, or "native" is not good enough; empty if it is.
 
     `record` is what `judge` gives.
     """
-    top1 = record[end]["top1_change"]["mean"]
+    top1 = record[what]["top1_change"]["mean"]
     found = []
     if not top1 >= -MAX_TOP1_LOSS:
         found.append(f"top-1 changes by {top1:+.2%}, more than {MAX_TOP1_LOSS:.1%} down")
-    if end == "edge" and not record["more_bytes"] <= MAX_MORE_BYTES:
-        found.append(f"files grow by {record['more_bytes']:.1%}, more than {MAX_MORE_BYTES:.0%}")
+    if what == "cloud":
+        return found
+    more = (record if what == "edge" else record[what])["more_bytes"]
+    if not more <= MAX_MORE_BYTES:
+        found.append(f"files grow by {more:.1%}, more than {MAX_MORE_BYTES:.0%}")
     return found
 
 
@@ -203,33 +248,30 @@ def deviation(
 ) -> dict[str, float]:
     """How far each int8 graph is from the float32 one on uint8 images [N, H, W, 3].
 
-    It is checked even for graphs that passed on other images. Edge: the share of symbols that
-    differ. Cloud: the largest difference of a logit, as a share of the widest gap between two
-    logits of an image. Where the rate varies, the edge is compared at the level where most symbols
-    differ, the highest, and the cloud in the middle. Raises GateError over MAX_CHANGED or
-    MAX_MOVED.
+    It is checked even for graphs that passed on other images. Edge, and native: the share of
+    symbols that differ. Cloud: the largest difference of a logit, as a share of the widest gap
+    between two logits of an image. Where the rate varies, the edge is compared at the level where
+    most symbols differ, the highest, and the cloud in the middle. Raises GateError over MAX_CHANGED
+    or MAX_MOVED.
     """
     found = {}
-    outputs = {
-        precision: open_session(path).run(None, {"pixels": images})[0]
-        for precision, path in graphs["edge"].items()
+    runs = _open_all(graphs)
+    outputs = {precision: run(images) for precision, run in runs["edge"].items()}
+    symbols = {
+        precision: link.symbols(output, link.steps[-1]) for precision, output in outputs.items()
     }
-    if "int8" in outputs:
-        symbols = {
-            precision: link.symbols(output, link.steps[-1]) for precision, output in outputs.items()
-        }
-        found["edge"] = float((symbols["int8"] != symbols["fp32"]).mean())
-        if not found["edge"] <= MAX_CHANGED:
+    for precision, name in (("int8", "edge"), ("native", "native")):
+        if precision not in symbols:
+            continue
+        found[name] = float((symbols[precision] != symbols["fp32"]).mean())
+        if not found[name] <= MAX_CHANGED:
             raise GateError(
-                f"{found['edge']:.2%} of the symbols are others in int8, over {MAX_CHANGED:.0%}: "
-                "export with --precision fp32"
+                f"{found[name]:.2%} of the symbols are others in {precision}, over "
+                f"{MAX_CHANGED:.0%}: export with --precision fp32"
             )
     middle = link.steps[len(link.steps) // 2]
-    feed = link.feed(link.symbols(outputs["fp32"], middle), middle)
-    logits = {
-        precision: open_session(path).run(["logits"], feed)[0]
-        for precision, path in graphs["cloud"].items()
-    }
+    batch = link.graph_input(link.symbols(outputs["fp32"], middle), middle)
+    logits = {precision: run(batch) for precision, run in runs["cloud"].items()}
     if "int8" in logits:
         if not np.isfinite([logits["int8"], logits["fp32"]]).all():
             raise GateError(
@@ -251,19 +293,15 @@ def milliseconds(
     graphs: Graphs, image: NDArray[np.uint8], link: Link = _FIXED_RATE, runs: int = 30
 ) -> dict[str, dict[str, float]]:
     """Each graph's median time for one image uint8 [1, H, W, 3]: end, precision -> milliseconds."""
-    sessions = {
-        (end, precision): open_session(path)
-        for end, files in graphs.items()
-        for precision, path in files.items()
-    }
-    step = link.steps[-1]
-    symbols = link.symbols(sessions["edge", "fp32"].run(None, {"pixels": image})[0], step)
-    inputs = {"edge": {"pixels": image}, "cloud": link.feed(symbols, step)}
-    times: dict[tuple[str, str], list[float]] = {which: [] for which in sessions}
+    opened, step = _open_all(graphs), link.steps[-1]
+    symbols = link.symbols(opened["edge"]["fp32"](image), step)
+    inputs = {"edge": image, "cloud": link.graph_input(symbols, step)}
+    turns = {(end, name): run for end, found in opened.items() for name, run in found.items()}
+    times: dict[tuple[str, str], list[float]] = {which: [] for which in turns}
     for index in range(5 + runs):
-        for (end, precision), session in sessions.items():
+        for (end, precision), run in turns.items():
             start = time.perf_counter()
-            session.run(None, inputs[end])
+            run(inputs[end])
             if index >= 5:  # after a warm-up
                 times[end, precision].append(1e3 * (time.perf_counter() - start))
     medians = {which: round(statistics.median(values), 3) for which, values in times.items()}

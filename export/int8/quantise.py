@@ -62,13 +62,7 @@ def quantise(graph: Path, ranges: Ranges, sha256: str, out: Path, signed: bool =
     Raises RangesError where the ranges belong to another graph, and NothingToQuantiseError.
     """
     model = onnx.load(graph)
-    if ranges.sha256 != sha256 or [node.op_type for node in model.graph.node] != [
-        operator for operator, _, _ in ranges.operators
-    ]:
-        raise RangesError(
-            "the activation ranges are of another checkpoint or graph: "
-            "take them again with --calibrate DIR"
-        )
+    ranges.require(model, sha256)
     plan = _plan(model, ranges, graph.name, signed)
     quantised = _quantised(plan)
     if plan.pixels_whole and not signed:

@@ -53,6 +53,16 @@ class Ranges:
     sha256: str
     operators: list[tuple[str, float, float]]
 
+    def require(self, model: onnx.ModelProto, sha256: str) -> None:
+        """Check that the ranges are of a graph and of its weights' hash. Raises RangesError."""
+        if self.sha256 != sha256 or [node.op_type for node in model.graph.node] != [
+            operator for operator, _, _ in self.operators
+        ]:
+            raise RangesError(
+                "the activation ranges are of another checkpoint or graph: "
+                "take them again with --calibrate DIR"
+            )
+
 
 @dataclass(frozen=True)
 class Calibration:

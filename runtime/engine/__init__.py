@@ -1,1 +1,1 @@
-"""Engines, which run graphs: onnxruntime and OpenVINO, and how a device chooses between them."""
+"""Engines, which run graphs (onnxruntime, OpenVINO, native), and how a device chooses one."""

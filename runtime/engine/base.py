@@ -31,6 +31,8 @@ class Engine(Protocol):
     Attributes:
         PROVIDERS: the names after --provider that mean this engine; no other engine has them.
         PRECISIONS: those of base.PRECISIONS that it computes in.
+        GRAPHS: only of an engine with files of its own: those of a bundle that it runs, by end and
+            precision. The others run those of registry.GRAPHS.
         choice: what it was loaded with.
         fingerprint: of the graph's bundle, 64 hexadecimal digits; None if the library drops it.
     """

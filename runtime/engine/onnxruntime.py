@@ -1,19 +1,30 @@
 """onnxruntime, with one of its execution providers. What that one lacks runs on the CPU provider.
 
+It is installed with this package, unless pip was told to leave it out: a device that runs the
+native encoder needs no other engine.
+
 Always holds: integer arithmetic is exact on every processor.
 """
 
-import os
-from typing import Any, ClassVar
+from __future__ import annotations
 
-import onnxruntime as ort
+import os
+from typing import TYPE_CHECKING, Any, ClassVar
+
 from numpy.typing import NDArray
 
 from . import processor
 from .base import Choice
 
-# For programs that imported onnxruntime before `runtime`: stops further telemetry.
-ort.disable_telemetry_events()
+try:
+    import onnxruntime as ort
+except ImportError:
+    if TYPE_CHECKING:
+        raise
+    ort = None
+else:
+    # For programs that imported onnxruntime before `runtime`: stops further telemetry.
+    ort.disable_telemetry_events()
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -71,11 +82,13 @@ class OnnxRuntime:
     @classmethod
     def version(cls) -> str | None:
         """As Engine.version."""
-        return str(ort.__version__)
+        return str(ort.__version__) if ort else None
 
     @classmethod
     def lacks(cls, choice: Choice) -> str | None:
         """As Engine.lacks."""
+        if not ort:
+            return "the package onnxruntime, which is not installed here"
         wanted = _PROVIDERS[choice.provider]
         return (
             None

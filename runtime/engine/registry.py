@@ -5,7 +5,8 @@ on the CPU, in the precision that the bundle names, mostly fp32: that needs no o
 its symbols are those of torch.
 
 Always holds: if this device lacks what a choice needs, the CPU provider runs instead and one line
-of the log says so.
+of the log says so. Where onnxruntime is not installed, that is the first engine that is there and
+has a file in the bundle: the native encoder needs no package.
 """
 
 import logging
@@ -17,6 +18,7 @@ from ..codec.bundle import CLOUD_GRAPH, CLOUD_GRAPH_INT8, EDGE_GRAPH, EDGE_GRAPH
 from ..errors import EngineChoiceError, InconsistentBundleError
 from . import processor
 from .base import PRECISIONS, Choice, Engine
+from .native import Native
 from .onnxruntime import OnnxRuntime
 from .openvino import OpenVino
 
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 ENGINES: list[type[Engine]] = [
     OnnxRuntime,
     OpenVino,
+    Native,
 ]
 GRAPHS = {
     "edge": {"fp32": EDGE_GRAPH, "int8": EDGE_GRAPH_INT8},
@@ -61,17 +64,18 @@ def candidates(bundle: Bundle, end: str) -> list[Choice]:
         for choice in (Choice(provider, precision) for precision in engine.PRECISIONS)
         if not engine.lacks(choice)
         and engine.is_worth_trying(choice)
-        and graph_file(bundle, end, choice.precision)
+        and graph_file(bundle, end, choice)
     ]
 
 
-def graph_file(bundle: Bundle, end: str, precision: str) -> str | None:
-    """The bundle's file of an `end`, "edge" or "cloud", for a precision; None if it has none.
+def graph_file(bundle: Bundle, end: str, choice: Choice) -> str | None:
+    """The bundle's file of an `end`, "edge" or "cloud", for a choice; None if it has none.
 
     bf16 runs the float32 graph.
     """
-    name = GRAPHS[end]["int8" if precision == "int8" else "fp32"]
-    return name if bundle.has(name) else None
+    files = getattr(engine_of(choice.provider), "GRAPHS", GRAPHS)[end]
+    name = files.get("int8" if choice.precision == "int8" else "fp32")
+    return name if name and bundle.has(name) else None
 
 
 def describe_device() -> dict[str, str]:
@@ -126,30 +130,62 @@ def choose(bundle: Bundle, end: str, provider: str = "auto", precision: str = "a
             f"provider {provider} has no {precision}: "
             f"choose --provider {able[0]}, or another --precision"
         )
-    if precision == "int8" and not graph_file(bundle, end, "int8"):
-        raise EngineChoiceError(
-            f"{bundle.folder} has no int8 graph for the {end}: "
-            "leave out --precision, or export with --calibrate DIR"
-        )
     if provider == "auto":
         tuned = tuned_choice(bundle, end)
         if tuned and precision in ("auto", tuned.precision):
             return tuned
         provider = SAFE.provider if SAFE.provider in able else able[0]
-    if precision == "auto":
-        precision = (
-            "int8"
-            if bundle.manifest.precision == "int8" and graph_file(bundle, end, "int8")
-            else "fp32"
-        )
-    choice = Choice(provider, precision)
+    choice = Choice(provider, _precision(bundle, end, provider, precision))
+    if choice.precision == "int8" and not graph_file(bundle, end, choice):
+        raise _no_int8(bundle, end, provider)
     lacking = engine_of(provider).lacks(choice)
     if not lacking:
         return choice
-    safe = engine_of(SAFE.provider)
-    fallback = Choice(SAFE.provider, precision if precision in safe.PRECISIONS else SAFE.precision)
+    fallback = _fallback(bundle, end, choice, precision)
     log.warning("%s needs %s: %s runs instead", choice, lacking, fallback)
     return fallback
+
+
+def _precision(bundle: Bundle, end: str, provider: str, precision: str) -> str:
+    """What `choose` makes of a precision that may be "auto"."""
+    if precision != "auto":
+        return precision
+    able = engine_of(provider).PRECISIONS
+    int8 = Choice(provider, "int8")
+    wanted = bundle.manifest.precision == "int8" and graph_file(bundle, end, int8)
+    return "int8" if wanted or "fp32" not in able else "fp32"
+
+
+def _no_int8(bundle: Bundle, end: str, provider: str) -> EngineChoiceError:
+    """Why a provider has nothing to run in int8."""
+    if hasattr(engine_of(provider), "GRAPHS"):
+        return EngineChoiceError(
+            f"{bundle.folder} has no file for the {end} that {provider} runs: "
+            "choose another --provider, or export with --calibrate DIR"
+        )
+    return EngineChoiceError(
+        f"{bundle.folder} has no int8 graph for the {end}: "
+        "leave out --precision, or export with --calibrate DIR"
+    )
+
+
+def _fallback(bundle: Bundle, end: str, choice: Choice, precision: str) -> Choice:
+    """What runs where this device lacks what `choice` needs; `precision` is what was asked for.
+
+    Raises EngineChoiceError where there is nothing.
+    """
+    safe = engine_of(SAFE.provider)
+    able = choice.precision in safe.PRECISIONS
+    fallback = Choice(SAFE.provider, choice.precision if able else SAFE.precision)
+    if not safe.lacks(fallback):
+        return fallback
+    there = [one for one in candidates(bundle, end) if precision in ("auto", one.precision)]
+    if not there:
+        raise EngineChoiceError(
+            f"no engine that is installed here can run the {end} of {bundle.folder}: "
+            "pip install onnxruntime"
+        )
+    return there[0]
 
 
 def open_engine(
@@ -177,7 +213,7 @@ def open_choice(
     bundle: Bundle, end: str, threads: int | None, choice: Choice, workers: int = 1
 ) -> Engine:
     """As `open_engine`, for a choice that `choose` or `candidates` gave."""
-    name = graph_file(bundle, end, choice.precision)
+    name = graph_file(bundle, end, choice)
     assert name
     data = bundle.read(name)
     try:

@@ -25,7 +25,7 @@ from ..codec.bundle import Bundle
 from ..errors import EdgeCloudError, TuneError
 from ..files import write_atomically
 from .base import Choice, Engine
-from .registry import SAFE, TUNED, candidates, describe_device, open_choice
+from .registry import SAFE, TUNED, candidates, describe_device, engine_of, open_choice
 
 MAX_CHANGED = 0.01  # largest accepted share of changed symbols of the edge graph
 CLEARLY = 0.95  # clearly faster: at most this share of the best float32 time
@@ -113,11 +113,13 @@ def tune(
     "precision" and "accepted", and either "deviation" and "milliseconds" (the median for one input)
     or "error".
 
-    Raises TuneError, the BundleErrors if the safe choice does not load, and what `deviation` raises
-    for the safe choice's output, such as NotFiniteLogitsError.
+    Raises TuneError, also where onnxruntime is not installed; the BundleErrors if the safe choice
+    does not load; and what `deviation` raises for its output, such as NotFiniteLogitsError.
     """
     if not inputs:
         raise TuneError("there is nothing to measure with: name at least one readable input")
+    if lacking := engine_of(SAFE.provider).lacks(SAFE):
+        raise TuneError(f"every engine is compared with {SAFE}, which needs {lacking}: install it")
     safe = open_choice(bundle, end, threads, SAFE)
     for batch in inputs:
         # Raises if the safe output is not finite, before anything is compared with it.
