@@ -161,7 +161,7 @@ def _outcomes(
     for index, (path, label) in enumerate(images):
         if (pixels := reading.pixels(path)) is None:
             continue
-        step = link.steps[index % len(link.steps)]
+        step, (height, width) = link.steps[index % len(link.steps)], pixels.shape[:2]
         symbols = {
             precision: link.symbols(run(pixels[None]), step)
             for precision, run in runs["edge"].items()
@@ -180,14 +180,14 @@ def _outcomes(
             )
         yield _Outcome(
             label=label,
-            pixels=pixels.shape[0] * pixels.shape[1],
+            pixels=height * width,
             symbols=symbols["fp32"].size,
             changed={
                 precision: int((found != symbols["fp32"]).sum())
                 for precision, found in symbols.items()
             },
             sizes={
-                precision: len(coder.encode(one[0], *pixels.shape[:2], step))
+                precision: len(coder.encode(one[0], height, width, step))
                 for precision, one in symbols.items()
             },
             answers=answers,
