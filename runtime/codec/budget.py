@@ -22,7 +22,7 @@ from .rates import step_of
 
 _GROWTH = 0.01  # of ln(bytes) in a step, until two steps have been tried
 _FILLED = 0.98  # a file of at least this part of the allowed bytes is not searched any further
-_MAX_TRIES = 8
+_MAX_TRIES = 6
 _INTERPOLATED = 3  # tries, after which the steps in question are halved
 
 
