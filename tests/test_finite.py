@@ -4,6 +4,7 @@ import ast
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
@@ -256,7 +257,7 @@ def test_no_engine_is_tuned_by_logits_that_are_not_finite(
             loaded,
             "cloud",
             [loaded.decode(files[0])[None]],
-            task_registry.deviation,
+            partial(task_registry.deviation, Classification),
             1,
         )
     assert not (loaded.folder / registry.TUNED).exists()

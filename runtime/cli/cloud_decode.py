@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -238,19 +239,15 @@ def _classify(decoder: "CloudDecoder", args: argparse.Namespace) -> int:
 def _tune(args: argparse.Namespace, report: IO[str] | None) -> None:
     from ..codec import feature_file
     from ..codec.bundle import Bundle, default_bundle
-    from ..engine.tune import Outputs, readable_inputs, table, tune
-    from ..tasks.registry import task_named
+    from ..engine.tune import readable_inputs, table, tune
+    from ..tasks.registry import deviation, task_named
 
     bundle = Bundle.load(args.bundle or default_bundle())
     task = task_named(bundle.manifest.task)
     inputs = readable_inputs(
         args.files, lambda name: bundle.graph_input(feature_file.parse(_read(name)))[None]
     )
-
-    def deviation(expected: Outputs, found: Outputs) -> tuple[float, bool]:
-        return task.deviation(expected[task.OUTPUT], found[task.OUTPUT])
-
-    result = tune(bundle, "cloud", inputs, deviation, args.threads)
+    result = tune(bundle, "cloud", inputs, partial(deviation, task), args.threads)
     say(json.dumps(result, allow_nan=False) if args.json else table(result), report)
 
 

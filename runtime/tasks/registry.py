@@ -7,6 +7,8 @@ of its list, so code outside tasks/ asks here and never compares names itself.
 from collections.abc import Mapping
 from typing import Any
 
+from numpy.typing import NDArray
+
 from ..errors import UnsupportedBundleError
 from .base import Task
 from .classification import Classification
@@ -55,3 +57,10 @@ def find_answers(
         names = [field.name for field in task.FIELDS]
         return task, [{name: entry[name] for name in names} for entry in entries[:top_k]]
     return None
+
+
+def deviation(
+    task: type[Task], expected: Mapping[str, NDArray[Any]], found: Mapping[str, NDArray[Any]]
+) -> tuple[float, bool]:
+    """As Task.deviation, for all outputs of a cloud graph by name."""
+    return task.deviation(expected[task.OUTPUT], found[task.OUTPUT])
