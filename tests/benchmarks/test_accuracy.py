@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from variable_bundle import make_variable_bundle
 
 from benchmarks import accuracy
 from benchmarks.rate_accuracy import _points
@@ -12,6 +13,12 @@ from export.images import synthetic_images
 from runtime import EdgeEncoder
 
 Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def variable(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A variable-rate bundle with the classes of the random bundle."""
+    return make_variable_bundle(random_bundle, tmp_path_factory.mktemp("bundles") / "variable")
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +32,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_one_record_has_all_levels(variable_bundle: Path, images: Path, capsys: Capture) -> None:
-    arguments = ["--data", str(images), "--bundle", str(variable_bundle), "--as-is"]
+def test_one_record_has_all_levels(variable: Path, images: Path, capsys: Capture) -> None:
+    arguments = ["--data", str(images), "--bundle", str(variable), "--as-is"]
     arguments += ["--threads", "1", "--workers", "1"]
     assert accuracy.main([*arguments, "--json", "--levels", "0", "7.5", "15"]) == 0
     record = json.loads(capsys.readouterr().out)
@@ -36,7 +43,7 @@ def test_one_record_has_all_levels(variable_bundle: Path, images: Path, capsys: 
     assert sizes == sorted(sizes)
     files = sorted(images.rglob("*.png"))
     for level, size in zip((0, 7.5, 15), sizes, strict=True):
-        encoder = EdgeEncoder(variable_bundle, 1, rate=level)
+        encoder = EdgeEncoder(variable, 1, rate=level)
         assert sum(len(encoder.encode(file, as_is=True)) for file in files) / 4 == size
     drawn = list(_points(record))
     assert [name for name, _ in drawn] == [record["model"]] * 3
