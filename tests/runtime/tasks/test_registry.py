@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,10 +82,12 @@ def regression_bundle(random_bundle: Path, copy_of: Callable[[Path], Path]) -> P
     return folder
 
 
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def register() -> Iterator[Callable[[], None]]:
     """The line of registration, undone after the test."""
-    monkeypatch.setattr(registry, "TASKS", [*registry.TASKS])
-    registry.TASKS.append(Regression)
+    before = list(registry.TASKS)
+    yield lambda: registry.TASKS.append(Regression)
+    registry.TASKS[:] = before
 
 
 def test_a_task_is_one_class_and_one_line_of_registration(
@@ -94,11 +96,12 @@ def test_a_task_is_one_class_and_one_line_of_registration(
     golf_ball: NDArray[np.uint8],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    register: Callable[[], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(UnsupportedBundleError, match="'regression', and the tasks here are class"):
         CloudDecoder(regression_bundle)
-    registered(monkeypatch)
+    register()
     monkeypatch.setattr(tune, "ROUNDS", 2)
     monkeypatch.setattr(tune, "candidates", lambda bundle, end: [SAFE])
     data = EdgeEncoder(random_bundle, 1).encode(golf_ball)
@@ -114,9 +117,9 @@ def test_a_task_is_one_class_and_one_line_of_registration(
 
 
 def test_a_graph_without_the_output_of_its_task_is_refused(
-    regression_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    regression_bundle: Path, register: Callable[[], None]
 ) -> None:
-    registered(monkeypatch)
+    register()
     manifest = json.loads((regression_bundle / "manifest.json").read_text())
     (regression_bundle / "manifest.json").unlink()
     (regression_bundle / "manifest.json").write_text(
@@ -131,12 +134,12 @@ def test_parquet_has_the_columns_of_the_task(
     random_bundle: Path,
     golf_ball: NDArray[np.uint8],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    register: Callable[[], None],
 ) -> None:
     pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow comes with the parquet extra")
     from runtime.bulk import parquet
 
-    registered(monkeypatch)
+    register()
     encoder, decoder = EdgeEncoder(random_bundle, 1), CloudDecoder(regression_bundle, 1)
     data, target = encoder.encode(golf_ball), tmp_path / "answers.parquet"
     with parquet.pack_writer(tmp_path / "pack.parquet", encoder.bundle) as write:
@@ -156,7 +159,7 @@ def test_the_service_and_edge_send_know_the_answers_of_the_task(
     random_bundle: Path,
     golf_ball: NDArray[np.uint8],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    register: Callable[[], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     httpx = pytest.importorskip("httpx", reason="httpx comes with the send extra")
@@ -166,7 +169,7 @@ def test_the_service_and_edge_send_know_the_answers_of_the_task(
     from runtime.cli import edge_send
     from runtime.service.settings import Settings
 
-    registered(monkeypatch)
+    register()
     data = EdgeEncoder(random_bundle, 1).encode(golf_ball)
     values = CloudDecoder(regression_bundle, 1).logits([data])[0].tolist()
     Image.fromarray(golf_ball).save(tmp_path / "ball.png")
