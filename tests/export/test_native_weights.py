@@ -17,6 +17,7 @@ from export.images import Reading, labelled_paths, synthetic_images
 from export.int8.gate import GateError, deviation, judge, reasons
 from export.int8.native import NotNativeError, write_weights
 from export.int8.ranges import Calibration, Ranges, RangesError, take_ranges
+from export.link import Link
 from export.states import Quantised
 from export.tables import Coder
 from runtime.codec.bundle import EDGE_WEIGHTS, Bundle
@@ -194,7 +195,8 @@ def test_without_weights_the_export_goes_on(
     monkeypatch.setattr(stages, "_graph_hashes", lambda state: {"edge": ""})
     known: dict[str, Any] = dict.fromkeys(Quantised.__dataclass_fields__)
     known |= {"work": tmp_path, "graphs": {"edge": {"fp32": tmp_path}, "cloud": {}}}
-    known |= {"coder": SimpleNamespace(fingerprint=PRINT), "calibration": SimpleNamespace(edge=0)}
+    coder = SimpleNamespace(fingerprint=PRINT, link=Link())
+    known |= {"coder": coder, "calibration": SimpleNamespace(edge=0)}
     state: Any = SimpleNamespace(**known)
     assert stages.write_native(state).graphs == state.graphs
     assert "no edge.weights is written: edge.onnx is no encoder" in capsys.readouterr().err
