@@ -87,7 +87,7 @@ def _plan(model: onnx.ModelProto, ranges: Ranges, name: str, signed: bool) -> _P
     encoder = model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
     made_by = {node.output[0]: node.op_type for node in nodes}
     # An Abs is the beginning of a GDN.
-    left_out = [node.name for node in convolutions if made_by[node.input[0]] == "Abs"]
+    left_out = [node.name for node in convolutions if made_by.get(node.input[0]) == "Abs"]
     left_out += [convolutions[-1].name] if encoder else []
     fed = convolutions[0].input[0]
     whole = made_by.get(fed) == "Cast"
