@@ -27,13 +27,11 @@ def reference_pipelines(model: "FeatureCompressionModel", threads: int) -> dict[
     """
     import torch
 
-    from training.data import MEAN, STD
-
     torch.set_num_threads(threads)
     bfloat16 = not {"avx512_bf16", "amx_bf16"}.isdisjoint(describe(threads)["instructions"])
     bottleneck = model.bottleneck_layer
     bottleneck.entropy_bottleneck.update(force=True)
-    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (MEAN, STD))
+    mean, std = model.spec.backbone.normalisation.tensors()
 
     def pipeline(tuned: bool) -> Pipeline:
         encoder = bottleneck.encoder
