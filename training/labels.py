@@ -107,6 +107,10 @@ def match(names: Sequence[str], labels: Sequence[str] | int, where: str, of: str
     count = labels if isinstance(labels, int) else len(labels)
     known: list[str] = [] if isinstance(labels, int) else [_key(label) for label in labels]
     found = [known.index(key) if known.count(key) == 1 else None for key in map(_key, names)]
+    if any(map(_WORDNET_ID.fullmatch, names)) and labels == list(_imagenet().values()):
+        # By place, since ImageNet has the labels cardigan and Cardigan.
+        places = {name: place for place, name in enumerate(_imagenet())}
+        found = [places.get(name, index) for name, index in zip(names, found, strict=True)]
     by_name = [index for index in found if index is not None]
     if len(by_name) == len(names) == len(set(by_name)):
         return Match(by_name, "")
