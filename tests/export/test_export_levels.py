@@ -105,7 +105,8 @@ def test_what_the_bundle_says(bundle: Path, model: FeatureCompressionModel) -> N
         *("tables.json", "rates.json", "edge.onnx", "cloud.onnx", "labels.txt")
     }
     tables = manifest.record["tables"]
-    assert (tables["images"], tables["source"]) == (24, "pictures0")
+    assert tables["images"] == 24
+    assert tables["source"].startswith("pictures")
     assert len(tables["context_channels"]) == LEVELS
     levels = manifest.record["parity"]["levels"]
     assert [report["level"] for report in levels] == list(CHECKED_LEVELS)
