@@ -1,4 +1,7 @@
-"""Variable-rate models: gains, the rate's estimate, where training starts, and a whole run."""
+"""Variable-rate models: gains, the rate's estimate, where training starts, and a whole run.
+
+Over 400 lines, because all of it shares one set of tiny models and pictures.
+"""
 
 import argparse
 import json
