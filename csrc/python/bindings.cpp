@@ -21,18 +21,6 @@ namespace {
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
 
-// Why a payload is refused, for users: "the payload is damaged, REASON". "" if it is not.
-const char* reason(rans::Status status) {
-  switch (status) {
-    case rans::Status::truncated: return "it ends before its symbols do";
-    case rans::Status::trailing: return "bytes are left over after its last symbol";
-    case rans::Status::bad_state: return "the state of a lane is invalid";
-    case rans::Status::bad_escape: return "an escaped symbol is invalid";
-    case rans::Status::ok: break;
-  }
-  return "";
-}
-
 // The kernel of that name, or the fastest one if it is "".
 const rans::Kernel& find_kernel(const std::string& name) {
   for (const rans::Kernel& kernel : rans::kKernels)
