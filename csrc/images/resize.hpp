@@ -1,14 +1,16 @@
-// From an image to the pixels that an encoder takes: the short side resized, then the centre cropped.
+// From an image to the pixels that an encoder takes: the short side resized, then the centre
+// cropped.
 //
-// The pixels are those of Pillow's Image.resize with BILINEAR, which is antialiased, and so those of
-// runtime/images/preprocess.py, level for level. Source: Pillow's src/libImaging/Resample.c. A pass
-// over the rows comes before one over the columns. A sample's weights are computed in double
+// The pixels are those of Pillow's Image.resize with BILINEAR, which is antialiased, and so those
+// of runtime/images/preprocess.py, level for level. Source: Pillow's src/libImaging/Resample.c. A
+// pass over the rows comes before one over the columns. A sample's weights are computed in double
 // precision, rounded to 22 bits, and summed in whole numbers; each pass rounds to eight bits.
 //
 // Only what the crop needs is computed: a sample's value does not depend on its neighbours.
 //
-// Always holds: doubles are computed as IEEE 754 says, so the compiler must not fuse multiplications
-// with additions (-ffp-contract=off). Then the pixels are the same on every machine.
+// Always holds: doubles are computed as IEEE 754 says, so the compiler must not fuse
+// multiplications with additions (-ffp-contract=off). Then the pixels are the same on every
+// machine.
 #pragma once
 
 #include <algorithm>
@@ -52,8 +54,7 @@ inline Weights make_weights(size_t in, size_t out, size_t begin, size_t end) {
     const size_t count = std::min(static_cast<size_t>(high), in) - first;
     double sum = 0;
     for (size_t k = 0; k < count; ++k) {
-      const double x =
-          std::fabs((static_cast<double>(k + first) - centre + 0.5) * inverse);
+      const double x = std::fabs((static_cast<double>(k + first) - centre + 0.5) * inverse);
       exact[k] = x < 1.0 ? 1.0 - x : 0.0;
       sum += exact[k];
     }
@@ -107,8 +108,8 @@ inline void prepare(View image, size_t resize, size_t crop, uint8_t* out) {
   if (std::max(width, height) > ratio * resize) {
     const size_t keep_width = std::min(image.width, ratio * image.height);
     const size_t keep_height = std::min(image.height, ratio * image.width);
-    image.pixels += (image.height - keep_height) / 2 * image.row_bytes +
-                    (image.width - keep_width) / 2 * 3;
+    image.pixels +=
+        (image.height - keep_height) / 2 * image.row_bytes + (image.width - keep_width) / 2 * 3;
     image.width = keep_width, image.height = keep_height;
     (upright ? height : width) = ratio * resize;
   }

@@ -1,9 +1,9 @@
 // Reads edge.tables, which has what an encoder needs of a bundle's manifest and tables in binary
 // form. docs/BUNDLE.md, section 11, specifies it.
 //
-// Always holds: nothing is read outside the file's bytes, and nothing is allocated before the file's
-// checksum proved right. The fingerprint is computed from what was read, and compared with the
-// file's.
+// Always holds: nothing is read outside the file's bytes, and nothing is allocated before the
+// file's checksum proved right. The fingerprint is computed from what was read, and compared with
+// the file's.
 #pragma once
 
 #include <cstddef>
@@ -131,8 +131,7 @@ inline Digest fingerprint_of(const Rule& rule, const uint8_t* tables, size_t siz
       .digest();
 }
 
-inline rans::Tables read_static(Numbers& numbers, size_t channels,
-                                std::vector<uint32_t>& lengths) {
+inline rans::Tables read_static(Numbers& numbers, size_t channels, std::vector<uint32_t>& lengths) {
   std::vector<uint32_t> cdf;
   std::vector<int32_t> offsets;
   for (size_t channel = 0; channel < channels; ++channel) {

@@ -1,5 +1,5 @@
-// The C functions of ../include/edgecloud.h: they check what they are given, and turn exceptions into
-// a status and a text.
+// The C functions of ../include/edgecloud.h: they check what they are given, and turn exceptions
+// into a status and a text.
 //
 // Always holds: no exception leaves a function. A bundle does not change after it was made, so that
 // its encoders may share it.
@@ -161,13 +161,13 @@ class Encoder {
     const size_t most = tables.max_payload(rows * columns);
     if (!file_.reserve(kMaxHeader + most + kCrcBytes)) throw std::bad_alloc();
     uint8_t* buffer = file_.data() + kMaxHeader;
-    const size_t payload = small_
-                               ? tables.encode_small(symbols_.data(), rows, columns, buffer)
-                               : tables.encode(symbols_.data(), rows * columns, buffer);
-    if (payload >> 28) refuse(EDGECLOUD_BAD_IMAGE, "the image gives a payload of 2^28 bytes: crop it");
+    const size_t payload = small_ ? tables.encode_small(symbols_.data(), rows, columns, buffer)
+                                  : tables.encode(symbols_.data(), rows * columns, buffer);
+    if (payload >> 28)
+      refuse(EDGECLOUD_BAD_IMAGE, "the image gives a payload of 2^28 bytes: crop it");
     uint8_t* end = buffer + most;
-    const uint8_t* begin = wrap(end - payload, payload, rule.fingerprint.data(), small_,
-                                image.height, image.width);
+    const uint8_t* begin =
+        wrap(end - payload, payload, rule.fingerprint.data(), small_, image.height, image.width);
     *size = static_cast<size_t>(end + kCrcBytes - begin);
     return begin;
   }
@@ -203,8 +203,8 @@ class Encoder {
 const encoder::Kernel& find_kernel(const char* name) {
   const encoder::Kernel* kernel = encoder::find_kernel(name ? name : "");
   if (!kernel)
-    refuse(EDGECLOUD_BAD_ARGUMENT, std::string("this machine has no kernel ") +
-                                       std::string(name).substr(0, 64));
+    refuse(EDGECLOUD_BAD_ARGUMENT,
+           std::string("this machine has no kernel ") + std::string(name).substr(0, 64));
   return *kernel;
 }
 
@@ -354,8 +354,9 @@ edgecloud_status edgecloud_decode(const edgecloud_bundle* bundle, const void* fi
       refuse(EDGECLOUD_OTHER_BUNDLE,
              "the feature file is of another bundle: decode it with the bundle that encoded it");
     if (info.version != 1)
-      refuse(EDGECLOUD_OTHER_BUNDLE, "the feature file is of version 2, and files of this bundle "
-                                     "are of version 1: decode it with the bundle that encoded it");
+      refuse(EDGECLOUD_OTHER_BUNDLE,
+             "the feature file is of version 2, and files of this bundle "
+             "are of version 1: decode it with the bundle that encoded it");
     const uint64_t count = rule.symbols(info.height, info.width);
     const std::string size_text =
         std::to_string(info.width) + "x" + std::to_string(info.height) + " pixels";

@@ -1,8 +1,8 @@
 // The feature file around its payload: written and taken apart. docs/FORMAT.md, sections 2 and 6.2,
 // specifies it; runtime/codec/feature_file.py is the same in Python, with the same texts.
 //
-// Always holds: parsing copies nothing, and a file that differs in any byte from what was written is
-// refused.
+// Always holds: parsing copies nothing, and a file that differs in any byte from what was written
+// is refused.
 #pragma once
 
 #include <cstddef>
@@ -154,9 +154,9 @@ inline ParsedFile parse(const uint8_t* file, size_t size) {
     reader.require(reader.at() + kCrcBytes);
     if (info.step > kMaxStep || (columns == rows && !square))
       refuse("the header is damaged, it has " +
-             (info.step > kMaxStep ? "step " + std::to_string(info.step)
-                                   : "a width of " + std::to_string(uint64_t{columns} * kBlock) +
-                                         " written twice") +
+             (info.step > kMaxStep
+                  ? "step " + std::to_string(info.step)
+                  : "a width of " + std::to_string(uint64_t{columns} * kBlock) + " written twice") +
              ": send the feature file again");
     if (!is_intact(file, size))
       refuse(

@@ -24,12 +24,12 @@ using Bytes = std::vector<uint8_t>;
 
 int failures = 0;
 
-#define EXPECT(holds)                                                    \
-  do {                                                                   \
-    if (!(holds)) {                                                      \
-      ++failures;                                                        \
+#define EXPECT(holds)                                                          \
+  do {                                                                         \
+    if (!(holds)) {                                                            \
+      ++failures;                                                              \
       std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #holds); \
-    }                                                                    \
+    }                                                                          \
   } while (0)
 
 Bytes read(const std::string& name) {
@@ -90,8 +90,7 @@ void test_every_damage_of_the_files_is_refused(const Bytes& tables, const Bytes&
     Bytes changed = weights;
     changed[at] ^= 1;
     EXPECT(edgecloud_bundle_from_memory(tables.data(), tables.size(), changed.data(),
-                                        changed.size(), &bundle,
-                                        nullptr) == EDGECLOUD_BAD_BUNDLE);
+                                        changed.size(), &bundle, nullptr) == EDGECLOUD_BAD_BUNDLE);
   }
 }
 
@@ -127,8 +126,7 @@ void test_round_trips(edgecloud_bundle* bundle) {
       uint8_t small_buffer[4];
       size_t needed = 0;
       EXPECT(edgecloud_encode_into(encoder, pixels.data(), height, width, 3 * width, small_buffer,
-                                   sizeof small_buffer, &needed,
-                                   &error) == EDGECLOUD_SMALL_BUFFER);
+                                   sizeof small_buffer, &needed, &error) == EDGECLOUD_SMALL_BUFFER);
       EXPECT(needed == size);
       EXPECT(edgecloud_encode(encoder, pixels.data(), height, width - 1, 0, &file, &size, &error) ==
              EDGECLOUD_BAD_IMAGE);
