@@ -161,7 +161,7 @@ def test_refusals_of_arguments(c_bundle: CBundle, golf_ball: NDArray[np.uint8]) 
         encoder.encode(golf_ball[:476])
     assert bad.value.status == BAD_IMAGE
     huge = np.lib.stride_tricks.as_strided(golf_ball, (8000, 8000, 3), (24000, 3, 1))
-    with pytest.raises(CError, match="more than the .* symbols") as bad:
+    with pytest.raises(CError, match=r"more than the .* symbols") as bad:
         encoder.encode(huge)
     assert bad.value.status == BAD_IMAGE
     encoder.close()
@@ -192,7 +192,7 @@ def test_bundles_that_are_refused(
             c_library.from_memory(changed)
         assert refused.value.status == BAD_BUNDLE
     only_tables = c_library.from_memory(tables)
-    with pytest.raises(CError, match="no edge.weights, which encoders need"):
+    with pytest.raises(CError, match=r"no edge\.weights, which encoders need"):
         only_tables.encoder()
     only_tables.close()
 
