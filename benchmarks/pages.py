@@ -80,7 +80,7 @@ def _latency_figure() -> tuple[str, str]:
     ms = {row["engine"]: row["total_ms"]["median"] for row in rows}
     return (
         "encode a 224x224 image, graph and coder",
-        f"int8 {ms['cpu int8']:.1f} ms, {ms['openvino int8']:.1f} with OpenVINO; float32 "
+        f"native {ms['native int8']:.1f} ms; onnxruntime int8 {ms['cpu int8']:.1f}, float32 "
         f"{ms['cpu fp32']:.1f}; torch and CompressAI {rows[0]['torch_ms']['median']:.1f}",
     )
 
