@@ -6,8 +6,7 @@ from c_library import BAD_IMAGE, CBundle, CError
 from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-
-from runtime.images.preprocess import preprocess
+from pillow_pixels import pillow_pixels
 
 
 def _noise(height: int, width: int) -> NDArray[np.uint8]:
@@ -28,17 +27,17 @@ def _noise(height: int, width: int) -> NDArray[np.uint8]:
 @given(st.integers(1, 800), st.integers(1, 800))
 def test_pixels_are_those_of_the_python_edge(c_bundle: CBundle, height: int, width: int) -> None:
     image = _noise(height, width)
-    assert (c_bundle.prepare(image) == preprocess(image)).all()
+    assert (c_bundle.prepare(image) == pillow_pixels(image)).all()
 
 
 def test_rows_that_lie_apart(c_bundle: CBundle) -> None:
     image = _noise(400, 500)[10:300, 20:450]
-    assert (c_bundle.prepare(image) == preprocess(np.ascontiguousarray(image))).all()
+    assert (c_bundle.prepare(image) == pillow_pixels(np.ascontiguousarray(image))).all()
 
 
 def test_a_camera_picture(c_bundle: CBundle) -> None:
     image = _noise(1080, 1920)
-    assert (c_bundle.prepare(image) == preprocess(image)).all()
+    assert (c_bundle.prepare(image) == pillow_pixels(image)).all()
 
 
 def test_no_pixels_and_too_many_are_refused(c_bundle: CBundle) -> None:
