@@ -18,6 +18,7 @@ from benchmarks import (
     breakeven,
     coder,
     contexts,
+    edges,
     folders,
     jpeg,
     latency,
@@ -80,7 +81,7 @@ def _latency_figure() -> tuple[str, str]:
     ms = {row["engine"]: row["total_ms"]["median"] for row in rows}
     return (
         "encode a 224x224 image, graph and coder",
-        f"int8 {ms['cpu int8']:.1f} ms, {ms['openvino int8']:.1f} with OpenVINO; float32 "
+        f"native {ms['native int8']:.1f} ms; onnxruntime int8 {ms['cpu int8']:.1f}, float32 "
         f"{ms['cpu fp32']:.1f}; torch and CompressAI {rows[0]['torch_ms']['median']:.1f}",
     )
 
@@ -153,6 +154,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "breakeven": lambda: breakeven.parts_table(read_record("breakeven")),
     "networks": lambda: breakeven.networks_table(read_record("breakeven")),
     "contexts": lambda: contexts.table(read_record("contexts")["results"]),
+    "edges": lambda: edges.table(read_record("edges")["rows"]),
     "rate-accuracy": lambda: rate_accuracy.table(read_record("rate_accuracy")),
     "scaling": lambda: scaling.table(read_record("scaling")),
     "scaling-cost": lambda: scaling.cost_table(read_record("scaling")),

@@ -12,7 +12,14 @@ from typing import Any
 
 import runtime
 from runtime import files
-from runtime.codec.bundle import COMPRESSAI_TABLES, LABELS, MANIFEST, RATES, TABLES
+from runtime.codec.bundle import (
+    COMPRESSAI_TABLES,
+    EDGE_TABLES,
+    LABELS,
+    MANIFEST,
+    RATES,
+    TABLES,
+)
 from runtime.codec.coder import Tables
 from runtime.codec.feature_file import FIXED_RATE, VARIABLE_RATE
 from runtime.codec.manifest import FileEntry, Manifest
@@ -51,6 +58,12 @@ def check_output(out: Path) -> None:
     files.check_output(place.with_name(f".{place.name}.new") if place.exists() else place)
 
 
+def max_symbols(state: Chosen) -> int:
+    """The most symbols of an image that both ends of the bundle accept."""
+    shape = shape_rule(state.model)
+    return max(1, shape.channels * (state.max_pixels // shape.stride**2))
+
+
 def make_manifest(state: Chosen) -> Manifest:
     """The manifest of a bundle whose other files are all written."""
     coder = state.coder
@@ -61,6 +74,7 @@ def make_manifest(state: Chosen) -> Manifest:
         TABLES,
         *([RATES] if variable else [COMPRESSAI_TABLES] if state.fitted_to else []),
         *(path.name for graphs in state.graphs.values() for path in graphs.values()),
+        *([EDGE_TABLES] if "native" in state.graphs["edge"] else []),
         LABELS,
     ]
     return Manifest(
@@ -70,7 +84,7 @@ def make_manifest(state: Chosen) -> Manifest:
         fingerprint=coder.fingerprint,
         bottleneck_sha256=state.bottleneck_sha256,
         shape=shape,
-        max_symbols=max(1, shape.channels * (state.max_pixels // shape.stride**2)),
+        max_symbols=max_symbols(state),
         preprocessing=state.reading.rule,
         profile=coder.profile,
         precision=state.precision if has_int8 else "fp32",

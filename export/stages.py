@@ -23,6 +23,7 @@ from runtime.codec.bundle import (
     CLOUD_GRAPH,
     COMPRESSAI_TABLES,
     EDGE_GRAPH,
+    EDGE_TABLES,
     EDGE_WEIGHTS,
     LABELS,
     MANIFEST,
@@ -38,8 +39,9 @@ from runtime.engine.registry import GRAPHS
 from runtime.files import temporary_folder, write_atomically
 from training.command import progress
 
-from .bundle import check_output, context_channels, make_manifest, move_into_place
+from .bundle import check_output, context_channels, make_manifest, max_symbols, move_into_place
 from .counts import Counts, CountsError, count, fit_tables, symbols_of
+from .edge_tables import write_edge_tables
 from .graphs import export_cloud, export_edge, stamp
 from .int8.gate import GateError, deviation, judge, milliseconds, reasons
 from .int8.native import NotNativeError, write_weights
@@ -281,7 +283,11 @@ def choose_int8(state: Judged) -> Chosen:
 
 
 def place_bundle(state: Chosen) -> Placed:
-    """Write labels and manifest, and rename the folder to the bundle's name. Raises OSError."""
+    """Write edge.tables, labels and manifest, and rename the folder to the bundle's name.
+
+    Raises OSError.
+    """
+    _write_edge_tables(state)
     labels = "".join(f"{label}\n" for label in state.labels)
     (state.work / LABELS).write_text(labels, encoding="utf-8")
     manifest = make_manifest(state)
@@ -289,6 +295,25 @@ def place_bundle(state: Chosen) -> Placed:
     move_into_place(state.work, state.out.resolve())  # a symbolic link keeps pointing there
     detail = f"{state.out}, fingerprint {manifest.fingerprint.hex()[:8]}"
     return then(Placed, state, detail, manifest=manifest)
+
+
+def _write_edge_tables(state: Chosen) -> None:
+    """What goes with edge.weights, if that was written."""
+    weights, coder = state.graphs["edge"].get("native"), state.coder
+    if weights is None:
+        return
+    assert isinstance(coder.tables, Tables)  # there are no weights of variable-rate bundles
+    write_edge_tables(
+        state.work / EDGE_TABLES,
+        shape_rule(state.model),
+        max_symbols(state),
+        state.reading.rule,
+        coder.profile,
+        state.bottleneck_sha256,
+        coder.fingerprint,
+        coder.tables,
+        weights,
+    )
 
 
 # What the gate judges on its own: its name there, the end, and the precision.

@@ -40,7 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             and manifest["checkpoint"]["sha256"] == digest
             and (manifest.get("int8") or {}).get("graphs") == ["edge", "cloud"]
             and "largest_embedding_difference" in manifest["parity"]
-            and "edge.weights" in manifest["files"]
+            and "edge.tables" in manifest["files"]
         ):
             if not (made / TUNED).exists():
                 return made

@@ -50,6 +50,18 @@ enum class Status {
   bad_escape,  // an escaped symbol is out of range, or its digits are not in shortest form
 };
 
+// Why a payload is refused, for users: "the payload is damaged, REASON". "" for ok.
+inline const char* reason(Status status) {
+  switch (status) {
+    case Status::truncated: return "it ends before its symbols do";
+    case Status::trailing: return "bytes are left over after its last symbol";
+    case Status::bad_state: return "the state of a lane is invalid";
+    case Status::bad_escape: return "an escaped symbol is invalid";
+    case Status::ok: break;
+  }
+  return "";
+}
+
 inline uint32_t highest_bit(uint64_t bits) {
 #if defined(__GNUC__)
   return 63u - static_cast<uint32_t>(__builtin_clzll(bits));

@@ -1,4 +1,5 @@
-// Fuzz targets. Each makes one kind of input from the fuzzer's bytes:
+// Fuzz targets of the coder, the integer encoder and the JPEG check; library.cpp has those of the C
+// library. Each makes one kind of input from the fuzzer's bytes:
 //
 //   any_tables    tables of any values, which are refused or valid
 //   any_payload   payloads of any bytes, and valid ones with a few changes, under valid tables
@@ -6,18 +7,16 @@
 //   any_jpeg      JPEGs with scans of any bytes
 //   any_weights   files edge.weights of any bytes, and valid ones with a few changes
 //
-//   make fuzz                      12 seconds of each
-//   FUZZ_SECONDS=2400 make fuzz    eight minutes of each
+//   make fuzz                      eight seconds of each
+//   FUZZ_SECONDS=2400 make fuzz    five minutes of each
 //
 // With clang each is a libFuzzer target, chosen by -DFUZZ_TARGET=any_tables and so on, and starts
-// from its corpus in tests/corpus. Without, main() below feeds random inputs to all five. The
-// address and undefined-behaviour sanitizers find accesses outside their bounds. The checks here
-// find payloads that are accepted although no encoder writes them, and kernels that differ.
-#include <chrono>
+// from its corpus in tests/corpus. Without, main() in run.ipp feeds random inputs to all of them.
+// The address and undefined-behaviour sanitizers find accesses outside their bounds. The checks
+// here find payloads that are accepted although no encoder writes them, and kernels that differ.
 #include <cstdio>
 #include <cstdlib>
 #include <iterator>
-#include <random>
 #include <set>
 #include <vector>
 
@@ -25,31 +24,9 @@
 #include "../coder/rans.hpp"
 #include "../encoder/encoder.hpp"
 #include "../jpeg/jpeg.hpp"
+#include "input.hpp"
 
 namespace {
-
-void require(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "fuzz: %s\n", what);
-  std::abort();
-}
-
-// Gives the fuzzer's bytes one after the other, then zeros. Does not own them.
-class Input {
- public:
-  Input(const uint8_t* data, size_t size) : at_(data), end_(data + size) {}
-  uint32_t byte() { return at_ == end_ ? 0 : *at_++; }
-  uint32_t below(uint32_t limit) {
-    const uint32_t value = byte() | byte() << 8 | byte() << 16;
-    return value % limit;
-  }
-  size_t left() const { return static_cast<size_t>(end_ - at_); }
-  const uint8_t* rest() const { return at_; }
-
- private:
-  const uint8_t* at_;
-  const uint8_t* end_;
-};
 
 const rans::Kernel& kPortable = std::end(rans::kKernels)[-1];
 
@@ -166,7 +143,7 @@ rans::Status decode(const rans::Tables& tables, const std::vector<uint8_t>& payl
                : tables.decode(payload.data(), payload.size(), shape.row(), symbols.data());
 }
 
-[[maybe_unused]] void any_tables(Input& input) {
+void any_tables(Input& input) {
   TableArrays arrays;
   const uint32_t channels = input.below(4);
   for (uint32_t c = 0; c < channels; ++c) {
@@ -189,7 +166,7 @@ rans::Status decode(const rans::Tables& tables, const std::vector<uint8_t>& payl
   }
 }
 
-[[maybe_unused]] void any_payload(Input& input) {
+void any_payload(Input& input) {
   const TableArrays arrays = valid_tables(input);
   const Shape shape = any_shape(input);
   const size_t row = shape.row();
@@ -227,7 +204,7 @@ rans::Status decode(const rans::Tables& tables, const std::vector<uint8_t>& payl
   }
 }
 
-[[maybe_unused]] void round_trip(Input& input) {
+void round_trip(Input& input) {
   const TableArrays arrays = valid_tables(input);
   const Shape shape = any_shape(input);
   const size_t row = shape.row(), count = arrays.lengths.size() * row;
@@ -262,7 +239,7 @@ void append_segment(std::vector<uint8_t>& jpeg, uint8_t marker, const std::vecto
   for (const uint32_t value : body) jpeg.push_back(static_cast<uint8_t>(value));
 }
 
-[[maybe_unused]] void any_jpeg(Input& input) {
+void any_jpeg(Input& input) {
   const uint32_t kind = input.byte(), components = 1 + input.byte() % 4;
   std::vector<uint8_t> jpeg{0xFF, 0xD8};
   if (kind & 1) {  // any bytes
@@ -317,7 +294,7 @@ std::vector<uint8_t> valid_weights(Input& input, uint32_t blocks) {
   return file;
 }
 
-[[maybe_unused]] void any_weights(Input& input) {
+void any_weights(Input& input) {
   const uint32_t kind = input.byte();
   std::vector<uint8_t> file;
   if ((kind & 7) == 7) {
@@ -349,36 +326,8 @@ std::vector<uint8_t> valid_weights(Input& input, uint32_t blocks) {
   }
 }
 
+const Target kTargets[] = {any_tables, any_payload, round_trip, any_jpeg, any_weights};
+
 }  // namespace
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  Input input(data, size);
-#if defined(FUZZ_TARGET)
-  FUZZ_TARGET(input);
-#else
-  switch (input.byte() % 5) {
-    case 0: any_tables(input); break;
-    case 1: any_payload(input); break;
-    case 2: any_jpeg(input); break;
-    case 3: any_weights(input); break;
-    default: round_trip(input);
-  }
-#endif
-  return 0;
-}
-
-#if !defined(FUZZ_TARGET)
-int main(int count, char** arguments) {
-  const double seconds = count > 1 ? std::atof(arguments[1]) : 60;
-  const auto start = std::chrono::steady_clock::now();
-  std::mt19937 random(count > 2 ? static_cast<uint32_t>(std::atoi(arguments[2])) : 1);
-  long inputs = 0;
-  for (; std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds;
-       ++inputs) {
-    std::vector<uint8_t> data(random() % (random() % 4 ? 200 : 4000));
-    for (uint8_t& byte : data) byte = static_cast<uint8_t>(random());
-    LLVMFuzzerTestOneInput(data.data(), data.size());
-  }
-  std::printf("%ld random inputs in %.0f s, no failure\n", inputs, seconds);
-}
-#endif
+#include "run.ipp"

@@ -6,6 +6,7 @@
     edge.onnx         pixels to symbols, or to the latent: the edge half
     edge.int8.onnx    the same, quantised; optional
     edge.weights      the same, for the native encoder; optional
+    edge.tables       what the C library needs of manifest.json and tables.json; with edge.weights
     cloud.onnx        symbols, or scaled ones, to logits: the cloud half, with labels.txt
     cloud.int8.onnx   the same, quantised; optional
     labels.txt        one label per line
@@ -53,7 +54,7 @@ MANIFEST, TABLES, RATES, EDGE_GRAPH, CLOUD_GRAPH, LABELS = (
 )
 COMPRESSAI_TABLES = "compressai.json"
 EDGE_GRAPH_INT8, CLOUD_GRAPH_INT8 = "edge.int8.onnx", "cloud.int8.onnx"
-EDGE_WEIGHTS = "edge.weights"
+EDGE_WEIGHTS, EDGE_TABLES = "edge.weights", "edge.tables"
 _MAX_TEXT_BYTES = 16 << 20  # manifest, tables, labels
 _MAX_GRAPH_BYTES = 2 << 30
 # A symbol takes at most four words: one of its run, one of its own, two of an escape's 24 bits.

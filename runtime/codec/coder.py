@@ -211,16 +211,19 @@ class Tables:
 
     def digest(self) -> bytes:
         """SHA-256 of the tables' values."""
-        sha = hashlib.sha256()
+        return hashlib.sha256(self.to_bytes()).digest()
+
+    def to_bytes(self) -> bytes:
+        """The tables' values in binary form, as edge.tables has them and the fingerprint covers."""
+        parts = []
         for cdf, offset in zip(self.cdfs, self.offsets, strict=True):
-            sha.update(np.array([offset, len(cdf)], "<i4").tobytes())
-            sha.update(cdf.astype("<u4", copy=False).tobytes())
+            parts += [np.array([offset, len(cdf)], "<i4"), cdf.astype("<u4", copy=False)]
         for channel, (thresholds, rows) in self.contexts.items():
-            sha.update(
-                np.array([channel, *thresholds], "<i4").tobytes()
-                + np.concatenate(rows).astype("<u4").tobytes()
-            )
-        return sha.digest()
+            parts += [
+                np.array([channel, *thresholds], "<i4"),
+                np.concatenate(rows).astype("<u4"),
+            ]
+        return b"".join(part.tobytes() for part in parts)
 
     def to_json(self, precision: bool = True) -> bytes:
         """The contents of a bundle's tables.json; without `precision`, those of one level in it."""

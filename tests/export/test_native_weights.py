@@ -1,5 +1,8 @@
-"""edge.weights: what export writes, how near it is to float32, and which graphs it refuses."""
+"""edge.weights and edge.tables: what export writes, how near to float32, and what is refused."""
 
+import hashlib
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +23,7 @@ from export.int8.ranges import Calibration, Ranges, RangesError, take_ranges
 from export.link import Link
 from export.states import Quantised
 from export.tables import Coder
-from runtime.codec.bundle import EDGE_WEIGHTS, Bundle
+from runtime.codec.bundle import EDGE_TABLES, EDGE_WEIGHTS, Bundle
 from runtime.engine.native import _encoder
 from runtime.engine.onnxruntime import open_session
 from training.models import build_random_model
@@ -51,6 +54,25 @@ def changed(graph: Path, out: Path, **replaced: Any) -> Path:
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     onnx.save(model, out)
     return out
+
+
+def test_edge_tables_says_what_manifest_and_tables_say(bundle: Path, random_bundle: Path) -> None:
+    loaded = Bundle.load(bundle)
+    data = loaded.read(EDGE_TABLES)
+    manifest = loaded.manifest
+    shape, rule = manifest.shape, manifest.preprocessing
+    assert struct.unpack_from("<8s8I", data) == (
+        b"EDGETABL",
+        1,
+        *(shape.channels, shape.stride, shape.shrink, manifest.max_symbols),
+        *(rule.resize, rule.crop, manifest.profile.value),
+    )
+    assert data[40:72].hex() == manifest.bottleneck_sha256
+    assert data[72:104] == manifest.fingerprint
+    assert data[104:136].hex() == manifest.files[EDGE_WEIGHTS].sha256
+    assert hashlib.sha256(data[136:-4]).digest() == loaded.tables.digest()
+    assert zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
+    assert EDGE_TABLES not in Bundle.load(random_bundle).manifest.files, "it has no edge.weights"
 
 
 def test_the_default_bundle_has_one_that_is_near_to_float32(bundle: Path) -> None:
