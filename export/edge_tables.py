@@ -7,33 +7,21 @@ binary, so that a device needs no JSON parser, and it names the SHA-256 of edge.
 import hashlib
 import struct
 import zlib
-from pathlib import Path
 
+from runtime.codec.bundle import EDGE_TABLES
 from runtime.codec.coder import Tables
-from runtime.codec.feature_file import Profile
-from runtime.codec.manifest import Preprocessing, ShapeRule
+
+from .bundle import max_symbols
+from .states import Chosen
+from .tables import shape_rule
 
 MAGIC, VERSION = b"EDGETABL", 1
 
 
-def write_edge_tables(
-    out: Path,
-    shape: ShapeRule,
-    max_symbols: int,
-    rule: Preprocessing,
-    profile: Profile,
-    bottleneck_sha256: str,
-    fingerprint: bytes,
-    tables: Tables,
-    weights: Path,
-) -> None:
-    """Write edge.tables of a bundle with one rate.
-
-    Args:
-        rule, profile, max_symbols, shape: as the manifest has them.
-        bottleneck_sha256: 64 hexadecimal digits. fingerprint: 32 bytes.
-        weights: the bundle's edge.weights.
-    """
+def write_edge_tables(state: Chosen) -> None:
+    """Write edge.tables beside the edge.weights of a bundle with one rate. Raises OSError."""
+    coder, shape, rule = state.coder, shape_rule(state.model), state.reading.rule
+    assert isinstance(coder.tables, Tables)  # there are no weights of variable-rate bundles
     body = struct.pack(
         "<8s8I32s32s32s",
         MAGIC,
@@ -41,13 +29,13 @@ def write_edge_tables(
         shape.channels,
         shape.stride,
         shape.shrink,
-        max_symbols,
+        max_symbols(state),
         rule.resize,
         rule.crop,
-        profile.value,
-        bytes.fromhex(bottleneck_sha256),
-        fingerprint,
-        hashlib.sha256(weights.read_bytes()).digest(),
+        coder.profile.value,
+        bytes.fromhex(state.bottleneck_sha256),
+        coder.fingerprint,
+        hashlib.sha256(state.graphs["edge"]["native"].read_bytes()).digest(),
     )
-    body += tables.to_bytes()
-    out.write_bytes(body + struct.pack("<I", zlib.crc32(body)))
+    body += coder.tables.to_bytes()
+    (state.work / EDGE_TABLES).write_bytes(body + struct.pack("<I", zlib.crc32(body)))

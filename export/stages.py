@@ -23,7 +23,6 @@ from runtime.codec.bundle import (
     CLOUD_GRAPH,
     COMPRESSAI_TABLES,
     EDGE_GRAPH,
-    EDGE_TABLES,
     EDGE_WEIGHTS,
     LABELS,
     MANIFEST,
@@ -39,7 +38,7 @@ from runtime.engine.registry import GRAPHS
 from runtime.files import temporary_folder, write_atomically
 from training.command import progress
 
-from .bundle import check_output, context_channels, make_manifest, max_symbols, move_into_place
+from .bundle import check_output, context_channels, make_manifest, move_into_place
 from .counts import Counts, CountsError, count, fit_tables, symbols_of
 from .edge_tables import write_edge_tables
 from .graphs import export_cloud, export_edge, stamp
@@ -287,7 +286,8 @@ def place_bundle(state: Chosen) -> Placed:
 
     Raises OSError.
     """
-    _write_edge_tables(state)
+    if "native" in state.graphs["edge"]:
+        write_edge_tables(state)
     labels = "".join(f"{label}\n" for label in state.labels)
     (state.work / LABELS).write_text(labels, encoding="utf-8")
     manifest = make_manifest(state)
@@ -295,25 +295,6 @@ def place_bundle(state: Chosen) -> Placed:
     move_into_place(state.work, state.out.resolve())  # a symbolic link keeps pointing there
     detail = f"{state.out}, fingerprint {manifest.fingerprint.hex()[:8]}"
     return then(Placed, state, detail, manifest=manifest)
-
-
-def _write_edge_tables(state: Chosen) -> None:
-    """What goes with edge.weights, if that was written."""
-    weights, coder = state.graphs["edge"].get("native"), state.coder
-    if weights is None:
-        return
-    assert isinstance(coder.tables, Tables)  # there are no weights of variable-rate bundles
-    write_edge_tables(
-        state.work / EDGE_TABLES,
-        shape_rule(state.model),
-        max_symbols(state),
-        state.reading.rule,
-        coder.profile,
-        state.bottleneck_sha256,
-        coder.fingerprint,
-        coder.tables,
-        weights,
-    )
 
 
 # What the gate judges on its own: its name there, the end, and the precision.
