@@ -21,7 +21,8 @@ BUNDLE := bundles/ours_n4
 TEST_PROCESSES ?= 2
 CHECKPOINT := checkpoints/ours_n4/lmb1.28
 EXPORTED_FROM := $(wildcard $(CHECKPOINT).safetensors $(CHECKPOINT).counts.json \
-  $(CHECKPOINT).ranges.json export/*.py export/*/*.py training/models.py training/checkpoint.py)
+  $(CHECKPOINT).ranges.json export/*.py export/*/*.py training/models.py training/checkpoint.py \
+  training/weights.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-cluster lint types docs fuzz bench wheel clean
