@@ -107,6 +107,9 @@ class Manifest:
             version = content.pop("format_version")
             del content["schema"]
             preprocessing = content.pop("preprocessing")
+            level = DEFAULT_LEVEL
+            if version == VARIABLE_RATE:
+                level = content.pop("default_level", level)
             manifest = cls(
                 model=str(content.pop("model")),
                 lmb=str(content.pop("lmb")),
@@ -127,11 +130,7 @@ class Manifest:
                 },
                 task=str(content.pop("task", FIRST_TASK)),
                 format_version=VARIABLE_RATE if version == VARIABLE_RATE else FIXED_RATE,
-                default_level=float(
-                    content.pop("default_level", DEFAULT_LEVEL)
-                    if version == VARIABLE_RATE
-                    else DEFAULT_LEVEL
-                ),
+                default_level=float(level),
                 record=content,
             )
             resampling = (preprocessing["interpolation"], preprocessing["antialias"])

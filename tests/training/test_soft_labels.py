@@ -161,27 +161,9 @@ def test_it_learns_what_the_teacher_says_and_resumes(
         return soft
 
     monkeypatch.setattr(backbone, "read_soft_labels", read_levels)
-    options = [
-        "--data",
-        str(colours),
-        "--teacher",
-        str(teacher),
-        "--run_dir",
-        str(tmp_path / "run"),
-    ]
-    options += [
-        "--train_size",
-        "32:2",
-        "--batch_size",
-        "4",
-        "--held_out",
-        "8",
-        "--val_size",
-        "32",
-        "-w",
-        "0",
-        "--no-amp",
-    ]
+    options = ["--data", str(colours), "--teacher", str(teacher)]
+    options += ["--run_dir", str(tmp_path / "run"), *["--train_size", "32:2", "--batch_size", "4"]]
+    options += ["--held_out", "8", "--val_size", "32", "-w", "0", "--no-amp"]
     options += ["--lr", "1e-3", "--mix", "0.3", "--temperature", "1"]
     assert backbone.main(options) == 0
     log = read_log(tmp_path / "run")
