@@ -1,26 +1,23 @@
-// See files.hpp.
+// See files.hpp. POSIX calls in place of <filesystem>, which would add a megabyte to the command.
 #include "files.hpp"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cctype>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <filesystem>
 #include <map>
-#include <random>
+#include <memory>
 #include <set>
-#include <system_error>
 
 namespace command {
 namespace {
 
-namespace fs = std::filesystem;
 using Identity = std::pair<dev_t, ino_t>;
 
 const char* const kSuffixes[] = {".jpg", ".jpeg", ".jpe", ".jfif", ".ppm", ".pgm", ".pnm"};
@@ -28,37 +25,54 @@ const char* const kSuffixes[] = {".jpg", ".jpeg", ".jpe", ".jfif", ".ppm", ".pgm
 // The temporary file that is being written; a signal removes it.
 char g_temporary[4096];
 
-bool is_picture(const fs::path& path) {
-  std::string suffix = path.extension();
-  for (char& letter : suffix) letter = static_cast<char>(std::tolower(letter));
+// The part of a path behind its last slash, and the part before it with the slash.
+std::string base_of(const std::string& path) { return path.substr(path.rfind('/') + 1); }
+std::string folder_of(const std::string& path) { return path.substr(0, path.rfind('/') + 1); }
+
+// Where the suffix of a path begins, which its last part must not begin with; else its end.
+size_t suffix_at(const std::string& path) {
+  const size_t dot = path.rfind('.'), begin = folder_of(path).size();
+  return dot == std::string::npos || dot <= begin ? path.size() : dot;
+}
+
+bool is_picture(const std::string& path) {
+  std::string suffix = path.substr(suffix_at(path));
+  for (char& letter : suffix)
+    if (letter >= 'A' && letter <= 'Z') letter = static_cast<char>(letter + 32);
   return std::find(std::begin(kSuffixes), std::end(kSuffixes), suffix) != std::end(kSuffixes);
 }
 
-bool is_hidden(const fs::path& path) { return path.filename().string().front() == '.'; }
+bool is_folder(const std::string& path) {
+  struct stat about;
+  return stat(path.c_str(), &about) == 0 && S_ISDIR(about.st_mode);
+}
 
 struct Found {
   std::string image, name;  // the name is the path below the argument
 };
 
+// Adds the pictures in `root`/`below` and in folders in it; links to folders are not followed.
+void walk(const std::string& root, const std::string& below, std::vector<Found>& found,
+          PassedOver& passed_over) {
+  const std::string folder = root + below;
+  const std::unique_ptr<DIR, int (*)(DIR*)> open(opendir(folder.c_str()), closedir);
+  if (!open) throw Failure(explain(folder, errno));
+  while (const dirent* entry = readdir(open.get())) {
+    if (entry->d_name[0] == '.') continue;
+    const std::string name = below + entry->d_name, path = root + name;
+    struct stat link, about;
+    if (lstat(path.c_str(), &link) == 0 && S_ISDIR(link.st_mode))
+      walk(root, name + "/", found, passed_over);
+    else if (is_picture(path) && stat(path.c_str(), &about) == 0 && S_ISREG(about.st_mode))
+      found.push_back({path, name});
+    else
+      ++passed_over.count;
+  }
+}
+
 std::vector<Found> in_folder(const std::string& argument, PassedOver& passed_over) {
   std::vector<Found> found;
-  const fs::path root(argument);
-  try {
-    for (fs::recursive_directory_iterator at(root), end; at != end; ++at) {
-      const bool is_folder = at->is_directory() && !at->is_symlink();
-      if (is_hidden(at->path())) {
-        if (is_folder) at.disable_recursion_pending();
-      } else if (!is_folder) {
-        std::error_code ignored;
-        if (is_picture(at->path()) && at->is_regular_file(ignored))
-          found.push_back({at->path(), at->path().lexically_relative(root).generic_string()});
-        else
-          ++passed_over.count;
-      }
-    }
-  } catch (const fs::filesystem_error& error) {
-    throw Failure(explain(error.path1(), error.code().value()));
-  }
+  walk(argument.back() == '/' ? argument : argument + "/", "", found, passed_over);
   std::sort(found.begin(), found.end(),
             [](const Found& a, const Found& b) { return a.image < b.image; });
   if (found.empty())
@@ -109,14 +123,26 @@ void write_in_place(const std::string& name, int file, const uint8_t* data, size
   if (!written || !closed) cannot_write(name, written ? errno : number);
 }
 
+// Sixteen hexadecimal digits that no other file has.
+std::string random_digits() {
+  uint8_t bytes[8] = {};
+  const int source = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+  if (source < 0 || read(source, bytes, sizeof bytes) != sizeof bytes)
+    std::snprintf(reinterpret_cast<char*>(bytes), sizeof bytes, "%d", getpid());
+  if (source >= 0) close(source);
+  std::string digits;
+  for (const uint8_t byte : bytes) {
+    digits += "0123456789abcdef"[byte >> 4];
+    digits += "0123456789abcdef"[byte & 15];
+  }
+  return digits;
+}
+
 // A temporary file beside a target, which is locked, so that it is not taken for a leftover.
-int open_temporary(const fs::path& target, fs::path& temporary) {
-  std::random_device random;
-  char digits[17];
-  std::snprintf(digits, sizeof digits, "%08x%08x", random(), random());
-  temporary = target.parent_path() /
-              ("." + target.filename().string().substr(0, 40) + "." + digits + ".partial");
-  if (temporary.string().size() >= sizeof g_temporary) cannot_write(target, ENAMETOOLONG);
+int open_temporary(const std::string& target, std::string& temporary) {
+  temporary =
+      folder_of(target) + "." + base_of(target).substr(0, 40) + "." + random_digits() + ".partial";
+  if (temporary.size() >= sizeof g_temporary) cannot_write(target, ENAMETOOLONG);
   const int file = open(temporary.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (file >= 0) {
     std::strcpy(g_temporary, temporary.c_str());
@@ -125,8 +151,8 @@ int open_temporary(const fs::path& target, fs::path& temporary) {
   return file;
 }
 
-void replace(const std::string& name, const fs::path& target, const uint8_t* data, size_t size) {
-  fs::path temporary;
+void replace(const std::string& name, const std::string& target, const uint8_t* data, size_t size) {
+  std::string temporary;
   const int file = open_temporary(target, temporary);
   if (file < 0) cannot_write(name, errno);
   struct stat before;
@@ -138,6 +164,29 @@ void replace(const std::string& name, const fs::path& target, const uint8_t* dat
   g_temporary[0] = 0;
   close(file);
   if (!written) cannot_write(name, number);
+}
+
+// Makes the folders that a path lies in. Throws Failure.
+void make_folders(const std::string& name, const std::string& path) {
+  for (size_t slash = path.find('/', 1); slash != std::string::npos;
+       slash = path.find('/', slash + 1))
+    if (mkdir(path.substr(0, slash).c_str(), 0777) != 0 && errno != EEXIST) {
+      const int number = errno;
+      if (!is_folder(path.substr(0, slash))) cannot_write(name, number);
+    }
+}
+
+// What a symbolic link points to in the end; the path itself if it is none. Throws Failure.
+std::string followed(const std::string& name) {
+  std::string target = name;
+  char text[4096];
+  for (int links = 0;; ++links) {
+    const ssize_t length = readlink(target.c_str(), text, sizeof text);
+    if (length < 0) return target;
+    if (links == 40 || length == static_cast<ssize_t>(sizeof text)) cannot_write(name, ELOOP);
+    const std::string next(text, static_cast<size_t>(length));
+    target = next[0] == '/' ? next : folder_of(target) + next;
+  }
 }
 
 void on_signal(int number) {
@@ -163,12 +212,11 @@ std::vector<Job> find_jobs(const std::vector<std::string>& arguments, const std:
                            PassedOver& passed_over) {
   std::vector<Found> found;
   for (const std::string& argument : arguments) {
-    std::error_code ignored;
-    if (argument != "-" && fs::is_directory(argument, ignored)) {
+    if (argument != "-" && is_folder(argument)) {
       const std::vector<Found> more = in_folder(argument, passed_over);
       found.insert(found.end(), more.begin(), more.end());
     } else {
-      found.push_back({argument, argument == "-" ? "stdin" : fs::path(argument).filename()});
+      found.push_back({argument, argument == "-" ? "stdin" : base_of(argument)});
     }
   }
   const bool alone = found.size() == 1 && arguments.size() == 1 && found[0].image == arguments[0];
@@ -178,16 +226,14 @@ std::vector<Job> find_jobs(const std::vector<std::string>& arguments, const std:
           "standard output takes one feature file: name a folder with -o for several images");
     return {{found[0].image, "-"}};
   }
-  std::error_code ignored;
-  const bool is_folder = fs::is_directory(output, ignored);
-  if (alone && !is_folder && output.back() != '/') return {{found[0].image, output}};
-  if (fs::exists(output, ignored) && !is_folder)
+  if (alone && !is_folder(output) && output.back() != '/') return {{found[0].image, output}};
+  struct stat about;
+  if (stat(output.c_str(), &about) == 0 && !S_ISDIR(about.st_mode))
     throw WrongUsage("-o " + output + " is a file: name a folder for several images");
   std::vector<Job> jobs;
-  for (const Found& one : found) {
-    fs::path target = fs::path(output) / one.name;
-    jobs.push_back({one.image, target.replace_extension(".bin")});
-  }
+  const std::string folder = output.back() == '/' ? output : output + "/";
+  for (const Found& one : found)
+    jobs.push_back({one.image, folder + one.name.substr(0, suffix_at(one.name)) + ".bin"});
   refuse_repeated(jobs);
   return jobs;
 }
@@ -201,9 +247,9 @@ void refuse_same_files(const std::vector<Job>& jobs, const std::string& bundle) 
                     " are one file: name another for one of the outputs");
   std::vector<std::string> inputs;
   for (const Job& job : jobs) inputs.push_back(job.image);
-  std::error_code ignored;
-  for (fs::directory_iterator at(bundle, ignored), end; at != end; at.increment(ignored))
-    inputs.push_back(at->path());
+  const std::unique_ptr<DIR, int (*)(DIR*)> folder(opendir(bundle.c_str()), closedir);
+  while (const dirent* entry = folder ? readdir(folder.get()) : nullptr)
+    inputs.push_back(bundle + "/" + entry->d_name);
   for (const std::string& input : inputs)
     if (identity(input, 0, found) && outputs.count(found))
       throw Failure("the output would replace the input " +
@@ -243,24 +289,15 @@ Bytes read_file(const std::string& name, size_t most) {
 void write_file(const std::string& name, const uint8_t* data, size_t size) {
   if (const int own = own_descriptor(name); own >= 0)
     return write_in_place(name, dup(own), data, size);
-  std::error_code failed;
-  fs::path target = name;
-  for (int links = 0; fs::is_symlink(target, failed); ++links) {
-    if (links == 40) cannot_write(name, ELOOP);
-    const fs::path next = fs::read_symlink(target, failed);
-    target = next.is_absolute() ? next : target.parent_path() / next;
-  }
+  const std::string target = followed(name);
   struct stat about;
-  if (stat(target.c_str(), &about) == 0 && !S_ISREG(about.st_mode)) {
-    if (S_ISDIR(about.st_mode)) cannot_write(name, EISDIR);
+  const bool exists = stat(target.c_str(), &about) == 0;
+  if (exists && S_ISDIR(about.st_mode)) cannot_write(name, EISDIR);
+  if (exists && !S_ISREG(about.st_mode))
     return write_in_place(name, open(target.c_str(), O_WRONLY | O_CLOEXEC), data, size);
-  }
-  if (errno != ENOENT && access(target.c_str(), F_OK) == 0 && access(target.c_str(), W_OK) != 0)
-    cannot_write(name, EACCES);
-  if (target.has_parent_path()) {
-    fs::create_directories(target.parent_path(), failed);
-    if (failed) cannot_write(name, failed.value());
-  }
+  // A rename would need no write permission for the file, but its owner has taken that away.
+  if (exists && access(target.c_str(), W_OK) != 0) cannot_write(name, EACCES);
+  make_folders(name, target);
   replace(name, target, data, size);
 }
 
