@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <climits>
 #include <csignal>
 #include <cstdio>
@@ -21,7 +22,8 @@ namespace {
 using Identity = std::pair<dev_t, ino_t>;
 
 // The temporary file that is being written; a signal removes it.
-char g_temporary[4096];
+char g_temporary[PATH_MAX];
+std::atomic<bool> g_has_temporary{false};
 bool g_was_closed[3];  // of the standard streams
 
 bool identity(const std::string& name, int stream, Identity& out) {
@@ -74,11 +76,14 @@ int open_temporary(const std::string& target, std::string& temporary) {
   temporary =
       folder_of(target) + "." + base_of(target).substr(0, 40) + "." + random_digits() + ".partial";
   if (temporary.size() >= sizeof g_temporary) cannot_write(target, ENAMETOOLONG);
+  // Before the file is made, because a signal may come in between.
+  std::strcpy(g_temporary, temporary.c_str());
+  g_has_temporary = true;
   const int file = open(temporary.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  if (file >= 0) {
-    std::strcpy(g_temporary, temporary.c_str());
+  if (file >= 0)
     flock(file, LOCK_EX);
-  }
+  else
+    g_has_temporary = false;
   return file;
 }
 
@@ -92,7 +97,7 @@ void replace(const std::string& name, const std::string& target, const uint8_t* 
                        std::rename(temporary.c_str(), target.c_str()) == 0;
   const int number = errno;
   if (!written) unlink(temporary.c_str());
-  g_temporary[0] = 0;
+  g_has_temporary = false;
   close(file);
   if (!written) cannot_write(name, number);
 }
@@ -133,7 +138,7 @@ bool is_regular(const std::string& path) {
 bool exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
 
 void on_signal(int number) {
-  if (g_temporary[0]) unlink(g_temporary);
+  if (g_has_temporary) unlink(g_temporary);
   const char* line = number == SIGINT    ? "edge-encode: interrupted\n"
                      : number == SIGTERM ? "edge-encode: stopped by SIGTERM\n"
                                          : "edge-encode: stopped by SIGHUP\n";

@@ -109,6 +109,18 @@ class Command {
     return rest / 2 + (rest % 4 == 3);
   }
 
+  // Throws Failure for an image that gives too many symbols.
+  void require_symbols(size_t height, size_t width) const {
+    const uint64_t rows = height / info_.stride - info_.shrink,
+                   columns = width / info_.stride - info_.shrink;
+    const uint64_t symbols = info_.channels * rows * columns;
+    if (symbols > info_.max_symbols)
+      throw Failure("an image of " + std::to_string(width) + "x" + std::to_string(height) +
+                    " pixels gives " + std::to_string(symbols) + " symbols, the bundle allows " +
+                    std::to_string(info_.max_symbols) +
+                    ": leave out --as-is, make it smaller, or export with a larger --max-pixels");
+  }
+
   void work(const Job& job) {
     const Clock::time_point begin = Clock::now();
     Picture picture = decode(job.image);
@@ -123,6 +135,7 @@ class Command {
         throw Failure("an image of " + std::to_string(picture.width) + "x" +
                       std::to_string(picture.height) +
                       " pixels is under 8 a side: leave out --as-is, or enlarge it");
+      require_symbols(height, width);
       pixels += before(picture.height, height) * row + 3 * before(picture.width, width);
     } else {
       prepared.resize(height * row_bytes);

@@ -35,8 +35,12 @@ class Tiff {
       if (at > size_ || size_ - at < 12) break;
       if (number(at, 2) != 0x0112) continue;
       const uint32_t type = number(at + 2, 2), count = number(at + 4, 4);
-      const bool is_short = type == 3 || type == 8, is_long = type == 4 || type == 9;
-      found = count != 1 ? 0 : is_short ? number(at + 8, 2) : is_long ? number(at + 8, 4) : 0;
+      const size_t bytes = type == 3 || type == 8 ? 2 : type == 4 || type == 9 ? 4 : 0;
+      const uint64_t all = uint64_t{bytes} * count;
+      if (all == 0) return 0;
+      const size_t place = all <= 4 ? at + 8 : number(at + 8, 4);
+      if (place > size_ || all > size_ - place) continue;  // Pillow leaves it out as well
+      found = number(place, bytes);                        // the first, if there are several
     }
     return found;
   }

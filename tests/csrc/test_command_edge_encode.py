@@ -169,7 +169,7 @@ def _pnms() -> dict[str, bytes]:
         "P5": saved(Image.fromarray(greys), "PPM").getvalue(),
         "P3": b"P3\n90 # columns\n70 255\n" + plain,
         "P2": b"P2 90\t70\n255\n" + b"\n".join(b"%d" % grey for grey in greys.ravel()) + b"\n",
-        "comments": b"P6#a\n# b\n90 70#c\r255\n" + colours.tobytes(),
+        "comments": b"P6 #a\n# b\n90 70#c\r 255\n" + colours.tobytes(),
         "few levels": b"P6 90 70 100\n" + (colours // 2).tobytes(),
         "few plain levels": b"P3 90 70 9\n" + " ".join(map(str, colours.ravel() // 27)).encode(),
         "levels above the largest": b"P5 90 70 200\n" + greys.tobytes(),
@@ -209,7 +209,11 @@ def test_fast_jpeg(run: Run, bundle: Path) -> None:
         image = Image.open(GOLF_BALL).resize((side + 64, side))
         data = saved(image, "JPEG").getvalue()
         assert _encoded(run, data, "--fast-jpeg") == fast.encode(BytesIO(data)), side
-        assert _encoded(run, data, "--fast-jpeg", "--as-is") == fast.encode(BytesIO(data), True)
+    # It has no effect together with --as-is, and leaves a panorama's short side.
+    data = saved(Image.open(GOLF_BALL).resize((2048, 400)), "JPEG").getvalue()
+    for options in ([], ["--as-is"]):
+        made = _encoded(run, data, "--fast-jpeg", *options)
+        assert made == fast.encode(BytesIO(data), bool(options))
 
 
 @pytest.mark.parametrize(
@@ -402,7 +406,7 @@ def _damaged() -> dict[str, bytes]:
         "long number": b"P2 1 1 9\n" + b"1" * 30,
         "no largest level": b"P5 1 1 0\n1",
         "large largest level": b"P5 1 1 65536\n12",
-        "negative": b"P5 -1 1 255\n1",
+        "long header": b"P5 1 1111111111111 255\n1",
         "end of header": b"P6 1",
         "nothing": b"",
         "text": b"an image",
@@ -461,10 +465,16 @@ def test_missing_things(run: Run, tmp_path: Path) -> None:
         assert not (tmp_path / "x").exists()
 
 
-def test_small_images_as_is(run: Run) -> None:
-    done = run("-", "-o", "-", "--as-is", stdin=JPEGS["1x90"])
+@pytest.mark.parametrize("size", [(1, 90), (1064, 1000)])
+def test_sizes_that_cannot_be_encoded_as_they_are(
+    run: Run, native: EdgeEncoder, size: tuple[int, int]
+) -> None:
+    data = saved(Image.open(GOLF_BALL).resize(size), "JPEG").getvalue()
+    with pytest.raises(ImageError) as refused:
+        native.encode(BytesIO(data), as_is=True)
+    done = run("-", "-o", "-", "--as-is", stdin=data)
     assert (done.returncode, done.stdout) == (1, b"")
-    assert b"is under 8 a side: leave out --as-is, or enlarge it" in done.stderr
+    assert done.stderr.decode() == f"edge-encode: standard input: {refused.value}\n"
 
 
 def test_a_damaged_bundle(run: Run, bundle: Path, tmp_path: Path) -> None:
@@ -539,14 +549,15 @@ def test_outputs_that_cannot_be_written(run: Run, photos: Path, tmp_path: Path) 
     assert "edge-encode: photos/b.JPG: cannot write out/b.bin: Is a directory" in lines
     assert (out / "sub" / "c.d.bin").exists(), "the other images are encoded"
     (tmp_path / "file").touch()
-    for output, text in (
-        ("file/out/", "is not a folder, so no files can be written into it: name another folder"),
-        ("out", "is a folder: name a file in it"),
-        ("photos/", "cannot write"),
+    for image, output, text in (
+        ("photos", "file/out/", "is not a folder, so no files can be written into it: name anoth"),
+        (GOLF_BALL, "file/out/x.bin", "is not a folder, so no files can be written into it: name"),
+        (GOLF_BALL, "/proc/version", "/proc/version"),
     ):
-        if output != "photos/":
-            done = run("-" if output == "out" else "photos", "-o", output)
-            assert text in done.stderr.decode() or output == "out"
+        done = run(image, "-o", output)
+        assert done.returncode == 1
+        assert text in done.stderr.decode()
+        assert done.stdout == b"", "refused before any work"
 
 
 def test_a_file_is_replaced_whole_and_keeps_its_mode(run: Run, tmp_path: Path) -> None:
