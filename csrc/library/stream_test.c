@@ -2,24 +2,24 @@
  *
  *   stream_test BUNDLE < images > files
  *
- * An image is its height, its width and a side, each of 32 bits, then its RGB pixels. It is prepared
- * as the bundle says, and of the result the central square of that side is encoded. A file is
- * written as its size, of 32 bits, then its bytes. All numbers are little-endian. */
+ * An image is its height, its width and a side, each of 32 bits, then its RGB pixels. It is
+ * prepared as the bundle says, and of the result the central square of that side is encoded. A file
+ * is written as its size, of 32 bits, then its bytes. All numbers are little-endian. */
 #include <edgecloud.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-static int fail(const char *text) {
+static int fail(const char* text) {
   fprintf(stderr, "stream_test: %s\n", text);
   return 1;
 }
 
-static uint32_t number(const uint8_t *at) {
+static uint32_t number(const uint8_t* at) {
   return (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
 }
 
 /* Reads, encodes and writes one image whose header was read; gives what main returns. */
-static int one(const edgecloud_bundle *bundle, edgecloud_encoder *encoder, const uint8_t *header) {
+static int one(const edgecloud_bundle* bundle, edgecloud_encoder* encoder, const uint8_t* header) {
   const size_t height = number(header), width = number(header + 4), side = number(header + 8);
   edgecloud_bundle_info info;
   edgecloud_error error;
@@ -27,7 +27,7 @@ static int one(const edgecloud_bundle *bundle, edgecloud_encoder *encoder, const
   if (height < 1 || width < 1 || height > 8192 || width > 8192 || side > info.crop)
     return fail("an image has an impossible size");
   uint8_t *image = malloc(3 * height * width), *pixels = malloc((size_t)3 * info.crop * info.crop);
-  const uint8_t *file;
+  const uint8_t* file;
   size_t size;
   if (!image || !pixels || fread(image, 3 * width, height, stdin) != height)
     return fail("an image is cut short");
@@ -44,10 +44,10 @@ static int one(const edgecloud_bundle *bundle, edgecloud_encoder *encoder, const
   return 0;
 }
 
-int main(int count, char **arguments) {
+int main(int count, char** arguments) {
   edgecloud_error error;
-  edgecloud_bundle *bundle = NULL;
-  edgecloud_encoder *encoder = NULL;
+  edgecloud_bundle* bundle = NULL;
+  edgecloud_encoder* encoder = NULL;
   if (count != 2) return fail("give BUNDLE");
   if (edgecloud_bundle_open(arguments[1], &bundle, &error) ||
       edgecloud_encoder_new(bundle, NULL, &encoder, &error))

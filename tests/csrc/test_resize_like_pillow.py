@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from c_library import CBundle
-from hypothesis import given, settings
+from c_library import BAD_IMAGE, CBundle, CError
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -48,6 +48,10 @@ def test_large_images_and_panoramas(c_bundle: CBundle, turned: bool) -> None:
 
 
 @settings(max_examples=150)
+# Heights on both sides of that from which on Pillow 13 resizes columns before rows.
+@example(300, 599, 0)
+@example(300, 601, 0)
+@example(300, 640, 0)
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(0, 1 << 32))
 def test_any_size(c_bundle: CBundle, width: int, height: int, seed: int) -> None:
     _compare(c_bundle, _noise(width, height, seed))
@@ -63,3 +67,11 @@ def test_one_level_stays(c_bundle: CBundle, level: int) -> None:
 def test_rows_that_lie_apart(c_bundle: CBundle) -> None:
     image = _noise(500, 400)[10:, 20:470]
     assert (c_bundle.prepare(image) == preprocess(np.ascontiguousarray(image))).all()
+
+
+def test_no_pixels_and_too_many_are_refused(c_bundle: CBundle) -> None:
+    for shape in ((0, 5, 3), (1 << 25, 1, 3), (1 << 20, 1 << 12, 3)):
+        huge = np.lib.stride_tricks.as_strided(_noise(2, 2), shape, (3 * shape[1], 3, 1))
+        with pytest.raises(CError, match="is empty or too large") as refused:
+            c_bundle.prepare(huge)
+        assert refused.value.status == BAD_IMAGE
