@@ -1,5 +1,5 @@
-// The Python module runtime.codec._coder: the rANS coder, rounding and the JPEG check. Its
-// arguments and results are documented in runtime/codec/_coder.pyi.
+// The Python module runtime.codec._coder: the rANS coder, rounding, the JPEG check and resizing.
+// Its arguments and results are documented in runtime/codec/_coder.pyi.
 //
 // Always holds: numpy arrays are used without a copy. An array of another type or layout is
 // refused, never converted. Every size is checked before memory is allocated, and the GIL is
@@ -12,11 +12,14 @@
 #include "../coder/compressai_stream.hpp"
 #include "../coder/quantise.hpp"
 #include "../coder/rans.hpp"
+#include "../images/resize.hpp"
 #include "../jpeg/jpeg.hpp"
 
 namespace py = pybind11;
 
 namespace {
+
+constexpr size_t kMaxResize = 1 << 12;
 
 template <typename T>
 using Array = py::array_t<T, py::array::c_style>;
@@ -226,6 +229,22 @@ bool quantise(const Array<float>& latent, const Array<float>& gains, Array<int16
   return finite;
 }
 
+// Resizes and crops pixels [height, width, 3] to [crop, crop, 3].
+Array<uint8_t> prepare(const Array<uint8_t>& pixels, size_t resize, size_t crop) {
+  if (pixels.ndim() != 3 || pixels.shape(2) != 3 || pixels.size() == 0)
+    throw std::invalid_argument("pixels must have the shape [height, width, 3]");
+  if (crop < 1 || crop > resize || resize > kMaxResize)
+    throw std::invalid_argument("crop and resize must be 1 <= crop <= resize <= 4096");
+  const size_t height = static_cast<size_t>(pixels.shape(0)),
+               width = static_cast<size_t>(pixels.shape(1));
+  Array<uint8_t> out({crop, crop, size_t{3}});
+  const uint8_t* from = pixels.data();
+  uint8_t* to = out.mutable_data();
+  py::gil_scoped_release release;
+  images::prepare({from, height, width, 3 * width}, resize, crop, to);
+  return out;
+}
+
 py::object jpeg_damage(const py::buffer& data) { return reason_or_none(data, &jpeg::find_damage); }
 
 }  // namespace
@@ -256,6 +275,8 @@ PYBIND11_MODULE(_coder, module) {
              py::arg("context_cdf").noconvert(), py::arg("context_lengths").noconvert());
   module.def("quantise", &quantise, py::arg("latent").noconvert(), py::arg("gains").noconvert(),
              py::arg("out").noconvert());
+  module.def("prepare", &prepare, py::arg("pixels").noconvert(), py::arg("resize"),
+             py::arg("crop"));
   module.def("jpeg_damage", &jpeg_damage, py::arg("data"));
   py::class_<rans::CompressAiStream>(module, "CompressAiStream")
       .def(py::init(&make_stream), py::arg("cdf").noconvert(), py::arg("lengths").noconvert(),

@@ -93,3 +93,12 @@ def jpeg_damage(data: bytes | bytearray | memoryview) -> str | None:
 
     csrc/jpeg/jpeg.hpp says what is checked.
     """
+
+def prepare(pixels: NDArray[np.uint8], resize: int, crop: int) -> NDArray[np.uint8]:
+    """Resize an image's short side (bilinear, antialiased) and crop its centre.
+
+    `pixels` are uint8 [H, W, 3], H and W at least 1, C-contiguous. 1 <= crop <= resize <= 4096.
+    Gives uint8 [crop, crop, 3], with the levels of Pillow 13.
+
+    Raises ValueError for another shape or another range, TypeError for another type.
+    """

@@ -6,8 +6,7 @@ from c_library import BAD_IMAGE, CBundle, CError
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-
-from runtime.images.preprocess import preprocess
+from pillow_pixels import pillow_pixels
 
 # Width and height. Sides that are scaled by whole and odd factors, up and down, and not at all.
 SIDES = (1, 2, 3, 7, 31, 64, 128, 223, 224, 225, 255, 256, 257, 300, 511, 512, 513, 767, 1000)
@@ -33,7 +32,7 @@ def _noise(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def _compare(c_bundle: CBundle, image: NDArray[np.uint8]) -> None:
-    assert (c_bundle.prepare(image) == preprocess(image)).all(), image.shape
+    assert (c_bundle.prepare(image) == pillow_pixels(image)).all(), image.shape
 
 
 def test_sizes_up_to_1000(c_bundle: CBundle) -> None:
@@ -66,7 +65,7 @@ def test_one_level_stays(c_bundle: CBundle, level: int) -> None:
 
 def test_rows_that_lie_apart(c_bundle: CBundle) -> None:
     image = _noise(500, 400)[10:, 20:470]
-    assert (c_bundle.prepare(image) == preprocess(np.ascontiguousarray(image))).all()
+    assert (c_bundle.prepare(image) == pillow_pixels(np.ascontiguousarray(image))).all()
 
 
 def test_no_pixels_and_too_many_are_refused(c_bundle: CBundle) -> None:
