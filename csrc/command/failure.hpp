@@ -1,4 +1,7 @@
-// What goes wrong with one image or one output, and text for people.
+// What goes wrong with one image or one output, and text for people and for JSON.
+//
+// Always holds: a text that is printed has no control characters, because a terminal would obey
+// those in a file's name.
 #pragma once
 
 #include <cerrno>
@@ -20,49 +23,79 @@ struct WrongUsage : std::runtime_error {
 
 // What the system says of errno, and a remedy if one is known.
 inline std::string explain(const std::string& name, int number) {
-  const char* remedy = number == EACCES || number == EPERM
-                           ? ": change its permissions, or name another"
-                       : number == EROFS  ? ": name a place that can be written to"
-                       : number == ENOSPC ? ": free some space"
-                       : number == EMFILE ? ": raise the limit for open files (ulimit -n)"
-                                          : "";
+  const char* remedy = "";
+  switch (number) {
+    case EACCES:
+    case EPERM: remedy = ": change its permissions, or name another"; break;
+    case EROFS: remedy = ": name a place that can be written to"; break;
+    case ENOSPC:
+    case EDQUOT: remedy = ": free some space"; break;
+    case EFBIG: remedy = ": raise the limit for the size of files (ulimit -f)"; break;
+    case EMFILE: remedy = ": raise the limit for open files (ulimit -n)"; break;
+    case ENAMETOOLONG: remedy = ": give it a shorter name"; break;
+    case ELOOP: remedy = ": repair the symbolic links"; break;
+    default: break;
+  }
   return name + ": " + std::strerror(number) + remedy;
 }
 
-// The text with escapes for control characters, because a terminal would obey those in a file's
-// name.
-inline std::string printable(const std::string& text) {
+namespace detail {
+
+// The number of bytes of the UTF-8 character that `text` has at `at`; 0 if it is none. `value`
+// receives its code point.
+inline size_t utf8_length(const std::string& text, size_t at, unsigned& value) {
+  const auto byte = [&](size_t i) {
+    return i < text.size() ? static_cast<unsigned>(static_cast<unsigned char>(text[i])) : 0u;
+  };
+  value = byte(at);
+  if (value < 0x80) return 1;
+  const size_t length = value >= 0xf0 ? 4 : value >= 0xe0 ? 3 : 2;
+  if (value < 0xc2 || value > 0xf4) return 0;
+  value &= 0x7fu >> length;
+  for (size_t i = 1; i < length; ++i) {
+    if (byte(at + i) >> 6 != 2) return 0;
+    value = value << 6 | (byte(at + i) & 63);
+  }
+  const bool is_short = length == 3 ? value < 0x800 : length == 4 && value < 0x10000;
+  return is_short || value > 0x10ffff || (value >= 0xd800 && value < 0xe000) ? 0 : length;
+}
+
+inline void append_escape(std::string& out, const char* form, unsigned value) {
+  char escape[8];
+  std::snprintf(escape, sizeof escape, form, value);
+  out += escape;
+}
+
+// `text` with escapes, `control` being the form of those for control characters. A byte that is not
+// UTF-8 becomes the surrogate that Python gives it.
+inline std::string escaped(const std::string& text, const char* control, const char* quoted) {
   std::string out;
-  for (const char letter : text) {
-    const unsigned value = static_cast<unsigned char>(letter);
-    if (value >= 32 && value != 127) {
-      out += letter;
-    } else {
-      char escape[8];
-      std::snprintf(escape, sizeof escape, "\\x%02x", value);
-      out += escape;
-    }
+  for (size_t at = 0; at < text.size();) {
+    unsigned value = 0;
+    const size_t length = utf8_length(text, at, value);
+    if (length == 0)
+      append_escape(out, "\\u%04x", 0xdc00u + static_cast<unsigned char>(text[at]));
+    else if (value < 32 || (value >= 127 && value < 160))
+      append_escape(out, control, value);
+    else if (length == 1 && std::strchr(quoted, text[at]))
+      (out += '\\') += text[at];
+    else
+      out.append(text, at, length);
+    at += length ? length : 1;
   }
   return out;
 }
 
-// A JSON string. Bytes that are not ASCII are taken for UTF-8.
+}  // namespace detail
+
+// The text as a line for a person.
+inline std::string printable(const std::string& text) {
+  return detail::escaped(text, "\\x%02x", "");
+}
+
+// The text as a JSON string.
 inline std::string json(const std::string& text) {
-  std::string out = "\"";
-  for (const char letter : text) {
-    const unsigned value = static_cast<unsigned char>(letter);
-    if (letter == '"' || letter == '\\') {
-      out += '\\';
-      out += letter;
-    } else if (value >= 32) {
-      out += letter;
-    } else {
-      char escape[8];
-      std::snprintf(escape, sizeof escape, "\\u%04x", value);
-      out += escape;
-    }
-  }
-  return out + "\"";
+  return "\"" + detail::escaped(text, "\\u%04x", "\"\\") + "\"";
 }
 
 }  // namespace command

@@ -8,77 +8,23 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <climits>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <memory>
-#include <set>
 
 namespace command {
 namespace {
 
 using Identity = std::pair<dev_t, ino_t>;
 
-const char* const kSuffixes[] = {".jpg", ".jpeg", ".jpe", ".jfif", ".ppm", ".pgm", ".pnm"};
-
 // The temporary file that is being written; a signal removes it.
-char g_temporary[4096];
-
-// The part of a path behind its last slash, and the part before it with the slash.
-std::string base_of(const std::string& path) { return path.substr(path.rfind('/') + 1); }
-std::string folder_of(const std::string& path) { return path.substr(0, path.rfind('/') + 1); }
-
-// Where the suffix of a path begins, which its last part must not begin with; else its end.
-size_t suffix_at(const std::string& path) {
-  const size_t dot = path.rfind('.'), begin = folder_of(path).size();
-  return dot == std::string::npos || dot <= begin ? path.size() : dot;
-}
-
-bool is_picture(const std::string& path) {
-  std::string suffix = path.substr(suffix_at(path));
-  for (char& letter : suffix)
-    if (letter >= 'A' && letter <= 'Z') letter = static_cast<char>(letter + 32);
-  return std::find(std::begin(kSuffixes), std::end(kSuffixes), suffix) != std::end(kSuffixes);
-}
-
-bool is_folder(const std::string& path) {
-  struct stat about;
-  return stat(path.c_str(), &about) == 0 && S_ISDIR(about.st_mode);
-}
-
-struct Found {
-  std::string image, name;  // the name is the path below the argument
-};
-
-// Adds the pictures in `root`/`below` and in folders in it; links to folders are not followed.
-void walk(const std::string& root, const std::string& below, std::vector<Found>& found,
-          PassedOver& passed_over) {
-  const std::string folder = root + below;
-  const std::unique_ptr<DIR, int (*)(DIR*)> open(opendir(folder.c_str()), closedir);
-  if (!open) throw Failure(explain(folder, errno));
-  while (const dirent* entry = readdir(open.get())) {
-    if (entry->d_name[0] == '.') continue;
-    const std::string name = below + entry->d_name, path = root + name;
-    struct stat link, about;
-    if (lstat(path.c_str(), &link) == 0 && S_ISDIR(link.st_mode))
-      walk(root, name + "/", found, passed_over);
-    else if (is_picture(path) && stat(path.c_str(), &about) == 0 && S_ISREG(about.st_mode))
-      found.push_back({path, name});
-    else
-      ++passed_over.count;
-  }
-}
-
-std::vector<Found> in_folder(const std::string& argument, PassedOver& passed_over) {
-  std::vector<Found> found;
-  walk(argument.back() == '/' ? argument : argument + "/", "", found, passed_over);
-  std::sort(found.begin(), found.end(),
-            [](const Found& a, const Found& b) { return a.image < b.image; });
-  if (found.empty())
-    throw Failure("no image in " + argument + ": name a folder that has JPEG or PNM files");
-  return found;
-}
+char g_temporary[PATH_MAX];
+std::atomic<bool> g_has_temporary{false};
+bool g_was_closed[3];  // of the standard streams
 
 bool identity(const std::string& name, int stream, Identity& out) {
   struct stat about;
@@ -86,19 +32,6 @@ bool identity(const std::string& name, int stream, Identity& out) {
   if (failed || !S_ISREG(about.st_mode)) return false;
   out = {about.st_dev, about.st_ino};
   return true;
-}
-
-// The number N for /dev/stdout, /dev/fd/N and other names of this process's descriptors, else -1.
-int own_descriptor(const std::string& name) {
-  if (name == "-" || name == "/dev/stdout") return 1;
-  if (name == "/dev/stderr") return 2;
-  for (const char* prefix : {"/dev/fd/", "/proc/self/fd/"}) {
-    const size_t length = std::strlen(prefix);
-    if (name.compare(0, length, prefix) == 0 && name.size() > length &&
-        name.find_first_not_of("0123456789", length) == std::string::npos)
-      return std::atoi(name.c_str() + length);
-  }
-  return -1;
 }
 
 [[noreturn]] void cannot_write(const std::string& name, int number) {
@@ -143,11 +76,14 @@ int open_temporary(const std::string& target, std::string& temporary) {
   temporary =
       folder_of(target) + "." + base_of(target).substr(0, 40) + "." + random_digits() + ".partial";
   if (temporary.size() >= sizeof g_temporary) cannot_write(target, ENAMETOOLONG);
+  // Before the file is made, because a signal may come in between.
+  std::strcpy(g_temporary, temporary.c_str());
+  g_has_temporary = true;
   const int file = open(temporary.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-  if (file >= 0) {
-    std::strcpy(g_temporary, temporary.c_str());
+  if (file >= 0)
     flock(file, LOCK_EX);
-  }
+  else
+    g_has_temporary = false;
   return file;
 }
 
@@ -161,7 +97,7 @@ void replace(const std::string& name, const std::string& target, const uint8_t* 
                        std::rename(temporary.c_str(), target.c_str()) == 0;
   const int number = errno;
   if (!written) unlink(temporary.c_str());
-  g_temporary[0] = 0;
+  g_has_temporary = false;
   close(file);
   if (!written) cannot_write(name, number);
 }
@@ -176,11 +112,16 @@ void make_folders(const std::string& name, const std::string& path) {
     }
 }
 
-// What a symbolic link points to in the end; the path itself if it is none. Throws Failure.
+// What a name stands for, symbolic links followed, in its real folder. Names in /proc, such as
+// those of descriptors, are not followed further. Throws Failure.
 std::string followed(const std::string& name) {
   std::string target = name;
-  char text[4096];
+  char text[PATH_MAX];
   for (int links = 0;; ++links) {
+    const std::string folder = folder_of(target);
+    if (realpath(folder.empty() ? "." : folder.c_str(), text))
+      target = std::string(text) + (text[1] ? "/" : "") + base_of(target);
+    if (target.compare(0, 6, "/proc/") == 0) return target;
     const ssize_t length = readlink(target.c_str(), text, sizeof text);
     if (length < 0) return target;
     if (links == 40 || length == static_cast<ssize_t>(sizeof text)) cannot_write(name, ELOOP);
@@ -189,8 +130,15 @@ std::string followed(const std::string& name) {
   }
 }
 
+bool is_regular(const std::string& path) {
+  struct stat about;
+  return stat(path.c_str(), &about) == 0 && S_ISREG(about.st_mode);
+}
+
+bool exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
+
 void on_signal(int number) {
-  if (g_temporary[0]) unlink(g_temporary);
+  if (g_has_temporary) unlink(g_temporary);
   const char* line = number == SIGINT    ? "edge-encode: interrupted\n"
                      : number == SIGTERM ? "edge-encode: stopped by SIGTERM\n"
                                          : "edge-encode: stopped by SIGHUP\n";
@@ -198,69 +146,76 @@ void on_signal(int number) {
   _exit(128 + number);
 }
 
-void refuse_repeated(const std::vector<Job>& jobs) {
-  std::set<std::string> seen;
-  for (const Job& job : jobs)
-    if (!seen.insert(job.output).second)
-      throw WrongUsage("several images would be written to " + job.output +
-                       ": encode them to different folders");
-}
-
 }  // namespace
 
-std::vector<Job> find_jobs(const std::vector<std::string>& arguments, const std::string& output,
-                           PassedOver& passed_over) {
-  std::vector<Found> found;
-  for (const std::string& argument : arguments) {
-    if (argument != "-" && is_folder(argument)) {
-      const std::vector<Found> more = in_folder(argument, passed_over);
-      found.insert(found.end(), more.begin(), more.end());
-    } else {
-      found.push_back({argument, argument == "-" ? "stdin" : base_of(argument)});
-    }
-  }
-  const bool alone = found.size() == 1 && arguments.size() == 1 && found[0].image == arguments[0];
-  if (output == "-") {
-    if (!alone)
-      throw WrongUsage(
-          "standard output takes one feature file: name a folder with -o for several images");
-    return {{found[0].image, "-"}};
-  }
-  if (alone && !is_folder(output) && output.back() != '/') return {{found[0].image, output}};
-  struct stat about;
-  if (stat(output.c_str(), &about) == 0 && !S_ISDIR(about.st_mode))
-    throw WrongUsage("-o " + output + " is a file: name a folder for several images");
-  std::vector<Job> jobs;
-  const std::string folder = output.back() == '/' ? output : output + "/";
-  for (const Found& one : found)
-    jobs.push_back({one.image, folder + one.name.substr(0, suffix_at(one.name)) + ".bin"});
-  refuse_repeated(jobs);
-  return jobs;
-}
-
 void refuse_same_files(const std::vector<Job>& jobs, const std::string& bundle) {
-  std::map<Identity, std::string> outputs;
+  std::map<Identity, std::string> existing;
+  std::map<std::string, std::string> targets;
   Identity found;
-  for (const Job& job : jobs)
-    if (identity(job.output, 1, found) && !outputs.emplace(found, job.output).second)
-      throw Failure(outputs[found] + " and " + job.output +
+  for (const Job& job : jobs) {
+    if (identity(job.output, 1, found)) existing[found] = job.output;
+    if (job.output == "-") continue;
+    const auto [other, is_new] = targets.emplace(followed(job.output), job.output);
+    if (!is_new)
+      throw Failure(other->second + " and " + job.output +
                     " are one file: name another for one of the outputs");
+  }
   std::vector<std::string> inputs;
   for (const Job& job : jobs) inputs.push_back(job.image);
   const std::unique_ptr<DIR, int (*)(DIR*)> folder(opendir(bundle.c_str()), closedir);
   while (const dirent* entry = folder ? readdir(folder.get()) : nullptr)
-    inputs.push_back(bundle + "/" + entry->d_name);
-  for (const std::string& input : inputs)
-    if (identity(input, 0, found) && outputs.count(found))
-      throw Failure("the output would replace the input " +
-                    (input == "-" ? "on standard input" : input) + ": name another output");
+    inputs.push_back(bundle + (bundle.back() == '/' ? "" : "/") + entry->d_name);
+  for (const std::string& input : inputs) {
+    if (!identity(input, 0, found) || existing.count(found) == 0) continue;
+    const std::string& output = existing[found];
+    const std::string same = ", which is " + (output == "-" ? "standard output" : output);
+    throw Failure("the output would replace the input " +
+                  (input == "-" ? "on standard input" : input) + (output == input ? "" : same) +
+                  ": name another output");
+  }
+}
+
+void check_output(const std::string& name) {
+  if (name == "-") return;
+  if (name.back() == '/' || is_folder(name))
+    throw Failure(name + " is a folder: name a file in it");
+  const std::string target = followed(name);
+  if (exists(target) && access(target.c_str(), W_OK) != 0)
+    throw Failure(is_regular(target) ? name + " cannot be written (" + std::strerror(errno) +
+                                           "): name another file"
+                                     : name + " cannot be written into: name another file");
+  if (!exists(target)) check_folder(folder_of(target));
+  if (is_regular(target) && own_descriptor(name) < 0) check_folder(folder_of(target));
+}
+
+void check_folder(const std::string& name) {
+  std::string folder = name;
+  if (folder.empty() || folder[0] != '/') {
+    char here[PATH_MAX];
+    if (!getcwd(here, sizeof here)) throw Failure(explain(".", errno));
+    folder = std::string(here) + "/" + folder;
+  }
+  struct stat about;
+  for (;;) {
+    while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
+    if (lstat(folder.c_str(), &about) == 0) break;
+    folder = folder_of(folder);
+  }
+  if (!is_folder(folder))
+    throw Failure(folder +
+                  " is not a folder, so no files can be written into it: name another folder");
+  if (access(folder.c_str(), W_OK | X_OK) != 0)
+    throw Failure("the folder " + folder +
+                  " cannot be written into: change its permissions, or name another");
 }
 
 Bytes read_file(const std::string& name, size_t most) {
+  if (name == "-" && was_closed(0)) throw Failure("standard input is closed: name a file");
   const int file = name == "-" ? dup(0) : open(name.c_str(), O_RDONLY | O_CLOEXEC);
   if (file < 0) {
-    if (name == "-") throw Failure("standard input is closed: name a file");
-    if (errno == ENOENT || errno == ENOTDIR) throw Failure("no such file: " + name);
+    if (errno == ENOENT || errno == ENOTDIR)
+      throw Failure("no such file: " + (name.empty() ? "a name of no characters" : name));
+    if (errno == ENAMETOOLONG) throw Failure("no such file, for the name is too long: " + name);
     throw Failure(explain(name, errno));
   }
   struct stat about;
@@ -290,16 +245,38 @@ void write_file(const std::string& name, const uint8_t* data, size_t size) {
   if (const int own = own_descriptor(name); own >= 0)
     return write_in_place(name, dup(own), data, size);
   const std::string target = followed(name);
-  struct stat about;
-  const bool exists = stat(target.c_str(), &about) == 0;
-  if (exists && S_ISDIR(about.st_mode)) cannot_write(name, EISDIR);
-  if (exists && !S_ISREG(about.st_mode))
+  if (is_folder(target)) cannot_write(name, EISDIR);
+  if (exists(target) && (!is_regular(target) || target.compare(0, 6, "/proc/") == 0))
     return write_in_place(name, open(target.c_str(), O_WRONLY | O_CLOEXEC), data, size);
   // A rename would need no write permission for the file, but its owner has taken that away.
-  if (exists && access(target.c_str(), W_OK) != 0) cannot_write(name, EACCES);
+  if (exists(target) && access(target.c_str(), W_OK) != 0) cannot_write(name, EACCES);
   make_folders(name, target);
   replace(name, target, data, size);
 }
+
+int own_descriptor(const std::string& name) {
+  if (name == "-") return 1;
+  const std::string target = followed(name);
+  const std::string mine = "/proc/" + std::to_string(getpid()) + "/fd/";
+  const bool own = target.compare(0, mine.size(), mine) == 0 && target.size() > mine.size() &&
+                   target.size() < mine.size() + 10 &&
+                   target.find_first_not_of("0123456789", mine.size()) == std::string::npos;
+  return own ? std::atoi(target.c_str() + mine.size()) : -1;
+}
+
+void mend_streams() {
+  for (int stream = 0; stream < 3; ++stream) {
+    const int flags = fcntl(stream, F_GETFL);
+    if (flags >= 0) {
+      if (flags & O_NONBLOCK) fcntl(stream, F_SETFL, flags & ~O_NONBLOCK);
+      continue;
+    }
+    g_was_closed[stream] = true;
+    if (open("/dev/null", O_RDWR) < 0) _exit(1);  // it gets the lowest number, which is `stream`
+  }
+}
+
+bool was_closed(int stream) { return g_was_closed[stream]; }
 
 void end_cleanly_on_signals() {
   struct sigaction action = {};

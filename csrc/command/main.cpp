@@ -2,66 +2,29 @@
 //
 // Options, reports, refusals and exit statuses are those of the Python command
 // (runtime/cli/edge_encode.py), and the feature files those of its engine `native`. It lacks
-// formats other than JPEG and PNM, and the options that kOnlyPython lists.
+// formats other than JPEG and PNM, and the options that arguments.cpp refuses.
 //
 // Always holds: an image that fails stops no other. A report that cannot be printed does not stop
 // the work.
-#include <getopt.h>
 #include <unistd.h>
 
-#include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <new>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "../include/edgecloud.h"
+#include "arguments.hpp"
 #include "failure.hpp"
 #include "files.hpp"
+#include "find.hpp"
 #include "picture.hpp"
 
 namespace command {
 namespace {
-
-const char kHelp[] =
-    "usage: edge-encode [-h] -o FILE_OR_DIR [--bundle DIR] [--as-is] [--fast-jpeg]\n"
-    "                   [--raw WIDTHxHEIGHT] [--small | --no-small] [--threads N] [--json]\n"
-    "                   [--version] IMAGE [IMAGE ...]\n"
-    "\n"
-    "Encode images to feature files.\n"
-    "\n"
-    "  IMAGE                 JPEG or PNM file, folder, or - for standard input\n"
-    "  -o, --output FILE_OR_DIR\n"
-    "                        feature file, or - for standard output, or folder: it gets a\n"
-    "                        NAME.bin for each image, in the same subfolders as the images\n"
-    "  --bundle DIR          default: $EDGECLOUD_BUNDLE, else bundles/ours_n4\n"
-    "  --as-is               do not resize as the bundle says; crop to multiples of 8\n"
-    "  --fast-jpeg           decode large JPEGs at a fraction of their size: pixels differ a\n"
-    "                        little\n"
-    "  --raw WIDTHxHEIGHT    images are RGB pixels of one byte a level, without a header\n"
-    "  --small, --no-small   write smaller files, which take some microseconds more (default:\n"
-    "                        as the bundle says)\n"
-    "  --threads N           threads of the encoder (default: one for each core)\n"
-    "  --json                print a JSON object for each image\n"
-    "  -h, --help            show this help message and exit\n"
-    "  --version             show program's version number and exit\n"
-    "\n"
-    "Exit status: 0 done, 1 an image failed (the others are encoded), 2 wrong usage.\n";
-
-const char* const kOnlyPython[] = {"pack",   "workers",  "rate", "max-bytes", "target-bytes",
-                                   "resume", "provider", "tune", "precision"};
-
-struct Arguments {
-  std::vector<std::string> images;
-  std::string output, bundle;
-  bool as_is = false, fast_jpeg = false, json = false;
-  size_t raw_width = 0, raw_height = 0;
-  edgecloud_options encoder = {};
-};
 
 struct CloseBundle {
   void operator()(edgecloud_bundle* bundle) const { edgecloud_bundle_close(bundle); }
@@ -81,102 +44,16 @@ struct Report {
   std::FILE* file = stdout;
   int lost = 0;
 
-  void say(const std::string& line) {
+  void say(const std::string& line) { print(printable(line) + "\n"); }
+  void print(const std::string& text) {
     errno = 0;
-    if (std::fprintf(file, "%s\n", printable(line).c_str()) < 0 || std::fflush(file) != 0)
-      if (lost == 0) lost = errno ? errno : EIO;
+    if (lost == 0 && (std::fputs(text.c_str(), file) < 0 || std::fflush(file) != 0))
+      lost = errno ? errno : EIO;
   }
 };
 
-// A whole number in a range, for an option.
-size_t number(const std::string& option, const std::string& text, size_t least, size_t most) {
-  const bool digits = !text.empty() && text.size() < 10 &&
-                      text.find_first_not_of("0123456789") == std::string::npos;
-  const size_t value = digits ? std::stoul(text) : 0;
-  if (!digits || value < least || value > most)
-    throw WrongUsage("argument " + option + ": '" + text + "' is not a whole number from " +
-                     std::to_string(least) + " to " + std::to_string(most));
-  return value;
-}
-
-enum Option {
-  kOutput = 'o',
-  kHelpOption = 'h',
-  kBundle = 256,
-  kAsIs,
-  kFast,
-  kRaw,
-  kSmall,
-  kNoSmall,
-  kThreads,
-  kJson,
-  kVersion,
-  kPython
-};
-
-void take(Arguments& arguments, int option, const std::string& value, const std::string& name) {
-  switch (option) {
-    case kOutput:
-      if (value.empty())
-        throw WrongUsage("the name of the output is empty: name a file or a folder");
-      arguments.output = value;
-      break;
-    case kBundle: arguments.bundle = value; break;
-    case kAsIs: arguments.as_is = true; break;
-    case kFast: arguments.fast_jpeg = true; break;
-    case kRaw: {
-      const size_t x = value.find('x');
-      if (x == std::string::npos)
-        throw WrongUsage("argument --raw: '" + value + "' is not WIDTHxHEIGHT, such as 640x480");
-      arguments.raw_width = number("--raw", value.substr(0, x), 1, 1 << 20);
-      arguments.raw_height = number("--raw", value.substr(x + 1), 1, 1 << 20);
-      break;
-    }
-    case kSmall: arguments.encoder.profile = 2; break;
-    case kNoSmall: arguments.encoder.profile = 1; break;
-    case kThreads:
-      arguments.encoder.threads = static_cast<int>(number("--threads", value, 1, 256));
-      break;
-    case kJson: arguments.json = true; break;
-    case kPython:
-      throw WrongUsage("--" + name +
-                       " is an option of the Python command alone: "
-                       "pip install edgecloud-features");
-    default: throw WrongUsage("see edge-encode --help");
-  }
-}
-
-// Reads the command line; false if it only asked for help or the version. Throws WrongUsage.
-bool parse(int count, char** values, Arguments& arguments) {
-  std::vector<option> options = {
-      {"output", 1, nullptr, kOutput},   {"help", 0, nullptr, kHelpOption},
-      {"bundle", 1, nullptr, kBundle},   {"as-is", 0, nullptr, kAsIs},
-      {"fast-jpeg", 0, nullptr, kFast},  {"raw", 1, nullptr, kRaw},
-      {"small", 0, nullptr, kSmall},     {"no-small", 0, nullptr, kNoSmall},
-      {"threads", 1, nullptr, kThreads}, {"json", 0, nullptr, kJson},
-      {"version", 0, nullptr, kVersion}};
-  for (const char* name : kOnlyPython) options.push_back({name, 2, nullptr, kPython});
-  options.push_back({nullptr, 0, nullptr, 0});
-  int index = 0;
-  for (int found; (found = getopt_long(count, values, "o:h", options.data(), &index)) != -1;) {
-    if (found == kHelpOption) return std::fputs(kHelp, stdout), false;
-    if (found == kVersion) return std::printf("edge-encode %s\n", edgecloud_version()), false;
-    take(arguments, found, optarg ? optarg : "",
-         found == kPython ? options[static_cast<size_t>(index)].name : "");
-  }
-  arguments.images.assign(values + optind, values + count);
-  if (arguments.images.empty()) throw WrongUsage("the following arguments are required: IMAGE");
-  if (arguments.output.empty()) throw WrongUsage("say where the feature files go, with -o");
-  if (arguments.output == "-" && arguments.json)
-    throw WrongUsage("standard output carries the feature file: use --json with -o FILE");
-  if (arguments.bundle.empty()) {
-    const char* variable = std::getenv("EDGECLOUD_BUNDLE");
-    arguments.bundle = variable && *variable ? variable : "bundles/ours_n4";
-  }
-  if (arguments.encoder.threads == 0)
-    arguments.encoder.threads =
-        static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 256u));
-  return true;
+void complain(const std::string& text) {
+  std::fprintf(stderr, "edge-encode: %s\n", printable(text).c_str());
 }
 
 // Encodes images with one bundle.
@@ -214,22 +91,34 @@ class Command {
  private:
   Picture decode(const std::string& image) const {
     const std::string name = image == "-" ? "standard input" : image;
-    Bytes file = read_file(image);
     if (arguments_.raw_width == 0)
-      return command::decode(file, name,
+      return command::decode(read_file(image), name,
                              arguments_.fast_jpeg && !arguments_.as_is ? 2 * info_.resize : 0);
-    const size_t size = 3 * arguments_.raw_width * arguments_.raw_height;
-    if (file.size() != size)
-      throw Failure(name + " has " + std::to_string(file.size()) + " bytes, and --raw asks for " +
-                    std::to_string(size) + ": check the size and the format");
     check_pixels(name, arguments_.raw_height, arguments_.raw_width);
-    return {arguments_.raw_height, arguments_.raw_width, std::move(file)};
+    const size_t size = 3 * arguments_.raw_width * arguments_.raw_height;
+    Bytes pixels = read_file(image, size);
+    if (pixels.size() != size)
+      throw Failure(name + " has " + std::to_string(pixels.size()) + " bytes, and --raw asks for " +
+                    std::to_string(size) + ": check the size and the format");
+    return {arguments_.raw_height, arguments_.raw_width, std::move(pixels)};
   }
 
   // Python's round((length - size) / 2): halves go to the even neighbour.
   static size_t before(size_t length, size_t size) {
     const size_t rest = length - size;
     return rest / 2 + (rest % 4 == 3);
+  }
+
+  // Throws Failure for an image that gives too many symbols.
+  void require_symbols(size_t height, size_t width) const {
+    const uint64_t rows = height / info_.stride - info_.shrink,
+                   columns = width / info_.stride - info_.shrink;
+    const uint64_t symbols = info_.channels * rows * columns;
+    if (symbols > info_.max_symbols)
+      throw Failure("an image of " + std::to_string(width) + "x" + std::to_string(height) +
+                    " pixels gives " + std::to_string(symbols) + " symbols, the bundle allows " +
+                    std::to_string(info_.max_symbols) +
+                    ": leave out --as-is, make it smaller, or export with a larger --max-pixels");
   }
 
   void work(const Job& job) {
@@ -246,6 +135,7 @@ class Command {
         throw Failure("an image of " + std::to_string(picture.width) + "x" +
                       std::to_string(picture.height) +
                       " pixels is under 8 a side: leave out --as-is, or enlarge it");
+      require_symbols(height, width);
       pixels += before(picture.height, height) * row + 3 * before(picture.width, width);
     } else {
       prepared.resize(height * row_bytes);
@@ -284,7 +174,7 @@ class Command {
   void fail(const Job& job, const std::string& why) {
     const std::string name = job.image == "-" ? "standard input" : job.image;
     const std::string reason = why.find(name) == std::string::npos ? name + ": " + why : why;
-    std::fprintf(stderr, "edge-encode: %s\n", printable(reason).c_str());
+    complain(reason);
     if (arguments_.json)
       report_.say("{\"status\": \"failed\", \"image\": " + json(job.image) +
                   ", \"error\": " + json(reason) + "}");
@@ -297,23 +187,39 @@ class Command {
   edgecloud_bundle_info info_;
 };
 
+void say_passed_over(const PassedOver& passed_over, bool as_json) {
+  if (passed_over.empty()) return;
+  if (!as_json) return complain(describe(passed_over));
+  std::string members;
+  for (const auto& [kind, count] : passed_over)
+    members += (members.empty() ? "" : ", ") + json(kind) + ": " + std::to_string(count);
+  std::fprintf(stderr, "{\"passed_over\": {%s}}\n", members.c_str());
+}
+
+// Checks before any work that outputs can be written, and replace no image or bundle file.
+void check_outputs(const Arguments& arguments, const std::vector<Job>& jobs) {
+  if (arguments.to_stdout && was_closed(1)) throw Failure("standard output is closed: name a file");
+  refuse_same_files(jobs, arguments.bundle);
+  if (jobs.size() == 1 && jobs[0].output == arguments.output)
+    check_output(arguments.output);
+  else
+    check_folder(arguments.output);
+}
+
 int run(const Arguments& arguments, Report& report) {
   PassedOver passed_over;
   const std::vector<Job> jobs = find_jobs(arguments.images, arguments.output, passed_over);
-  if (passed_over.count > 0)
-    std::fprintf(stderr, "edge-encode: passed over %zu that %s\n", passed_over.count,
-                 passed_over.count == 1 ? "is no JPEG or PNM file" : "are no JPEG or PNM files");
-  refuse_same_files(jobs, arguments.bundle);
+  say_passed_over(passed_over, arguments.json);
+  check_outputs(arguments, jobs);
   Command command(arguments, report);
   const Clock::time_point begin = Clock::now();
   size_t failed = 0;
   for (const Job& job : jobs) failed += !command.encode(job);
   if (jobs.size() > 1) {
+    const size_t encoded = jobs.size() - failed;
     char text[128];
-    std::snprintf(
-        text, sizeof text, "%zu encoded, 0 skipped, %zu failed; %.1f images/s",
-        jobs.size() - failed, failed,
-        1e3 * static_cast<double>(jobs.size() - failed) / milliseconds(begin, Clock::now()));
+    std::snprintf(text, sizeof text, "%zu encoded, 0 skipped, %zu failed; %.1f images/s", encoded,
+                  failed, 1e3 * static_cast<double>(encoded) / milliseconds(begin, Clock::now()));
     if (arguments.json)
       std::fprintf(stderr, "%s\n", text);
     else
@@ -327,35 +233,35 @@ int run_command(int count, char** values) {
   int status = 0;
   try {
     Arguments arguments;
-    if (parse(count, values, arguments)) {
+    std::string answer;
+    if (parse(count, values, arguments, answer)) {
       // With the feature file on standard output, the report goes to standard error.
-      if (arguments.output == "-" || arguments.output == "/dev/stdout") report.file = stderr;
+      if (arguments.to_stdout) report.file = stderr;
       status = run(arguments, report);
+    } else {
+      report.print(answer);
     }
   } catch (const WrongUsage& wrong) {
-    std::fprintf(stderr, "edge-encode: error: %s\n", printable(wrong.what()).c_str());
-    return 2;
+    std::fprintf(stderr, "%sedge-encode: error: %s\n", kUsage, printable(wrong.what()).c_str());
+    status = 2;
   } catch (const Failure& failure) {
-    std::fprintf(stderr, "edge-encode: %s\n", printable(failure.what()).c_str());
-    return 1;
+    complain(failure.what());
+    status = 1;
   } catch (const std::bad_alloc&) {
-    std::fputs("edge-encode: there is not enough memory: end other programs\n", stderr);
-    return 1;
+    complain("there is not enough memory: end other programs, or give it less to do at a time");
+    status = 1;
   }
-  errno = 0;
-  if (std::fflush(stdout) != 0 && report.lost == 0) report.lost = errno ? errno : EIO;
   // A reader that has closed its end, as `head` does, is no error.
   if (report.lost == 0 || report.lost == EPIPE || report.file == stderr) return status;
-  std::fprintf(stderr, "edge-encode: lines for standard output were lost: %s\n",
-               std::strerror(report.lost));
-  return 1;
+  complain(std::string("lines for standard output were lost: ") + std::strerror(report.lost));
+  return status ? status : 1;
 }
 
 }  // namespace
 }  // namespace command
 
 int main(int count, char** values) {
-  if (count > 0) values[0] = const_cast<char*>("edge-encode");  // in messages of getopt
+  command::mend_streams();
   command::end_cleanly_on_signals();
   return command::run_command(count, values);
 }

@@ -1,4 +1,4 @@
-// Which decoder a file needs; PNM; and turning a picture upright.
+// Which decoder a file needs, and turning a picture upright.
 #include "picture.hpp"
 
 #include <algorithm>
@@ -21,17 +21,28 @@ class Tiff {
       value |= static_cast<uint32_t>(data_[at + i]) << 8 * (big_ ? bytes - 1 - i : i);
     return value;
   }
-  // The value of the tag Orientation; 0 if there is none.
-  uint32_t orientation() const {
-    if (number(2, 2) != 42) return 0;
+  // Whether the header is one; otherwise Pillow takes the image for upright.
+  bool is_sound() const {
+    return size_ >= 8 && number(2, 2) == 42 &&
+           (std::memcmp(data_, "II", 2) == 0 || std::memcmp(data_, "MM", 2) == 0);
+  }
+  // The value of the tag Orientation; -1 if there is none. Other types than whole numbers give 0.
+  int64_t orientation() const {
     const size_t folder = number(4, 4);
+    int64_t found = -1;
     for (uint32_t entry = 0; entry < number(folder, 2); ++entry) {
       const size_t at = folder + 2 + 12 * size_t{entry};
-      if (number(at, 2) != 0x0112 || number(at + 4, 4) != 1) continue;
-      const uint32_t type = number(at + 2, 2);
-      return type == 3 ? number(at + 8, 2) : type == 4 ? number(at + 8, 4) : 0;
+      if (at > size_ || size_ - at < 12) break;
+      if (number(at, 2) != 0x0112) continue;
+      const uint32_t type = number(at + 2, 2), count = number(at + 4, 4);
+      const size_t bytes = type == 3 || type == 8 ? 2 : type == 4 || type == 9 ? 4 : 0;
+      const uint64_t all = uint64_t{bytes} * count;
+      if (all == 0) return 0;
+      const size_t place = all <= 4 ? at + 8 : number(at + 8, 4);
+      if (place > size_ || all > size_ - place) continue;  // Pillow leaves it out as well
+      found = number(place, bytes);                        // the first, if there are several
     }
-    return 0;
+    return found;
   }
 
  private:
@@ -40,75 +51,38 @@ class Tiff {
   bool big_;
 };
 
-// The digit behind tiff:Orientation=" or tiff:Orientation> in XMP metadata; 0 if there is none.
+// The first digit behind tiff:Orientation=" or tiff:Orientation> in XMP metadata; 0 if there is
+// none.
 uint32_t xmp_orientation(const uint8_t* data, size_t size) {
   static constexpr char kTag[] = "tiff:Orientation";
+  constexpr size_t kLength = sizeof kTag - 1;
   const uint8_t* end = data + size;
-  const uint8_t* at = std::search(data, end, kTag, kTag + sizeof kTag - 1) + sizeof kTag - 1;
-  if (at >= end || end - at < 3) return 0;
-  if (at[0] == '=' && at[1] == '"')
-    ++at;
-  else if (at[0] != '>')
-    return 0;
-  return at[1] >= '0' && at[1] <= '9' ? static_cast<uint32_t>(at[1] - '0') : 0;
-}
-
-// A number of a PNM header, after white space and comments.
-size_t pnm_number(const Bytes& file, size_t& at, const std::string& name) {
-  const auto refuse = [&] {
-    throw Failure(name + " is damaged or cut short (its header): copy it again");
-  };
-  for (; at < file.size(); ++at) {
-    if (file[at] == '#')
-      while (at < file.size() && file[at] != '\n') ++at;
-    else if (!std::strchr(" \t\r\n\v\f", file[at]) || file[at] == 0)
-      break;
+  for (const uint8_t* at = data; (at = std::search(at, end, kTag, kTag + kLength)) != end;) {
+    at += kLength;
+    const size_t skip = end - at > 2 && at[0] == '=' && at[1] == '"' ? 2
+                        : end - at > 1 && at[0] == '>'               ? 1
+                                                                     : 0;
+    if (skip && at[skip] >= '0' && at[skip] <= '9') return static_cast<uint32_t>(at[skip] - '0');
   }
-  size_t value = 0, digits = 0;
-  for (; at < file.size() && file[at] >= '0' && file[at] <= '9'; ++at, ++digits) {
-    if (digits == 9) refuse();
-    value = 10 * value + (file[at] - '0');
-  }
-  if (digits == 0) refuse();
-  return value;
+  return 0;
 }
 
 }  // namespace
 
 Picture decode(const Bytes& file, const std::string& name, size_t fast_side) {
-  if (file.size() > 2 && file[0] == 0xff && file[1] == 0xd8)
+  if (file.size() > 2 && file[0] == 0xff && file[1] == 0xd8 && file[2] == 0xff)
     return turn(decode_jpeg(file, name, fast_side), find_orientation(file));
-  if (file.size() > 2 && file[0] == 'P' && (file[1] == '5' || file[1] == '6'))
+  if (file.size() > 2 && file[0] == 'P' && file[1] != 0 && std::strchr("2356", file[1]))
     return decode_pnm(file, name);
   throw Failure(name +
-                " is not a JPEG, nor a PNM of kind P5 or P6, which are what this command reads: "
-                "convert it, or use the Python package's edge-encode");
-}
-
-Picture decode_pnm(const Bytes& file, const std::string& name) {
-  size_t at = 2;
-  Picture picture;
-  picture.width = pnm_number(file, at, name);
-  picture.height = pnm_number(file, at, name);
-  if (const size_t most = pnm_number(file, at, name); most != 255)
-    throw Failure(name + " has levels up to " + std::to_string(most) +
-                  ", and this command reads those up to 255: convert it to 8 bits");
-  ++at;  // one white space before the levels
-  check_pixels(name, picture.height, picture.width);
-  const size_t count = picture.height * picture.width, channels = file[1] == '5' ? 1 : 3;
-  if (count == 0 || at > file.size() || file.size() - at < channels * count)
-    throw Failure(name +
-                  " is damaged or cut short (its data ends before its picture does): "
-                  "copy it again");
-  const uint8_t* levels = file.data() + at;
-  picture.pixels.resize(3 * count);
-  for (size_t i = 0; i < 3 * count; ++i) picture.pixels[i] = levels[channels == 1 ? i / 3 : i];
-  return picture;
+                " is not an image that this command can read: convert it to JPEG or PNM, or use "
+                "the Python command");
 }
 
 int find_orientation(const Bytes& jpeg) {
   static constexpr char kExif[] = "Exif\0", kXmp[] = "http://ns.adobe.com/xap/1.0/";
-  uint32_t exif = 0, xmp = 0;
+  Bytes exif;
+  uint32_t xmp = 0;
   // The segments before the first scan.
   for (size_t at = 2; at + 4 <= jpeg.size() && jpeg[at] == 0xff && jpeg[at + 1] != 0xda;) {
     if (jpeg[at + 1] == 0xff) {  // a fill byte
@@ -120,14 +94,21 @@ int find_orientation(const Bytes& jpeg) {
     const uint8_t* body = jpeg.data() + at + 4;
     const size_t size = length - 2;
     if (jpeg[at + 1] == 0xe1) {
-      if (exif == 0 && size > 6 && std::memcmp(body, kExif, 6) == 0)
-        exif = Tiff(body + 6, size - 6).orientation();
-      if (xmp == 0 && size > sizeof kXmp && std::memcmp(body, kXmp, sizeof kXmp) == 0)
+      // Metadata of more than a segment go on in the next.
+      if (size >= 6 && std::memcmp(body, kExif, 6) == 0)
+        exif.insert(exif.end(), body + 6, body + size);
+      if (size > sizeof kXmp && std::memcmp(body, kXmp, sizeof kXmp) == 0)
         xmp = xmp_orientation(body + sizeof kXmp, size - sizeof kXmp);
     }
     at += 2 + length;
   }
-  const uint32_t found = exif ? exif : xmp;
+  int64_t found = -1;
+  if (!exif.empty()) {
+    const Tiff tiff(exif.data(), exif.size());
+    if (!tiff.is_sound()) return 1;
+    found = tiff.orientation();
+  }
+  if (found < 0) found = xmp;
   return found >= 1 && found <= 8 ? static_cast<int>(found) : 1;
 }
 

@@ -1,4 +1,4 @@
-"""What tests of the C library share: the library, built once, and a bundle opened with it."""
+"""What tests of the C library and its command share: both built once, a bundle, and pictures."""
 
 import fcntl
 import os
@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 from c_library import CBundle, CLibrary
+from cpp_command import JPEGS, PNMS, Run
+
+from runtime import EdgeEncoder
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 
@@ -47,3 +50,51 @@ def c_bundle(c_library: CLibrary, bundle: Path) -> Iterator[CBundle]:
     opened = c_library.open(bundle)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def program(csrc_build: Path) -> Path:
+    built = csrc_build / "edge-encode"
+    if not built.exists():
+        if os.environ.get("CI") == "true":
+            pytest.fail("CI must have libjpeg")
+        pytest.skip("no libjpeg: apt-get install libjpeg62-turbo-dev")
+    return built
+
+
+@pytest.fixture
+def run(program: Path, bundle: Path, tmp_path: Path) -> Run:
+    """Runs the command in a folder of its own, with the trained ours_n4."""
+
+    def start(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [program, *map(str, arguments)],
+            input=stdin,
+            capture_output=True,
+            cwd=tmp_path,
+            env={**os.environ, "EDGECLOUD_BUNDLE": str(bundle)},
+            check=False,
+            timeout=60,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def native(bundle: Path) -> EdgeEncoder:
+    return EdgeEncoder(bundle, threads=1, provider="native")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with images, files that are none, hidden ones, and links."""
+    root = tmp_path / "photos"
+    (root / "sub" / ".hidden").mkdir(parents=True)
+    for name in ("b.JPG", "a.jpeg", "sub/c.d.jpg", ".no.jpg", "sub/.hidden/no.jpg"):
+        (root / name).write_bytes(JPEGS["17x8"])
+    (root / "sub" / "e.ppm").write_bytes(PNMS["P6"])
+    (root / "notes.txt").touch()
+    (root / "none").touch()
+    (root / "gone.jpg").symlink_to("nothing")
+    (root / "linked").symlink_to("sub")
+    return root
