@@ -94,9 +94,13 @@ def test_raw_pixels(run: Run, native: EdgeEncoder, golf_ball: NDArray[np.uint8])
     data = _encoded(run, golf_ball.tobytes(), "--raw", "640x480")
     assert data == native.encode(golf_ball)
     assert data != _encoded(run, golf_ball.tobytes(), "--raw", "480x640")
-    done = run("-", "-o", "x.bin", "--raw", "640x481", stdin=golf_ball.tobytes())
-    assert done.returncode == 1
-    assert b"standard input has 921600 bytes, and --raw asks for 923520" in done.stderr
+    for size, asked in (("640x481", 923520), ("8x8", 192)):
+        done = run("-", "-o", "x.bin", "--raw", size, stdin=golf_ball.tobytes())
+        assert done.returncode == 1
+        text = f"standard input has 921600 bytes, and --raw asks for {asked}: check the size"
+        assert text in done.stderr.decode()
+    done = run("-", "-o", "x.bin", "--raw", "13378x13378")
+    assert b"too many pixels to decode safely (178970884 pixels" in done.stderr
 
 
 @pytest.mark.parametrize("size", [(640, 480), (333, 257), (8, 8), (23, 30)])
