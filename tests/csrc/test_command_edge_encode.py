@@ -51,6 +51,9 @@ def test_every_orientation(run: Run, native: EdgeEncoder, orientation: int, orde
     [
         _exif(6, kind=4),
         _exif(6, kind=3, count=2),
+        _exif(6, kind=3, count=0),
+        _exif(6, kind=200),
+        _exif(6, kind=7),
         _exif(1 << 16, kind=4),
         _exif(6)[:20],
         _exif(6)[:10],
@@ -64,6 +67,14 @@ def test_odd_metadata_mean_what_they_mean_to_pillow(
 ) -> None:
     data = saved(Image.fromarray(picture(320, 288)), "JPEG", exif=exif).getvalue()
     assert _encoded(run, data) == native.encode(BytesIO(data))
+
+
+@pytest.mark.parametrize("junk", [b"\0", b"junk\xff\0junk", b"\xff\xff", b"\xff\xd0"])
+def test_junk_before_metadata(run: Run, native: EdgeEncoder, junk: bytes) -> None:
+    image = Image.fromarray(picture(320, 288))
+    data = saved(image, "JPEG", exif=_exif(6)).getvalue().replace(b"\xff\xe1", junk + b"\xff\xe1")
+    assert _encoded(run, data) == native.encode(BytesIO(data))
+    assert _encoded(run, data) != _encoded(run, saved(image, "JPEG").getvalue())
 
 
 @pytest.mark.parametrize(
