@@ -23,8 +23,10 @@ void refuse_same_files(const std::vector<Job>& jobs, const std::string& bundle);
 void check_output(const std::string& name);
 void check_folder(const std::string& folder);
 
+inline constexpr size_t kMaxFileBytes = size_t{256} << 20;  // larger than any image file
+
 // The contents of a file, or of standard input for "-": `most` bytes at most. Throws Failure.
-Bytes read_file(const std::string& name, size_t most = size_t{256} << 20);
+Bytes read_file(const std::string& name, size_t most = kMaxFileBytes);
 
 // Writes an output, whole or not at all. Throws Failure.
 void write_file(const std::string& name, const uint8_t* data, size_t size);

@@ -8,6 +8,7 @@
 // the work.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
@@ -96,7 +97,7 @@ class Command {
                              arguments_.fast_jpeg && !arguments_.as_is ? 2 * info_.resize : 0);
     check_pixels(name, arguments_.raw_height, arguments_.raw_width);
     const size_t size = 3 * arguments_.raw_width * arguments_.raw_height;
-    Bytes pixels = read_file(image, size);
+    Bytes pixels = read_file(image, std::max(size, kMaxFileBytes));
     if (pixels.size() != size)
       throw Failure(name + " has " + std::to_string(pixels.size()) + " bytes, and --raw asks for " +
                     std::to_string(size) + ": check the size and the format");

@@ -37,7 +37,8 @@ class Tiff {
       const uint32_t type = number(at + 2, 2), count = number(at + 4, 4);
       const size_t bytes = type == 3 || type == 8 ? 2 : type == 4 || type == 9 ? 4 : 0;
       const uint64_t all = uint64_t{bytes} * count;
-      if (all == 0) return 0;
+      if (count == 0 || type == 0 || type > 12) continue;  // as if it were not there
+      if (bytes == 0) return 0;
       const size_t place = all <= 4 ? at + 8 : number(at + 8, 4);
       if (place > size_ || all > size_ - place) continue;  // Pillow leaves it out as well
       found = number(place, bytes);                        // the first, if there are several
@@ -83,17 +84,27 @@ int find_orientation(const Bytes& jpeg) {
   static constexpr char kExif[] = "Exif\0", kXmp[] = "http://ns.adobe.com/xap/1.0/";
   Bytes exif;
   uint32_t xmp = 0;
-  // The segments before the first scan.
-  for (size_t at = 2; at + 4 <= jpeg.size() && jpeg[at] == 0xff && jpeg[at + 1] != 0xda;) {
-    if (jpeg[at + 1] == 0xff) {  // a fill byte
+  // The segments before the first scan, with any junk between them.
+  for (size_t at = 2; at + 4 <= jpeg.size();) {
+    const uint8_t marker = jpeg[at + 1];
+    if (jpeg[at] != 0xff || marker == 0xff) {
       ++at;
       continue;
     }
+    if (marker == 0xda) break;
+    if (marker < 2 || (marker >= 0xd0 && marker <= 0xd9)) {  // these have no length
+      at += 2;
+      continue;
+    }
     const size_t length = static_cast<size_t>(jpeg[at + 2]) << 8 | jpeg[at + 3];
-    if (length < 2 || length > jpeg.size() - at - 2) break;
+    if (length > jpeg.size() - at - 2) break;
+    if (length < 2) {  // an impossible length, after which Pillow goes on as well
+      at += 4;
+      continue;
+    }
     const uint8_t* body = jpeg.data() + at + 4;
     const size_t size = length - 2;
-    if (jpeg[at + 1] == 0xe1) {
+    if (marker == 0xe1) {
       // Metadata of more than a segment go on in the next.
       if (size >= 6 && std::memcmp(body, kExif, 6) == 0)
         exif.insert(exif.end(), body + 6, body + size);

@@ -21,16 +21,15 @@ class Text {
 
   // The next number, after white space and comments, and the character behind it. Throws Failure.
   size_t number(const char* what) {
-    while (at_ < file_.size() && (is_space(file_[at_]) || file_[at_] == '#')) {
-      if (file_[at_++] != '#') continue;
-      while (at_ < file_.size() && file_[at_] != '\n' && file_[at_] != '\r') ++at_;
-    }
+    while (at_ < file_.size() && (is_space(file_[at_]) || file_[at_] == '#'))
+      if (!skip_comment()) ++at_;
     size_t value = 0, digits = 0;
     for (; at_ < file_.size() && file_[at_] >= '0' && file_[at_] <= '9'; ++at_, ++digits) {
       if (digits == 9) refuse(std::string(what) + " has too many digits");
       value = 10 * value + (file_[at_] - '0');
     }
-    if (at_ < file_.size() && file_[at_] == '#') return value;
+    // Readers differ in whether a comment ends a number, so white space has to follow it.
+    skip_comment();
     if (digits == 0 || (at_ < file_.size() && !is_space(file_[at_])))
       refuse(std::string("no number where ") + what + " should be");
     ++at_;
@@ -40,6 +39,14 @@ class Text {
  private:
   static bool is_space(uint8_t letter) {
     return letter == ' ' || (letter >= '\t' && letter <= '\r');
+  }
+
+  // Skips a comment with the end of its line; false if there is none here.
+  bool skip_comment() {
+    if (at_ >= file_.size() || file_[at_] != '#') return false;
+    while (at_ < file_.size() && file_[at_] != '\n' && file_[at_] != '\r') ++at_;
+    at_ += at_ < file_.size();
+    return true;
   }
 
   const Bytes& file_;

@@ -51,6 +51,9 @@ def test_every_orientation(run: Run, native: EdgeEncoder, orientation: int, orde
     [
         _exif(6, kind=4),
         _exif(6, kind=3, count=2),
+        _exif(6, kind=3, count=0),
+        _exif(6, kind=200),
+        _exif(6, kind=7),
         _exif(1 << 16, kind=4),
         _exif(6)[:20],
         _exif(6)[:10],
@@ -64,6 +67,14 @@ def test_odd_metadata_mean_what_they_mean_to_pillow(
 ) -> None:
     data = saved(Image.fromarray(picture(320, 288)), "JPEG", exif=exif).getvalue()
     assert _encoded(run, data) == native.encode(BytesIO(data))
+
+
+@pytest.mark.parametrize("junk", [b"\0", b"junk\xff\0junk", b"\xff\xff", b"\xff\xd0"])
+def test_junk_before_metadata(run: Run, native: EdgeEncoder, junk: bytes) -> None:
+    image = Image.fromarray(picture(320, 288))
+    data = saved(image, "JPEG", exif=_exif(6)).getvalue().replace(b"\xff\xe1", junk + b"\xff\xe1")
+    assert _encoded(run, data) == native.encode(BytesIO(data))
+    assert _encoded(run, data) != _encoded(run, saved(image, "JPEG").getvalue())
 
 
 @pytest.mark.parametrize(
@@ -94,9 +105,13 @@ def test_raw_pixels(run: Run, native: EdgeEncoder, golf_ball: NDArray[np.uint8])
     data = _encoded(run, golf_ball.tobytes(), "--raw", "640x480")
     assert data == native.encode(golf_ball)
     assert data != _encoded(run, golf_ball.tobytes(), "--raw", "480x640")
-    done = run("-", "-o", "x.bin", "--raw", "640x481", stdin=golf_ball.tobytes())
-    assert done.returncode == 1
-    assert b"standard input has 921600 bytes, and --raw asks for 923520" in done.stderr
+    for size, asked in (("640x481", 923520), ("8x8", 192)):
+        done = run("-", "-o", "x.bin", "--raw", size, stdin=golf_ball.tobytes())
+        assert done.returncode == 1
+        text = f"standard input has 921600 bytes, and --raw asks for {asked}: check the size"
+        assert text in done.stderr.decode()
+    done = run("-", "-o", "x.bin", "--raw", "13378x13378")
+    assert b"too many pixels to decode safely (178970884 pixels" in done.stderr
 
 
 @pytest.mark.parametrize("size", [(640, 480), (333, 257), (8, 8), (23, 30)])

@@ -70,6 +70,7 @@ def _damaged() -> dict[str, bytes]:
         "cut P2": PNMS["P2"][:-4],
         "level too large": b"P2 1 1 9\n10",
         "no number": b"P2 2 1 9\n1 x",
+        "comment in a number": b"P2 2 1 9\n1#\n2",
         "long number": b"P2 1 1 9\n" + b"1" * 30,
         "no largest level": b"P5 1 1 0\n1",
         "large largest level": b"P5 1 1 65536\n12",
