@@ -7,6 +7,7 @@
 #include "kernel.hpp"
 #include "neon.hpp"
 #include "portable.hpp"
+#include "wasm.hpp"
 
 namespace encoder {
 
@@ -17,6 +18,9 @@ inline constexpr Kernel kKernels[] = {
 #endif
 #if defined(ENCODER_NEON)
     neon_dot::kKernel, neon::kKernel,
+#endif
+#if defined(ENCODER_WASM)
+    wasm::kKernel,
 #endif
     portable::kKernel,
 };

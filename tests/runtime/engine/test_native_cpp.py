@@ -68,6 +68,18 @@ def test_on_arm(cases: list[list[str]], tmp_path: Path) -> None:
     assert kernels(cases, emulator, "-cpu", "cortex-a53", program) == ["neon", "portable"]
 
 
+def test_in_webassembly(cases: list[list[str]], tmp_path: Path) -> None:
+    """With SIMD of 128 bits, and without; both in Node."""
+    compiler, node = tool("em++", "emscripten"), tool("node", "nodejs")
+    program = tmp_path / "encoder_test.js"
+    # Emscripten 3.1 hands Node 18 and later a path to fetch, unless it compiles synchronously.
+    options = ["-sNODERAWFS", "-sALLOW_MEMORY_GROWTH", "-sEXIT_RUNTIME"]
+    options.append("-sWASM_ASYNC_COMPILATION=0")
+    for simd, expected in ((["-msimd128"], ["wasm", "portable"]), ([], ["portable"])):
+        subprocess.run([compiler, *FLAGS, *simd, *options, SOURCE, "-o", program], check=True)
+        assert kernels(cases, node, program) == expected
+
+
 @x86
 def test_on_a_processor_without_avx(cases: list[list[str]], tmp_path: Path) -> None:
     """An instruction that it lacks would end the program."""
