@@ -89,31 +89,31 @@ class CLibrary:
 class CBundle:
     """An open bundle."""
 
-    def __init__(self, library: CLibrary, handle: c_void_p):
-        self.library, self.handle = library, handle
+    def __init__(self, api: CLibrary, handle: c_void_p):
+        self.api, self.handle = api, handle
         self.info = BundleInfo()
-        library.functions.edgecloud_bundle_describe(handle, byref(self.info))
+        api.functions.edgecloud_bundle_describe(handle, byref(self.info))
 
     def close(self) -> None:
-        self.library.functions.edgecloud_bundle_close(self.handle)
+        self.api.functions.edgecloud_bundle_close(self.handle)
 
     def encoder(self, threads: int = 0, profile: int = 0, kernel: str | None = None) -> "CEncoder":
         options = _Options(threads, profile, kernel.encode() if kernel else None)
         handle = c_void_p()
-        self.library.call("encoder_new", self.handle, byref(options), byref(handle))
-        return CEncoder(self.library, handle)
+        self.api.call("encoder_new", self.handle, byref(options), byref(handle))
+        return CEncoder(self.api, handle)
 
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize and crop uint8 [H, W, 3], whose rows may lie apart."""
         out = np.zeros((self.info.crop, self.info.crop, 3), np.uint8)
-        self.library.call("prepare", self.handle, *_view(image), out.ctypes.data_as(c_void_p))
+        self.api.call("prepare", self.handle, *_view(image), out.ctypes.data_as(c_void_p))
         return out
 
     def decode(self, data: bytes) -> NDArray[np.int16]:
         """A feature file to symbols int16 [C, rows, columns]."""
         rows, columns = c_uint32(), c_uint32()
         symbols = np.zeros(self.info.max_symbols, np.int16)
-        self.library.call(
+        self.api.call(
             "decode",
             self.handle,
             data,
@@ -130,22 +130,22 @@ class CBundle:
 class CEncoder:
     """An encoder of a bundle."""
 
-    def __init__(self, library: CLibrary, handle: c_void_p):
-        self.library, self.handle = library, handle
+    def __init__(self, api: CLibrary, handle: c_void_p):
+        self.api, self.handle = api, handle
 
     @property
     def kernel(self) -> str:
-        name: bytes = self.library.functions.edgecloud_encoder_kernel(self.handle)
+        name: bytes = self.api.functions.edgecloud_encoder_kernel(self.handle)
         return name.decode()
 
     def encode(self, pixels: NDArray[np.uint8]) -> bytes:
         """Pixels uint8 [H, W, 3] to a feature file."""
         file, size = POINTER(c_uint8)(), c_size_t()
-        self.library.call("encode", self.handle, *_view(pixels), byref(file), byref(size))
+        self.api.call("encode", self.handle, *_view(pixels), byref(file), byref(size))
         return ctypes.string_at(file, size.value)
 
     def close(self) -> None:
-        self.library.functions.edgecloud_encoder_free(self.handle)
+        self.api.functions.edgecloud_encoder_free(self.handle)
 
 
 def _view(image: NDArray[np.uint8]) -> tuple[c_void_p, c_size_t, c_size_t, c_size_t]:
