@@ -10,6 +10,7 @@ from training import shrink
 GOLF_BALL = Path(__file__).resolve().parents[2] / "docs" / "demo" / "golf_ball.jpg"
 
 
+@pytest.mark.slow
 def test_feature_files_of_the_whole_checkpoint_stay_valid(
     random_checkpoint: Path, random_bundle: Path, tmp_path: Path
 ) -> None:
