@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from export.cli import main
 from runtime import CloudDecoder, EdgeEncoder
 from training import shrink
