@@ -22,7 +22,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from .. import __version__
 from ..errors import (
@@ -78,13 +78,28 @@ def deliver(
     )
     thread.start()
     try:
-        while (outcome := delivery.outcomes.get()) is not None:
-            yield outcome
+        yield from _until_none(delivery.outcomes)
     finally:
         delivery.end()
         thread.join()
     if delivery.error:
         raise delivery.error
+
+
+def _until_none(outcomes: SimpleQueue[Outcome | None]) -> Iterator[Outcome]:
+    """What is put into the queue, up to None.
+
+    A signal that comes just before a wait does not interrupt it: Python runs the handler after it.
+    So no wait is long.
+    """
+    while True:
+        try:
+            outcome = outcomes.get(timeout=0.5)
+        except Empty:
+            continue
+        if outcome is None:
+            return
+        yield outcome
 
 
 async def _abandon() -> None:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from unittest import mock
 
 import pytest
@@ -37,6 +38,23 @@ def test_each_image_is_posted_once_under_its_key(server: FailingServer, spool: S
         image.image for image in images(20)
     )
     assert spool.pending() == []
+
+
+def test_no_wait_of_the_callers_thread_is_long(
+    server: FailingServer, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal that comes just before a wait is handled after it."""
+    waits = []
+
+    class Watched(SimpleQueue[object]):
+        def get(self, block: bool = True, timeout: float | None = None) -> object:
+            waits.append(timeout)
+            return super().get(block, timeout)
+
+    monkeypatch.setattr(sender, "SimpleQueue", Watched)
+    assert statuses(deliver(spool, Endpoint(server.url), images(3))) == {"delivered": 3}
+    assert len(waits) >= 4
+    assert all(wait is not None and wait <= 1 for wait in waits)
 
 
 def test_a_server_that_is_away_and_then_the_spool_oldest_first(spool: Spool) -> None:
