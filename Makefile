@@ -103,10 +103,21 @@ $(WASM): $(wildcard csrc/*/*.?pp csrc/*/*.h) Makefile
 	  -sEXPORTED_FUNCTIONS=$(subst $(space),$(comma),$(WASM_FUNCTIONS:%=_%)) -o $(@D)/part.wasm
 	mv $(@D)/part.wasm $@
 
-web: $(WASM) ## compile the encoder for browsers (needs emscripten)
+web/dist/index.js: $(wildcard web/src/*)
+	mkdir -p $(@D)
+	cp web/src/* $(@D)
+
+# Flat, because each file of it is one path of the service.
+$(PAGE)/index.html: $(WASM) web/dist/index.js $(wildcard web/try/*)
+	rm -rf $(PAGE)
+	mkdir -p $(PAGE)/try
+	cp web/dist/*.js $(WASM) web/try/try.js web/try/try.css $(PAGE)/try
+	cp web/try/index.html $(PAGE)
+
+web: $(PAGE)/index.html ## build the encoder for browsers, and the page /try (needs emscripten)
 
 clean: ## remove the environment, bundles and everything that was built
 	rm -rf $(VENV) bundles build dist *.egg-info runtime/*/_*.so feat.bin
-	rm -rf web/dist web/node_modules
+	rm -rf web/dist web/node_modules $(PAGE)
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

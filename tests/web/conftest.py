@@ -1,24 +1,13 @@
 """What tests of the web package and the page share: both built by `make web`, once."""
 
 import fcntl
-import os
-import shutil
 from pathlib import Path
 from subprocess import run
 
 import pytest
+from needed_tool import needed
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
-
-
-def needed(tool: str, package: str) -> str:
-    """Path of a program. Without it the test is skipped, except in CI, which must have it."""
-    found = shutil.which(tool)
-    if not found:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"CI must have {tool}")
-        pytest.skip(f"no {tool}: apt-get install {package}")
-    return found
 
 
 @pytest.fixture(scope="session")

@@ -85,11 +85,12 @@ def test_the_module_is_small_and_needs_little(web_build: Path, node: str) -> Non
     assert done.stdout.split() == ["emscripten_notify_memory_growth", "proc_exit"]
 
 
-def test_the_package_is_of_this_release() -> None:
+def test_the_package_is_of_this_release(web_build: Path) -> None:
     package = json.loads((WEB / "package.json").read_text())
     assert package["version"] == __version__
-    for target in (*package["exports"]["."].values(), package["types"]):
-        assert (WEB / target).is_file()
+    assert package["exports"]["."] == {"types": package["types"], "default": "./dist/index.js"}
+    for name in ("index.js", "index.d.ts", "worker.js", "edgecloud.wasm"):
+        assert (web_build / "dist" / name).is_file()
 
 
 def test_all_codes_of_errors_are_typed() -> None:

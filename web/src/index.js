@@ -12,7 +12,7 @@ import { channelsOf, Library } from "./library.js";
 
 export { EncoderError };
 
-const WASM = new URL("../dist/edgecloud.wasm", import.meta.url);
+const WASM = new URL("./edgecloud.wasm", import.meta.url);
 const CLOSED = "the encoder is closed: load another one";
 
 /** Runs the library's methods on this thread. */

@@ -1,6 +1,6 @@
 // The C library (csrc/include/edgecloud.h) as WebAssembly, without glue code of a compiler.
 //
-// `make web` compiles it to dist/edgecloud.wasm, which needs two functions from us. Everything here
+// `make web` compiles it to edgecloud.wasm, which needs two functions from us. Everything here
 // is synchronous and knows neither URLs nor threads.
 //
 // Always holds: memory that a call takes in the library is freed when it ends. Views of the
@@ -82,7 +82,7 @@ export class Library {
   #crop = 0;
 
   /**
-   * @param {WebAssembly.Module} module of dist/edgecloud.wasm
+   * @param {WebAssembly.Module} module of edgecloud.wasm
    * @param {ArrayBuffer} tables bytes of edge.tables
    * @param {ArrayBuffer} weights bytes of edge.weights
    */

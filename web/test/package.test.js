@@ -8,7 +8,7 @@ import { createServer } from "node:http";
 import { after, before, test } from "node:test";
 import { pathToFileURL } from "node:url";
 
-import { EncoderError, loadEncoder } from "../src/index.js";
+import { EncoderError, loadEncoder } from "../dist/index.js";
 
 const FOLDER = process.env.EDGECLOUD_CASES;
 const { bundle, cases } = JSON.parse(readFileSync(`${FOLDER}/cases.json`, "utf8"));
