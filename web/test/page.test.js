@@ -106,6 +106,20 @@ test("it asks for a token, and says so if it is wrong", async () => {
   assert(await field.isHidden());
 });
 
+test("it encodes in a worker, and says so where there can be none", async () => {
+  await ready();
+  assert.deepEqual(
+    page.workers().map((worker) => new URL(worker.url()).pathname),
+    ["/try/worker.js"],
+  );
+  await page.route("**/worker.js", (route) => route.abort());
+  await page.reload();
+  await page.getByLabel("This service needs a token").fill(TOKEN);
+  await page.keyboard.press("Enter");
+  await page.getByRole("alert").filter({ hasText: "the encoder's worker cannot run" }).waitFor();
+  assert(await page.locator("#files").isDisabled());
+});
+
 test("a picture becomes a feature file, and the answer is shown", async () => {
   await ready();
   await choose("picture.jpg");
