@@ -51,7 +51,8 @@ def _origin(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no origin: give it without a path, as https://example.org, or * for all"
         )
-    return text.lower()  # as browsers send it
+    origin = text.lower()  # as browsers send it, which leave out a port that is the default
+    return origin.removesuffix(":443" if origin.startswith("https:") else ":80")
 
 
 def _parser() -> argparse.ArgumentParser:

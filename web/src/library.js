@@ -23,6 +23,7 @@ const CODES = [
 const ERROR_BYTES = 256; // edgecloud_error
 const INFO_BYTES = 64; // edgecloud_bundle_info: fingerprint[32], six uint32_t, two int
 const CROP_AT = 52; // its member `crop`
+const FILE_BYTES = 64 << 20; // most of edge.tables and of edge.weights; the library checks again
 const OUTPUT_BYTES = 8; // a pointer and a size, of 32 bits each
 const SIDE_LIMIT = 1 << 24; // of edgecloud_prepare, as is the next
 const PIXEL_LIMIT = 2 ** 30;
@@ -87,6 +88,12 @@ export class Library {
    * @param {ArrayBuffer} weights bytes of edge.weights
    */
   constructor(module, tables, weights) {
+    for (const { byteLength } of [tables, weights])
+      if (byteLength > FILE_BYTES)
+        throw new EncoderError(
+          "bad_bundle",
+          `a file of ${byteLength} bytes is no part of a bundle: the limit is ${FILE_BYTES}`,
+        );
     const instance = new WebAssembly.Instance(module, {
       env: { emscripten_notify_memory_growth() {} },
       wasi_snapshot_preview1: {

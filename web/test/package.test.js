@@ -87,6 +87,8 @@ test("what is no bundle is refused", async () => {
   const damaged = bundleFiles();
   new Uint8Array(damaged.weights)[5000] ^= 1;
   await refuses(loadEncoder(damaged), "bad_bundle", /edge\.weights .*export the bundle again/);
+  const long = { ...bundleFiles(), weights: new ArrayBuffer((64 << 20) + 1) };
+  await refuses(loadEncoder(long), "bad_bundle", /67108865 bytes .* limit is 67108864/);
   const short = { ...bundleFiles(), tables: new ArrayBuffer(0) };
   await refuses(loadEncoder(short), "bad_bundle", /edge\.tables/);
 });

@@ -149,8 +149,14 @@ def test_pages_of_allowed_origins(
 def test_origins_as_options(capsys: pytest.CaptureFixture[str]) -> None:
     parse = cloud_serve._parser().parse_args
     assert parse([]).allow_origin is None
-    given = parse(["--allow-origin", "https://Page.example:8443", "--allow-origin", "*"])
-    assert given.allow_origin == ["https://page.example:8443", "*"]
+    origins = ["https://Page.example:8443", "*", "https://page.example:443", "http://a:443"]
+    given = parse([word for origin in origins for word in ("--allow-origin", origin)])
+    assert given.allow_origin == [
+        "https://page.example:8443",
+        "*",
+        "https://page.example",
+        "http://a:443",
+    ]
     for wrong in ("page.example", "https://page.example/", "null", "ftp://page.example", ""):
         with pytest.raises(SystemExit) as exit:
             parse(["--allow-origin", wrong])
