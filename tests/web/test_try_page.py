@@ -57,4 +57,4 @@ def test_in_chromium(web_build: Path, node: str, bundle: Path, pictures: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.search(r"^# pass (\d+)$", done.stdout, re.MULTILINE)
     assert found, done.stdout
-    assert int(found[1]) == 8
+    assert int(found[1]) == 9

@@ -79,4 +79,7 @@ export interface Options {
  *   bytes of these two files
  * @throws EncoderError bad_argument, bad_file, bad_bundle, no_memory, unsupported, worker_failed
  */
-export function loadEncoder(source: string | URL | BundleFiles, options?: Options): Promise<Encoder>;
+export function loadEncoder(
+  source: string | URL | BundleFiles,
+  options?: Options,
+): Promise<Encoder>;

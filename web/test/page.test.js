@@ -167,6 +167,18 @@ test("pictures are dropped, and what is none is refused by name", async () => {
   assert.match(texts[1], /dropped\.jpg.*golf ball/s);
 });
 
+test("it waits for a service that starts, and says what a bundle lacks", async () => {
+  const answers = [
+    { status: 503, json: { code: "starting", error: "loading" }, headers: { "Retry-After": "1" } },
+    { status: 404, json: { code: "no_edge_half", error: "no bundle has edge.weights: export" } },
+  ];
+  await page.route("**/try/edge.weights", (route) => route.fulfill(answers.shift()));
+  await page.getByLabel("This service needs a token").fill(TOKEN);
+  await page.keyboard.press("Enter");
+  await page.getByRole("alert").filter({ hasText: "no bundle has edge.weights: export" }).waitFor();
+  assert.equal(answers.length, 0);
+});
+
 test("refusals of the service and a lost network are shown as they are", async () => {
   await ready();
   const refusal = { code: "queue_full", error: "too many images wait: ask again in 1 s" };

@@ -291,12 +291,12 @@ const jpegBytes = (canvas) =>
     canvas.toBlob((blob) => resolve(blob?.size ?? 0), "image/jpeg", JPEG_QUALITY),
   );
 
-/** Classifies frames until `stopped`, each when the one before has been answered. */
+/** Classifies frames until `stopped` or unplugged, each when the one before has been answered. */
 async function watch(video, card, stopped) {
   const rate = new Rate();
   let jpeg = 0;
   let next = 0; // when the next JPEG is made
-  while (!stopped.aborted) {
+  while (!stopped.aborted && video.srcObject.active) {
     await new Promise(requestAnimationFrame); // waits while the page is hidden
     const image = levels.take(video, video.videoWidth, video.videoHeight);
     const result = await classify(image).catch(async (error) => {
