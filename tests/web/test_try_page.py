@@ -4,6 +4,11 @@ import os
 import re
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,6 +18,7 @@ from served import served
 from service_app import TOKEN
 
 from runtime import EdgeEncoder
+from runtime.service.http_page import PAGE
 from runtime.service.settings import Settings
 
 GOLF_BALL = Path(__file__).resolve().parent.parent.parent / "docs" / "demo" / "golf_ball.jpg"
@@ -28,6 +34,27 @@ def pictures(bundle: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+class _Quiet(SimpleHTTPRequestHandler):
+    """Serves files, and prints nothing."""
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def _static_site(folder: Path) -> Iterator[str]:
+    """Serves a folder on an origin of its own, which it gives."""
+    handler = partial(_Quiet, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.mark.slow
 def test_in_chromium(web_build: Path, node: str, bundle: Path, pictures: Path) -> None:
     chromium = needed("chromium", "chromium")
@@ -39,12 +66,22 @@ def test_in_chromium(web_build: Path, node: str, bundle: Path, pictures: Path) -
     settings = Settings(
         bundles=(bundle,), threads=1, deadline_ms=60_000, token_file=pictures / "tokens"
     )
-    with served(settings) as (_, (host, port)):
+    with (
+        _static_site(pictures / "site") as site,
+        served(settings, allow_origins=[site]) as (_, (host, port)),
+    ):
+        service = f"http://{host}:{port}"
+        shutil.copytree(PAGE, pictures / "site", dirs_exist_ok=True)
+        index = pictures / "site" / "index.html"
+        meta = '<meta name="edgecloud-service" content="{}" />'
+        assert meta.format("./") in index.read_text()
+        index.write_text(index.read_text().replace(meta.format("./"), meta.format(f"{service}/")))
         done = subprocess.run(
             [node, "--test", "--test-reporter=tap", web_build / "test" / "page.test.js"],
             env={
                 **os.environ,
-                "EDGECLOUD_URL": f"http://{host}:{port}/try",
+                "EDGECLOUD_URL": f"{service}/try",
+                "EDGECLOUD_ELSEWHERE": f"{site}/index.html",
                 "EDGECLOUD_TOKEN": TOKEN,
                 "EDGECLOUD_PICTURES": str(pictures),
                 "EDGECLOUD_CHROMIUM": chromium,
@@ -57,4 +94,4 @@ def test_in_chromium(web_build: Path, node: str, bundle: Path, pictures: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.search(r"^# pass (\d+)$", done.stdout, re.MULTILINE)
     assert found, done.stdout
-    assert int(found[1]) == 9
+    assert int(found[1]) == 10

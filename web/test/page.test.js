@@ -1,6 +1,7 @@
 // The page /try in Chromium. tests/web/test_try_page.py starts the service, and runs this with
 //
 //   EDGECLOUD_URL       of the page; its service needs $EDGECLOUD_TOKEN
+//   EDGECLOUD_ELSEWHERE of a copy of the page on another origin, which the service allows
 //   EDGECLOUD_PICTURES  a folder with picture.jpg, picture.png, and picture.feat: the feature file
 //                       of picture.png as Python writes it
 //   EDGECLOUD_CHROMIUM  path of the browser
@@ -14,6 +15,7 @@ import { chromium } from "playwright-core";
 
 const {
   EDGECLOUD_URL: URL_OF_PAGE,
+  EDGECLOUD_ELSEWHERE: ELSEWHERE,
   EDGECLOUD_TOKEN: TOKEN,
   EDGECLOUD_PICTURES: PICTURES,
   EDGECLOUD_CHROMIUM: CHROMIUM,
@@ -36,6 +38,7 @@ let browser;
 let context;
 let page;
 let asked; // origins of all requests
+let allowed; // origins that may be asked
 let complaints; // of the browser: faults of scripts, and what the page's policy forbids
 
 before(async () => {
@@ -48,6 +51,7 @@ beforeEach(async () => {
   page = await context.newPage();
   page.setDefaultTimeout(30_000);
   asked = new Set();
+  allowed = new Set([new URL(URL_OF_PAGE).origin, "null"]); // null: data: and blob: addresses
   complaints = [];
   context.on("request", (request) => asked.add(new URL(request.url()).origin));
   page.on("pageerror", (error) => complaints.push(String(error)));
@@ -61,9 +65,8 @@ afterEach(async () => {
   const faults = complaints.filter((text) => !text.startsWith("Failed to load resource"));
   await context.close();
   assert.deepEqual(faults, []);
-  const outside = [...asked].filter((origin) => origin !== new URL(URL_OF_PAGE).origin);
   assert.deepEqual(
-    outside.filter((origin) => origin !== "null"), // data: and blob: addresses
+    [...asked].filter((origin) => !allowed.has(origin)),
     [],
   );
 });
@@ -177,6 +180,14 @@ test("it waits for a service that starts, and says what a bundle lacks", async (
   await page.keyboard.press("Enter");
   await page.getByRole("alert").filter({ hasText: "no bundle has edge.weights: export" }).waitFor();
   assert.equal(answers.length, 0);
+});
+
+test("a copy on another origin, which the service allows", async () => {
+  allowed.add(new URL(ELSEWHERE).origin);
+  await page.goto(ELSEWHERE);
+  await ready();
+  await choose("picture.jpg");
+  await status("picture.jpg: golf ball");
 });
 
 test("refusals of the service and a lost network are shown as they are", async () => {
