@@ -49,7 +49,7 @@ after(() => browser.close());
 beforeEach(async () => {
   context = await browser.newContext({ viewport: { width: 900, height: 700 } });
   page = await context.newPage();
-  page.setDefaultTimeout(30_000);
+  page.setDefaultTimeout(15_000);
   asked = new Set();
   allowed = new Set([new URL(URL_OF_PAGE).origin, "null"]); // null: data: and blob: addresses
   complaints = [];
