@@ -19,13 +19,20 @@ CUDA ?= $(shell command -v nvidia-smi)
 BUNDLE := bundles/ours_n4
 # Each test process takes up to 4 GB of memory.
 TEST_PROCESSES ?= 2
+# The C library for browsers, and the page that cloud-serve has at /try.
+WASM := web/dist/edgecloud.wasm
+PAGE := runtime/service/page
+comma := ,
+space := $(subst ,, )
+WASM_FUNCTIONS := malloc free $(addprefix edgecloud_,version bundle_from_memory bundle_close \
+  bundle_describe encoder_new encoder_free encoder_kernel encode prepare)
 CHECKPOINT := checkpoints/ours_n4/lmb1.28
 EXPORTED_FROM := $(wildcard $(CHECKPOINT).safetensors $(CHECKPOINT).counts.json \
   $(CHECKPOINT).ranges.json export/*.py export/*/*.py training/models.py training/checkpoint.py \
   training/weights.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-cluster lint types docs fuzz bench wheel clean
+.PHONY: help demo test test-all test-cluster lint types docs fuzz bench wheel web clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,7 +93,31 @@ bench: $(INSTALLED) $(BUNDLE)/manifest.json ## time the encoder on this machine
 wheel: $(BUNDLE)/manifest.json ## build dist/: an sdist, and a tested wheel for each Python found
 	.ci/wheels
 
+# A module without glue code in JavaScript. -fwasm-exceptions: the library reports by exceptions
+# inside, and engines have them. Threads would need shared memory, which few pages may have.
+$(WASM): $(wildcard csrc/*/*.?pp csrc/*/*.h) Makefile
+	mkdir -p $(@D)
+	em++ -std=c++17 -O3 -msimd128 -ffp-contract=off -fwasm-exceptions -fvisibility=hidden \
+	  -Wall -Wextra -Werror -DEDGECLOUD_NO_THREADS csrc/library/edgecloud.cpp \
+	  --no-entry -sSTANDALONE_WASM -sALLOW_MEMORY_GROWTH -sMALLOC=emmalloc \
+	  -sEXPORTED_FUNCTIONS=$(subst $(space),$(comma),$(WASM_FUNCTIONS:%=_%)) -o $(@D)/part.wasm
+	mv $(@D)/part.wasm $@
+
+web/dist/index.js: $(wildcard web/src/*)
+	mkdir -p $(@D)
+	cp web/src/* $(@D)
+
+# Flat, because each file of it is one path of the service.
+$(PAGE)/index.html: $(WASM) web/dist/index.js $(wildcard web/try/*)
+	rm -rf $(PAGE)
+	mkdir -p $(PAGE)/try
+	cp web/dist/*.js $(WASM) web/try/try.js web/try/try.css $(PAGE)/try
+	cp web/try/index.html $(PAGE)
+
+web: $(PAGE)/index.html ## build the encoder for browsers, and the page /try (needs emscripten)
+
 clean: ## remove the environment, bundles and everything that was built
 	rm -rf $(VENV) bundles build dist *.egg-info runtime/*/_*.so feat.bin
+	rm -rf web/dist web/node_modules $(PAGE)
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

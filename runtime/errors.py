@@ -219,6 +219,14 @@ class UnknownModelError(RequestError):
     """No served bundle has that name or fingerprint."""
 
 
+class PageNotBuiltError(RequestError):
+    """The service is installed without its page for browsers."""
+
+
+class NoEdgeHalfError(RequestError):
+    """No served bundle has the files with which a browser encodes."""
+
+
 class QueueFullError(RequestError):
     """More requests than can be answered in time. `seconds` says when to try again."""
 

@@ -24,6 +24,8 @@ STATUS: dict[type[errors.EdgeCloudError], int] = {
     errors.UnsupportedSharedMemoryError: 400,
     errors.UnauthorizedError: 401,
     errors.UnknownModelError: 404,
+    errors.PageNotBuiltError: 404,
+    errors.NoEdgeHalfError: 404,
     errors.SlowBodyError: 408,
     errors.BodyTooLargeError: 413,
     errors.TooManyFilesError: 413,

@@ -67,6 +67,7 @@ def test_runtime_imports_no_torch_and_no_other_room() -> None:
                 "service.core",
                 "service.http_endpoints",
                 "service.http_middleware",
+                "service.http_page",
                 "service.http_refusal",
                 "service.http_request",
                 "service.http_server",

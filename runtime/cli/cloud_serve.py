@@ -16,6 +16,7 @@ loses lines and delays no request. Signals are handled from the command's first 
 import argparse
 import ipaddress
 import os
+import re
 import signal
 import sys
 import threading
@@ -40,7 +41,18 @@ if TYPE_CHECKING:
     from ..service.app import Service
 
 _RELOAD = getattr(signal, "SIGHUP", None)  # which Windows lacks
+_ORIGIN = re.compile(r"https?://[^/?#@\s]+")
 _BACKLOG = 1024  # connections that the system holds until they are accepted
+
+
+def _origin(text: str) -> str:
+    """The origin of a web page, or `*`. Raises argparse.ArgumentTypeError."""
+    if text != "*" and not _ORIGIN.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no origin: give it without a path, as https://example.org, or * for all"
+        )
+    origin = text.lower()  # as browsers send it, which leave out a port that is the default
+    return origin.removesuffix(":443" if origin.startswith("https:") else ":80")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,6 +74,14 @@ def _parser() -> argparse.ArgumentParser:
         default=8000,
         metavar="N",
         help="port, 0 for any free one (default: 8000)",
+    )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        type=_origin,
+        metavar="ORIGIN",
+        help="let pages of this origin use the service from a browser, as https://example.org, "
+        "or * for all; may be given several times (default: none)",
     )
     add_service_options(parser)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -124,7 +144,7 @@ def _main(argv: list[str] | None, signals: Signals) -> int:
         listener = _listen(args.host, args.port)
         from ..service.app import create_app
 
-        app = create_app(settings_of(args), load=False)
+        app = create_app(settings_of(args), False, args.allow_origin or ())
     except ImportError as error:
         say(
             f"cloud-serve: {error}: install what it needs with "

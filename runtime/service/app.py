@@ -7,7 +7,7 @@
 | file | part |
 |---|---|
 | http_middleware.py | token, errors to responses, the end of each request |
-| http_endpoints.py | a function for each path |
+| http_endpoints.py, http_page.py | a function for each path; those of the page /try |
 | http_request.py, http_refusal.py | what is read from a request; errors as responses |
 | openapi*.py, oip.py | the API's description; the Open Inference Protocol's messages |
 | http_server.py, http_connections.py | uvicorn, and limits for connections |
@@ -15,12 +15,13 @@
 Always holds: these files only translate; core.py decides what is served, limited and counted.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -34,7 +35,9 @@ from .settings import Settings
 __all__ = ["Service", "Settings", "create_app"]
 
 
-def create_app(settings: Settings, load: bool = True) -> Starlette:
+def create_app(
+    settings: Settings, load: bool = True, allow_origins: Sequence[str] = ()
+) -> Starlette:
     """The service as an ASGI application. It starts and stops with its lifespan.
 
     `app.state.service` is its Service.
@@ -43,6 +46,8 @@ def create_app(settings: Settings, load: bool = True) -> Starlette:
         settings: of the service. What is wrong with them is raised when bundles are loaded.
         load: load the bundles when the lifespan begins, unless `app.state.service.load()` has.
             Without it, requests are refused as `starting` until `app.state.service.open()`.
+        allow_origins: of pages elsewhere that may use the service, as `https://example.org`; `*`
+            for all.
     """
     service = Service(settings)
 
@@ -57,13 +62,32 @@ def create_app(settings: Settings, load: bool = True) -> Starlette:
 
     app = Starlette(
         routes=ROUTES,
-        middleware=[Middleware(RequestMiddleware, service=service)],
+        middleware=[*_across(allow_origins), Middleware(RequestMiddleware, service=service)],
         exception_handlers={HTTPException: _refuse_path},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     app.state.service = service
     return app
+
+
+def _across(origins: Sequence[str]) -> list[Middleware]:
+    """Lets browsers show our answers to pages of these origins.
+
+    It is around all else: a browser's question whether it may ask carries no token, and a page must
+    be able to read refusals.
+    """
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=["Retry-After", "X-Request-ID"],
+        )
+    ]
 
 
 async def _refuse_path(request: Request, error: Exception) -> Response:

@@ -17,6 +17,7 @@ from .. import __version__
 from ..errors import EdgeCloudError, MalformedRequestError
 from . import oip
 from .core import Classified
+from .http_page import edge_tables, edge_weights, try_file, try_page
 from .http_refusal import refusal
 from .http_request import (
     context_of,
@@ -176,6 +177,10 @@ ROUTES = [
     Route("/metrics", metrics),
     Route("/openapi.json", openapi),
     Route("/docs", docs),
+    Route("/try", try_page),
+    Route("/try/edge.tables", edge_tables),
+    Route("/try/edge.weights", edge_weights),
+    Route("/try/{file}", try_file),
 ]
 # Endpoint -> the path that labels its metrics.
 PATHS: dict[Any, str] = {route.endpoint: route.path for route in ROUTES}

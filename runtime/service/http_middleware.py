@@ -13,6 +13,7 @@ from ..errors import ClientGoneError
 from ..refusals import code_of, http_status
 from .core import Service
 from .http_endpoints import PATHS
+from .http_page import page_paths
 from .http_refusal import error_response
 from .http_request import HttpContext, bearer_token
 from .openapi import open_paths
@@ -28,7 +29,7 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, service: Service):
         self._app, self._service = app, service
-        self._open_paths = open_paths()
+        self._open_paths = open_paths() | page_paths()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

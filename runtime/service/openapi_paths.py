@@ -35,7 +35,13 @@ _NOT_READY = "the service is loading its bundles, or is about to stop"
 
 def paths() -> Schema:
     """Path -> method -> operation."""
-    return {**_classify_paths(), **_server_paths(), **_model_paths(), **_description_paths()}
+    return {
+        **_classify_paths(),
+        **_server_paths(),
+        **_model_paths(),
+        **_description_paths(),
+        **_page_paths(),
+    }
 
 
 def _get(
@@ -174,4 +180,28 @@ def _description_paths() -> Schema:
                 "responses": {"200": html, **refusal_responses(431)},
             }
         },
+    }
+
+
+def _page_paths() -> Schema:
+    def of(summary: str, content: Schema, more: Schema, *refused: int) -> Schema:
+        found = {"description": "the file", "content": content}
+        responses = {"200": found, **refusal_responses(404, 431, 500, *refused)}
+        return {"get": {"summary": summary, "responses": responses, **more}}
+
+    text: Schema = {"schema": STRING}
+    half = "of the first served bundle that has both edge.tables and edge.weights"
+    file = {"name": "file", "in": "path", "required": True, "schema": STRING}
+    kinds = {kind: text for kind in ("text/css", "text/javascript", "application/wasm")}
+    return {
+        "/try": of("A page that encodes pictures.", {"text/html": text}, {"security": OPEN}),
+        "/try/edge.tables": of(f"edge.tables {half}.", _BINARY, {}, 401, 503),
+        "/try/edge.weights": of(f"edge.weights {half}.", _BINARY, {}, 401, 503),
+        "/try/{file}": of(
+            "A file of the page; one that it has needs no token.",
+            kinds,
+            {"parameters": [file]},
+            401,
+            503,
+        ),
     }

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,13 +22,13 @@ TOKEN = "0123456789abcdef-first"
 
 @asynccontextmanager
 async def running(
-    settings: Settings, loaded: ServedBundles | None = None
+    settings: Settings, loaded: ServedBundles | None = None, allow_origins: Sequence[str] = ()
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
     """The application between its start and its stop, with a client.
 
     Bundles of the settings that are in `loaded` are not loaded again.
     """
-    app = create_app(settings)
+    app = create_app(settings, allow_origins=allow_origins)
     service: Service = app.state.service
     if loaded:
         service._bundles = loaded
