@@ -51,7 +51,7 @@ inline void convolve_tile(const encoder::Packed& packed, const int16_t* inputs, 
   int32_t first[kColumns], second[kColumns];
   for (size_t c = 0; c < kColumns; ++c)
     first[c] = packed.biases[output], second[c] = packed.biases[output + 1];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (size_t i = 0; i < kInputs; i += 4) {
     const Four a = load(weights + i), b = load(weights + kInputs + i);
     for (size_t c = 0; c < kColumns; ++c) {

@@ -42,6 +42,7 @@ class Encoder {
   // stay there.
   Status open(const uint8_t* tables, size_t tables_size, const uint8_t* weights,
               size_t weights_size) {
+    is_open_ = false, rows_ = row_ = 0;
     const Status status = tables_.open(tables, tables_size);
     if (status != Status::ok) return status;
     const edgecloud::Rule& rule = tables_.rule();
@@ -60,16 +61,19 @@ class Encoder {
     gelu_ = {reinterpret_cast<const uint16_t*>(read.gelu), nullptr,
              static_cast<int>(read.fraction - encoder::kMinFraction)};
     order_planes();
+    is_open_ = true;
     return Status::ok;
   }
 
   // Begins a picture of height x width pixels.
   Status begin(size_t height, size_t width) {
+    rows_ = row_ = 0;
+    if (!is_open_) return Status::not_open;
     if (height % kPatch || width % kPatch || height < kPatch || width < kPatch ||
         height > kMaxSide || width > kMaxSide ||
         tables_.rule().symbols(height, width) == UINT64_MAX)
       return Status::bad_size;
-    rows_ = height / kPatch, columns_ = width / kPatch, row_ = 0;
+    rows_ = height / kPatch, columns_ = width / kPatch;
     return Status::ok;
   }
 
@@ -96,11 +100,11 @@ class Encoder {
 
   // Gives the feature file of the picture. It is valid until the next `begin`.
   Status finish(const uint8_t** file, size_t* size) {
-    if (row_ != rows_) return Status::lines_missing;
-    row_ = 0;  // the symbols are overwritten
+    if (rows_ == 0 || row_ != rows_) return Status::lines_missing;
     if (!tables_.rule().small && busy_ * rows_ * columns_ >= rans::kWideSymbols)
       return Status::wide_part;
     const size_t contexts = contexts_coded();
+    row_ = 0;  // the symbols will be overwritten
     return contexts < rans::kManyContexts ? code<2>(contexts, file, size)
                                           : code<4>(contexts, file, size);
   }
@@ -213,6 +217,7 @@ class Encoder {
   encoder::Packed first_, last_;
   encoder::Gelu gelu_;
   uint8_t plane_of_[kLatent], channel_of_[kLatent];
+  bool is_open_ = false;
   size_t busy_;  // channels that are not coded in runs
   size_t rows_, columns_, row_;
   alignas(8) uint8_t memory_[kBytes];

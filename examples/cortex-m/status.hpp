@@ -5,6 +5,7 @@ namespace cortex {
 
 enum class Status {
   ok,
+  not_open,
   not_tables,
   unknown_version,
   unknown_shape,
@@ -23,6 +24,7 @@ enum class Status {
 // Why something is refused, for users. "" for ok.
 inline const char* reason(Status status) {
   switch (status) {
+    case Status::not_open: return "no bundle is open: call open first";
     case Status::not_tables: return "edge.tables is not a file of tables: export the bundle again";
     case Status::unknown_version: return "edge.tables is of another version than is read here";
     case Status::unknown_shape: return "edge.tables is not of ours_n0: build with such a bundle";
