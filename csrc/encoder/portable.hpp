@@ -59,7 +59,8 @@ inline void activate_row(const int16_t* in, size_t count, const Gelu& gelu,
   int16_t* to = static_cast<int16_t*>(out);
   for (size_t i = 0; i < count; ++i) {
     const int32_t scaled = (gelu_of(in[i], gelu) * rounding.multiplier + (1 << 14)) >> 15;
-    to[i] = static_cast<int16_t>(std::min(std::max(rounding.zero + scaled, int32_t{0}), int32_t{255}));
+    to[i] =
+        static_cast<int16_t>(std::min(std::max(rounding.zero + scaled, int32_t{0}), int32_t{255}));
   }
 }
 

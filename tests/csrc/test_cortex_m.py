@@ -11,16 +11,16 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import cortex_m
+import integer_encoder
 import numpy as np
 import pytest
+from cortex_m_files import Files, doubled, flat_tables, made_tables
 from numpy.typing import NDArray
 from PIL import Image
 
 from runtime import EdgeEncoder
-from runtime.codec.coder import Contexts, Tables
 from runtime.codec.feature_file import Profile
 from runtime.codec.feature_file import build as feature_file
 from runtime.engine import _encoder
@@ -30,40 +30,8 @@ pytestmark = pytest.mark.slow
 PROJECT = Path(__file__).resolve().parent.parent.parent
 CHECKPOINT = PROJECT / "checkpoints" / "ours_n0_enc" / "lmb1.28.safetensors"
 FLASH, RAM, STACK = 160 << 10, 64 << 10, 2 << 10
-RULE = struct.Struct("<8s8I32s32s32s")
 SMALL_AT, VERSION_AT, FINGERPRINT_AT = 36, 8, 36  # the last: in edge.weights
 Pixels = NDArray[np.uint8]
-
-
-class Files(NamedTuple):
-    """A bundle's edge.tables and edge.weights."""
-
-    tables: bytes
-    weights: bytes
-
-    def with_tables(self, tables: Tables, small: bool) -> "Files":
-        """The files of a bundle with other tables."""
-        values = list(RULE.unpack_from(self.tables))
-        text = "feature file 1; block 8; 64 channels, stride 8, shrink 0; "
-        inner = hashlib.sha256(tables.to_bytes()).digest()
-        fingerprint = hashlib.sha256(text.encode() + inner + values[9]).digest()
-        weights = self.weights[:36] + fingerprint + self.weights[68:]
-        values[8], values[10], values[11] = small, fingerprint, hashlib.sha256(weights).digest()
-        body = RULE.pack(*values) + tables.to_bytes()
-        return Files(body + struct.pack("<I", zlib.crc32(body)), weights)
-
-    def with_weights(self, weights: bytes) -> "Files":
-        """The files of a bundle with other weights."""
-        values = list(RULE.unpack_from(self.tables))
-        values[11] = hashlib.sha256(weights).digest()
-        body = RULE.pack(*values) + self.tables[RULE.size : -4]
-        return Files(body + struct.pack("<I", zlib.crc32(body)), weights)
-
-    def write(self, folder: Path) -> Path:
-        folder.mkdir(exist_ok=True)
-        (folder / "edge.tables").write_bytes(self.tables)
-        (folder / "edge.weights").write_bytes(self.weights)
-        return folder
 
 
 @pytest.fixture(scope="module")
@@ -192,37 +160,6 @@ def test_a_bundle_with_plain_files(
         assert made == plain.encode(np.ascontiguousarray(pixels), as_is=True)
 
 
-def _cdf(random: np.random.Generator, entries: int, peak: int) -> list[int]:
-    """A random CDF; entry `peak` is the most frequent one."""
-    inner = random.choice(np.arange(1, 65536), entries - 1, replace=False)
-    widths = np.diff(np.sort(np.concatenate([[0], inner, [65536]])))
-    widths[[peak, widths.argmax()]] = widths[[widths.argmax(), peak]]
-    return [0, *np.cumsum(widths).tolist()]
-
-
-def _steep_cdf(entries: int, peak: int) -> list[int]:
-    """A CDF that gives all but one of 65536 for each other entry to `peak`: coded in runs."""
-    widths = np.ones(entries, int)
-    widths[peak] = 65537 - entries
-    return [0, *np.cumsum(widths).tolist()]
-
-
-def _made_tables(random: np.random.Generator, contexts: int) -> Tables:
-    """Tables of 64 channels with symbols from -2 to 4 at most, so that many others are escaped."""
-    cdfs, offsets, with_contexts = [], [], {}
-    chosen = set(random.choice(64, contexts, replace=False).tolist())
-    for channel in range(64):
-        entries = int(random.integers(2, 7))
-        peak = int(random.integers(0, min(entries - 1, 3)))
-        runs = random.random() < 0.5
-        cdfs.append(_steep_cdf(entries, peak) if runs else _cdf(random, entries, peak))
-        offsets.append(-peak)
-        if channel in chosen:
-            rows = [_cdf(random, entries, peak) for _ in range(25)]
-            with_contexts[channel] = Contexts([-2, 0, 1, 3], rows)
-    return Tables(cdfs, offsets, with_contexts)
-
-
 @pytest.mark.parametrize("contexts", [1, 2, 15, 16, 21, 64])
 def test_made_tables(
     contexts: int,
@@ -231,7 +168,7 @@ def test_made_tables(
     pictures: dict[str, Pixels],
     tmp_path: Path,
 ) -> None:
-    tables = _made_tables(np.random.default_rng(contexts), contexts)
+    tables = made_tables(np.random.default_rng(contexts), contexts)
     made = files.with_tables(tables, small=True)
     program = with_files(made)
     fingerprint = made.weights[FINGERPRINT_AT : FINGERPRINT_AT + 32]
@@ -243,23 +180,51 @@ def test_made_tables(
         assert cortex_m.encode(program, pixels, tmp_path)[0] == expected
 
 
-def _doubled(files: Files, times: int) -> Files:
-    """Files with symbols that are doubled so many times."""
-    at = len(files.weights) - 64 * (2 * 128 + 8) - 12  # the shift of the last convolution
-    (shift,) = struct.unpack_from("<I", files.weights, at)
-    shorter = struct.pack("<I", shift - times)
-    return files.with_weights(files.weights[:at] + shorter + files.weights[at + 4 :])
+@pytest.mark.parametrize("extreme", [False, True])
+def test_made_weights(
+    extreme: bool, files: Files, with_files: Callable[[Files], Path], tmp_path: Path
+) -> None:
+    """Weights of all sizes, with which values between the layers saturate."""
+    random = np.random.default_rng(int(extreme))
+    weights = integer_encoder.random_weights(0, seed=3, extreme=extreme)
+    pixels = random.integers(0, 256, (96, 120, 3), np.uint8)
+    symbols = integer_encoder.encode(weights, pixels)
+    while not 64 <= (largest := np.abs(symbols).max()) < 128:
+        weights.layers[-1].shift += 1 if largest >= 128 else -1
+        symbols = integer_encoder.encode(weights, pixels)
+    tables = made_tables(random, 20)
+    made = files._replace(weights=integer_encoder.write(weights)).with_tables(tables, small=True)
+    made_file, _ = cortex_m.encode(with_files(made), pixels, tmp_path)
+    payload = tables.encode(np.ascontiguousarray(symbols), Profile.CONTEXT)
+    fingerprint = made.weights[FINGERPRINT_AT : FINGERPRINT_AT + 32]
+    assert made_file == feature_file(fingerprint, 96, 120, payload, Profile.CONTEXT)
+
+
+def test_no_picture_gives_a_far_symbol(files: Files) -> None:
+    """docs/cortex-m.md says so: the range of each value, whatever the pixels are."""
+    weights = integer_encoder.read(files.weights)
+    first, last = weights.layers
+
+    def rounded(layer: integer_encoder.Layer, sums: NDArray[np.int64]) -> NDArray[np.int64]:
+        return (sums * layer.multipliers + (1 << (layer.shift - 1))) >> layer.shift
+
+    low = rounded(first, first.biases + 255 * np.minimum(first.weights, 0).sum(axis=1))
+    high = rounded(first, first.biases + 255 * np.maximum(first.weights, 0).sum(axis=1))
+    every = np.arange(-(1 << 15), 1 << 15)
+    index = np.minimum(np.abs(every) >> (weights.fraction - 6), 255)
+    gelu = np.maximum(every, 0) - weights.gelu[index]
+    ranges = [
+        gelu[max(0, a + (1 << 15)) : b + (1 << 15) + 1] for a, b in zip(low, high, strict=True)
+    ]
+    least = np.array([values.min() for values in ranges])
+    most = np.array([values.max() for values in ranges])
+    ends = [last.weights * least, last.weights * most]
+    assert rounded(last, last.biases + np.minimum(*ends).sum(axis=1)).min() == -74
+    assert rounded(last, last.biases + np.maximum(*ends).sum(axis=1)).max() == 40
 
 
 def _changed(data: bytes, at: int) -> bytes:
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-
-
-def _flat_tables(small: bool) -> Tables:
-    """Tables of one far symbol and nothing else, under which all symbols are escaped and busy."""
-    cdfs = [[0, 32768, 65536]] * 64
-    rows = Contexts([-2, 0, 1, 3], [[0, 65535, 65536]] * 25)
-    return Tables(cdfs, [32000] * 64, {channel: rows for channel in range(64)} if small else {})
 
 
 REFUSED: dict[str, tuple[Callable[[Files], Files], str]] = {
@@ -285,9 +250,9 @@ REFUSED: dict[str, tuple[Callable[[Files], Files], str]] = {
         lambda files: files._replace(weights=_changed(files.weights, 592)),
         "of different bundles",
     ),
-    "far symbols": (lambda files: _doubled(files, 5), "outside -128..127"),
-    "a large file": (lambda files: files.with_tables(_flat_tables(True), True), "larger than"),
-    "a wide part": (lambda files: files.with_tables(_flat_tables(False), False), "sixteen lanes"),
+    "far symbols": (lambda files: doubled(files, 5), "outside -128..127"),
+    "a large file": (lambda files: files.with_tables(flat_tables(True), True), "larger than"),
+    "a wide part": (lambda files: files.with_tables(flat_tables(False), False), "sixteen lanes"),
 }
 
 
