@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from PIL import Image
+from shared_folder import made_once
 
 from runtime import CloudDecoder, EdgeEncoder
 from runtime.codec.manifest import SCHEMA
@@ -61,13 +62,12 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training.checkpoint import save_model
     from training.models import build_random_model
 
-    path = tmp_path_factory.mktemp("checkpoints") / "random.safetensors"
-    save_model(
-        path,
-        build_random_model("ours_n0", 10),
-        {"weights": "random", "labels": json.dumps([f"thing {index}" for index in range(10)])},
+    about = {"weights": "random", "labels": json.dumps([f"thing {index}" for index in range(10)])}
+    return made_once(
+        tmp_path_factory,
+        "random.safetensors",
+        lambda path: save_model(path, build_random_model("ours_n0", 10), about),
     )
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +75,10 @@ def random_bundle(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
     """A bundle of ours_n0 with random weights: a different bundle, and quick to export."""
     from export.cli import main
 
-    out = tmp_path_factory.mktemp("bundles") / "random"
-    assert main(["ours_n0", "--checkpoint", str(random_checkpoint), "--out", str(out)]) == 0
-    return out
+    def export(out: Path) -> None:
+        assert main(["ours_n0", "--checkpoint", str(random_checkpoint), "--out", str(out)]) == 0
+
+    return made_once(tmp_path_factory, "random", export)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """The C library writes and reads what Python writes and reads, and refuses what Python refuses."""
 
+import os
 import re
+import shutil
 import struct
 import subprocess
 import zlib
@@ -43,6 +45,30 @@ def test_ctest_passes(csrc_build: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert "100% tests passed, 0 tests failed out of 2" in done.stdout
+
+
+def test_valgrind_finds_nothing(
+    csrc_build: Path, program: Path, bundle: Path, native: EdgeEncoder, tmp_path: Path
+) -> None:
+    """No read of what was not written, and nothing lost. valgrind knows kernels up to AVX2."""
+    if not shutil.which("valgrind"):
+        if os.environ.get("CI") == "true":
+            pytest.fail("CI must have valgrind")
+        pytest.skip("no valgrind: apt-get install valgrind")
+    picture, out = PROJECT / "docs" / "demo" / "golf_ball.jpg", tmp_path / "f.bin"
+    for command in (
+        [csrc_build / "library_test", bundle],
+        [program, picture, "-o", out, "--bundle", bundle],
+    ):
+        done = subprocess.run(
+            ["valgrind", "-q", "--error-exitcode=9", "--leak-check=full", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "==" not in done.stderr
+    assert out.read_bytes() == native.encode(picture)
 
 
 def test_its_version_is_pythons(c_library: CLibrary) -> None:

@@ -177,6 +177,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("ready_graphs")
 def test_export_refits_keeps_counts_and_uses_them_again(
     random_checkpoint: Path,
     random_bundle: Path,

@@ -223,6 +223,7 @@ def test_data_is_refused_before_anything_is_exported(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.usefixtures("ready_graphs")
 def test_a_bundle_says_what_is_done_to_images_and_the_edge_does_it(
     random_checkpoint: Path, tmp_path: Path, golf_ball: NDArray[np.uint8], capsys: Capture
 ) -> None:

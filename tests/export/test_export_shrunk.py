@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from export.cli import main
 from runtime import CloudDecoder, EdgeEncoder
 from training import shrink
@@ -10,6 +12,7 @@ from training import shrink
 GOLF_BALL = Path(__file__).resolve().parents[2] / "docs" / "demo" / "golf_ball.jpg"
 
 
+@pytest.mark.slow
 def test_feature_files_of_the_whole_checkpoint_stay_valid(
     random_checkpoint: Path, random_bundle: Path, tmp_path: Path
 ) -> None:

@@ -81,16 +81,20 @@ def test_operating_points_are_in_the_order_of_their_rates(
     ]
 
 
-def test_what_cannot_be_evaluated(place: Path) -> None:
-    none = run(place, "-m", "ours_n8")
-    assert none.returncode == 1
-    assert "no checkpoint in" in none.stderr
-    assert run(place, "-b", "0").returncode == 2
+def test_what_cannot_be_evaluated(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    data = ["-d", "images", "--out", "results"]
+    assert evaluate.main([*data, "-m", "ours_n8"]) == 1
+    assert "no checkpoint in" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as wrong:
+        evaluate.main([*data, "-m", "ours_n0", "-b", "0"])
+    assert wrong.value.code == 2
     (place / "checkpoints" / "ours_n4").mkdir(exist_ok=True)
     (place / "checkpoints" / "ours_n4" / "lmb1.pt").write_bytes(b"none")
-    broken = run(place, "-m", "ours_n4")
-    assert broken.returncode == 1
-    assert "lmb1.pt" in broken.stderr
+    assert evaluate.main([*data, "-m", "ours_n4"]) == 1
+    assert "lmb1.pt" in capsys.readouterr().err
     with pytest.raises(evaluate.EvaluationError, match="ended with status 3"):
         evaluate._run([sys.executable, "-c", "raise SystemExit(3)"])
 

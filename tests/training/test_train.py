@@ -49,6 +49,7 @@ def test_a_run_from_start_to_checkpoint(
     assert (quantiles[:, 0, 2] >= 1).all()
 
 
+@pytest.mark.slow
 def test_a_run_with_many_options(
     data: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

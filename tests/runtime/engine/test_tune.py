@@ -25,8 +25,10 @@ GOLF_BALL = Path(__file__).resolve().parents[3] / "docs" / "demo" / "golf_ball.j
 
 
 def test_tune_keeps_a_choice_that_auto_follows(
-    bundle: Path, copy_of: Copy, capsys: Capture, tmp_path: Path
+    bundle: Path, copy_of: Copy, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tuning, "WARM_UP", 1)
+    monkeypatch.setattr(tuning, "ROUNDS", 3)
     folder = str(copy_of(bundle))
     assert (
         edge_cli.main(
