@@ -19,6 +19,7 @@ import pytest
 from cortex_m_files import Files, doubled, flat_tables, made_tables
 from numpy.typing import NDArray
 from PIL import Image
+from shared_folder import made_once
 
 from runtime import EdgeEncoder
 from runtime.codec.feature_file import Profile
@@ -45,9 +46,10 @@ def n0_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             return made
     from export.cli import main
 
-    out = tmp_path_factory.mktemp("bundles") / "ours_n0_enc"
-    assert main(["ours_n0_enc", "--checkpoint", str(CHECKPOINT), "--out", str(out)]) == 0
-    return out
+    def export(out: Path) -> None:
+        assert main(["ours_n0_enc", "--checkpoint", str(CHECKPOINT), "--out", str(out)]) == 0
+
+    return made_once(tmp_path_factory, "ours_n0_enc", export)
 
 
 @pytest.fixture(scope="module")
