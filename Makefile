@@ -70,7 +70,7 @@ test-cluster: $(INSTALLED) $(BUNDLE)/manifest.json ## run the tests that start a
 lint: $(INSTALLED) ## check rules, layout and spelling (ruff, clang-format, codespell)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*/*.?pp
+	$(BIN)/clang-format --dry-run --Werror csrc/*/*.?pp examples/*/*.?pp
 	$(BIN)/codespell
 
 types: $(INSTALLED) ## check types (mypy)

@@ -1,5 +1,5 @@
 // A channel's tables in the forms that the coder needs: its own table, its runs, its context
-// tables; and one symbol's steps under them.
+// tables.
 //
 // Always holds: Tables has checked a table before a Channel is made from it, and it does not
 // change.
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "steps.hpp"
+#include "values.hpp"
 #include "window.hpp"
 
 namespace rans {
@@ -66,11 +67,9 @@ struct Channel {
 
   Channel(const uint32_t* cdf, size_t count, int32_t first_symbol)
       : offset(first_symbol), in_table(static_cast<uint32_t>(count - 1)) {
+    const Mode most(cdf, count);
+    mode = most.entry, in_runs = most.in_runs();
     const auto frequency = [&](size_t k) { return cdf[k + 1] - cdf[k]; };
-    for (uint32_t k = 1; k < in_table; ++k)
-      if (frequency(k) > frequency(mode)) mode = k;
-    const uint32_t mode_frequency = frequency(mode), other_frequency = kOne - mode_frequency;
-    in_runs = mode_frequency >= kRunFrequency;
     if (!in_runs) {
       for (size_t k = 0; k < count; ++k) {
         const int16_t symbol =
@@ -80,27 +79,15 @@ struct Channel {
             {static_cast<uint16_t>(cdf[k]), static_cast<uint16_t>(frequency(k)), symbol});
       }
     } else {
-      // The distribution of a symbol, given that it is not the mode. Scaling multiplies frequencies
-      // by 2^16 / other_frequency >= 8, so none becomes 0.
-      const auto scaled = [&](size_t k) {
-        return static_cast<uint32_t>((uint64_t{cdf[k]} - (k > mode ? mode_frequency : 0)) * kOne /
-                                     other_frequency);
-      };
       for (size_t k = 0; k < count; ++k)
-        if (k != mode) values.entries.emplace_back(scaled(k), scaled(k + 1) - scaled(k));
-      // `survival` is the probability of k or more modes in a row, the k-th power of the mode's,
-      // with 47 fractional bits. The longest run is the last k whose rounding to 16 bits differs
-      // from the one before it, and from 0.
-      uint64_t survival = uint64_t{1} << 47;
-      uint32_t start = 0;
-      while (runs.size() < kMaxRun) {
-        survival = (survival >> 16) * mode_frequency + ((survival & 0xffff) * mode_frequency >> 16);
-        const uint32_t next = kOne - static_cast<uint32_t>(survival >> 31);
-        if (next == start || next >= kOne) break;
-        runs.entries.emplace_back(start, next - start);
-        start = next;
-      }
-      runs.entries.emplace_back(start, kOne - start);  // max_run modes: the run may go on
+        if (k != mode)
+          values.entries.emplace_back(most.scaled(cdf, k),
+                                      most.scaled(cdf, k + 1) - most.scaled(cdf, k));
+      uint16_t starts[kMaxRun + 1];
+      const uint32_t max = most.run_starts(starts);
+      for (uint32_t k = 0; k < max; ++k)
+        runs.entries.emplace_back(starts[k], uint32_t{starts[k + 1]} - starts[k]);
+      runs.entries.emplace_back(starts[max], kOne - starts[max]);  // the run may go on
       runs.make_buckets();
     }
     values.make_buckets();
@@ -108,6 +95,10 @@ struct Channel {
   }
 
   uint32_t max_run() const { return static_cast<uint32_t>(runs.size()) - 1; }
+  // Of a symbol that is kNotASymbol, before a byte of it is written.
+  [[noreturn]] static void refuse_not_a_symbol() {
+    throw std::domain_error("symbol -32768 marks a latent that is not a number");
+  }
 };
 
 // A channel's context tables, for small payloads. Refers to its channel, and does not own it.
@@ -158,68 +149,5 @@ struct Contexts {
     return passed;
   }
 };
-
-// Index of the entry that covers the state's low 16 bits.
-inline uint32_t find(uint32_t state, const Entries& table) {
-  const uint32_t slot = state & 0xffff;
-  uint32_t k = table.first[slot >> Entries::kBucketBits];
-  while (slot - table[k].start >= table[k].frequency) ++k;
-  return k;
-}
-
-// An escaped symbol's distance from the table. Throws std::domain_error on kNotASymbol.
-inline void push_digits(uint32_t& state, int32_t symbol, const Channel& channel, Writer& writer) {
-  if (symbol == kNotASymbol)
-    throw std::domain_error("symbol -32768 marks a latent that is not a number");
-  const int32_t end = channel.offset + static_cast<int32_t>(channel.in_table);
-  uint32_t distance = symbol >= end ? 2 * static_cast<uint32_t>(symbol - end)
-                                    : 2 * static_cast<uint32_t>(channel.offset - 1 - symbol) + 1;
-  uint32_t digits[kMaxDigits];
-  int count = 0;
-  for (; distance >= kMoreDigits; distance /= kMoreDigits)
-    digits[count++] = distance % kMoreDigits + kMoreDigits;
-  digits[count++] = distance;
-  while (count-- > 0) push_bits(state, 8, digits[count], writer);
-}
-
-inline Status pop_digits(uint32_t& state, const Channel& channel, Reader& reader, int16_t& value) {
-  uint32_t distance = 0, digit = kMoreDigits;
-  for (int count = 0; digit >= kMoreDigits; ++count) {
-    if (count == kMaxDigits) return Status::bad_escape;
-    digit = pop_bits(state, 8, reader);
-    if (reader.past_end()) return Status::truncated;
-    distance |= (digit % kMoreDigits) << (7 * count);
-    if (digit == 0 && count > 0) return Status::bad_escape;
-  }
-  const int32_t half = static_cast<int32_t>(distance / 2);
-  const int32_t symbol = distance % 2
-                             ? channel.offset - 1 - half
-                             : channel.offset + static_cast<int32_t>(channel.in_table) + half;
-  if (symbol <= kNotASymbol || symbol > 32767) return Status::bad_escape;
-  value = static_cast<int16_t>(symbol);
-  return Status::ok;
-}
-
-// A symbol under channel.values; an escape's digits are pushed first, because decoding reverses the
-// order. The symbol is not the mode if the channel is coded in runs.
-inline void push_value(uint32_t& state, int16_t symbol, const Channel& channel, Writer& writer) {
-  const uint32_t k = static_cast<uint32_t>(symbol - channel.offset);
-  if (k < channel.in_table) {
-    push_entry<true>(state, channel.values[k - (channel.in_runs && k > channel.mode)], writer);
-  } else {
-    push_digits(state, symbol, channel, writer);
-    push_entry(state, channel.values[channel.values.size() - 1], writer);
-  }
-}
-
-inline Status pop_value(uint32_t& state, const Channel& channel, Reader& reader, int16_t& value) {
-  const uint32_t k = find(state, channel.values);
-  const Entry& entry = channel.values[k];
-  pop_entry(state, entry.start, entry.frequency, reader);
-  if (k + 1 == channel.values.size()) return pop_digits(state, channel, reader, value);
-  value = static_cast<int16_t>(channel.offset +
-                               static_cast<int32_t>(k + (channel.in_runs && k >= channel.mode)));
-  return Status::ok;
-}
 
 }  // namespace rans

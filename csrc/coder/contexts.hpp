@@ -9,15 +9,15 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "channel.hpp"
+#include "values.hpp"
 
 namespace rans {
 
 // Encodes `count` planes side by side, position by position, each in a lane of its own. A symbol
 // waits for its left neighbour but not for the other planes', so processors overlap their steps.
 // `scratch` has 2 * count * rows * columns bytes.
-template <size_t count>
-inline void push_contexts(uint32_t* lane, const Contexts* channels, const int16_t* symbols,
+template <size_t count, class AnyContexts, class Symbol>
+inline void push_contexts(uint32_t* lane, const AnyContexts* channels, const Symbol* symbols,
                           size_t rows, size_t columns, uint8_t* scratch, Writer& shared) {
   // Compilers must assume that a store through uint8_t* changes any object, so what the loops read
   // is kept in local variables.
@@ -26,8 +26,8 @@ inline void push_contexts(uint32_t* lane, const Contexts* channels, const int16_
   uint8_t* const context = scratch;
   uint8_t* const level = scratch + count * row;
   uint32_t state[count], in_table[count];
-  const int16_t* values[count];
-  const Entry* entries[count];
+  const Symbol* values[count];
+  decltype(channels->entries.data()) entries[count];
   for (size_t l = 0; l < count; ++l) {
     state[l] = lane[l], in_table[l] = channels[l].own.in_table;
     values[l] = symbols + channels[l].channel * row, entries[l] = channels[l].entries.data();
@@ -62,8 +62,8 @@ inline void push_contexts(uint32_t* lane, const Contexts* channels, const int16_
 
 // Inverse of push_contexts. `above` is scratch of count * columns bytes: the levels of the row
 // above.
-template <size_t count>
-inline Status pop_contexts(uint32_t* lane, const Contexts* channels, Reader& shared,
+template <size_t count, class AnyContexts>
+inline Status pop_contexts(uint32_t* lane, const AnyContexts* channels, Reader& shared,
                            int16_t* symbols, size_t row, size_t columns, uint8_t* above) {
   Reader reader = shared;
   uint32_t state[count];
@@ -71,7 +71,7 @@ inline Status pop_contexts(uint32_t* lane, const Contexts* channels, Reader& sha
   size_t size[count];
   int16_t* values[count];
   const uint8_t* first[count];
-  const typename Contexts::DecoderEntry* decoder_entries[count];
+  const typename AnyContexts::DecoderEntry* decoder_entries[count];
   for (size_t l = 0; l < count; ++l) {
     state[l] = lane[l], size[l] = channels[l].size(), outside[l] = channels[l].level(0);
     values[l] = symbols + channels[l].channel * row, first[l] = channels[l].first.data(),
@@ -86,7 +86,7 @@ inline Status pop_contexts(uint32_t* lane, const Contexts* channels, Reader& sha
         const uint32_t slot = state[l] & 0xffff;
         const auto* entry =
             decoder_entries[l] + context * size[l] +
-            first[l][context << (16 - Contexts::kBucketBits) | slot >> Contexts::kBucketBits];
+            first[l][context << (16 - AnyContexts::kBucketBits) | slot >> AnyContexts::kBucketBits];
         while (slot - entry->start >= entry->frequency) ++entry;
         int16_t symbol = entry->symbol;
         left[l] = entry->level;

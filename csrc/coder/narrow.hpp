@@ -8,18 +8,20 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__SSE2__) || defined(_M_X64)  // MSVC has no __SSE2__, and every x86-64 has SSE2
 #define RANS_SSE2 1
 #include <emmintrin.h>
 #endif
 
-#include "channel.hpp"
+#include "values.hpp"
 
 namespace rans {
 
 // Symbol i of a row is coded in lane i mod 2.
-inline void push_narrow(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row,
+template <class AnyChannel, class Symbol>
+inline void push_narrow(uint32_t* lane, const AnyChannel& channel, const Symbol* values, size_t row,
                         Writer& writer) {
   uint32_t even = lane[0], odd = lane[1];
   size_t i = row;
@@ -31,7 +33,8 @@ inline void push_narrow(uint32_t* lane, const Channel& channel, const int16_t* v
   lane[0] = even, lane[1] = odd;
 }
 
-inline Status pop_narrow(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values,
+template <class AnyChannel>
+inline Status pop_narrow(uint32_t* lane, const AnyChannel& channel, Reader& shared, int16_t* values,
                          size_t row) {
   Reader reader = shared;
   uint32_t even = lane[0], odd = lane[1];
@@ -48,47 +51,53 @@ inline Status pop_narrow(uint32_t* lane, const Channel& channel, Reader& shared,
 
 constexpr size_t kGroup = 64;
 
-// Bit i is set if values[i] is not `mode`; `count` is at most kGroup.
-inline uint64_t other_than(int16_t mode, const int16_t* values, size_t count) {
+// Bit i is set if values[i] is not `mode`; `count` is at most kGroup. `Symbol` is int16_t, or
+// int8_t where there is little memory.
+template <class Symbol>
+inline uint64_t other_than(int16_t mode, const Symbol* values, size_t count) {
   uint64_t others = 0;
   size_t i = 0;
 #if defined(RANS_SSE2)
-  const __m128i modes = _mm_set1_epi16(mode);
-  for (; i + 16 <= count; i += 16) {
-    const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i));
-    const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i + 8));
-    const int same = _mm_movemask_epi8(
-        _mm_packs_epi16(_mm_cmpeq_epi16(low, modes), _mm_cmpeq_epi16(high, modes)));
-    others |= uint64_t{0xffff ^ static_cast<uint32_t>(same)} << i;
+  if constexpr (sizeof(Symbol) == 2) {
+    const __m128i modes = _mm_set1_epi16(mode);
+    for (; i + 16 <= count; i += 16) {
+      const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i));
+      const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i + 8));
+      const int same = _mm_movemask_epi8(
+          _mm_packs_epi16(_mm_cmpeq_epi16(low, modes), _mm_cmpeq_epi16(high, modes)));
+      others |= uint64_t{0xffff ^ static_cast<uint32_t>(same)} << i;
+    }
   }
-#else
+#endif
   for (; i + 16 <= count; i += 16) {
     uint16_t any = 0;  // compilers vectorise this loop
     for (size_t j = 0; j < 16; ++j) any |= static_cast<uint16_t>(values[i + j] ^ mode);
     for (size_t j = 0; any && j < 16; ++j) others |= uint64_t{values[i + j] != mode} << (i + j);
   }
-#endif
   for (; i < count; ++i) others |= uint64_t{values[i] != mode} << i;
   return others;
 }
 
 // `run` modes in a row. `ended`: by another symbol, and not by the row's end.
-inline void push_run(uint32_t& state, size_t run, bool ended, const Channel& channel,
+template <class AnyChannel>
+inline void push_run(uint32_t& state, size_t run, bool ended, const AnyChannel& channel,
                      Writer& writer) {
   const size_t max_run = channel.max_run();
   size_t full = 0;  // runs of max_run, which a decoder reads before the rest
   if (run >= max_run) full = run / max_run, run %= max_run;
+  const auto& entry = channel.runs[run];
   if (ended)
-    push_entry<true>(state, channel.runs[run], writer);
+    push_entry<true>(state, entry, writer);
   else if (run)
-    push_entry(state, Entry(channel.runs[run].start, kOne - channel.runs[run].start), writer);
+    push_entry(state, std::decay_t<decltype(entry)>{entry.start, kOne - entry.start}, writer);
   for (; full; --full) push_entry(state, channel.runs[max_run], writer);
 }
 
 // Lane 0 codes the number of modes before the next other symbol, lane 1 that symbol. A run that
 // reaches max_run or the row's end is coded as "so many modes or more". After max_run modes another
 // run follows, unless the row is full.
-inline void push_runs(uint32_t* lane, const Channel& channel, const int16_t* values, size_t row,
+template <class AnyChannel, class Symbol>
+inline void push_runs(uint32_t* lane, const AnyChannel& channel, const Symbol* values, size_t row,
                       Writer& writer) {
   uint32_t run_lane = lane[0], value_lane = lane[1];
   const int16_t mode = static_cast<int16_t>(channel.offset + static_cast<int32_t>(channel.mode));
@@ -114,7 +123,8 @@ inline void push_runs(uint32_t* lane, const Channel& channel, const int16_t* val
 }
 
 // Inverse of push_runs.
-inline Status pop_runs(uint32_t* lane, const Channel& channel, Reader& shared, int16_t* values,
+template <class AnyChannel>
+inline Status pop_runs(uint32_t* lane, const AnyChannel& channel, Reader& shared, int16_t* values,
                        size_t row) {
   std::fill(values, values + row,
             static_cast<int16_t>(channel.offset + static_cast<int32_t>(channel.mode)));

@@ -174,6 +174,22 @@ inline void push_entry(uint32_t& state, const Entry& entry, Writer& writer) {
   state += quotient * (kOne - entry.frequency) + entry.start;
 }
 
+// An entry without its reciprocal, for tables that are read in place.
+struct Part {
+  uint32_t start, frequency;
+};
+
+// The same step with a division.
+template <bool = false>
+inline void push_entry(uint32_t& state, Part entry, Writer& writer) {
+  if ((state >> 16) >= entry.frequency) {
+    writer.push(static_cast<uint16_t>(state));
+    state >>= 16;
+  }
+  const uint32_t quotient = state / entry.frequency;
+  state += quotient * (kOne - entry.frequency) + entry.start;
+}
+
 inline void pop_entry(uint32_t& state, uint32_t start, uint32_t frequency, Reader& reader) {
   state = frequency * (state >> 16) + (state & 0xffff) - start;
   reader.refill(state);

@@ -18,9 +18,11 @@ inline int16_t saturated(int32_t value) {
   return static_cast<int16_t>(std::min(std::max(value, int32_t{INT16_MIN}), int32_t{INT16_MAX}));
 }
 
+// A shift is 32 at least, and 32-bit processors shift by 32 for nothing.
 inline int32_t requantised(int32_t sum, int32_t multiplier, int shift) {
   const int64_t half = int64_t{1} << (shift - 1);
-  return static_cast<int32_t>((int64_t{sum} * multiplier + half) >> shift);
+  return static_cast<int32_t>((int64_t{sum} * multiplier + half) >> kMinShift) >>
+         (shift - static_cast<int>(kMinShift));
 }
 
 inline int16_t gelu_of(int16_t value, const Gelu& gelu) {
@@ -57,7 +59,8 @@ inline void activate_row(const int16_t* in, size_t count, const Gelu& gelu,
   int16_t* to = static_cast<int16_t*>(out);
   for (size_t i = 0; i < count; ++i) {
     const int32_t scaled = (gelu_of(in[i], gelu) * rounding.multiplier + (1 << 14)) >> 15;
-    to[i] = static_cast<int16_t>(std::min(std::max(rounding.zero + scaled, 0), 255));
+    to[i] =
+        static_cast<int16_t>(std::min(std::max(rounding.zero + scaled, int32_t{0}), int32_t{255}));
   }
 }
 

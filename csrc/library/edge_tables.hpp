@@ -18,32 +18,11 @@
 #include "checksums.hpp"
 #include "feature_file.hpp"
 #include "refused.hpp"
+#include "rule.hpp"
 
 namespace edgecloud {
 
 inline constexpr size_t kMaxTablesBytes = size_t{16} << 20;
-inline constexpr uint32_t kMaxResize = 1u << 12;  // pixels, as in a manifest
-
-// What edge.tables says beside the tables.
-struct Rule {
-  uint32_t channels, stride, shrink, max_symbols, resize, crop;
-  bool small;
-  Digest bottleneck, fingerprint, weights;  // the last: SHA-256 of edge.weights
-
-  // Rows of the symbols of an image; and columns of its width. 0 if the image is too small.
-  size_t rows(size_t height) const {
-    return height / stride > shrink ? height / stride - shrink : 0;
-  }
-  // Symbols of an image; the largest integer if they are more than max_symbols.
-  uint64_t symbols(size_t height, size_t width) const {
-    const uint64_t down = rows(height), across = rows(width);
-    if (down == 0 || across == 0) return 0;
-    if (down > max_symbols / across) return UINT64_MAX;
-    const uint64_t count = down * across * channels;
-    return count > max_symbols ? UINT64_MAX : count;
-  }
-};
-
 struct EdgeTables {
   Rule rule;
   rans::Tables tables;
@@ -51,10 +30,6 @@ struct EdgeTables {
 };
 
 namespace detail {
-
-inline constexpr char kTablesMagic[8] = {'E', 'D', 'G', 'E', 'T', 'A', 'B', 'L'};
-inline constexpr uint32_t kTablesVersion = 1;
-inline constexpr size_t kRuleBytes = 8 + 4 * 8 + 3 * 32;
 
 // The fastest kernel of the coder.
 inline const rans::Kernel& coder_kernel() {
@@ -70,9 +45,7 @@ class Numbers {
   bool is_done() const { return at_ == end_; }
   uint32_t next() {
     need(1);
-    const uint32_t value = static_cast<uint32_t>(at_[0]) | static_cast<uint32_t>(at_[1]) << 8 |
-                           static_cast<uint32_t>(at_[2]) << 16 |
-                           static_cast<uint32_t>(at_[3]) << 24;
+    const uint32_t value = read_number(at_);
     at_ += 4;
     return value;
   }
@@ -82,14 +55,6 @@ class Numbers {
     for (uint32_t& value : values) value = next();
     return values;
   }
-  Digest digest() {
-    need(8);
-    Digest out;
-    std::memcpy(out.data(), at_, out.size());
-    at_ += out.size();
-    return out;
-  }
-  const uint8_t* at() const { return at_; }
 
  private:
   void need(size_t count) const {
@@ -99,37 +64,6 @@ class Numbers {
   const uint8_t* at_;
   const uint8_t* end_;
 };
-
-inline Rule read_rule(Numbers& numbers) {
-  Rule rule;
-  rule.channels = numbers.next(), rule.stride = numbers.next(), rule.shrink = numbers.next();
-  rule.max_symbols = numbers.next(), rule.resize = numbers.next(), rule.crop = numbers.next();
-  const uint32_t small = numbers.next();
-  rule.small = small != 0;
-  rule.bottleneck = numbers.digest(), rule.fingerprint = numbers.digest();
-  rule.weights = numbers.digest();
-  if (rule.channels < 1 || rule.channels > 4096 || rule.stride < 1 || rule.stride > kBlock ||
-      kBlock % rule.stride != 0 || rule.shrink > 1u << 20 || rule.max_symbols < 1 ||
-      rule.max_symbols > 1u << 30)
-    throw std::invalid_argument("its shape rule is impossible");
-  if (rule.crop < 1 || rule.crop > rule.resize || rule.resize > kMaxResize ||
-      rule.crop % kBlock != 0 || small > 1)
-    throw std::invalid_argument("a value is out of its range");
-  return rule;
-}
-
-// The SHA-256 that a fingerprint is; `tables` are the bytes of the file behind the rule.
-inline Digest fingerprint_of(const Rule& rule, const uint8_t* tables, size_t size) {
-  const std::string text = "feature file 1; block 8; " + std::to_string(rule.channels) +
-                           " channels, stride " + std::to_string(rule.stride) + ", shrink " +
-                           std::to_string(rule.shrink) + "; ";
-  const Digest inner = Sha256().add(tables, size).digest();
-  return Sha256()
-      .add(text.data(), text.size())
-      .add(inner.data(), inner.size())
-      .add(rule.bottleneck.data(), rule.bottleneck.size())
-      .digest();
-}
 
 inline rans::Tables read_static(Numbers& numbers, size_t channels, std::vector<uint32_t>& lengths) {
   std::vector<uint32_t> cdf;
@@ -170,20 +104,19 @@ inline EdgeTables read_edge_tables(const uint8_t* bytes, size_t size) {
   };
   if (size < 12 || std::memcmp(bytes, kTablesMagic, sizeof kTablesMagic) != 0)
     refuse("it is not a file of tables");
-  Numbers head(bytes + 8, bytes + 12);
-  if (const uint32_t version = head.next(); version != kTablesVersion)
+  if (const uint32_t version = read_number(bytes + 8); version != kTablesVersion)
     refuse("it has version " + std::to_string(version) + ", this release reads " +
            std::to_string(kTablesVersion));
   if (size > kMaxTablesBytes || size < kRuleBytes + kCrcBytes || size % 4 != 0 ||
       !is_intact(bytes, size))
     refuse("it is damaged or incomplete");
   try {
-    Numbers numbers(bytes + 12, bytes + size - kCrcBytes);
-    const Rule rule = read_rule(numbers);
-    const uint8_t* tables = numbers.at();
-    if (fingerprint_of(rule, tables, static_cast<size_t>(bytes + size - kCrcBytes - tables)) !=
-        rule.fingerprint)
+    const Rule rule = read_rule(bytes);
+    if (const char* why = problem_of(rule)) throw std::invalid_argument(why);
+    const uint8_t *tables = bytes + kRuleBytes, *end = bytes + size - kCrcBytes;
+    if (fingerprint_of(rule, tables, static_cast<size_t>(end - tables)) != rule.fingerprint)
       throw std::invalid_argument("its contents give another fingerprint than it says");
+    Numbers numbers(tables, end);
     std::vector<uint32_t> lengths;
     EdgeTables out{rule, read_static(numbers, rule.channels, lengths), 0};
     out.contexts = read_contexts(numbers, lengths, out.tables);

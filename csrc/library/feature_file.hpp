@@ -1,5 +1,5 @@
-// The feature file around its payload: written and taken apart. docs/FORMAT.md, sections 2 and 6.2,
-// specifies it; runtime/codec/feature_file.py is the same in Python, with the same texts.
+// The feature file around its payload: taken apart. wrap.hpp writes it. docs/FORMAT.md, sections 2
+// and 6.2, specifies it; runtime/codec/feature_file.py is the same in Python, with the same texts.
 //
 // Always holds: parsing copies nothing, and a file that differs in any byte from what was written
 // is refused.
@@ -12,11 +12,9 @@
 
 #include "checksums.hpp"
 #include "refused.hpp"
+#include "wrap.hpp"
 
 namespace edgecloud {
-
-inline constexpr size_t kBlock = 8;  // pixels that heights and widths are multiples of
-inline constexpr size_t kMaxHeader = 18, kCrcBytes = 4, kFileFingerprint = 4;
 
 struct ParsedFile {
   edgecloud_file_info info;
@@ -25,18 +23,11 @@ struct ParsedFile {
 
 namespace detail {
 
-inline constexpr uint8_t kMagic = 0xfc;
 inline constexpr int kMaxStep = 240, kCut = 255;
 inline constexpr unsigned kSmallFlag = 1, kSquareFlag = 2;
 
 [[noreturn]] inline void refuse(const std::string& text) {
   throw Refused(EDGECLOUD_BAD_FEATURE_FILE, text);
-}
-
-inline uint8_t* write_varint(uint8_t* at, uint32_t value) {
-  for (; value >= 0x80; value >>= 7) *at++ = static_cast<uint8_t>(value | 0x80);
-  *at++ = static_cast<uint8_t>(value);
-  return at;
 }
 
 // The bytes of a file's header, one after the other.
@@ -83,28 +74,6 @@ inline bool is_intact(const uint8_t* file, size_t size) {
 }
 
 }  // namespace detail
-
-// Writes the header of a file of version 1 so that it ends where the payload begins, and the
-// checksum behind the payload. There must be kMaxHeader bytes before the payload, and kCrcBytes
-// after it. Gives the file's first byte. Sides are multiples of 8 below 2^31,
-// and the payload is below 2^28 bytes.
-inline uint8_t* wrap(uint8_t* payload, size_t size, const uint8_t* fingerprint, bool small,
-                     size_t height, size_t width) {
-  uint8_t header[kMaxHeader];
-  header[0] = detail::kMagic;
-  header[1] = static_cast<uint8_t>(1 | small << 4);
-  std::memcpy(header + 2, fingerprint, kFileFingerprint);
-  uint8_t* at = header + 2 + kFileFingerprint;
-  at = detail::write_varint(at, static_cast<uint32_t>(height / kBlock));
-  at = detail::write_varint(at, static_cast<uint32_t>(width / kBlock));
-  at = detail::write_varint(at, static_cast<uint32_t>(size));
-  const size_t length = static_cast<size_t>(at - header);
-  uint8_t* file = payload - length;
-  std::memcpy(file, header, length);
-  const uint32_t crc = crc32(file, length + size);
-  for (int i = 0; i < 4; ++i) payload[size + i] = static_cast<uint8_t>(crc >> 8 * i);
-  return file;
-}
 
 // Takes a file apart, and checks all that can be checked without its bundle. Throws Refused.
 inline ParsedFile parse(const uint8_t* file, size_t size) {
