@@ -55,6 +55,7 @@ def files(random_bundle: Path) -> list[bytes]:
 # Export
 
 
+@pytest.mark.slow
 def test_a_variance_below_zero_is_status_3(
     random_checkpoint: Path,
     random_bundle: Path,

@@ -238,6 +238,7 @@ def test_export_refits_keeps_counts_and_uses_them_again(
     assert not (tmp_path / "stale").exists()
 
 
+@pytest.mark.usefixtures("ready_graphs")
 def test_small_files_cannot_be_asked_of_a_model_without_counts(
     random_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,8 @@ from training.models import FeatureCompressionModel, build_random, build_random_
 
 NAME, SPEC = spec_for("n0", "torchvision:mobilenet_v3_small", "features.3", True)
 Capture = pytest.CaptureFixture[str]
+# Exporting the bundle and its calibration take more than ten seconds.
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -347,7 +349,6 @@ def test_a_model_is_exported_as_what_it_is(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_int8_is_judged_at_several_levels(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from training.labelled import Data
 from training.teachers import load_teacher
 
 
+@pytest.mark.slow
 def test_a_backbone_of_ones_own_teaches_a_model(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

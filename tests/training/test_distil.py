@@ -53,6 +53,7 @@ def _options(source: str, cut: str, weights: Path, folders: list[Path], run: Pat
     return [*parts, *data]
 
 
+@pytest.mark.slow
 def test_it_learns_resumes_and_keeps_the_tail(tmp_path: Path, folders: list[Path]) -> None:
     weights = _weights(tmp_path / "weights.safetensors", *MOBILENET)
     options = [

@@ -283,6 +283,7 @@ def test_descriptions_and_names_say_that_the_rate_varies() -> None:
     assert spec_for("n4", lite2.source, lite2.cut, True)[0] == "n4_lite2_vr"
 
 
+@pytest.mark.slow
 def test_a_run_from_a_fixed_rate_checkpoint_to_one_of_all_rates(
     data: Path, backbone: Path, fixed: Path, tmp_path: Path
 ) -> None:

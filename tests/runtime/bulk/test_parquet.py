@@ -139,6 +139,7 @@ def test_each_row_has_its_class_or_its_error(
     assert second == {"key": "b", "label": None, "class_index": None, "probability": None}
 
 
+@pytest.mark.slow
 def test_a_table_of_any_widths_or_dictionaries(
     decoder: CloudDecoder, feature_bytes: bytes, encoder: EdgeEncoder
 ) -> None:

@@ -185,6 +185,7 @@ def test_cases_on_a_processor_without_avx(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_cases_from_cpp_under_sanitizers(tmp_path: Path) -> None:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if not compiler:

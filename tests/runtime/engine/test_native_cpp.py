@@ -104,6 +104,7 @@ def test_the_kernel_for_avx_vnni_with_the_instructions_of_avx512(
     assert found == ["avx512vnni", "avxvnni", "avx2", "portable"]
 
 
+@pytest.mark.slow
 def test_under_sanitizers(cases: list[list[str]], tmp_path: Path) -> None:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if not compiler:
