@@ -1,6 +1,7 @@
 """Encodes pictures with the microcontroller's program under qemu, and compares with Python's files.
 
     python examples/cortex-m/run.py [IMAGE ...] [--bundle bundles/ours_n0_enc] [--cpu cortex-m7]
+                                    [--json]
 
 Without an image it takes docs/demo/golf_ball.jpg and two pictures that it makes: a gradient and
 noise. For each it prints the bytes of the feature file, the instructions of the picture's rows and
@@ -12,10 +13,12 @@ Always holds: it fails if a feature file differs from that of the engine `native
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,26 +86,40 @@ def main() -> int:
     parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE")
     parser.add_argument("--bundle", type=Path, default=PROJECT / "bundles" / "ours_n0_enc")
     parser.add_argument("--cpu", choices=MACHINES, default="cortex-m7")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     python = EdgeEncoder(args.bundle, threads=1, provider="native")
     program = build(args.bundle, args.cpu)
-    stack = 0
+    flash, ram = sizes(program)
+    found: dict[str, Any] = {"cpu": args.cpu, "megahertz": MEGAHERTZ, "pictures": []}
+    found |= {"flash_bytes": flash, "ram_bytes": ram, "stack_bytes": 0}
     for name, pixels in pictures(args.images).items():
         file, report = encode(program, args.cpu, pixels)
         if file != python.encode(np.ascontiguousarray(pixels), as_is=True):
             print(f"{name}: the feature file differs from that of Python", file=sys.stderr)
             return 1
-        rows, coder = (INSTRUCTIONS_A_TICK * report[f"{part}_ticks"] for part in ("rows", "coder"))
-        milliseconds = (rows + coder) / MEGAHERTZ / 1000
-        print(
-            f"{name}: {len(file)} bytes, as in Python; {rows / 1e6:.1f} million instructions for "
-            f"the rows and {coder / 1e6:.1f} for the coder, {milliseconds:.0f} ms"
+        rows, coder, opening = (
+            INSTRUCTIONS_A_TICK * report[f"{part}_ticks"] for part in ("rows", "coder", "open")
         )
-        stack = max(stack, report["stack_bytes"])
-        opening = INSTRUCTIONS_A_TICK * report["open_ticks"]
-    flash, ram = sizes(program)
-    print(f"opening the bundle, once: {opening / 1e6:.1f} million instructions")
-    print(f"flash {flash:,} bytes, RAM {ram:,} bytes; {stack:,} bytes of the stack were used")
+        found["pictures"].append({"name": name, "bytes": len(file), "instructions": rows + coder})
+        found["opening_instructions"] = opening
+        found["stack_bytes"] = max(found["stack_bytes"], report["stack_bytes"])
+        if not args.json:
+            print(
+                f"{name}: {len(file)} bytes, as in Python; {rows / 1e6:.1f} million instructions "
+                f"for the rows and {coder / 1e6:.1f} for the coder, "
+                f"{(rows + coder) / MEGAHERTZ / 1000:.0f} ms"
+            )
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    print(
+        f"opening the bundle, once: {found['opening_instructions'] / 1e6:.1f} million instructions"
+    )
+    print(
+        f"flash {flash:,} bytes, RAM {ram:,} bytes; {found['stack_bytes']:,} bytes of the stack "
+        "were used"
+    )
     return 0
 
 

@@ -117,6 +117,11 @@ export class Library {
     return this.#text(this.#exports.edgecloud_encoder_kernel(this.#encoder));
   }
 
+  /** Bytes of memory that the library has, which never become fewer. */
+  get memoryBytes() {
+    return this.#exports.memory.buffer.byteLength;
+  }
+
   /** The image resized and cropped as the bundle says: {data, width, height}, RGB. */
   prepare(image) {
     const { width, height } = image;

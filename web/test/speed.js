@@ -1,29 +1,35 @@
-// How long encoding takes in Node: node web/test/speed.js BUNDLE...
+// How long encoding takes in Node: node web/test/speed.js PIXELS HEIGHT WIDTH RUNS BUNDLE
 //
-// For each bundle: milliseconds of encodePixels for an array of 224x224 pixels, median and least of
-// 50 after 20 to warm up, on one thread.
+// PIXELS is a file of RGB levels. Prints a JSON object: the milliseconds of each run after 20 to
+// warm up, the bytes of the module's memory, and the feature file in hexadecimal digits. One thread.
+// benchmarks/edges.py runs it.
 
-import { loadEncoder } from "../dist/index.js";
+import { readFile } from "node:fs/promises";
+
+import { Library } from "../dist/library.js";
 
 const WARM_UP = 20;
-const COUNT = 50;
-const SIDE = 224;
 
-const data = new Uint8Array(3 * SIDE * SIDE);
-// Waves and a pattern of all levels: neither empty nor noise.
-for (let index = 0; index < data.length; ++index)
-  data[index] = 128 + 100 * Math.sin(index / 700) + ((index * 2654435761) >>> 28);
+const [pixels, height, width, runs, bundle] = process.argv.slice(2);
+const image = { data: new Uint8Array(await readFile(pixels)), width: +width, height: +height };
+const dist = new URL("../dist/", import.meta.url);
+const module = await WebAssembly.compile(await readFile(new URL("edgecloud.wasm", dist)));
+const halves = ["edge.tables", "edge.weights"].map((name) => readBundle(`${bundle}/${name}`));
+const library = new Library(module, ...(await Promise.all(halves)));
 
-for (const bundle of process.argv.slice(2)) {
-  const encoder = await loadEncoder(bundle);
-  const times = [];
-  for (let count = 0; count < WARM_UP + COUNT; ++count) {
-    const start = performance.now();
-    await encoder.encodePixels({ data, width: SIDE, height: SIDE });
-    times.push(performance.now() - start);
-  }
-  const sorted = times.slice(WARM_UP).sort((a, b) => a - b);
-  const [median, least] = [sorted[COUNT / 2], sorted[0]].map((time) => time.toFixed(2));
-  console.log(`${bundle}: ${median} ms, at least ${least}`);
-  encoder.close();
+async function readBundle(path) {
+  const { buffer, byteOffset, byteLength } = await readFile(path);
+  return buffer.slice(byteOffset, byteOffset + byteLength);
 }
+
+const milliseconds = [];
+let file;
+for (let count = 0; count < WARM_UP + +runs; ++count) {
+  const start = performance.now();
+  file = library.encodePixels(image);
+  if (count >= WARM_UP) milliseconds.push(performance.now() - start);
+}
+const memory_bytes = library.memoryBytes;
+console.log(
+  JSON.stringify({ milliseconds, memory_bytes, file: Buffer.from(file).toString("hex") }),
+);
