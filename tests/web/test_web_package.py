@@ -103,3 +103,11 @@ def test_all_codes_of_errors_are_typed() -> None:
     explained = set(re.findall(r"^ \* - `([a-z_]+)`:", types, re.MULTILINE))
     assert listed == explained
     assert given <= listed
+
+
+def test_bundlers_find_no_module_of_node() -> None:
+    """webpack and esbuild stop at one when they build for a browser."""
+    sources = list((WEB / "src").glob("*.js"))
+    assert len(sources) >= 5
+    for source in sources:
+        assert not re.search(r"""(from|import\()\s*["'`]node:""", source.read_text()), source.name

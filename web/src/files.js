@@ -6,6 +6,9 @@ import { EncoderError } from "./errors.js";
 
 const IN_NODE = typeof process === "object" && Boolean(process.versions?.node);
 
+// A module of Node. Bundlers for browsers must not look for it, and do not look into variables.
+const ofNode = (name) => import(/* webpackIgnore: true */ /* @vite-ignore */ `node:${name}`);
+
 /**
  * A file's bytes.
  *
@@ -15,7 +18,7 @@ const IN_NODE = typeof process === "object" && Boolean(process.versions?.node);
  */
 export async function readFile(url) {
   if (IN_NODE && url.protocol === "file:") {
-    const { readFile: read } = await import("node:fs/promises");
+    const { readFile: read } = await ofNode("fs/promises");
     const bytes = await read(url).catch((error) => refuse(url, error.message));
     return bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength);
   }
@@ -38,7 +41,7 @@ function refuse(url, why) {
 export async function folderUrl(folder) {
   let base = globalThis.document?.baseURI ?? globalThis.location?.href;
   if (IN_NODE && !base) {
-    const { pathToFileURL } = await import("node:url");
+    const { pathToFileURL } = await ofNode("url");
     base = pathToFileURL("./");
   }
   let url;
