@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.common import PROJECT, BenchmarkError, progress
 from runtime.codec import strict_json
-from runtime.codec.bundle import MANIFEST
+from runtime.codec.bundle import EDGE_TABLES, EDGE_WEIGHTS, MANIFEST
 from runtime.codec.manifest import SCHEMA
 from training.registry import REGISTRY
 
@@ -75,8 +75,13 @@ def _checkpoint(model: str) -> Path:
 
 
 def _is_current(folder: Path) -> bool:
+    """Whether a bundle is of this release. Those of older ones lack files."""
     file = folder / MANIFEST
-    return file.is_file() and strict_json.loads(file.read_text()).get("schema") == SCHEMA
+    if not file.is_file():
+        return False
+    manifest = strict_json.loads(file.read_text())
+    files = manifest.get("files", {})
+    return manifest.get("schema") == SCHEMA and (EDGE_TABLES in files) == (EDGE_WEIGHTS in files)
 
 
 def _export_random(model: str, folder: Path) -> None:

@@ -32,18 +32,6 @@ void on_error(j_common_ptr info) {
 
 void ignore(j_common_ptr, int) {}
 
-const char* reason(jpeg::Damage damage) {
-  switch (damage) {
-    case jpeg::Damage::cut_short: return "its data ends before its picture does";
-    case jpeg::Damage::bad_code: return "its data has an invalid code";
-    case jpeg::Damage::lost_restart: return "a part of its data is missing";
-    case jpeg::Damage::left_over: return "its data goes on after the picture's end";
-    case jpeg::Damage::unfinished: return "its last scans are missing";
-    case jpeg::Damage::none: break;
-  }
-  return "";
-}
-
 [[noreturn]] void refuse(const std::string& name, const std::string& why) {
   throw Failure(name + " is damaged or cut short (" + why + "): copy it again");
 }
@@ -85,7 +73,7 @@ class Decoder {
     if (!read_header(file)) refuse(name, errors_.text);
     check_pixels(name, info_.image_height, info_.image_width);
     const jpeg::Damage damage = jpeg::find_damage(file.data(), file.size());
-    if (damage != jpeg::Damage::none) refuse(name, reason(damage));
+    if (damage != jpeg::Damage::none) refuse(name, jpeg::reason(damage));
     if (info_.num_components == 1)
       info_.out_color_space = JCS_GRAYSCALE;
     else

@@ -37,6 +37,19 @@ enum class Damage {
   unfinished,    // scans are missing
 };
 
+// Why a JPEG is refused, for users: "NAME is damaged or cut short (REASON)". "" if it is not.
+inline const char* reason(Damage damage) {
+  switch (damage) {
+    case Damage::cut_short: return "its data ends before its picture does";
+    case Damage::bad_code: return "its data has an invalid code";
+    case Damage::lost_restart: return "a part of its data is missing";
+    case Damage::left_over: return "its data goes on after the picture's end";
+    case Damage::unfinished: return "its last scans are missing";
+    case Damage::none: break;
+  }
+  return "";
+}
+
 constexpr size_t kHarmlessBytes = 8;  // some encoders append that many to a scan
 
 // One walk through a JPEG. Does not own the data.

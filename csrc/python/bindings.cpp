@@ -162,19 +162,6 @@ py::bytes encode_stream(const rans::CompressAiStream& tables, const Array<int16_
   return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
 }
 
-// Why a JPEG is refused, for users: "NAME is damaged or cut short (REASON)". "" if it is not.
-const char* reason(jpeg::Damage damage) {
-  switch (damage) {
-    case jpeg::Damage::cut_short: return "its data ends before its picture does";
-    case jpeg::Damage::bad_code: return "its data has an invalid code";
-    case jpeg::Damage::lost_restart: return "a part of its data is missing";
-    case jpeg::Damage::left_over: return "its data goes on after the picture's end";
-    case jpeg::Damage::unfinished: return "its last scans are missing";
-    case jpeg::Damage::none: break;
-  }
-  return "";
-}
-
 // Calls check(bytes, size). Returns None if it finds nothing wrong, else the reason.
 template <typename Check>
 py::object reason_or_none(const py::buffer& data, const Check& check) {
@@ -184,7 +171,8 @@ py::object reason_or_none(const py::buffer& data, const Check& check) {
   const char* why;
   {
     py::gil_scoped_release release;
-    why = reason(check(static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size)));
+    why =
+        jpeg::reason(check(static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size)));
   }
   if (*why == 0) return py::none();
   return py::str(why);
