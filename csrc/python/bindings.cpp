@@ -171,8 +171,7 @@ py::object reason_or_none(const py::buffer& data, const Check& check) {
   const char* why;
   {
     py::gil_scoped_release release;
-    why =
-        jpeg::reason(check(static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size)));
+    why = reason(check(static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size)));
   }
   if (*why == 0) return py::none();
   return py::str(why);
