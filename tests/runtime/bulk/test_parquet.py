@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import GOLF_BALL
 from packs import PREDICTIONS
 
 from runtime import CloudDecoder, EdgeEncoder, errors
@@ -144,9 +145,7 @@ def test_a_table_of_any_widths_or_dictionaries(
     decoder: CloudDecoder, feature_bytes: bytes, encoder: EdgeEncoder
 ) -> None:
     """As Ray or another reader gives it, with images of several sizes: the same predictions."""
-    other = encoder.encode(
-        Path(__file__).resolve().parents[3] / "docs" / "demo" / "golf_ball.jpg", as_is=True
-    )
+    other = encoder.encode(GOLF_BALL, as_is=True)
     keys, files = (
         pa.array(["a", "b", "c", None, "e"]),
         pa.array([feature_bytes, other, None, feature_bytes, b""]),
@@ -344,9 +343,8 @@ def test_predictions_that_would_replace_their_pack_are_refused(
 
 def test_packs_and_predictions_through_pipes(pack: Path, bundle: Path, tmp_path: Path) -> None:
     """Outputs may go into a pipe. An input may not be one, because it is read from its end."""
-    golf_ball = Path(__file__).resolve().parents[3] / "docs" / "demo" / "golf_ball.jpg"
     for module, arguments, rows in (
-        ("edge_encode", [golf_ball, "--pack", "-"], 1),
+        ("edge_encode", [GOLF_BALL, "--pack", "-"], 1),
         ("cloud_decode", [pack, "-o", "/dev/stdout"], 3),
     ):
         command = [
