@@ -4,6 +4,8 @@ Weights are trained where checkpoints/ has them (ours_n0 and ours_n8 use those o
 form), else random, which the records say.
 """
 
+import sys
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +47,8 @@ def load_torch_model(model: str) -> "FeatureCompressionModel":
 def make_bundle(model: str) -> Path:
     """The model's bundle; exported now if it is missing or of an older release.
 
-    Raises BenchmarkError.
+    What the export prints goes to stderr: stdout is for the benchmark's own result, which may be
+    JSON. Raises BenchmarkError.
     """
     folder = Path("bundles") / (CHECKPOINTS[model] if _trained(model) else f"random/{model}")
     if _is_current(folder):
@@ -55,13 +58,11 @@ def make_bundle(model: str) -> Path:
             f"no bundle in {folder} and no torch to export one: pip install '.[export]'"
         )
     progress(f"exporting {folder}")
-    if _trained(model):
-        from export.cli import main as export_main
-
-        if export_main([CHECKPOINTS[model], "--out", str(folder)]):
+    with redirect_stdout(sys.stderr):
+        if not _trained(model):
+            _export_random(model, folder)
+        elif _export_trained(model, folder):
             raise BenchmarkError(f"{folder} could not be exported")
-    else:
-        _export_random(model, folder)
     return folder
 
 
@@ -82,6 +83,12 @@ def _is_current(folder: Path) -> bool:
     manifest = strict_json.loads(file.read_text())
     files = manifest.get("files", {})
     return manifest.get("schema") == SCHEMA and (EDGE_TABLES in files) == (EDGE_WEIGHTS in files)
+
+
+def _export_trained(model: str, folder: Path) -> int:
+    from export.cli import main
+
+    return main([CHECKPOINTS[model], "--out", str(folder)])
 
 
 def _export_random(model: str, folder: Path) -> None:
