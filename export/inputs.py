@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from runtime.cli.command import say
+from runtime.codec.feature_file import Profile
 from runtime.errors import OutputError
 from runtime.files import check_output as check_file_output
 from runtime.files import refuse_same_file
@@ -21,7 +22,7 @@ from training.weights import read_metadata
 
 from .bundle import check_output
 from .checkpoint import agreed_lmb, own_labels
-from .counts import Counts
+from .counts import Counts, CountsError
 from .images import Reading, folder_images, labelled_paths, synthetic_images, unlabelled_paths
 from .int8.ranges import LEAST_IMAGES, Calibration, RangesError
 from .levels import LevelCounts
@@ -128,8 +129,8 @@ def find_counts(
 ) -> CountsSource:
     """Counts of a file, or the images to count.
 
-    Raises CountsError where the file makes no sense or belongs to another bottleneck, DataError,
-    OSError.
+    Raises CountsError where the file makes no sense, belongs to another bottleneck, or is missing
+    and small files were asked for; DataError, OSError.
     """
     if request.refit:
         return CountsSource(
@@ -141,6 +142,10 @@ def find_counts(
     if not request.own_tables and (request.counts or file.is_file()):
         kind = LevelCounts if variable_rate else Counts
         return CountsSource(stored=kind.read(file, bottleneck_sha256))
+    if request.profile is Profile.CONTEXT:
+        raise CountsError(
+            f"no counts at {file}, which small files need: give images to count with --refit DIR"
+        )
     return CountsSource()
 
 

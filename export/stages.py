@@ -94,8 +94,8 @@ def write_tables(state: Exported) -> Coded:
     profile = state.profile or (Profile.CONTEXT if any(contexts) else Profile.STATIC)
     if profile is Profile.CONTEXT and not any(contexts):
         raise CountsError(
-            "no channel has context tables, which small files need: "
-            "give images to count with --refit DIR"
+            "no channel gains by context tables, which small files need: "
+            "leave out --small, or count other images with --refit DIR"
         )
     fingerprint = compute_fingerprint(shape_rule(state.model), tables, bottleneck)
     properties = {

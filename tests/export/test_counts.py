@@ -238,10 +238,14 @@ def test_export_refits_keeps_counts_and_uses_them_again(
     assert not (tmp_path / "stale").exists()
 
 
-@pytest.mark.usefixtures("ready_graphs")
 def test_small_files_cannot_be_asked_of_a_model_without_counts(
-    random_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    random_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """It is said before any graph is exported."""
+    monkeypatch.setattr("export.stages.export_edge", lambda *_: pytest.fail("a graph was exported"))
     arguments = [
         "ours_n0",
         "--checkpoint",
@@ -251,9 +255,22 @@ def test_small_files_cannot_be_asked_of_a_model_without_counts(
         "--small",
     ]
     assert command.main(arguments) == 1
-    assert "--refit DIR" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "random.counts.json, which small files need: give images to count with --refit" in error
     with pytest.raises(SystemExit):
         command.main([*arguments, "--own-tables"])
+
+
+@pytest.mark.usefixtures("ready_graphs")
+def test_small_files_cannot_be_asked_of_counts_that_gain_nothing(
+    random_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One position of the latent has no neighbours, which contexts are made of."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    counted = ["--refit", str(tmp_path), "--as-is", "--small", "--out", str(tmp_path / "out")]
+    assert command.main(["ours_n0", "--checkpoint", str(random_checkpoint), *counted]) == 1
+    assert "no channel gains by context tables" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_defaults_counts_are_of_its_checkpoint(bundle: Path) -> None:
