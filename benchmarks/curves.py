@@ -6,7 +6,7 @@ of a share, so that they are the same on every processor: logarithms differ in t
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,12 +23,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Curves:
-    """Points by curve, in order of rate; the teacher's top-1 and name; how many images."""
+    """Points by curve, in order of rate; the teacher's top-1 and name; how many images.
+
+    `own_teachers` has the top-1 of the teachers of curves that have another one.
+    """
 
     points: dict[str, list[Point]]
     teacher: float
     teacher_name: str
     images: int
+    own_teachers: dict[str, float] = field(default_factory=dict)
 
 
 def pareto(points: list[Point]) -> list[Point]:

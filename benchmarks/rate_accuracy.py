@@ -12,6 +12,9 @@ linearly over the logarithm of the rate (curves.py). BD-rate is the mean distanc
 curves' logarithms of the rate, over the top-1 that both reach (G. Bjøntegaard, VCEG-M33, 2001),
 by the package of that name with PCHIP interpolation.
 
+A model of more classes than the images have is asked which of theirs it is, as the others are. One
+with another teacher than the codecs' is shown with that teacher's top-1, and not compared in bytes.
+
 Always holds: nothing is extrapolated. In the table a dash means out of range, and a "≤" an upper
 bound: all of the curve lies above that top-1, so its cheapest point's bytes are enough.
 """
@@ -46,6 +49,7 @@ ORDER = (
     "ours_n8",
     "ours_n8_enc",
     "matsubara2022wacv",
+    "n4_lite2",
     "JPEG",
     "WEBP",
     "AVIF",
@@ -70,6 +74,7 @@ def _read(file: Path) -> dict[str, Any]:
 def measured(folder: Path) -> Curves:
     """The curves of the records accuracy_*.json in `folder`. Raises RecordsError."""
     points: dict[str, list[Point]] = {}
+    own_teachers: dict[str, float] = {}
     images = set()
     teacher: tuple[float, str] | None = None
     for file in sorted(folder.glob("accuracy_*.json")):
@@ -79,6 +84,8 @@ def measured(folder: Path) -> Curves:
             teacher = record["teacher_top1"]["share"], record["teacher"]
         for curve, point in _points(record):
             points.setdefault(curve, []).append(point)
+            if "teacher_top1_among" in record:
+                own_teachers[curve] = record["teacher_top1_among"]["share"]
     if teacher is None:
         raise RecordsError(
             f"no accuracy_codecs.json in {folder}: make it with benchmarks/codecs.py"
@@ -88,7 +95,7 @@ def measured(folder: Path) -> Curves:
             f"the records in {folder} are of different images ({sorted(images)}): "
             "measure them again on the same"
         )
-    return Curves(_in_order(points), *teacher, images.pop()[0])
+    return Curves(_in_order(points), *teacher, images.pop()[0], own_teachers)
 
 
 def _points(record: dict[str, Any]) -> Iterator[tuple[str, Point]]:
@@ -100,8 +107,8 @@ def _points(record: dict[str, Any]) -> Iterator[tuple[str, Point]]:
     else:
         rows = [(record["model"], f"lmb {record['lmb']}", record)]
     for curve, name, one in rows:
-        bpp, size, top1 = one["bpp"]["mean"], one["bytes"]["mean"], one["top1"]["share"]
-        yield curve, Point(name, bpp, size, top1)
+        top1 = one.get("top1_among", one["top1"])["share"]
+        yield curve, Point(name, one["bpp"]["mean"], one["bytes"]["mean"], top1)
 
 
 def published() -> Curves:
@@ -139,10 +146,14 @@ def compare(curves: Curves, anchor: str) -> dict[str, Any]:
     size, codec = min(reaching, default=(None, None))
 
     def row(curve: str, points: list[Point]) -> dict[str, Any]:
-        needed, enough = bytes_at(points, target), bytes_enough(points, target)
+        teacher = curves.own_teachers.get(curve)
+        needed = enough = None
+        if teacher is None:
+            needed, enough = bytes_at(points, target), bytes_enough(points, target)
         own = needed or enough
         return {
             "curve": curve,
+            "own_teacher_top1": teacher,
             "points": [
                 {"name": point.name, "bpp": point.bpp, "bytes": point.bytes, "top1": point.top1}
                 for point in points
@@ -180,8 +191,9 @@ def _cells(curve: dict[str, Any]) -> list[str]:
 
     needed, enough = curve["bytes_at_target"], curve["bytes_enough_for_target"]
     bound = "≤ " if needed is None and enough is not None else ""
+    teacher = curve["own_teacher_top1"]
     return [
-        curve["curve"],
+        curve["curve"] + (f" (its teacher: {teacher:.1%})" if teacher else ""),
         ", ".join(f"{one['top1']:.1%} at {one['bytes']:.0f}" for one in curve["points"]),
         bound + show(enough if needed is None else needed, ".0f"),
         bound + show(curve["share_of_best_codec"], ".0%"),

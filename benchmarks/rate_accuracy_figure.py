@@ -16,6 +16,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "ours_n8": {"color": "#e69f00", "marker": "s"},
     "ours_n0": {"color": "#009e73", "marker": "^"},
     "matsubara2022wacv": {"color": "#777777", "marker": "v"},
+    "n4_lite2": {"color": "#882255", "marker": "p"},
     "JPEG": {"color": "#000000", "marker": "x", "linestyle": "--"},
     "WEBP": {"color": "#cc79a7", "marker": "D", "linestyle": "--"},
     "AVIF": {"color": "#d55e00", "marker": "P", "linestyle": "--"},
@@ -37,7 +38,7 @@ def draw(record: dict[str, Any], file: Path, title: str, not_drawn: Collection[s
     axes = figure.subplots()
     axes.set_xscale("log")
     teacher = 100 * record["teacher_top1"]
-    lowest = teacher
+    lowest = highest = teacher
     for curve in record["curves"]:
         name = curve["curve"]
         if name in not_drawn:
@@ -48,16 +49,17 @@ def draw(record: dict[str, Any], file: Path, title: str, not_drawn: Collection[s
         axes.plot(sizes, top1, **{"linewidth": 1.8, "markersize": 6, **style})
         place = {"textcoords": "offset points", **_PLACES.get(name, _BELOW)}
         weight = "bold" if name == DEFAULT else "normal"
+        own_teacher = curve["own_teacher_top1"]
         axes.annotate(
-            _NAMES.get(name, name),
+            f"{name}\n(its teacher: {own_teacher:.1%})" if own_teacher else _NAMES.get(name, name),
             (sizes[0], top1[0]),
             color=style["color"],
             weight=weight,
             **place,
         )
-        lowest = min(lowest, top1[0])
+        lowest, highest = min(lowest, top1[0]), max(highest, top1[-1])
     # A model at a far too low rate would press all others together at the top.
-    axes.set_ylim(max(lowest, teacher - 25) - 4, teacher + 1.5)
+    axes.set_ylim(max(lowest, teacher - 25) - 4, highest + 1.5)
     left, right = axes.get_xlim()
     left *= 0.7  # room for names
     axes.set_xlim(left, right)

@@ -19,6 +19,7 @@ from benchmarks.rate_accuracy import (
     published,
     text,
 )
+from benchmarks.rate_accuracy_figure import draw
 from export.images import synthetic_images
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -117,6 +118,24 @@ def test_records_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
     record(tmp_path, "ours_n4_lmb2.56", images=11)
     with pytest.raises(RecordsError, match="different images"):
         measured(tmp_path)
+
+
+def test_a_model_with_another_teacher_is_asked_among_the_images_classes(tmp_path: Path) -> None:
+    """And its bytes are not compared with those that the codecs need for theirs."""
+    codec = {"codec": "JPEG", "quality": 9, "bpp": {"mean": 1}, "bytes": {"mean": 6000}}
+    codecs = {"benchmark": "codecs", "teacher": "t", "teacher_top1": {"share": 0.9}}
+    record(tmp_path, "codecs", **codecs, points=[{**codec, "top1": {"share": 0.89}}])
+    record(tmp_path, "ours_n4_lmb1.28", top1={"share": 0.89})
+    among = {"top1_among": {"share": 0.97}, "teacher_top1_among": {"share": 0.99}}
+    record(tmp_path, "n4_lite2_lmb1", model="n4_lite2", lmb=1, top1={"share": 0.7}, **among)
+    result = compare(measured(tmp_path), "ours_n4")
+    ours, lite2, _ = result["curves"]
+    assert (ours["own_teacher_top1"], lite2["own_teacher_top1"]) == (None, 0.99)
+    assert ours["share_of_best_codec"] == 0.1
+    assert lite2["points"][0]["top1"] == 0.97
+    assert "| n4_lite2 (its teacher: 99.0%) | 97.0% at 600 | - | - | - | - |" in text(result)
+    draw(result, tmp_path / "figure.png", "10 images", set())
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def python(folder: Path, *arguments: str) -> str:
