@@ -33,6 +33,7 @@ from .bottleneck import is_rate_parameter
 from .checkpoint import save_model, start_from_checkpoint
 from .command import TrainingError, command, leads, number, say
 from .data import Batched, ReadableImages, SeededImages, blended
+from .depthwise import freeze_depthwise, speed_up_strides
 from .folders import Damage, DataError, images_below
 from .labels import read_labels
 from .loss import FeatureTerms, draw_levels, feature_loss
@@ -111,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
         help="part of the crops that are blended with another (default: 0.3)",
     )
     add("--frozen_tail", action="store_true", help="keep the teacher's tail as it is")
+    add(
+        "--frozen_depthwise",
+        action="store_true",
+        help="keep the tail's depthwise convolutions, which learn slowly on a CPU, as they are",
+    )
     add("--lr", type=number(float, 0, MOST_LR), default=2e-3, help="of AdamW (default: 2e-3)")
     add_run_options(
         parser,
@@ -297,7 +303,8 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     crops = partial(
         pictures.training, crop_area=args.crop_area, normalisation=backbone.normalisation
     )
-    model = _student(args, spec, teacher, lambda: _first_crops(crops(crop_sides(args)[0]), damage))
+    first = partial(_first_crops, crops(crop_sides(args)[0]), damage)
+    model = _student(args, team, spec, teacher, first)
     teacher.to(team.device).to(memory_format=torch.channels_last)
     model.to(team.device)
     held_out = pictures.evaluation(args, backbone.normalisation)
@@ -326,7 +333,11 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
 
 
 def _student(
-    args: argparse.Namespace, spec: ModelSpec, teacher: Teacher, crops: Callable[[], Tensor]
+    args: argparse.Namespace,
+    team: Team,
+    spec: ModelSpec,
+    teacher: Teacher,
+    crops: Callable[[], Tensor],
 ) -> FeatureCompressionModel:
     """The model at the start: the teacher's tail, and --pretrain's weights or fitted scales.
 
@@ -337,6 +348,10 @@ def _student(
     model.fixed_statistics = True
     if args.frozen_tail:
         model.freeze_tail()
+    if args.frozen_depthwise:
+        freeze_depthwise(model.tail)
+    if team.device.type == "cpu":
+        speed_up_strides(model.tail)
     if args.pretrain:
         weights = args.lmb if isinstance(args.lmb, LmbRange) else None
         if not start_from_checkpoint(model, args.pretrain, weights):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 from training import distil
 from training.architectures import FeatureScale
@@ -81,6 +82,22 @@ def test_it_learns_resumes_and_keeps_the_tail(tmp_path: Path, folders: list[Path
     again, _ = load_model(tmp_path / "run" / "lmb0.01.safetensors", "n0_mobilenet_v3_small")
     for key, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[key], value), key
+
+
+def test_the_tail_learns_without_its_depthwise_convolutions(
+    tmp_path: Path, folders: list[Path]
+) -> None:
+    weights = _weights(tmp_path / "weights.safetensors", *MOBILENET)
+    options = _options(*MOBILENET, weights, folders[:1], tmp_path / "run")
+    options += ["--smoke", "--ramp", "0:0", "--lr", "0.1", "--frozen_depthwise"]
+    assert distil.main(options) == 0
+    model, _ = load_model(tmp_path / "run" / "lmb1.safetensors", "n0_mobilenet_v3_small")
+    theirs = load_teacher(weights, model.spec.backbone).backbone.state_dict()
+    layers = {name: one for name, one in model.tail.named_modules() if isinstance(one, nn.Conv2d)}
+    for name, layer in layers.items():
+        same = torch.allclose(layer.weight, theirs[f"{name}.weight"], rtol=1e-3, atol=1e-4)
+        assert same == (layer.groups > 1), name
+    assert {layer.groups > 1 for layer in layers.values()} == {True, False}
 
 
 def test_each_folder_gives_as_many_crops(folders: list[Path]) -> None:
