@@ -1,7 +1,7 @@
 """The paper's figure: top-1 against the rate, every model beside image codecs.
 
     python benchmarks/rate_accuracy.py [--json]        # this project's measurements
-    python benchmarks/rate_accuracy.py --imagenet      # the curves that the paper's authors publish
+    python benchmarks/rate_accuracy.py --imagenet      # curves that others publish
 
 Nothing is measured here. From the records in results/ (--results DIR for others), which `python
 -m training.evaluate` and `benchmarks/codecs.py` wrote, a table and a figure are made:
@@ -115,11 +115,16 @@ def published() -> Curves:
     """The published curves, of 224x224 images."""
     record = _read(PUBLISHED)
     points = {
-        model: [
-            Point(f"lmb {one['lmb']}", one["bpp"], one["bpp"] * 224 * 224 / 8, one["top1"])
+        curve: [
+            Point(
+                f"lmb {one['lmb']}" if "lmb" in one else f"{one['bpp']} bpp",
+                one["bpp"],
+                one["bpp"] * 224 * 224 / 8,
+                one["top1"],
+            )
             for one in rows
         ]
-        for model, rows in record["results"].items()
+        for curve, rows in (record["results"] | record["read_off"]["results"]).items()
     }
     return Curves(_in_order(points), record["teacher"]["top1"], record["teacher"]["name"], 50000)
 
