@@ -16,7 +16,9 @@ DOCS := $(VENV)/.docs
 # torch comes with 4.5 GB of CUDA libraries. They are left out unless there is an NVIDIA GPU. CUDA=1
 # installs them in any case, CUDA= never.
 CUDA ?= $(shell command -v nvidia-smi)
+# The bundles of the demo. BUNDLE knows ten classes, GENERAL a thousand.
 BUNDLE := bundles/ours_n4
+GENERAL := bundles/n4_lite2
 # Each test process takes up to 4 GB of memory.
 TEST_PROCESSES ?= 2
 # The C library for browsers, and the page that cloud-serve has at /try.
@@ -26,10 +28,8 @@ comma := ,
 space := $(subst ,, )
 WASM_FUNCTIONS := malloc free $(addprefix edgecloud_,version bundle_from_memory bundle_close \
   bundle_describe encoder_new encoder_free encoder_kernel encode prepare)
-CHECKPOINT := checkpoints/ours_n4/lmb1.28
-EXPORTED_FROM := $(wildcard $(CHECKPOINT).safetensors $(CHECKPOINT).counts.json \
-  $(CHECKPOINT).ranges.json export/*.py export/*/*.py training/models.py training/checkpoint.py \
-  training/weights.py)
+EXPORTED_FROM := $(wildcard $(patsubst bundles/%,checkpoints/%/lmb*,$(BUNDLE) $(GENERAL)) \
+  export/*.py export/*/*.py training/models.py training/checkpoint.py training/weights.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-cluster lint types docs fuzz bench wheel web clean
@@ -50,12 +50,14 @@ $(INSTALLED): $(DEMO)
 	$(BIN)/python -m pip check
 	touch $@
 
-$(BUNDLE)/manifest.json: $(EXPORTED_FROM) | $(DEMO)
-	$(BIN)/python -m export ours_n4
+$(BUNDLE)/manifest.json $(GENERAL)/manifest.json: bundles/%/manifest.json: $(EXPORTED_FROM) | $(DEMO)
+	$(BIN)/python -m export $*
 
-demo: $(DEMO) $(BUNDLE)/manifest.json ## install, export the default model, encode and classify an image
+demo: $(DEMO) $(BUNDLE)/manifest.json $(GENERAL)/manifest.json ## install, export two models, encode and classify an image with each
 	$(BIN)/edge-encode docs/demo/golf_ball.jpg -o feat.bin
 	$(BIN)/cloud-decode feat.bin --top-k 3
+	$(BIN)/edge-encode docs/demo/golf_ball.jpg -o feat.bin --bundle $(GENERAL)
+	$(BIN)/cloud-decode feat.bin --top-k 3 --bundle $(GENERAL)
 
 test: $(INSTALLED) $(BUNDLE)/manifest.json ## run the fast tests
 	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile \

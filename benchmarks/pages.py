@@ -115,6 +115,25 @@ def _serving_figure() -> tuple[str, str]:
     )
 
 
+def _general() -> str:
+    """The model of a thousand classes beside its teacher, on two sets of images."""
+    heads = ["images", "bytes", "top-1 of 1,000", "top-5", "of the images' own classes"]
+    rows = []
+    for record in (read_record(f"{kind}_n4_lite2_lmb0.65") for kind in ("accuracy", "sample")):
+        top1, teacher = record["top1"]["share"], record["teacher_top1"]["share"]
+        among, teacher_among = record["top1_among"], record["teacher_top1_among"]["share"]
+        rows.append(
+            [
+                f"{record['images']:,} of {record['data']}",
+                f"{record['bytes']['mean']:,.0f}",
+                f"{top1:.1%} (its teacher: {teacher:.1%})",
+                f"{record['top5']['share']:.1%}",
+                f"{among['share']:.1%} of {among['classes']} ({teacher_among:.1%})",
+            ]
+        )
+    return markdown(heads, rows)
+
+
 def _records() -> str:
     """Every kept record: its benchmark, machine and commit."""
     rows = []
@@ -141,6 +160,7 @@ def _latency() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "headline": _headline,
     "records": _records,
+    "general": _general,
     "latency": _latency,
     "latency-files": lambda: latency_files.file_table(read_record("latency")["rows"]),
     "coder": lambda: coder.text(read_record("coder")["results"]),

@@ -35,7 +35,7 @@ REGISTRY: dict[str, Entry] = {
     "ours_n4_enc": Entry("n4", frozen_tail=True),
     "ours_n8_enc": Entry("n8", frozen_tail=True),
     "matsubara2022wacv": Entry("matsubara"),
-    "n4_lite2": Entry("n4", "lite2", lmb="0.5"),
+    "n4_lite2": Entry("n4", "lite2", lmb="0.65"),
     "ours_n4_vr": Entry("n4", variable_rate=True),
     "n4_lite2_vr": Entry("n4", "lite2", variable_rate=True),
 }

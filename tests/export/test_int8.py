@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 from export import cli as command
@@ -180,6 +181,26 @@ def test_a_graph_with_nothing_to_quantise(random_bundle: Path, tmp_path: Path) -
 def test_ranges_want_enough_images(random_bundle: Path) -> None:
     with pytest.raises(RangesError, match="6 images are too few"):
         take_ranges(random_bundle / "edge.onnx", [synthetic_images(3, 16)] * 2, "a" * 64)
+
+
+def test_numbers_of_an_images_size_have_no_range(random_bundle: Path, tmp_path: Path) -> None:
+    """A graph computes such numbers where its padding depends on the size, as EfficientNet's."""
+    model = onnx.load(random_bundle / "edge.onnx")
+    name = model.graph.input[0].name
+    model.graph.node.extend(
+        [
+            helper.make_node("Shape", [name], ["sides"], start=1, end=2),
+            helper.make_node("Squeeze", ["sides"], ["side"]),
+            helper.make_node("Cast", ["side"], ["number"], to=TensorProto.FLOAT),
+            helper.make_node("Ceil", ["number"], ["rounded"]),
+        ]
+    )
+    onnx.save(model, tmp_path / "edge.onnx")
+    rows = [synthetic_images(3, 16)] * 100
+    ranges = take_ranges(tmp_path / "edge.onnx", rows, "a" * 64)[0].operators
+    own = take_ranges(random_bundle / "edge.onnx", rows, "a" * 64)[0].operators
+    numbers = [(kind, 0.0, 0.0) for kind in ("Shape", "Squeeze", "Cast", "Ceil")]
+    assert list(ranges) == [*own, *numbers]
 
 
 def test_ranges_are_what_the_graph_computes(bundle: Path, calibration: Calibration) -> None:
