@@ -40,10 +40,11 @@ class PageError(ValueError):
 
 
 def _headline() -> str:
-    """README's six figures, each with its record and the command that made it."""
+    """README's figures, each with its record and the command that made it."""
     rows = [
         (*_accuracy_figure(), "training.evaluate", "accuracy_ours_n4_lmb1.28"),
         (*_bytes_figure(), "rate_accuracy.py", "rate_accuracy"),
+        (*_general_figure(), "accuracy.py", "accuracy_n4_lite2_lmb0.65"),
         (*_latency_figure(), "latency.py", "latency"),
         (*_coder_figure(), "coder.py", "coder"),
         (*_folder_figure(), "folders.py", "folders"),
@@ -74,6 +75,18 @@ def _bytes_figure() -> tuple[str, str]:
         f"bytes for one point of top-1 less than the teacher ({record['target_top1']:.1%})",
         f"{curve['bytes_at_target']:.0f}, {curve['share_of_best_codec']:.0%} of the "
         f"{codec['bytes']:,.0f} that {codec['codec']} takes",
+    )
+
+
+def _general_figure() -> tuple[str, str]:
+    seen, held_out = (read_record(f"{kind}_n4_lite2_lmb0.65") for kind in ("accuracy", "sample"))
+    return (
+        f"n4_lite2, top-1 of 1,000 classes: these images, at {seen['bytes']['mean']:,.0f} bytes; "
+        f"{held_out['images']} held-out pictures of as many classes",
+        "; ".join(
+            f"{record['top1']['share']:.1%} (its teacher: {record['teacher_top1']['share']:.1%})"
+            for record in (seen, held_out)
+        ),
     )
 
 
