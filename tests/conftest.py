@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,14 @@ from shared_folder import made_once
 from runtime import CloudDecoder, EdgeEncoder
 from runtime.codec.manifest import SCHEMA
 from runtime.engine.registry import TUNED
+
+# A background job of a shell ignores these, or nohup's does, and so would the commands under test.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 PROJECT = Path(__file__).resolve().parent.parent
 GOLF_BALL = PROJECT / "docs" / "demo" / "golf_ball.jpg"
