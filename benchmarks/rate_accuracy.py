@@ -84,8 +84,9 @@ def measured(folder: Path) -> Curves:
             teacher = record["teacher_top1"]["share"], record["teacher"]
         for curve, point in _points(record):
             points.setdefault(curve, []).append(point)
-            if "teacher_top1_among" in record:
-                own_teachers[curve] = record["teacher_top1_among"]["share"]
+            for one in (record, *record.get("points", ())):
+                if "teacher_top1_among" in one:
+                    own_teachers[curve] = one["teacher_top1_among"]["share"]
     if teacher is None:
         raise RecordsError(
             f"no accuracy_codecs.json in {folder}: make it with benchmarks/codecs.py"

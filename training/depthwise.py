@@ -16,9 +16,15 @@ from torch.nn.functional import conv2d
 
 
 def speed_up_strides(network: nn.Module) -> None:
-    """Let the network's depthwise convolutions that have a stride compute with stride 1."""
+    """Let the network's depthwise convolutions that have a stride compute with stride 1.
+
+    Subclasses that do more than convolve, as with standardised weights, are left alone.
+    """
+    from timm.layers import Conv2dSame
+
     for layer in _depthwise(network):
-        if max(layer.stride) > 1:
+        plain = type(layer) in (nn.Conv2d, Conv2dSame) and layer.padding_mode == "zeros"
+        if plain and max(layer.stride) > 1:
             layer.forward = MethodType(_dense_forward, layer)  # type: ignore[method-assign]
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from timm.layers import Conv2dSame
+from timm.layers import Conv2dSame, StdConv2d
 from torch import nn
 
 from training.depthwise import freeze_depthwise, speed_up_strides
@@ -38,8 +38,13 @@ def test_other_convolutions_are_left_alone() -> None:
     network = nn.Sequential(
         nn.Conv2d(1, 4, 3, 2), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 8, 1)
     )
-    speed_up_strides(network)
-    assert not any("forward" in vars(layer) for layer in network)
+    more = nn.Sequential(
+        StdConv2d(4, 4, 3, 2, groups=4),
+        nn.Conv2d(4, 4, 3, 2, padding=1, groups=4, padding_mode="reflect"),
+    )
+    for layers in (network, more):
+        speed_up_strides(layers)
+        assert not any("forward" in vars(layer) for layer in layers)
     freeze_depthwise(network)
     assert all(parameter.requires_grad for parameter in network.parameters())
 
