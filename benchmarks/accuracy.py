@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy.py --data DIR [--bundle DIR] [--as-is] [--teacher FILE] [--json]
     python benchmarks/accuracy.py --data DIR --bundle bundles/ours_n4_vr --levels 0 5 10 15
+    python benchmarks/accuracy.py --data DIR --bundle bundles/ours_n4_vr --max-bytes 100 400
 
 `python -m training.evaluate` does this for every checkpoint of a model.
 
@@ -15,8 +16,10 @@ in torch classifies the same pixels, and the difference is given.
 Beside the files of the bundle's own profile, the same symbols are coded in the other profile,
 and with the tables of the checkpoint's entropy model, which no counts were fitted to.
 
-A variable-rate bundle is measured at each of --levels (its default level without them), on the
-same images in one pass. Its record has the figures of each level in `points`.
+A variable-rate bundle is measured at each of --levels, --max-bytes and --target-bytes (its default
+level without them), on the same images in one pass. Its record has the figures of each in `points`.
+A point of --max-bytes also counts the cut files, which lack channels, and gives the largest file; a
+level's counts the files that have fewer bytes than at the level before.
 
 Always holds: bpp counts whole feature files, headers and checksums included.
 """
@@ -47,10 +50,10 @@ from benchmarks.common import (
 from benchmarks.shares import paired, share_of, spread
 from export.images import Reading
 from runtime import CloudDecoder, EdgeEncoder
+from runtime.codec.budget import Budget
 from runtime.codec.bundle import Bundle
 from runtime.codec.feature_file import MAX_LEVEL, STEPS_PER_LEVEL, Profile, build, parse
-from runtime.codec.rates import step_of
-from runtime.errors import EdgeCloudError, FixedRateError
+from runtime.errors import EdgeCloudError
 from runtime.options import number
 from runtime.tasks.classification import require_finite
 from training.folders import Damage, DataError, class_folder
@@ -58,6 +61,7 @@ from training.labels import match
 
 Encode = Callable[[NDArray[np.int16], int, int], bytes]
 Step = int | None  # a rate level in sixteenths; None of a bundle with one rate
+_MOST_BYTES = 1 << 20  # to ask for
 # Pixels uint8 [H, W, 3] -> the teacher's logits [classes], in the order of the bundle's labels.
 Judge = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -88,17 +92,29 @@ class _Answers:
     teacher_correct: list[bool] = field(default_factory=list)
     teacher_correct_among: list[bool] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    cut: int = 0  # files that lack channels
     bpp: list[float] = field(default_factory=list)
     sizes_by_coding: dict[str, list[int]] = field(default_factory=dict)
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
-    """The record, and each image's class, at the first level if there are several.
+    """The record, and each image's class, at the lowest level if there are several.
 
     Raises DataError, ClassesError, EdgeCloudErrors.
     """
     engine = {"provider": args.provider, "precision": args.precision}
-    encoder = EdgeEncoder(args.bundle, args.threads, **engine)
+    encoders = {
+        budget: EdgeEncoder(
+            args.bundle,
+            args.threads,
+            rate=budget.rate,
+            max_bytes=budget.max_bytes,
+            target_bytes=budget.target_bytes,
+            **engine,
+        )
+        for budget in _budgets(args)
+    }
+    encoder = next(iter(encoders.values()))
     decoder = CloudDecoder(args.bundle, args.threads, **engine)
     images = labelled_images(args.data, decoder.labels, args.images)
     judge = _teacher(args.teacher, args.threads, decoder.labels) if args.teacher else None
@@ -106,12 +122,11 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
     rule = encoder.bundle.manifest.preprocessing
     read = Reading(args.as_is, damage, rule).pixels
     batches = _batches(images, read, args.batch_size, args.workers)
-    steps = _steps(encoder.bundle, args.levels)
     there = sorted({index for _, index in images})
     among = there if len(there) < len(decoder.labels) else []
-    answers = _answers(encoder, decoder, batches, judge, steps, among)
+    answers = _answers(encoders, decoder, batches, judge, among)
     damage.report()
-    first = answers[steps[0]]
+    first = next(iter(answers.values()))
     if not first.correct:
         raise DataError(
             f"none of the {len(images)} images in {args.data} can be read: mend or remove them"
@@ -130,24 +145,38 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
         "engines": {"edge": str(encoder.engine.choice), "cloud": str(decoder.engine.choice)},
         "profile": encoder.profile.title,
     }
-    if None in answers:
+    if encoder.bundle.variable is None:
         record |= _figures(first)
     else:
-        record["points"] = [
-            {"level": step / STEPS_PER_LEVEL, **_figures(answers[step])}
-            for step in steps
-            if step is not None
-        ]
+        default = encoder.bundle.default_step / STEPS_PER_LEVEL
+        record["points"] = _points(answers, default)
     return record, first.predictions
 
 
-def _steps(bundle: Bundle, levels: Sequence[float] | None) -> list[Step]:
-    """At which the bundle is measured. Raises FixedRateError for levels of one that has none."""
-    if bundle.variable is not None:
-        return [step_of(level) for level in levels] if levels else [bundle.default_step]
-    if levels:
-        raise FixedRateError(f"{bundle.folder} has one rate: leave out --levels")
-    return [None]
+def _budgets(args: argparse.Namespace) -> list[Budget]:
+    """At which the bundle is measured, each once. Raises RateError."""
+    asked = [Budget(rate=level) for level in sorted(args.levels or ())]
+    asked += [Budget(max_bytes=most) for most in args.max_bytes or ()]
+    asked += [Budget(target_bytes=target) for target in args.target_bytes or ()]
+    return list(dict.fromkeys(asked or [Budget()]))
+
+
+def _points(answers: dict[Budget, _Answers], default: float) -> list[dict[str, Any]]:
+    """The figures of each budget of a variable-rate bundle whose default level is `default`."""
+    points: list[dict[str, Any]] = []
+    before: list[int] = []
+    for budget, found in answers.items():
+        if budget.max_bytes is not None:
+            about = {"max_bytes": budget.max_bytes, "most": max(found.sizes), "cut": found.cut}
+        elif budget.target_bytes is not None:
+            about = {"target_bytes": budget.target_bytes}
+        else:
+            smaller = sum(now < then for now, then in zip(found.sizes, before, strict=False))
+            level = default if budget.rate is None else budget.rate
+            about = {"level": level, "smaller_than_before": smaller}
+            before = found.sizes
+        points.append({**about, **_figures(found)})
+    return points
 
 
 def _batches(
@@ -168,25 +197,25 @@ def _batches(
 
 
 def _answers(
-    encoder: EdgeEncoder,
+    encoders: dict[Budget, EdgeEncoder],
     decoder: CloudDecoder,
     batches: Iterator[tuple[list[NDArray[np.uint8]], list[int]]],
     judge: Judge | None,
-    steps: Sequence[Step],
     among: list[int],
-) -> dict[Step, _Answers]:
-    """Encode and classify all batches at each step.
+) -> dict[Budget, _Answers]:
+    """Encode and classify all batches with each encoder; the first one runs the graph.
 
     Args:
         among: the classes that the images have, where these are not all; else empty.
     """
-    answers = {step: _Answers(classes=len(among)) for step in steps}
+    answers = {budget: _Answers(classes=len(among)) for budget in encoders}
+    first = next(iter(encoders.values()))
     for batch, labels in batches:
-        outputs = [encoder.graph_output(pixels[None])[0] for pixels in batch]
+        outputs = [first.graph_output(pixels[None])[0] for pixels in batch]
         theirs = np.stack([judge(pixels) for pixels in batch]) if judge else None
-        for step, found in answers.items():
+        for budget, found in answers.items():
             files = [
-                _code(encoder, output, pixels.shape[:2], step, found)
+                _code(encoders[budget], output, pixels.shape[:2], found)
                 for pixels, output in zip(batch, outputs, strict=True)
             ]
             logits = decoder.logits(files)
@@ -197,8 +226,6 @@ def _answers(
             if among:
                 best = np.array(among)[logits[:, among].argmax(1)]
                 found.correct_among += (best == labels).tolist()
-            found.sizes += [len(file) for file in files]
-            found.bpp += [8 * len(file) / parse(file).pixels for file in files]
             if theirs is not None:
                 found.teacher_correct += (theirs.argmax(1) == labels).tolist()
             if theirs is not None and among:
@@ -208,19 +235,21 @@ def _answers(
 
 
 def _code(
-    encoder: EdgeEncoder,
-    output: NDArray[Any],
-    sides: tuple[int, ...],
-    step: Step,
-    found: _Answers,
+    encoder: EdgeEncoder, output: NDArray[Any], sides: tuple[int, ...], found: _Answers
 ) -> bytes:
-    """The feature file of one image; its sizes in other codings go into `found`."""
+    """The feature file of one image. Its size goes into `found`, and those in other codings."""
     bundle, symbols, (height, width) = encoder.bundle, output, sides
-    if bundle.rates is not None and step is not None:
-        symbols = bundle.rates.symbols(output, step)
-    for name, encode in _codings(bundle, step).items():
-        found.sizes_by_coding.setdefault(name, []).append(len(encode(symbols, height, width)))
-    return bundle.encode(symbols, height, width, encoder.profile, step)
+    data = encoder.encode_output(output, height, width)
+    file = parse(data)
+    found.sizes.append(len(data))
+    found.bpp.append(8 * len(data) / file.pixels)
+    found.cut += file.kept is not None
+    if encoder.budget.max_bytes is None and encoder.budget.target_bytes is None:
+        if bundle.rates is not None and file.step is not None:
+            symbols = bundle.rates.symbols(output, file.step)
+        for name, encode in _codings(bundle, file.step).items():
+            found.sizes_by_coding.setdefault(name, []).append(len(encode(symbols, height, width)))
+    return data
 
 
 def _codings(bundle: Bundle, step: Step) -> dict[str, Encode]:
@@ -244,10 +273,11 @@ def _figures(answers: _Answers) -> dict[str, Any]:
         "top5": {"share": sum(answers.correct5) / len(answers.correct5)},
         "bpp": spread(answers.bpp),
         "bytes": spread(answers.sizes),
-        "mean_bytes_by_profile": {
-            name: float(np.mean(sizes)) for name, sizes in answers.sizes_by_coding.items()
-        },
     }
+    if answers.sizes_by_coding:
+        figures["mean_bytes_by_profile"] = {
+            name: float(np.mean(sizes)) for name, sizes in answers.sizes_by_coding.items()
+        }
     if answers.classes:
         figures["top1_among"] = {"classes": answers.classes, **share_of(answers.correct_among)}
     if answers.teacher_correct:
@@ -309,6 +339,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="LEVEL",
         help=f"rate levels of a variable-rate bundle, 0 to {MAX_LEVEL} (default: the bundle's)",
     )
+    for name, what in (("max", "most bytes of each file"), ("target", "mean bytes of all files")):
+        parser.add_argument(
+            f"--{name}-bytes",
+            type=number(int, 1, _MOST_BYTES),
+            nargs="+",
+            metavar="N",
+            help=f"of a variable-rate bundle: {what}",
+        )
     add_threads_option(parser, "all graphs")
     _add_image_options(parser)
     parser.add_argument(

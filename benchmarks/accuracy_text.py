@@ -10,13 +10,28 @@ def text(record: dict[str, Any]) -> str:
         f"bundle {record['bundle']}, {record['images']} images"
     )
     if "points" in record:
-        points = (f"level {one['level']:g}\n{_figures_text(one)}" for one in record["points"])
+        points = (f"{_asked(one)}\n{_figures_text(one)}" for one in record["points"])
         return "\n".join((head, *points))
     return f"{head}\n{_figures_text(record)}"
 
 
+def _asked(point: dict[str, Any]) -> str:
+    """What a point asks for, and whether it was held."""
+    if "max_bytes" in point:
+        return (
+            f"at most {point['max_bytes']} bytes: the largest file has {point['most']}, "
+            f"{point['cut']} are cut"
+        )
+    if "target_bytes" in point:
+        return f"{point['target_bytes']} bytes on average"
+    smaller = point["smaller_than_before"]
+    return f"level {point['level']:g}" + (
+        f": {smaller} files smaller than at the level before" if smaller else ""
+    )
+
+
 def _figures_text(record: dict[str, Any]) -> str:
-    """The figures of a record, or of one level of it, a line each."""
+    """The figures of a record, or of one point of it, a line each."""
 
     def interval(entry: dict[str, float], form: str = ".2%") -> str:
         return f"95 % interval {entry['low']:{form}} to {entry['high']:{form}}"
@@ -30,7 +45,7 @@ def _figures_text(record: dict[str, Any]) -> str:
         "(5th to 95th percentile)",
         f"bytes    {size['mean']:.0f} mean, {size['p5']:.0f} to {size['p95']:.0f}",
     ]
-    for coding, mean in record["mean_bytes_by_profile"].items():
+    for coding, mean in record.get("mean_bytes_by_profile", {}).items():
         lines.append(f"bytes    {mean:.1f} mean, {coding}")
     if "teacher_top1" in record:
         teacher, change = record["teacher_top1"], record["top1_minus_teacher"]

@@ -103,8 +103,9 @@ def _points(record: dict[str, Any]) -> Iterator[tuple[str, Point]]:
     """(curve, point) of each operating point in a record of accuracy.py or codecs.py."""
     if record["benchmark"] == "codecs":
         rows = [(one["codec"], f"quality {one['quality']}", one) for one in record["points"]]
-    elif "points" in record:  # of a variable-rate bundle
-        rows = [(record["model"], f"level {one['level']:g}", one) for one in record["points"]]
+    elif "points" in record:  # of a variable-rate bundle; its byte budgets are on the same curve
+        levels = [one for one in record["points"] if "level" in one]
+        rows = [(record["model"], f"level {one['level']:g}", one) for one in levels]
     else:
         rows = [(record["model"], f"lmb {record['lmb']}", record)]
     for curve, name, one in rows:

@@ -1,4 +1,4 @@
-"""benchmarks/accuracy.py: a variable-rate bundle at several levels, in one record."""
+"""benchmarks/accuracy.py: a variable-rate bundle at levels and byte budgets, in one record."""
 
 import json
 from pathlib import Path
@@ -56,12 +56,39 @@ def test_one_record_has_all_levels(variable: Path, images: Path, capsys: Capture
     assert "level 8\n" in text
 
 
+def test_byte_budgets_stand_beside_levels(variable: Path, images: Path, capsys: Capture) -> None:
+    files = sorted(images.rglob("*.png"))
+    encoder = EdgeEncoder(variable, 1)
+    least = [len(encoder.encode(file, as_is=True, rate=0)) for file in files]
+    tight = max(least) - 1  # one image at least does not fit, and is cut
+    arguments = ["--data", str(images), "--bundle", str(variable), "--as-is"]
+    arguments += ["--threads", "1", "--workers", "1", "--levels", "15", "0"]
+    arguments += ["--max-bytes", str(tight), "100000", "--target-bytes", "100000"]
+    assert accuracy.main([*arguments, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    low, high, cut, roomy, target = record["points"]
+    assert (low["level"], high["level"]) == (0, 15)
+    assert (low["smaller_than_before"], high["smaller_than_before"]) == (0, 0)
+    assert cut["max_bytes"] == tight
+    assert cut["most"] <= tight
+    assert cut["cut"] == sum(size > tight for size in least) >= 1
+    assert roomy["cut"] == 0
+    assert roomy["bytes"] == high["bytes"] == target["bytes"]
+    assert roomy["top1"] == high["top1"] == target["top1"]
+    assert [point.name for _, point in _points(record)] == ["level 0", "level 15"]
+    assert accuracy.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert f"at most {tight} bytes: the largest file has {cut['most']}, {cut['cut']} are" in text
+    assert "100000 bytes on average" in text
+
+
 def test_levels_of_a_fixed_rate_are_refused(
     random_bundle: Path, images: Path, capsys: Capture
 ) -> None:
     arguments = ["--data", str(images), "--bundle", str(random_bundle), "--as-is"]
-    assert accuracy.main([*arguments, "--levels", "3"]) == 1
-    assert "has one rate: leave out --levels" in capsys.readouterr().err
+    for option in ("--levels", "--max-bytes", "--target-bytes"):
+        assert accuracy.main([*arguments, option, "3"]) == 1
+        assert "has one rate" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         accuracy.main([*arguments, "--levels", "16"])
     assert accuracy.main([*arguments, "--json", "--threads", "1", "--workers", "1"]) == 0
