@@ -71,7 +71,7 @@ def _add_checkpoint_options(parser: argparse.ArgumentParser) -> None:
         metavar="L",
         help="rate weight the checkpoint was trained with, or their range "
         "(default: what the file of --checkpoint says, or its name; else that of the default "
-        "checkpoint: 1.28, for n4_lite2 0.65, for a _vr model 0.16-5.12)",
+        "checkpoint: 1.28, for n4_lite2 0.65, for a _vr model 0.16-20.48)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: bundles/MODEL")
     parser.add_argument(

@@ -2,7 +2,7 @@
 
 A fixed-rate model is trained for one rate weight, lmb. A variable-rate model is trained for a range
 of them, one for each rate level from 0 (the fewest bytes) to 15, in a geometric series. The text of
-a range is "0.16-5.12"; checkpoints and bundles carry it as their lmb.
+a range is "0.16-20.48"; checkpoints and bundles carry it as their lmb.
 
 Always holds: a larger level has a smaller weight. Commands read this before torch is imported.
 """
@@ -31,7 +31,7 @@ class LmbRange:
     """The rate weights of a variable-rate model, from `least` at level 15 to `most` at level 0."""
 
     least: float = 0.16
-    most: float = 5.12
+    most: float = 20.48
 
     def at(self, level: F) -> F:
         """The rate weight of a level, or of a tensor of levels, from 0 to 15."""
@@ -55,7 +55,7 @@ Lmb = float | LmbRange
 
 
 def parse_lmb(text: str) -> Lmb:
-    """'1.28' -> 1.28, '0.16-5.12' -> LmbRange(0.16, 5.12). Raises argparse.ArgumentTypeError."""
+    """'1.28' -> 1.28, '0.16-20.48' -> LmbRange(0.16, 20.48). Raises argparse.ArgumentTypeError."""
     with suppress(argparse.ArgumentTypeError):
         if "-" not in text[1:]:
             return _ONE(text)

@@ -62,7 +62,7 @@ Loss = Callable[[nn.Module, Tensor, Tensor, float], dict[str, Tensor]]
 
 
 def parse_model_args(text: str) -> Lmb:
-    """'bpp_lmb=1.28' -> 1.28, 'bpp_lmb=0.16-5.12' -> a range. Parsed, never evaluated."""
+    """'bpp_lmb=1.28' -> 1.28, 'bpp_lmb=0.16-20.48' -> a range. Parsed, never evaluated."""
     key, _, value = text.partition("=")
     with suppress(argparse.ArgumentTypeError):
         if key == "bpp_lmb":

@@ -170,7 +170,7 @@ def test_levels_are_spread_over_all() -> None:
 
 
 def test_the_weight_of_a_level() -> None:
-    weights = LmbRange()
+    weights = LmbRange(0.16, 5.12)
     assert weights.at(0.0) == 5.12
     assert weights.at(15.0) == pytest.approx(0.16)
     assert weights.level_of(1.28) == 6
@@ -194,7 +194,7 @@ def test_refused_weights(text: str) -> None:
 
 def test_weights_as_text() -> None:
     assert parse_lmb("1.28") == 1.28
-    assert parse_lmb("0.16-5.12") == LmbRange()
+    assert parse_lmb("0.16-20.48") == LmbRange()
     assert [lmb_text(parse_lmb(text)) for text in ("0.64", "0.05-20.48")] == ["0.64", "0.05-20.48"]
     assert settle_lmb(None, False, 1.0) == 1.0
     assert settle_lmb(None, True, 1.0) == LmbRange()
@@ -233,8 +233,9 @@ def test_it_starts_as_the_fixed_rate_checkpoint_at_its_level(
     save_model(tmp_path / "fixed.safetensors", own, {"lmb": lmb})
     own = load_model(tmp_path / "fixed.safetensors", "ours_n4")[0]
     model = build_model("ours_n4_vr", 2).eval()
-    start_from_checkpoint(model, tmp_path / "fixed.safetensors", LmbRange())
-    at = LmbRange().level_of(float(lmb)) if level is None else level
+    weights = LmbRange(0.16, 5.12)
+    start_from_checkpoint(model, tmp_path / "fixed.safetensors", weights)
+    at = weights.level_of(float(lmb)) if level is None else level
     image = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected, found = own(image), model(image, level=at)
@@ -288,7 +289,7 @@ def test_a_run_from_a_fixed_rate_checkpoint_to_one_of_all_rates(
     data: Path, backbone: Path, fixed: Path, tmp_path: Path
 ) -> None:
     small = ["--model", "ours_n4_vr", "--no-amp", "--val_size", "64", "--train_size", "32:2"]
-    more = [*small, "--model_args", "bpp_lmb=0.16-5.12"]
+    more = [*small, "--model_args", "bpp_lmb=0.16-20.48"]
     more += ["--pretrain", str(fixed), "--optimizer", "adamw", "--frozen_tail", "--bottleneck_only"]
     assert train.main(options(data, backbone, tmp_path / "run", *more)) == 0
     log = read_log(tmp_path / "run")
@@ -296,9 +297,9 @@ def test_a_run_from_a_fixed_rate_checkpoint_to_one_of_all_rates(
         assert 0 <= log[-1][f"held_out_top1_level{level}"] <= 1
     rates = [log[-1][f"held_out_estimated_bpp_level{level}"] for level in (0, 5, 10, 15)]
     assert rates == sorted(rates)
-    out = tmp_path / "run" / "lmb0.16-5.12.safetensors"
+    out = tmp_path / "run" / "lmb0.16-20.48.safetensors"
     model, metadata = load_model(out, "ours_n4_vr", backbone)
-    assert (metadata["model"], metadata["lmb"]) == ("ours_n4_vr", "0.16-5.12")
+    assert (metadata["model"], metadata["lmb"]) == ("ours_n4_vr", "0.16-20.48")
     bottleneck = model.bottleneck_layer
     assert isinstance(bottleneck, VariableBottleneck)
     start = build_model("ours_n4_vr", 2)
@@ -314,7 +315,7 @@ def test_a_run_from_a_fixed_rate_checkpoint_to_one_of_all_rates(
     at = arguments.index("bpp_lmb=0.5")
     del arguments[at - 1 : at + 1]
     assert train.main(arguments) == 0
-    second = load_model(tmp_path / "second" / "lmb0.16-5.12.safetensors", "ours_n4_vr")[0]
+    second = load_model(tmp_path / "second" / "lmb0.16-20.48.safetensors", "ours_n4_vr")[0]
     assert torch.equal(second.bottleneck_layer.log_gain, bottleneck.log_gain)
     assert not torch.equal(second.tail.fc.weight, model.tail.fc.weight)
 
@@ -323,7 +324,7 @@ def test_one_weight_for_a_variable_rate_and_a_range_for_a_fixed_one_are_refused(
     data: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for more, text in (
-        (["--model", "ours_n4_vr"], "has a range of rate weights, such as 0.16-5.12, not 0.5"),
+        (["--model", "ours_n4_vr"], "has a range of rate weights, such as 0.16-20.48, not 0.5"),
         (["--model_args", "bpp_lmb=1-2"], "give one number"),
     ):
         assert train.main(options(data, backbone, tmp_path / "run", *more)) == 1
