@@ -18,8 +18,8 @@ and with the tables of the checkpoint's entropy model, which no counts were fitt
 
 A variable-rate bundle is measured at each of --levels, --max-bytes and --target-bytes (its default
 level without them), on the same images in one pass. Its record has the figures of each in `points`.
-A point of --max-bytes also counts the cut files, which lack channels, and gives the largest file; a
-level's counts the files that have fewer bytes than at the level before.
+A point of --max-bytes also counts the cut files, which lack channels. `benchmarks/budgets.py` says
+whether budgets are held, and is faster, since it classifies nothing.
 
 Always holds: bpp counts whole feature files, headers and checksums included.
 """
@@ -164,17 +164,13 @@ def _budgets(args: argparse.Namespace) -> list[Budget]:
 def _points(answers: dict[Budget, _Answers], default: float) -> list[dict[str, Any]]:
     """The figures of each budget of a variable-rate bundle whose default level is `default`."""
     points: list[dict[str, Any]] = []
-    before: list[int] = []
     for budget, found in answers.items():
         if budget.max_bytes is not None:
-            about = {"max_bytes": budget.max_bytes, "most": max(found.sizes), "cut": found.cut}
+            about = {"max_bytes": budget.max_bytes, "cut": found.cut}
         elif budget.target_bytes is not None:
             about = {"target_bytes": budget.target_bytes}
         else:
-            smaller = sum(now < then for now, then in zip(found.sizes, before, strict=False))
-            level = default if budget.rate is None else budget.rate
-            about = {"level": level, "smaller_than_before": smaller}
-            before = found.sizes
+            about = {"level": default if budget.rate is None else budget.rate}
         points.append({**about, **_figures(found)})
     return points
 

@@ -16,18 +16,12 @@ def text(record: dict[str, Any]) -> str:
 
 
 def _asked(point: dict[str, Any]) -> str:
-    """What a point asks for, and whether it was held."""
+    """What a point asks for."""
     if "max_bytes" in point:
-        return (
-            f"at most {point['max_bytes']} bytes: the largest file has {point['most']}, "
-            f"{point['cut']} are cut"
-        )
+        return f"at most {point['max_bytes']} bytes: {point['cut']} files are cut"
     if "target_bytes" in point:
         return f"{point['target_bytes']} bytes on average"
-    smaller = point["smaller_than_before"]
-    return f"level {point['level']:g}" + (
-        f": {smaller} files smaller than at the level before" if smaller else ""
-    )
+    return f"level {point['level']:g}"
 
 
 def _figures_text(record: dict[str, Any]) -> str:
