@@ -166,7 +166,7 @@ def _points(answers: dict[Budget, _Answers], default: float) -> list[dict[str, A
     points: list[dict[str, Any]] = []
     for budget, found in answers.items():
         if budget.max_bytes is not None:
-            about = {"max_bytes": budget.max_bytes, "cut": found.cut}
+            about: dict[str, Any] = {"max_bytes": budget.max_bytes, "cut": found.cut}
         elif budget.target_bytes is not None:
             about = {"target_bytes": budget.target_bytes}
         else:
