@@ -26,6 +26,8 @@ from training.models import FeatureCompressionModel
 from .counts import Counter, Counts, CountsError, fit_tables, read_channels, read_head, understood
 from .tables import make_level_tables
 
+_LITTLE = 0.01  # of what the channel that carries most carries
+
 
 @dataclass(frozen=True)
 class LevelCounts:
@@ -119,7 +121,11 @@ def _coding(model: FeatureCompressionModel, levels: Sequence[Tables]) -> Variabl
 
 
 def channel_order(decoder: nn.Module, tables: Tables, inverse_gain: NDArray[Any]) -> list[int]:
-    """Channels by what they carry at a level, the most important first.
+    """Channels in the order in which a cut file keeps them.
+
+    Those that carry something come first, the one with the fewest bits at their head: several small
+    channels fit where the largest does not, and together say more about an image. The rest follow
+    by what they carry.
 
     A channel carries the mean square of what the decoder's first layer makes of it: that of its
     values under its table, times the sum of its squared weights there. That much the layer's output
@@ -133,10 +139,13 @@ def channel_order(decoder: nn.Module, tables: Tables, inverse_gain: NDArray[Any]
     inputs = 0 if isinstance(first, nn.ConvTranspose2d) else 1
     others = [axis for axis in range(4) if axis != inputs]
     weights = first.weight.detach().double().square().sum(others).numpy()
-    carried = []
+    carried, bits = [], []
     for cdf, offset in zip(tables.cdfs, tables.offsets, strict=True):
         frequencies = np.diff(cdf.astype(np.float64))[:-1]
         symbols = int(offset) + np.arange(len(frequencies))
         carried.append((frequencies * symbols**2).sum())
+        shares = frequencies[frequencies > 0] / frequencies.sum()
+        bits.append(-(shares * np.log2(shares)).sum())
     importance = np.array(carried) * inverse_gain.astype(np.float64) ** 2 * weights
-    return np.argsort(-importance, kind="stable").tolist()
+    little = importance < _LITTLE * importance.max()
+    return np.lexsort((np.where(little, -importance, bits), little)).tolist()

@@ -7,7 +7,7 @@ rounded, and the symbols by an inverse gain before the cloud graph takes them:
     symbols = round_half_even(latent * gain)          values = symbols * inverse_gain
 
 Between two whole levels, the logarithm of a gain is interpolated linearly. The `order` lists the
-channels by what they carry, the most important first.
+channels in the order in which a cut file keeps them.
 
 Always holds: gains are positive and finite, symbols are in -32767..32767, and a latent that is not
 finite becomes no symbol.
