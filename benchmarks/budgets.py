@@ -52,7 +52,7 @@ from runtime.errors import EdgeCloudError
 from runtime.options import number
 from training.folders import Damage, DataError
 
-MOST_BYTES = tuple(range(100, 1201, 100))
+MOST_BYTES = (51, *range(100, 1201, 100))
 TARGETS = (250, 425, 535, 700, 860, 1140)
 _LARGEST = 1 << 20  # to ask for
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks import (
     breakeven,
+    budgets,
     coder,
     contexts,
     edges,
@@ -29,8 +30,10 @@ from benchmarks import (
     serving_report,
 )
 from benchmarks.common import PROJECT, RESULTS, markdown, new_parser, read_record
+from benchmarks.curves import Point, top1_at
 from runtime.files import write_atomically
 
+_VARIABLE = "accuracy_ours_n4_vr_lmb0.16-20.48"
 PAGES = ("README.md", "docs", "benchmarks/results/README.md")
 _BLOCK = re.compile(r"(<!-- record: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -44,6 +47,7 @@ def _headline() -> str:
     rows = [
         (*_accuracy_figure(), "training.evaluate", "accuracy_ours_n4_lmb1.28"),
         (*_bytes_figure(), "rate_accuracy.py", "rate_accuracy"),
+        (*_variable_figure(), "accuracy.py", _VARIABLE),
         (*_general_figure(), "accuracy.py", "accuracy_n4_lite2_lmb0.65"),
         (*_latency_figure(), "latency.py", "latency"),
         (*_coder_figure(), "coder.py", "coder"),
@@ -75,6 +79,15 @@ def _bytes_figure() -> tuple[str, str]:
         f"bytes for one point of top-1 less than the teacher ({record['target_top1']:.1%})",
         f"{curve['bytes_at_target']:.0f}, {curve['share_of_best_codec']:.0%} of the "
         f"{codec['bytes']:,.0f} that {codec['codec']} takes",
+    )
+
+
+def _variable_figure() -> tuple[str, str]:
+    low, *_, high = read_record(_VARIABLE)["points"]
+    return (
+        f"ours_n4_vr, one checkpoint for all rates: top-1 at {low['bytes']['mean']:,.0f} and "
+        f"{high['bytes']['mean']:,.0f} bytes an image",
+        f"{low['top1']['share']:.1%}; {high['top1']['share']:.1%}",
     )
 
 
@@ -147,6 +160,38 @@ def _general() -> str:
     return markdown(heads, rows)
 
 
+def _variable() -> str:
+    """The checkpoint of all rates beside those of one, at the bytes of each of them."""
+    points = {
+        row["curve"]: [Point(**one) for one in row["points"]]
+        for row in read_record("rate_accuracy")["curves"]
+    }
+    heads = ["checkpoint of one rate", "bytes", "its top-1", "ours_n4_vr's", "difference, points"]
+    rows = []
+    for one in points["ours_n4"]:
+        ours = top1_at(points["ours_n4_vr"], one.bpp)
+        found = ["-", "-"] if ours is None else [f"{ours:.1%}", f"{100 * (ours - one.top1):+.1f}"]
+        rows.append([f"ours_n4, {one.name}", f"{one.bytes:,.0f}", f"{one.top1:.1%}", *found])
+    return markdown(heads, rows)
+
+
+def _cut() -> str:
+    """What files are worth that `max_bytes` cuts."""
+    record = read_record("cut_ours_n4_vr_lmb0.16-20.48")
+    heads = ["most bytes", "cut files", "mean bytes", "top-1", "top-5"]
+    rows = [
+        [
+            f"{one['max_bytes']}",
+            f"{one['cut']:,} of {record['images']:,}",
+            f"{one['bytes']['mean']:.0f}",
+            f"{one['top1']['share']:.1%}",
+            f"{one['top5']['share']:.1%}",
+        ]
+        for one in record["points"]
+    ]
+    return markdown(heads, rows, align="r")
+
+
 def _records() -> str:
     """Every kept record: its benchmark, machine and commit."""
     rows = []
@@ -174,6 +219,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "headline": _headline,
     "records": _records,
     "general": _general,
+    "variable": _variable,
+    "budget-levels": lambda: budgets.levels_table(read_record("budgets")),
+    "budgets": lambda: budgets.most_table(read_record("budgets")),
+    "cut": _cut,
     "latency": _latency,
     "latency-files": lambda: latency_files.file_table(read_record("latency")["rows"]),
     "coder": lambda: coder.text(read_record("coder")["results"]),

@@ -1,4 +1,4 @@
-"""n4_lite2 as a plain clone exports it: a thousand classes, through both ends."""
+"""n4_lite2 and ours_n4_vr as a plain clone exports them, through both ends."""
 
 from pathlib import Path
 
@@ -30,3 +30,28 @@ def test_a_picture_is_named_among_a_thousand(tmp_path: Path) -> None:
     assert decoder.classify(whole)[0].label == "golf ball"
     (checkpoint,) = (PROJECT / "checkpoints" / "n4_lite2").glob("*.safetensors")
     assert checkpoint.stat().st_size <= 16_000_000
+
+
+@pytest.mark.slow
+def test_one_checkpoint_for_any_number_of_bytes(tmp_path: Path) -> None:
+    out, picture = tmp_path / "ours_n4_vr", PROJECT / "docs" / "demo" / "golf_ball.jpg"
+    assert main(["ours_n4_vr", "--out", str(out)]) == 0
+    encoder, decoder = EdgeEncoder(out, threads=1), CloudDecoder(out, threads=1)
+    assert (encoder.bundle.manifest.weights, encoder.bundle.manifest.lmb) == (
+        "trained",
+        "0.16-20.48",
+    )
+    sizes = [len(encoder.encode(picture, rate=level)) for level in range(16)]
+    assert sizes == sorted(sizes)
+    assert sizes[15] > 3 * sizes[0]
+    for most in (300, 600, 1200):
+        data = encoder.encode(picture, max_bytes=most)
+        assert 0.9 * min(most, sizes[15]) < len(data) <= most
+        assert decoder.classify(data)[0].label == "golf ball"
+    # Below level 0 a file is cut, and still gives an answer.
+    assert len(encoder.encode(picture, max_bytes=51)) <= 51
+    native = EdgeEncoder(out, threads=1, provider="native", max_bytes=600)
+    assert decoder.classify(native.encode(picture))[0].label == "golf ball"
+    one_rate = PROJECT / "checkpoints" / "ours_n4" / "lmb1.28.safetensors"
+    (checkpoint,) = (PROJECT / "checkpoints" / "ours_n4_vr").glob("*.safetensors")
+    assert checkpoint.stat().st_size <= one_rate.stat().st_size
