@@ -50,8 +50,8 @@ def test_one_checkpoint_for_any_number_of_bytes(tmp_path: Path) -> None:
         assert decoder.classify(data)[0].label == "golf ball"
     # Below level 0 a file is cut, and still gives an answer.
     assert len(encoder.encode(picture, max_bytes=51)) <= 51
-    native = EdgeEncoder(out, threads=1, provider="native", max_bytes=600)
-    assert decoder.classify(native.encode(picture))[0].label == "golf ball"
+    int8 = EdgeEncoder(out, threads=1, precision="int8", max_bytes=600)
+    assert decoder.classify(int8.encode(picture))[0].label == "golf ball"
     one_rate = PROJECT / "checkpoints" / "ours_n4" / "lmb1.28.safetensors"
     (checkpoint,) = (PROJECT / "checkpoints" / "ours_n4_vr").glob("*.safetensors")
     assert checkpoint.stat().st_size <= one_rate.stat().st_size
