@@ -53,6 +53,7 @@ from runtime import CloudDecoder, EdgeEncoder
 from runtime.codec.budget import Budget
 from runtime.codec.bundle import Bundle
 from runtime.codec.feature_file import MAX_LEVEL, STEPS_PER_LEVEL, Profile, build, parse
+from runtime.codec.rates import step_of
 from runtime.errors import EdgeCloudError
 from runtime.options import number
 from runtime.tasks.classification import require_finite
@@ -154,8 +155,9 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[int]]:
 
 
 def _budgets(args: argparse.Namespace) -> list[Budget]:
-    """At which the bundle is measured, each once. Raises RateError."""
-    asked = [Budget(rate=level) for level in sorted(args.levels or ())]
+    """At which the bundle is measured, each once, levels as feature files have them."""
+    steps = sorted(step_of(level) for level in args.levels or ())
+    asked = [Budget(rate=step / STEPS_PER_LEVEL) for step in steps]
     asked += [Budget(max_bytes=most) for most in args.max_bytes or ()]
     asked += [Budget(target_bytes=target) for target in args.target_bytes or ()]
     return list(dict.fromkeys(asked or [Budget()]))

@@ -35,7 +35,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_record_has_all_levels(variable: Path, images: Path, capsys: Capture) -> None:
     arguments = ["--data", str(images), "--bundle", str(variable), "--as-is"]
     arguments += ["--threads", "1", "--workers", "1"]
-    assert accuracy.main([*arguments, "--json", "--levels", "0", "7.5", "15"]) == 0
+    assert accuracy.main([*arguments, "--json", "--levels", "0", "7.51", "7.5", "15"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert [point["level"] for point in record["points"]] == [0, 7.5, 15]
     assert record["images"] == 4
