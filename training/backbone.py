@@ -8,6 +8,8 @@
 DIR has one folder of images per class. The result, RUN/resnet50.safetensors, has torchvision's keys
 and is for `python -m training.train --backbone`. A stopped run resumes as one of training.train.
 With --teacher the labels are soft ones, those that a better classifier gives (soft_labels.py).
+With --frozen_start only the tail is trained; with --behind it learns to serve bottlenecks too
+(shared_tail.py).
 
 Always holds: the classifier has as many classes as DIR; a pretrained one with another number is
 replaced by a new one.
@@ -44,11 +46,13 @@ from .options import (
     shrink_to_smoke,
 )
 from .run import Training, run_epochs
+from .shared_tail import FrozenStart, read_bottlenecks
 from .soft_labels import SoftLabels, read_soft_labels
 from .teachers import load_imagenet_teacher, load_teacher
 from .team import Team, assemble, settle_precision
 
 _TEMPERATURE, _MIX = 2.0, 0.5  # with --teacher
+_DECODED = 0.5  # with --behind
 
 Loss = Callable[[nn.Module, Tensor, Tensor, float], dict[str, Tensor]]
 
@@ -69,6 +73,25 @@ def _parser() -> argparse.ArgumentParser:
         help="learning rate of AdamW (default: 2e-3; with --pretrain 2e-4)",
     )
     add("--label_smoothing", type=number(float, 0, 1), default=0.1, help="default: 0.1")
+    add(
+        "--frozen_start",
+        action="store_true",
+        help="keep the layers that a bottleneck replaces (up to layer1) as they are in --pretrain: "
+        "bottlenecks that were trained for that file then fit the new one too",
+    )
+    add(
+        "--behind",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="with --frozen_start: checkpoints whose bottlenecks the tail serves too",
+    )
+    add(
+        "--decoded",
+        type=number(float, 0, 1, "a part"),
+        help="with --behind: part of the crops whose features a bottleneck decodes (default: "
+        f"{_DECODED:g})",
+    )
     _add_teacher(parser)
     add_run_options(
         parser, epochs=17, batch_size=64, train_size="96:8,128:6,160:3", wdecay=0.02, crop_area=0.35
@@ -109,12 +132,29 @@ def _add_teacher(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _settle_teacher(args: argparse.Namespace) -> None:
-    """Set the options of --teacher to their defaults, or remove them all if there is none.
+def _settle(args: argparse.Namespace) -> None:
+    """Set the options of --teacher and --behind to their defaults, or remove those of no use.
 
-    The recipe of a run without a teacher stays the one that earlier versions recorded. Raises
-    TrainingError if an option is given without the teacher that it is for.
+    The recipe of a run without them stays the one that earlier versions recorded. Raises
+    TrainingError if an option is given without the one that it is for.
     """
+    if args.frozen_start and not args.pretrain:
+        raise TrainingError(
+            "--frozen_start keeps layers of --pretrain: name that file, or imagenet"
+        )
+    if args.behind and not args.frozen_start:
+        raise TrainingError(
+            "--behind is for a tail behind the start that bottlenecks were trained for: "
+            "give --frozen_start"
+        )
+    if args.behind:
+        args.decoded = _DECODED if args.decoded is None else args.decoded
+    elif args.decoded is not None:
+        raise TrainingError("--decoded is for bottlenecks: name their checkpoints with --behind")
+    else:
+        del args.behind, args.decoded
+    if not args.frozen_start:
+        del args.frozen_start
     of_teacher = ("weights", "teacher_size", "temperature", "mix")
     given = [name for name in of_teacher if getattr(args, name) is not None]
     if args.teacher:
@@ -127,13 +167,14 @@ def _settle_teacher(args: argparse.Namespace) -> None:
             delattr(args, name)
 
 
-def _start(pretrain: str | None, data: Data) -> tuple[ResNet, Data]:
+def _start(pretrain: str | None, data: Data, frozen: bool = False) -> tuple[ResNet, Data]:
     """A ResNet-50 for the data's classes, with random or pretrained weights, and the data.
 
-    The data's classes are put in the pretrained order if they are the same classes.
+    The data's classes are put in the pretrained order if they are the same classes. If `frozen`,
+    only the tail is to be trained.
     """
     classes = len(data.labels)
-    net = resnet50(weights=None, num_classes=classes)
+    net = FrozenStart(classes) if frozen else resnet50(weights=None, num_classes=classes)
     if pretrain:
         teacher = (
             load_imagenet_teacher("--pretrain")
@@ -157,9 +198,8 @@ def _start(pretrain: str | None, data: Data) -> tuple[ResNet, Data]:
 
 def _optimizer(net: ResNet, args: argparse.Namespace) -> torch.optim.Optimizer:
     """AdamW, without decay of normalisations and biases."""
-    weights, others = (
-        [p for p in net.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False)
-    )
+    trained = [p for p in net.parameters() if p.requires_grad]
+    weights, others = ([p for p in trained if (p.ndim > 1) == wide] for wide in (True, False))
     groups = [
         {"params": weights, "weight_decay": args.wdecay},
         {"params": others, "weight_decay": 0.0},
@@ -182,7 +222,10 @@ def _teacher(args: argparse.Namespace, team: Team, data: Data) -> SoftLabels | N
 
 
 def _loss(args: argparse.Namespace, soft: SoftLabels | None) -> Loss:
-    """Cross-entropy with the labels, or the divergence from the teacher's soft ones."""
+    """Cross-entropy with the labels, or the divergence from the teacher's soft ones.
+
+    That is the divergence over all of the teacher's classes and over the run's alone, summed.
+    """
 
     def hard(student: nn.Module, image: Tensor, label: Tensor, _: float) -> dict[str, Tensor]:
         logits = student(image).float()
@@ -191,9 +234,12 @@ def _loss(args: argparse.Namespace, soft: SoftLabels | None) -> Loss:
     def taught(student: nn.Module, image: Tensor, _: Tensor, __: float) -> dict[str, Tensor]:
         assert soft is not None
         image = blended(image, args.mix)
-        ours, theirs = student(image).float(), soft.logits(image).float()
+        ours, theirs = student(image).float(), soft.all_logits(image).float()
+        among_all = divergence(ours, theirs, args.temperature)
+        ours, theirs = ours[:, soft.classes], theirs[:, soft.classes]
+        among_own = divergence(ours, theirs, args.temperature)
         agreed = (ours.argmax(1) == theirs.argmax(1)).float().mean()
-        return {"loss": divergence(ours, theirs, args.temperature), "agreement": agreed}
+        return {"loss": among_all + among_own, "among_own": among_own, "agreement": agreed}
 
     return taught if soft else hard
 
@@ -204,7 +250,7 @@ def train(args: argparse.Namespace) -> Path:
     Raises TrainingError, DataError, CheckpointError, OSError.
     """
     shrink_to_smoke(args)
-    _settle_teacher(args)
+    _settle(args)
     with assemble(args.device) as team:
         return _train(args, team)
 
@@ -217,18 +263,34 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     data, damage = read_data(args), Damage(args.skip_damaged)
     settle_precision(args, team)
     torch.manual_seed(args.fixseed)
-    net, data = _start(args.pretrain, data)
+    net, data = _start(args.pretrain, data, "frozen_start" in args)
     soft = _teacher(args, team, data)
+    if soft:
+        net.fc = soft.widen(net.fc)
     net.to(team.device)
+    if isinstance(net, FrozenStart):
+        net.behind = read_bottlenecks(getattr(args, "behind", []), team.device)
+        net.share = getattr(args, "decoded", 0.0)
     held_out = data.held_out(args)
     optimizer = _optimizer(net, args)
 
     def judge(judged: nn.Module) -> dict[str, float]:
-        return (
-            {"top1": top1(held_out, judged.eval(), 50, team.device, args.amp, damage)}
-            if args.held_out
-            else {}
-        )
+        if not args.held_out:
+            return {}
+        judged.eval()
+        classes = soft.classes if soft else slice(None)
+
+        def right(logits: Callable[[Tensor], Tensor]) -> float:
+            def own(image: Tensor) -> Tensor:
+                return logits(image)[:, classes]
+
+            return top1(held_out, own, 50, team.device, args.amp, damage)
+
+        found = {"top1": right(judged)}
+        if isinstance(judged, FrozenStart):
+            for index, bottleneck in enumerate(judged.behind, 1):
+                found[f"top1_behind_{index}"] = right(judged.through(bottleneck))
+        return found
 
     if soft and team.leads and args.held_out:
         share = top1(held_out, soft.logits, 50, team.device, args.amp, damage)
@@ -236,6 +298,8 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     crops = partial(data.training, args, augment=COLOUR if soft else ())
     training = Training(data.summary(), crops, _loss(args, soft), judge)
     kept = cast(ResNet, run_epochs(args, team, run, training, net, optimizer, damage))
+    if soft:
+        kept.fc = soft.narrow(kept.fc)
     if team.leads:
         about = {"labels": json.dumps(data.labels), "recipe": shared_recipe(args, team.processes)}
         if soft:

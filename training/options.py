@@ -21,7 +21,7 @@ MOST_EPOCHS = 100_000
 MOST_LR = 1_000_000
 
 # Options whose values are recorded by content, not by name.
-INPUTS = ("data", "backbone", "weights", "pretrain", "teacher")
+INPUTS = ("data", "backbone", "weights", "pretrain", "teacher", "behind")
 
 _NOT_RECIPE = {
     *("run_dir", "resume", "out", "workers", "labels", "device", "ddp_find", "eval_first"),
@@ -317,6 +317,7 @@ def check_outputs(args: argparse.Namespace, run: Path, out: Path) -> None:
     Raises OutputError.
     """
     check_output_folder(run)
+    given = [value for key in ("labels", *INPUTS[1:]) if (value := getattr(args, key, None))]
     check_checkpoint_output(
-        out, [file for key in ("labels", *INPUTS[1:]) if (file := getattr(args, key, None))]
+        out, [file for one in given for file in (one if isinstance(one, list) else [one])]
     )

@@ -1,7 +1,8 @@
-"""Store the weights of a checkpoint's tail in eight bits: about half the file.
+"""Store a checkpoint in less: its tail in eight bits, about half the file, or without its tail.
 
     python -m training.shrink checkpoints/ours_n4/lmb1.28.safetensors --out small.safetensors
     python -m training.shrink runs/backbone/resnet50.safetensors --out small.safetensors
+    python -m training.shrink FILE --backbone small.safetensors --out bottleneck.safetensors
 
 FILE is a model of any backbone, or a whole classifier such as a teacher. Each row of a convolution
 or linear layer (the weights of one output channel) becomes int8 values and one float32 scale.
@@ -9,7 +10,9 @@ weights.py describes the layout, and every command reads it.
 
 Always holds: all other tensors, and with them the whole bottleneck, are stored as FILE stores them.
 So the fingerprint, the tables and feature files stay what they are. With --bottleneck the encoder
-and decoder are stored in eight bits too, which makes it another bottleneck.
+and decoder are stored in eight bits too, which makes it another bottleneck. With --backbone the
+bottleneck alone is written, and its tail is that of another file from then on: of a ResNet-50 that
+`training.backbone --behind` trained to serve it.
 """
 
 import argparse
@@ -23,12 +26,15 @@ from torch import Tensor
 
 from .checkpoint import (
     BOTTLENECK,
+    CheckpointKeysError,
     NonFiniteCheckpointError,
     check_checkpoint_output,
+    classes_of,
     tail_sha256,
 )
 from .command import command, say
 from .files import write_atomically
+from .labels import stored_labels
 from .weights import (
     EIGHT_BITS,
     EIGHT_BITS_VERSION,
@@ -40,6 +46,10 @@ from .weights import (
 )
 
 _MOST = 127  # of an int8 value, either way
+
+
+class OtherClassesError(CheckpointError):
+    """A backbone whose classes are not those of the checkpoint, in the same order."""
 
 
 class NothingToShrinkError(CheckpointError):
@@ -79,6 +89,36 @@ def shrink(state: dict[str, Tensor], bottleneck: bool = False) -> dict[str, Tens
     return found
 
 
+def in_front_of(
+    backbone: Path, checkpoint: Path, state: dict[str, Tensor], metadata: dict[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The bottleneck alone, and metadata that name the tail of `backbone` as its tail.
+
+    Raises NothingToShrinkError, OtherClassesError, CheckpointErrors, FileNotFoundError.
+    """
+    found = {key: value for key, value in state.items() if key.startswith(BOTTLENECK)}
+    if not found:
+        raise NothingToShrinkError(f"{checkpoint} has no bottleneck: --backbone is for a model")
+    theirs, about = read_state_dict(backbone)
+    classes = classes_of(theirs, str(backbone))
+    strange = [key for key in state if key not in found and key not in theirs and "num_" not in key]
+    if strange:
+        raise CheckpointKeysError(
+            f"{checkpoint} has a tail of another network than {backbone}: it has {strange[0]}"
+        )
+    had = classes_of(theirs | state, str(checkpoint))
+    if had != classes:
+        raise OtherClassesError(f"{checkpoint} has {had} classes, and {backbone} has {classes}")
+    own, others = (stored_labels(one, classes) for one in (metadata, about))
+    if own and others and own != others:
+        raise OtherClassesError(
+            f"{backbone} has other classes than {checkpoint}, or in another order: "
+            f"{', '.join(others[:3])}, and not {', '.join(own[:3])}"
+        )
+    named = {"backbone": backbone.name, "backbone_sha256": tail_sha256(theirs)}
+    return found, metadata | named
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.shrink", description=(__doc__ or "").split("\n\n")[0]
@@ -92,27 +132,48 @@ def _parser() -> argparse.ArgumentParser:
         help="store the encoder and decoder in eight bits too: this changes the fingerprint, so "
         "bundles, feature files, counts and ranges of FILE do not fit the smaller one",
     )
+    add(
+        "--backbone",
+        type=Path,
+        metavar="RESNET50",
+        help="write the bottleneck alone: from now on its tail is that of this file, which has to "
+        "lie beside it or one folder up",
+    )
     add("--version", action="version", version=f"%(prog)s {version('edgecloud-features')}")
     return parser
+
+
+def _in_eight_bits(checkpoint: Path, bottleneck: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if EIGHT_BITS in read_metadata(checkpoint):
+        raise NothingToShrinkError(
+            f"{checkpoint} already stores weights in eight bits: shrink the file that it is of"
+        )
+    state, metadata = read_state_dict(checkpoint)
+    tensors = shrink(state, bottleneck)
+    if len(tensors) == len(state):
+        raise NothingToShrinkError(
+            f"{checkpoint} has no tail, only a bottleneck: shrink its backbone's file"
+        )
+    about = {EIGHT_BITS: EIGHT_BITS_VERSION, TAIL_SHA256: tail_sha256(state)}
+    return tensors, metadata | about
 
 
 @command("training.shrink")
 def main(argv: list[str] | None = None) -> int:
     """Run the command; gives its exit status."""
     args = _parser().parse_args(argv)
-    check_checkpoint_output(args.out, [args.checkpoint])
-    if EIGHT_BITS in read_metadata(args.checkpoint):
-        raise NothingToShrinkError(
-            f"{args.checkpoint} already stores weights in eight bits: shrink the file that it is of"
+    check_checkpoint_output(
+        args.out, [args.checkpoint, *([args.backbone] if args.backbone else [])]
+    )
+    if args.backbone:
+        if args.bottleneck:
+            raise NothingToShrinkError("--backbone keeps the bottleneck: leave out --bottleneck")
+        tensors, about = in_front_of(
+            args.backbone, args.checkpoint, *read_state_dict(args.checkpoint)
         )
-    state, metadata = read_state_dict(args.checkpoint)
-    tensors = shrink(state, args.bottleneck)
-    if len(tensors) == len(state):
-        raise NothingToShrinkError(
-            f"{args.checkpoint} has no tail, only a bottleneck: shrink its backbone's file"
-        )
-    about = {EIGHT_BITS: EIGHT_BITS_VERSION, TAIL_SHA256: tail_sha256(state)}
-    write_atomically(args.out, save(tensors, metadata | about))
+    else:
+        tensors, about = _in_eight_bits(args.checkpoint, args.bottleneck)
+    write_atomically(args.out, save(tensors, about))
     before, after = (file.stat().st_size for file in (args.checkpoint, args.out))
     say(f"wrote {args.out}, {after:,} bytes instead of {before:,}", sys.stdout)
     return 0

@@ -59,13 +59,20 @@ def identity_of(args: argparse.Namespace, processes: int, data: str) -> dict[str
     """
     found = recipe(args, processes) | {"data": data}
     for key in INPUTS[1:]:
-        file = getattr(args, key, None)
-        if file is not None and Path(file).is_file():
-            with open(file, "rb") as opened:
-                found[key] = f"sha256 {hashlib.file_digest(opened, 'sha256').hexdigest()}"
+        given = getattr(args, key, None)
+        if isinstance(given, list):
+            found[key] = ", ".join(map(_by_content, given))
         elif hasattr(args, key):
-            found[key] = str(file)
+            found[key] = _by_content(given)
     return found
+
+
+def _by_content(given: str | Path | None) -> str:
+    """A file as its hash, anything else as its text."""
+    if given is None or not Path(given).is_file():
+        return str(given)
+    with open(given, "rb") as opened:
+        return f"sha256 {hashlib.file_digest(opened, 'sha256').hexdigest()}"
 
 
 def save(file: Path, identity: dict[str, str], log: list[dict[str, Any]], learner: Learner) -> None:

@@ -8,10 +8,13 @@ from torchvision.models import resnet50
 from training_runs import options, picture, read_log, spoil
 
 from training import backbone, train
-from training.checkpoint import save_state
+from training.checkpoint import save_model, save_state
 from training.folders import class_folder
 from training.labelled import Data
+from training.models import build_random_model
+from training.shared_tail import FrozenStart
 from training.teachers import load_teacher
+from training.weights import read_state_dict
 
 
 @pytest.mark.slow
@@ -140,3 +143,85 @@ def test_a_fine_tuned_backbone_keeps_the_order_of_its_classes(root: Path) -> Non
         "cat",
         "dog",
     ]
+
+
+@pytest.fixture
+def start(root: Path) -> Path:
+    """A ResNet-50 of root's classes with RANDOM weights."""
+    file = root.parent / "start.safetensors"
+    torch.manual_seed(0)
+    save_state(file, resnet50(weights=None, num_classes=2).state_dict(), {})
+    return file
+
+
+def test_a_frozen_start_stays_and_the_tail_learns_behind_bottlenecks(
+    root: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / f"{name}.safetensors" for name in ("ours_n0", "ours_n4_vr")]
+    for file in files:
+        save_model(file, build_random_model(file.stem, 2), {"model": file.stem})
+    run = ["--data", str(root), "--pretrain", str(start), "--smoke", "--run_dir"]
+    serve = ["--frozen_start", "--behind", *map(str, files), "--decoded", "1"]
+    assert backbone.main([*run, str(tmp_path / "run"), *serve, "--ema"]) == 0
+    (record,) = read_log(tmp_path / "run")
+    assert {"held_out_top1", "held_out_top1_behind_1", "held_out_top1_behind_2"} <= record.keys()
+    before = read_state_dict(start)[0]
+    after = read_state_dict(tmp_path / "run" / "resnet50.safetensors")[0]
+    assert before.keys() == after.keys()
+    frozen = ("conv1.", "bn1.", "layer1.")
+    for key, value in before.items():
+        same = torch.equal(value.half(), after[key].half())
+        assert same or not key.startswith(frozen), key
+    assert not torch.equal(before["layer2.0.conv1.weight"], after["layer2.0.conv1.weight"])
+    # Its bottlenecks belong to what the run is.
+    save_model(files[0], build_random_model("ours_n0", 2, seed=1), {"model": "ours_n0"})
+    assert backbone.main([*run, str(tmp_path / "run"), *serve, "--ema"]) == 1
+    assert "behind sha256" in capsys.readouterr().err
+
+
+def test_part_of_the_features_are_a_bottlenecks(root: Path) -> None:
+    net = FrozenStart(2).train()
+    bottleneck = build_random_model("ours_n0", 2).bottleneck_layer
+    net.behind, net.share = [bottleneck], 0.25
+    seen = []
+    net.layer2.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    image = torch.randn(4, 3, 32, 32)
+    net(image)
+    start = torch.nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1)
+    with torch.no_grad():
+        decoded, features = bottleneck.decode(bottleneck.symbols(image)), start(image)
+        assert torch.allclose(seen[0], torch.cat([decoded[:1], features[1:]]), atol=1e-4)
+        net.eval()(image)
+        assert torch.allclose(seen[1], features, atol=1e-4)
+        net.through(bottleneck)(image)
+        assert torch.allclose(seen[2], decoded, atol=1e-4)
+    assert not net.conv1.weight.requires_grad
+    assert not any("behind" in key for key in net.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--frozen_start"], "--frozen_start keeps layers of --pretrain"),
+        (["--behind", "x.safetensors"], "give --frozen_start"),
+        (["--decoded", "0.5"], "--decoded is for bottlenecks"),
+        (["START", "--behind", "/nowhere.pt"], "no checkpoint at /nowhere.pt"),
+        (["START", "--behind", "own", "--out", "own"], "would replace the input"),
+    ],
+)
+def test_refused_bottlenecks(
+    root: Path,
+    start: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    text: str,
+) -> None:
+    own = tmp_path / "own.safetensors"
+    save_model(own, build_random_model("ours_n0", 2), {"model": "ours_n0"})
+    given = [str(own) if one == "own" else one for one in more]
+    if given[0] == "START":
+        given[:1] = ["--frozen_start", "--pretrain", str(start)]
+    run = ["--data", str(root), "--smoke", "--run_dir", str(tmp_path / "run")]
+    assert backbone.main([*run, *given]) == 1
+    assert text in capsys.readouterr().err

@@ -244,3 +244,58 @@ def test_a_file_of_torch_save_is_shrunk_with_its_labels(tmp_path: Path, capsys: 
     found, about = read_state_dict(out)
     assert json.loads(about["labels"]) == ["a", "b", "c"]
     assert torch.allclose(found["fc.weight"], weight, atol=0.02)
+
+
+def test_a_model_takes_the_tail_of_another_file(
+    pair: tuple[Path, Path], teachers: tuple[Path, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "ours_n0").mkdir()
+    (tmp_path / "teacher.safetensors").write_bytes(teachers[1].read_bytes())
+    alone = tmp_path / "ours_n0" / "lmb0.5.safetensors"
+    whole, about = load_model(pair[0], "ours_n0")
+    # A tail in eight bits is left out as another is, and a bottleneck alone gets its new tail.
+    for file in (*pair, alone):
+        assert shrink.main([str(file), "--backbone", str(teachers[1]), "--out", str(alone)]) == (
+            1 if file == alone else 0
+        )
+    assert "would replace the input" in capsys.readouterr().err
+    assert alone.stat().st_size < 0.3 * pair[1].stat().st_size
+    found, named = load_model(alone, "ours_n0")
+    assert bottleneck_sha256(found) == bottleneck_sha256(whole)
+    assert {key: named[key] for key in about} == about
+    tail = read_state_dict(teachers[1])[0]
+    assert torch.equal(found.tail.fc.weight, tail["fc.weight"])
+    again = tmp_path / "again.safetensors"
+    assert shrink.main([str(alone), "--backbone", str(teachers[0]), "--out", str(again)]) == 0
+    assert torch.equal(
+        load_model(again, "ours_n0", teachers[0])[0].tail.fc.weight,
+        read_state_dict(teachers[0])[0]["fc.weight"].float(),
+    )
+    with pytest.raises(BackboneError, match="another backbone"):
+        load_model(alone, "ours_n0", teachers[0])
+
+
+def test_a_tail_that_does_not_fit_is_refused(
+    pair: tuple[Path, Path], teachers: tuple[Path, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    state, _ = read_state_dict(teachers[0])
+    turned, three = tmp_path / "turned.safetensors", tmp_path / "three.safetensors"
+    save_state(turned, state, {"labels": '["light", "dark"]'})
+    save_state(three, state | {"fc.weight": torch.ones(3, 2048), "fc.bias": torch.ones(3)}, {})
+    other = tmp_path / "other.safetensors"
+    save_file(read_state_dict(pair[0])[0] | {"blocks.0.weight": torch.ones(2)}, other)
+    out = tmp_path / "out.safetensors"
+    for file, backbone, more, text in (
+        (pair[0], turned, [], "has other classes than"),
+        (pair[0], three, [], "has 2 classes, and"),
+        (other, teachers[0], [], "a tail of another network than"),
+        (teachers[0], teachers[1], [], "has no bottleneck"),
+        (pair[0], pair[0], [], "would replace the input"),
+        (pair[0], teachers[0], ["--bottleneck"], "leave out --bottleneck"),
+        (pair[0], Path("/nowhere.pt"), [], "no checkpoint at /nowhere.pt"),
+    ):
+        where = backbone if text == "would replace the input" else out
+        command = [str(file), "--backbone", str(backbone), "--out", str(where), *more]
+        assert shrink.main(command) == 1
+        assert text in capsys.readouterr().err
+    assert not out.exists()
