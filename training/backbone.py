@@ -222,10 +222,7 @@ def _teacher(args: argparse.Namespace, team: Team, data: Data) -> SoftLabels | N
 
 
 def _loss(args: argparse.Namespace, soft: SoftLabels | None) -> Loss:
-    """Cross-entropy with the labels, or the divergence from the teacher's soft ones.
-
-    That is the divergence over all of the teacher's classes and over the run's alone, summed.
-    """
+    """Cross-entropy with the labels, or the divergence from the teacher's soft ones."""
 
     def hard(student: nn.Module, image: Tensor, label: Tensor, _: float) -> dict[str, Tensor]:
         logits = student(image).float()
@@ -234,12 +231,9 @@ def _loss(args: argparse.Namespace, soft: SoftLabels | None) -> Loss:
     def taught(student: nn.Module, image: Tensor, _: Tensor, __: float) -> dict[str, Tensor]:
         assert soft is not None
         image = blended(image, args.mix)
-        ours, theirs = student(image).float(), soft.all_logits(image).float()
-        among_all = divergence(ours, theirs, args.temperature)
-        ours, theirs = ours[:, soft.classes], theirs[:, soft.classes]
-        among_own = divergence(ours, theirs, args.temperature)
+        ours, theirs = student(image).float(), soft.logits(image).float()
         agreed = (ours.argmax(1) == theirs.argmax(1)).float().mean()
-        return {"loss": among_all + among_own, "among_own": among_own, "agreement": agreed}
+        return {"loss": divergence(ours, theirs, args.temperature), "agreement": agreed}
 
     return taught if soft else hard
 
@@ -265,8 +259,6 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     torch.manual_seed(args.fixseed)
     net, data = _start(args.pretrain, data, "frozen_start" in args)
     soft = _teacher(args, team, data)
-    if soft:
-        net.fc = soft.widen(net.fc)
     net.to(team.device)
     if isinstance(net, FrozenStart):
         net.behind = read_bottlenecks(getattr(args, "behind", []), team.device)
@@ -278,13 +270,9 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
         if not args.held_out:
             return {}
         judged.eval()
-        classes = soft.classes if soft else slice(None)
 
         def right(logits: Callable[[Tensor], Tensor]) -> float:
-            def own(image: Tensor) -> Tensor:
-                return logits(image)[:, classes]
-
-            return top1(held_out, own, 50, team.device, args.amp, damage)
+            return top1(held_out, logits, 50, team.device, args.amp, damage)
 
         found = {"top1": right(judged)}
         if isinstance(judged, FrozenStart):
@@ -298,8 +286,6 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     crops = partial(data.training, args, augment=COLOUR if soft else ())
     training = Training(data.summary(), crops, _loss(args, soft), judge)
     kept = cast(ResNet, run_epochs(args, team, run, training, net, optimizer, damage))
-    if soft:
-        kept.fc = soft.narrow(kept.fc)
     if team.leads:
         about = {"labels": json.dumps(data.labels), "recipe": shared_recipe(args, team.processes)}
         if soft:

@@ -1,10 +1,9 @@
 """Soft labels: what a whole classifier gives for the training images, among a run's own classes.
 
 The teacher may know more classes than the run has, as ImageNet's classifiers do. Its classes are
-found by their labels (labels.py). The student learns the teacher's probabilities for the very crop
-that it sees itself, blended crops included: with many crops and enough epochs it comes close to the
-teacher (Beyer et al. 2022, arXiv 2106.05237). While it learns it has all of the teacher's classes,
-because those of the run alone say little where the teacher is sure of one; it keeps the run's.
+found by their labels (labels.py), and its logits for all others are left out. The student learns
+the teacher's probabilities for the very crop that it sees itself, blended crops included: with many
+crops and enough epochs it comes close to the teacher (Beyer et al. 2022, arXiv 2106.05237).
 
 Always holds: each class of the run is one of the teacher's, and no two are the same one.
 """
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from .command import TrainingError, say
@@ -45,13 +44,9 @@ class SoftLabels:
     classes: list[int]
     side: int | None
 
-    def logits(self, image: Tensor) -> Tensor:
-        """Images float [N, 3, H, W], normalised for ImageNet -> logits [N, the run's classes]."""
-        return self.all_logits(image)[:, self.classes]
-
     @torch.no_grad()
-    def all_logits(self, image: Tensor) -> Tensor:
-        """The same images -> logits [N, the teacher's classes]."""
+    def logits(self, image: Tensor) -> Tensor:
+        """Images float [N, 3, H, W], normalised for ImageNet -> logits [N, classes]."""
         if self.side and image.shape[2:] != (self.side, self.side):
             image = interpolate(image, (self.side, self.side), mode="bilinear", antialias=True)
         theirs = self.teacher.normalisation
@@ -60,22 +55,7 @@ class SoftLabels:
             scale, shift = wide / std, (own - mean) / std
             image = image * scale.to(image.device) + shift.to(image.device)
         found: Tensor = self.teacher.backbone(image)
-        return found
-
-    def widen(self, last: nn.Linear) -> nn.Linear:
-        """A last layer for all of the teacher's classes; the run's keep the rows of `last`."""
-        wide = nn.Linear(last.in_features, self.teacher.classes)
-        with torch.no_grad():
-            wide.weight[self.classes], wide.bias[self.classes] = last.weight, last.bias
-        return wide
-
-    def narrow(self, wide: nn.Linear) -> nn.Linear:
-        """The last layer for the run's classes alone."""
-        last = nn.Linear(wide.in_features, len(self.classes))
-        with torch.no_grad():
-            last.weight.copy_(wide.weight[self.classes])
-            last.bias.copy_(wide.bias[self.classes])
-        return last
+        return found[:, self.classes]
 
     def check_sizes(self, sides: Iterable[int]) -> None:
         """Refuse a teacher that does not take images of `sides`. Raises TeacherSizeError."""
