@@ -74,11 +74,18 @@ class FrozenStart(ResNet):
 def read_bottlenecks(files: Iterable[Path], device: torch.device) -> list[Bottleneck]:
     """The bottlenecks of checkpoints that say their model, on `device`, without gradients.
 
-    Raises TrainingError if one belongs to another backbone, FileNotFoundError, CheckpointErrors.
+    Raises TrainingError if one says no model or has another backbone, FileNotFoundError,
+    CheckpointErrors.
     """
     found = []
     for file in files:
-        model, _ = load_model(file, read_metadata(file).get("model", ""))
+        name = read_metadata(file).get("model")
+        if name is None:
+            raise TrainingError(
+                f"{file} does not say which model it is of, as published files do not: "
+                "name checkpoints that training.train wrote"
+            )
+        model, _ = load_model(file, name)
         if model.spec.backbone != RESNET50:
             raise TrainingError(
                 f"{file} has another backbone than ResNet-50 cut at layer1: "

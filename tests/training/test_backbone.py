@@ -16,6 +16,8 @@ from training.shared_tail import FrozenStart
 from training.teachers import load_teacher
 from training.weights import read_state_dict
 
+LITE2 = Path(__file__).parents[2] / "checkpoints" / "n4_lite2" / "lmb0.65.safetensors"
+
 
 @pytest.mark.slow
 def test_a_backbone_of_ones_own_teaches_a_model(
@@ -207,6 +209,8 @@ def test_part_of_the_features_are_a_bottlenecks(root: Path) -> None:
         (["--decoded", "0.5"], "--decoded is for bottlenecks"),
         (["START", "--behind", "/nowhere.pt"], "no checkpoint at /nowhere.pt"),
         (["START", "--behind", "own", "--out", "own"], "would replace the input"),
+        (["START", "--behind", "START"], "does not say which model it is of"),
+        (["START", "--behind", str(LITE2)], "has another backbone than ResNet-50 cut at layer1"),
     ],
 )
 def test_refused_bottlenecks(
@@ -219,9 +223,10 @@ def test_refused_bottlenecks(
 ) -> None:
     own = tmp_path / "own.safetensors"
     save_model(own, build_random_model("ours_n0", 2), {"model": "ours_n0"})
-    given = [str(own) if one == "own" else one for one in more]
-    if given[0] == "START":
-        given[:1] = ["--frozen_start", "--pretrain", str(start)]
+    files = {"own": str(own), "START": str(start)}
+    given = [files.get(one, one) for one in more]
+    if more[0] == "START":
+        given = ["--frozen_start", "--pretrain", *given]
     run = ["--data", str(root), "--smoke", "--run_dir", str(tmp_path / "run")]
     assert backbone.main([*run, *given]) == 1
     assert text in capsys.readouterr().err
