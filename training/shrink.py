@@ -16,6 +16,7 @@ bottleneck alone is written, and its tail is that of another file from then on: 
 """
 
 import argparse
+import json
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,7 @@ from .checkpoint import (
 from .command import command, say
 from .files import write_atomically
 from .labels import stored_labels
+from .teachers import load_teacher
 from .weights import (
     EIGHT_BITS,
     EIGHT_BITS_VERSION,
@@ -99,24 +101,35 @@ def in_front_of(
     found = {key: value for key, value in state.items() if key.startswith(BOTTLENECK)}
     if not found:
         raise NothingToShrinkError(f"{checkpoint} has no bottleneck: --backbone is for a model")
-    theirs, about = read_state_dict(backbone)
-    classes = classes_of(theirs, str(backbone))
-    strange = [key for key in state if key not in found and key not in theirs and "num_" not in key]
+    teacher = load_teacher(backbone)
+    theirs = teacher.backbone.state_dict()
+    strange = [key for key in state if key not in found and key not in theirs]
     if strange:
         raise CheckpointKeysError(
             f"{checkpoint} has a tail of another network than {backbone}: it has {strange[0]}"
         )
-    had = classes_of(theirs | state, str(checkpoint))
-    if had != classes:
-        raise OtherClassesError(f"{checkpoint} has {had} classes, and {backbone} has {classes}")
-    own, others = (stored_labels(one, classes) for one in (metadata, about))
-    if own and others and own != others:
+    had = _label_count(metadata) or classes_of(theirs | state, str(checkpoint))
+    if had != teacher.classes:
+        raise OtherClassesError(
+            f"{checkpoint} has {had} classes, and {backbone} has {teacher.classes}"
+        )
+    own = stored_labels(metadata, had)
+    if own and teacher.labels and own != teacher.labels:
         raise OtherClassesError(
             f"{backbone} has other classes than {checkpoint}, or in another order: "
-            f"{', '.join(others[:3])}, and not {', '.join(own[:3])}"
+            f"{', '.join(teacher.labels[:3])}, and not {', '.join(own[:3])}"
         )
     named = {"backbone": backbone.name, "backbone_sha256": tail_sha256(theirs)}
     return found, metadata | named
+
+
+def _label_count(metadata: dict[str, str]) -> int:
+    """How many labels a checkpoint's metadata has; 0 if it has none."""
+    try:
+        labels = json.loads(metadata.get("labels", "null"))
+    except ValueError:
+        return 0
+    return len(labels) if isinstance(labels, list) else 0
 
 
 def _parser() -> argparse.ArgumentParser:

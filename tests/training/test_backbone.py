@@ -195,7 +195,10 @@ def test_part_of_the_features_are_a_bottlenecks(root: Path) -> None:
         assert torch.allclose(seen[0], torch.cat([decoded[:1], features[1:]]), atol=1e-4)
         net.eval()(image)
         assert torch.allclose(seen[1], features, atol=1e-4)
-        net.through(bottleneck)(image)
+        net.train().share = 0
+        net(image)
+        assert torch.allclose(seen.pop(), features, atol=1e-4)
+        net.eval().through(bottleneck)(image)
         assert torch.allclose(seen[2], decoded, atol=1e-4)
     assert not net.conv1.weight.requires_grad
     assert not any("behind" in key for key in net.state_dict())

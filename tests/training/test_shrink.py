@@ -283,11 +283,18 @@ def test_a_tail_that_does_not_fit_is_refused(
     save_state(turned, state, {"labels": '["light", "dark"]'})
     save_state(three, state | {"fc.weight": torch.ones(3, 2048), "fc.bias": torch.ones(3)}, {})
     other = tmp_path / "other.safetensors"
-    save_file(read_state_dict(pair[0])[0] | {"blocks.0.weight": torch.ones(2)}, other)
+    whole, about = read_state_dict(pair[0])
+    save_file(whole | {"blocks.0.weight": torch.ones(2)}, other)
+    # A bottleneck alone has no classifier, and is known by its labels.
+    alone, part = tmp_path / "alone.safetensors", tmp_path / "part.safetensors"
+    save_file({key: value for key, value in whole.items() if "bottleneck" in key}, alone, about)
+    save_file({"fc.weight": torch.ones(2, 2048), "fc.bias": torch.ones(2)}, part)
     out = tmp_path / "out.safetensors"
     for file, backbone, more, text in (
         (pair[0], turned, [], "has other classes than"),
         (pair[0], three, [], "has 2 classes, and"),
+        (alone, three, [], "has 2 classes, and"),
+        (pair[0], part, [], "does not fit the model"),
         (other, teachers[0], [], "a tail of another network than"),
         (teachers[0], teachers[1], [], "has no bottleneck"),
         (pair[0], pair[0], [], "would replace the input"),
