@@ -25,8 +25,9 @@ from PIL import Image
 
 from benchmarks.breakeven_model import ALONE, SPLIT, Way
 from benchmarks.common import RESULTS, BenchmarkError, read_record
+from benchmarks.curves import CODECS, bytes_at
 from benchmarks.models import make_bundle
-from benchmarks.rate_accuracy import CODECS, UNDER_TEACHER, RecordsError, bytes_at, measured
+from benchmarks.rate_accuracy import UNDER_TEACHER, RecordsError, measured
 from benchmarks.timing import in_turn, milliseconds
 from runtime import CloudDecoder, EdgeEncoder
 from runtime.images.preprocess import load_image, preprocess

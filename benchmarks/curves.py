@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+CODECS = ("JPEG", "WEBP", "AVIF")  # curves of image codecs; all others are of models
+
 
 @dataclass(frozen=True)
 class Point:

@@ -195,13 +195,14 @@ def _cut() -> str:
 def _records() -> str:
     """Every kept record: its benchmark, machine and commit."""
     rows = []
-    for path in sorted(RESULTS.glob("*.json")):
-        record = read_record(path.stem)
+    for path in sorted(RESULTS.rglob("*.json")):
+        name = path.relative_to(RESULTS).with_suffix("").as_posix()
+        record = read_record(name)
         processor = record.get("machine", {}).get("processor", "-")
         rows.append(
             [
-                f"[{path.stem}]({path.name})",
-                record.get("benchmark", path.stem),
+                f"[{name}]({name}.json)",
+                record.get("benchmark", name),
                 processor,
                 record.get("commit", "-"),
             ]

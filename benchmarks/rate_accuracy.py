@@ -14,6 +14,8 @@ by the package of that name with PCHIP interpolation.
 
 A model of more classes than the images have is asked which of theirs it is, as the others are. One
 with another teacher than the codecs' is shown with that teacher's top-1, and not compared in bytes.
+The records of an earlier teacher, its codecs among them, lie in a folder of their own in results/.
+They have a table of their own, and their models stand in the figure with that teacher's top-1.
 
 Always holds: nothing is extrapolated. In the table a dash means out of range, and a "≤" an upper
 bound: all of the curve lies above that top-1, so its cheapest point's bytes are enough.
@@ -33,7 +35,7 @@ from benchmarks.common import (
     new_parser,
     write_record,
 )
-from benchmarks.curves import Curves, Point, bd_rate, bytes_at, bytes_enough, top1_at
+from benchmarks.curves import CODECS, Curves, Point, bd_rate, bytes_at, bytes_enough, top1_at
 from benchmarks.rate_accuracy_figure import draw
 from runtime.codec import strict_json
 
@@ -50,11 +52,8 @@ ORDER = (
     "ours_n8_enc",
     "matsubara2022wacv",
     "n4_lite2",
-    "JPEG",
-    "WEBP",
-    "AVIF",
+    *CODECS,
 )
-CODECS = ORDER[-3:]
 # What the figures leave out; the tables have all. ours_n8's curve lies on ours_n4's.
 NOT_DRAWN = {"ours_n0_enc", "ours_n4_enc", "ours_n8_enc", "ours_n8"}
 NOT_DRAWN_OF_IMAGENET = NOT_DRAWN - {"ours_n8"}
@@ -184,8 +183,18 @@ def compare(curves: Curves, anchor: str) -> dict[str, Any]:
     }
 
 
+def compare_all(folder: Path, anchor: str) -> dict[str, Any]:
+    """The record of the records in `folder`, and those of other teachers in folders below it.
+
+    Raises RecordsError for records that do not belong together, and for an anchor without points.
+    """
+    others = sorted(file.parent for file in folder.glob("*/accuracy_codecs.json"))
+    record = compare(measured(folder), anchor)
+    return record | {"other_teachers": [compare(measured(other), anchor) for other in others]}
+
+
 def table(record: dict[str, Any]) -> str:
-    """The curves as a Markdown table."""
+    """The curves of one teacher as a Markdown table."""
     heads = ["curve", "points: top-1 at bytes", f"bytes at {record['target_top1']:.2%}"]
     heads += ["of the best codec's", f"top-1 at {AT_BPP} bpp"]
     heads += [f"BD-rate against {record['anchor']}"]
@@ -210,10 +219,11 @@ def _cells(curve: dict[str, Any]) -> list[str]:
 
 
 def text(record: dict[str, Any]) -> str:
-    """The table, under a line about the teacher."""
-    return (
-        f"teacher {record['teacher']}: top-1 {record['teacher_top1']:.2%}; "
-        f"{record['images']} images\n\n{table(record)}"
+    """The table of each teacher, under a line about it."""
+    return "\n".join(
+        f"teacher {one['teacher']}: top-1 {one['teacher_top1']:.2%}; "
+        f"{one['images']} images\n\n{table(one)}"
+        for one in (record, *record.get("other_teachers", ()))
     )
 
 
@@ -244,8 +254,11 @@ def main(argv: list[str] | None = None) -> int:
         name, anchor, not_drawn = "rate_accuracy", "matsubara2022wacv", NOT_DRAWN
         title = ""
     try:
-        curves = published() if args.imagenet else measured(args.results)
-        record = compare(curves, args.anchor or anchor)
+        anchor = args.anchor or anchor
+        if args.imagenet:
+            record = compare(published(), anchor)
+        else:
+            record = compare_all(args.results, anchor)
         if not args.smoke:
             title = title or f"{record['images']:,} validation images"
             draw(record, args.results / f"{name}.png", title, not_drawn)

@@ -1,13 +1,14 @@
 """rate_accuracy.py's figure: the Pareto front of each curve, with its name where the curve begins.
 
-Points that are not on a front are left out; the table has them.
+Points that are not on a front are left out; the table has them. Models with another teacher have
+its top-1 at their name, and thin lines.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.curves import Point, pareto
+from benchmarks.curves import CODECS, Point, pareto
 
 DEFAULT = "ours_n4"
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the markers differ as well.
@@ -39,17 +40,14 @@ def draw(record: dict[str, Any], file: Path, title: str, not_drawn: Collection[s
     axes.set_xscale("log")
     teacher = 100 * record["teacher_top1"]
     lowest = highest = teacher
-    for curve in record["curves"]:
-        name = curve["curve"]
-        if name in not_drawn:
-            continue
-        front = pareto([Point(**point) for point in curve["points"]])
+    for name, points, own_teacher in drawn(record, not_drawn):
+        front = pareto([Point(**point) for point in points])
         sizes, top1 = [point.bytes for point in front], [100 * point.top1 for point in front]
-        style = _STYLES.get(name, _OTHER)
-        axes.plot(sizes, top1, **{"linewidth": 1.8, "markersize": 6, **style})
+        default = name == DEFAULT and not own_teacher
+        style = {"linewidth": 1.8, "markersize": 6, **_STYLES.get(name, _OTHER)}
+        axes.plot(sizes, top1, **(style | {"linewidth": 0.9} if own_teacher else style))
         place = {"textcoords": "offset points", **_PLACES.get(name, _BELOW)}
-        weight = "bold" if name == DEFAULT else "normal"
-        own_teacher = curve["own_teacher_top1"]
+        weight = "bold" if default else "normal"
         axes.annotate(
             f"{name}\n(its teacher: {own_teacher:.1%})" if own_teacher else _NAMES.get(name, name),
             (sizes[0], top1[0]),
@@ -69,6 +67,19 @@ def draw(record: dict[str, Any], file: Path, title: str, not_drawn: Collection[s
     _compare_bytes(axes, record)
     _label(axes, record, title)
     figure.savefig(file, format="png", dpi=110)
+
+
+def drawn(
+    record: dict[str, Any], not_drawn: Collection[str]
+) -> Iterator[tuple[str, list[dict[str, Any]], float | None]]:
+    """Name, points and own teacher's top-1 of each curve; of other teachers the models alone."""
+    for one in record["curves"]:
+        if one["curve"] not in not_drawn:
+            yield one["curve"], one["points"], one["own_teacher_top1"]
+    for other in record.get("other_teachers", ()):
+        for one in other["curves"]:
+            if one["curve"] not in {*not_drawn, *CODECS}:
+                yield one["curve"], one["points"], other["teacher_top1"]
 
 
 def _compare_bytes(axes: Any, record: dict[str, Any]) -> None:

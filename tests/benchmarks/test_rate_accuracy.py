@@ -10,16 +10,25 @@ import pytest
 from PIL import Image
 
 from benchmarks.common import RESULTS
-from benchmarks.curves import Curves, Point, bd_rate, bytes_at, bytes_enough, pareto, top1_at
-from benchmarks.rate_accuracy import (
+from benchmarks.curves import (
     CODECS,
+    Curves,
+    Point,
+    bd_rate,
+    bytes_at,
+    bytes_enough,
+    pareto,
+    top1_at,
+)
+from benchmarks.rate_accuracy import (
     RecordsError,
     compare,
+    compare_all,
     measured,
     published,
     text,
 )
-from benchmarks.rate_accuracy_figure import draw
+from benchmarks.rate_accuracy_figure import draw, drawn
 from export.images import synthetic_images
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -86,7 +95,7 @@ def test_the_published_curves_order_as_in_the_paper() -> None:
 
 def test_the_kept_figure_is_of_the_kept_records() -> None:
     kept = json.loads((RESULTS / "rate_accuracy.json").read_text())
-    assert compare(measured(RESULTS), kept["anchor"]) == kept
+    assert compare_all(RESULTS, kept["anchor"]) == kept
     assert set(CODECS) < {one["curve"] for one in kept["curves"]}
     assert json.loads((RESULTS / "rate_accuracy_imagenet.json").read_text()) == compare(
         published(), "ours_n0"
@@ -134,6 +143,27 @@ def test_a_model_with_another_teacher_is_asked_among_the_images_classes(tmp_path
     assert ours["share_of_best_codec"] == 0.1
     assert lite2["points"][0]["top1"] == 0.97
     assert "| n4_lite2 (its teacher: 99.0%) | 97.0% at 600 | - | - | - | - |" in text(result)
+    draw(result, tmp_path / "figure.png", "10 images", set())
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_models_of_an_earlier_teacher_have_a_table_and_stand_in_the_figure(tmp_path: Path) -> None:
+    """Their bytes are compared with those of the codecs of their own teacher."""
+    codec = {"codec": "JPEG", "quality": 9, "bpp": {"mean": 1}}
+    for folder, share in ((tmp_path, 0.9), (tmp_path / "earlier_teacher", 0.8)):
+        folder.mkdir(exist_ok=True)
+        point = {**codec, "bytes": {"mean": 10000 * share}, "top1": {"share": share - 0.01}}
+        codecs = {"benchmark": "codecs", "teacher": f"t{share}", "teacher_top1": {"share": share}}
+        record(folder, "codecs", **codecs, points=[point])
+        record(folder, "ours_n4_lmb1.28", top1={"share": share - 0.01})
+    result = compare_all(tmp_path, "ours_n4")
+    (earlier,) = result["other_teachers"]
+    assert (result["teacher_top1"], earlier["teacher_top1"]) == (0.9, 0.8)
+    assert earlier["curves"][0]["share_of_best_codec"] == 0.075
+    assert "teacher t0.9: top-1 90.00%" in text(result)
+    assert "teacher t0.8: top-1 80.00%" in text(result)
+    names = [name for name, _, _ in drawn(result, set())]
+    assert names == ["ours_n4", "JPEG", "ours_n4"]
     draw(result, tmp_path / "figure.png", "10 images", set())
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
