@@ -31,6 +31,7 @@ from benchmarks import (
 )
 from benchmarks.common import PROJECT, RESULTS, markdown, new_parser, read_record
 from benchmarks.curves import Point, top1_at
+from benchmarks.rate_accuracy_figure import compared_in_bytes
 from runtime.files import write_atomically
 
 _VARIABLE = "accuracy_ours_n4_vr_lmb0.16-20.48"
@@ -73,12 +74,15 @@ def _accuracy_figure() -> tuple[str, str]:
 
 def _bytes_figure() -> tuple[str, str]:
     record = read_record("rate_accuracy")
-    curve = next(one for one in record["curves"] if one["curve"] == "ours_n4")
-    codec = record["best_codec_at_target"]
+    codec, found = record["best_codec_at_target"], compared_in_bytes(record)
+    what = f"bytes for one point of top-1 less than the teacher ({record['target_top1']:.1%})"
+    if not codec or not found:
+        return what, "-"
+    name, size = found
     return (
-        f"bytes for one point of top-1 less than the teacher ({record['target_top1']:.1%})",
-        f"{curve['bytes_at_target']:.0f}, {curve['share_of_best_codec']:.0%} of the "
-        f"{codec['bytes']:,.0f} that {codec['codec']} takes",
+        what,
+        f"{name} {size:.0f}, {size / codec['bytes']:.0%} of the {codec['bytes']:,.0f} that "
+        f"{codec['codec']} takes",
     )
 
 

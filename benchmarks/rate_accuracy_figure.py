@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.curves import CODECS, Point, pareto
 
-DEFAULT = "ours_n4"
+DEFAULT, VARIABLE = "ours_n4", "ours_n4_vr"
 # Okabe and Ito's colours, which colour-blind readers can tell apart; the markers differ as well.
 _STYLES: dict[str, dict[str, Any]] = {
     DEFAULT: {"color": "#0072b2", "marker": "o", "linewidth": 3, "markersize": 7},
@@ -82,13 +82,21 @@ def drawn(
                 yield one["curve"], one["points"], other["teacher_top1"]
 
 
-def _compare_bytes(axes: Any, record: dict[str, Any]) -> None:
-    """Bytes of the default and of the best codec for the same top-1, along the lower edge."""
-    codec = record["best_codec_at_target"]
+def compared_in_bytes(record: dict[str, Any]) -> tuple[str, float] | None:
+    """The model that is compared with the best codec, and its bytes at the target's top-1.
+
+    It is the default, or the variable-rate model if the default has no points around the target.
+    """
     needed = {curve["curve"]: curve["bytes_at_target"] for curve in record["curves"]}
-    ours = needed.get(DEFAULT)
-    if not codec or not ours:
+    return next(((name, needed[name]) for name in (DEFAULT, VARIABLE) if needed.get(name)), None)
+
+
+def _compare_bytes(axes: Any, record: dict[str, Any]) -> None:
+    """Bytes of a model and of the best codec for the same top-1, along the lower edge."""
+    codec, found = record["best_codec_at_target"], compared_in_bytes(record)
+    if not codec or not found:
         return
+    ours = found[1]
     target, low = 100 * record["target_top1"], axes.get_ylim()[0] + 1.2
     for end in (ours, codec["bytes"]):
         axes.plot([end, end], [low, target], color="#444444", linewidth=1, linestyle=":")

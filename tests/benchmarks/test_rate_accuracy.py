@@ -28,7 +28,7 @@ from benchmarks.rate_accuracy import (
     published,
     text,
 )
-from benchmarks.rate_accuracy_figure import draw, drawn
+from benchmarks.rate_accuracy_figure import compared_in_bytes, draw, drawn
 from export.images import synthetic_images
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -166,6 +166,17 @@ def test_models_of_an_earlier_teacher_have_a_table_and_stand_in_the_figure(tmp_p
     assert names == ["ours_n4", "JPEG", "ours_n4"]
     draw(result, tmp_path / "figure.png", "10 images", set())
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_figure_compares_the_default_where_it_has_points_around_the_target() -> None:
+    codec = curve((1, 0.6), (4, 0.9))
+    default, variable = curve((0.1, 0.5), (0.2, 0.8)), curve((0.05, 0.5), (0.1, 0.8))
+    for ours, expected in ((default, "ours_n4"), (default[:1], "ours_n4_vr")):
+        curves = Curves({"ours_n4": ours, "ours_n4_vr": variable, "AVIF": codec}, 0.8, "t", 10)
+        found = compared_in_bytes(compare(curves, "AVIF"))
+        assert found is not None
+        assert found[0] == expected
+    assert compared_in_bytes(compare(Curves({"AVIF": codec}, 0.8, "t", 10), "AVIF")) is None
 
 
 def python(folder: Path, *arguments: str) -> str:
