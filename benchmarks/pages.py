@@ -81,7 +81,7 @@ def _bytes_figure() -> tuple[str, str]:
     name, size = found
     return (
         what,
-        f"{name} {size:.0f}, {size / codec['bytes']:.0%} of the {codec['bytes']:,.0f} that "
+        f"{size:.0f} ({name}), {size / codec['bytes']:.0%} of the {codec['bytes']:,.0f} that "
         f"{codec['codec']} takes",
     )
 

@@ -190,7 +190,14 @@ def compare_all(folder: Path, anchor: str) -> dict[str, Any]:
     """
     others = sorted(file.parent for file in folder.glob("*/accuracy_codecs.json"))
     record = compare(measured(folder), anchor)
-    return record | {"other_teachers": [compare(measured(other), anchor) for other in others]}
+    found = [compare(measured(other), anchor) for other in others]
+    for other, one in zip(others, found, strict=True):
+        if one["images"] != record["images"]:
+            raise RecordsError(
+                f"the records in {other} are of {one['images']} images, and those in {folder} of "
+                f"{record['images']}: measure them again on the same"
+            )
+    return record | {"other_teachers": found}
 
 
 def table(record: dict[str, Any]) -> str:

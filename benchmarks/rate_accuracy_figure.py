@@ -96,14 +96,14 @@ def _compare_bytes(axes: Any, record: dict[str, Any]) -> None:
     codec, found = record["best_codec_at_target"], compared_in_bytes(record)
     if not codec or not found:
         return
-    ours = found[1]
+    model, ours = found
     target, low = 100 * record["target_top1"], axes.get_ylim()[0] + 1.2
     for end in (ours, codec["bytes"]):
         axes.plot([end, end], [low, target], color="#444444", linewidth=1, linestyle=":")
     arrow = {"arrowstyle": "<->", "color": "#444444"}
     axes.annotate("", (ours, low), (codec["bytes"], low), arrowprops=arrow)
     name, size = codec["codec"], codec["bytes"]
-    text = f"{target:.1f} %: {ours:,.0f} bytes, {name} {size / ours:.1f} times as many"
+    text = f"{target:.1f} %: {model} {ours:,.0f} bytes, {name} {size / ours:.1f} times as many"
     middle = (ours * codec["bytes"]) ** 0.5
     axes.annotate(text, (middle, low), (0, 3), textcoords="offset points", ha="center", va="bottom")
 
