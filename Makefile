@@ -29,7 +29,7 @@ space := $(subst ,, )
 WASM_FUNCTIONS := malloc free $(addprefix edgecloud_,version bundle_from_memory bundle_close \
   bundle_describe encoder_new encoder_free encoder_kernel encode prepare)
 EXPORTED_FROM := $(wildcard $(patsubst bundles/%,checkpoints/%/lmb*,$(BUNDLE) $(GENERAL)) \
-  export/*.py export/*/*.py training/models.py training/checkpoint.py training/weights.py)
+  checkpoints/*.safetensors export/*.py export/*/*.py training/models.py training/checkpoint.py training/weights.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-cluster lint types docs fuzz bench wheel web clean

@@ -197,7 +197,8 @@ def compare_all(folder: Path, anchor: str) -> dict[str, Any]:
                 f"the records in {other} are of {one['images']} images, and those in {folder} of "
                 f"{record['images']}: measure them again on the same"
             )
-    return record | {"other_teachers": found}
+    named = [one | {"records": other.name} for other, one in zip(others, found, strict=True)]
+    return record | {"other_teachers": named}
 
 
 def table(record: dict[str, Any]) -> str:
@@ -228,8 +229,9 @@ def _cells(curve: dict[str, Any]) -> list[str]:
 def text(record: dict[str, Any]) -> str:
     """The table of each teacher, under a line about it."""
     return "\n".join(
-        f"teacher {one['teacher']}: top-1 {one['teacher_top1']:.2%}; "
-        f"{one['images']} images\n\n{table(one)}"
+        f"Teacher {one['teacher']}: top-1 {one['teacher_top1']:.2%} of {one['images']:,} images"
+        + (f" (records in {one['records']}/)" if "records" in one else "")
+        + f".\n\n{table(one)}"
         for one in (record, *record.get("other_teachers", ()))
     )
 
@@ -243,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--anchor",
         metavar="CURVE",
-        help="what BD-rate compares with (default: matsubara2022wacv; ours_n0 with --imagenet)",
+        help="what BD-rate compares with (default: AVIF; ours_n0 with --imagenet)",
     )
     parser.add_argument("--smoke", action="store_true", help="compute and print, keep nothing")
     add_output_options(parser)
@@ -254,11 +256,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; gives its exit status."""
     args = _parser().parse_args(argv)
     if args.imagenet:
-        # The authors publish no curve of matsubara2022wacv.
         name, anchor = "rate_accuracy_imagenet", "ours_n0"
         title, not_drawn = "ImageNet, as published", NOT_DRAWN_OF_IMAGENET
     else:
-        name, anchor, not_drawn = "rate_accuracy", "matsubara2022wacv", NOT_DRAWN
+        name, anchor, not_drawn = "rate_accuracy", "AVIF", NOT_DRAWN
         title = ""
     try:
         anchor = args.anchor or anchor

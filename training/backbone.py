@@ -130,6 +130,17 @@ def _add_teacher(parser: argparse.ArgumentParser) -> None:
         type=number(float, 0, 1, "a part"),
         help=f"with --teacher: part of the crops that are blended with another (default: {_MIX:g})",
     )
+    add(
+        "--label_part",
+        type=number(float, 0, 1, "a part"),
+        help="with --teacher: part of the loss that the images' own labels have; with it --mix is "
+        "0 (default: 0)",
+    )
+    add(
+        "--colour",
+        action=argparse.BooleanOptionalAction,
+        help="with --teacher: change the colours of the crops (default: on)",
+    )
 
 
 def _settle(args: argparse.Namespace) -> None:
@@ -155,11 +166,18 @@ def _settle(args: argparse.Namespace) -> None:
         del args.behind, args.decoded
     if not args.frozen_start:
         del args.frozen_start
-    of_teacher = ("weights", "teacher_size", "temperature", "mix")
+    of_teacher = ("weights", "teacher_size", "temperature", "mix", "label_part", "colour")
     given = [name for name in of_teacher if getattr(args, name) is not None]
     if args.teacher:
         args.temperature = _TEMPERATURE if args.temperature is None else args.temperature
-        args.mix = _MIX if args.mix is None else args.mix
+        if args.label_part and args.mix:
+            raise TrainingError(
+                f"--label_part: a blend of two crops (--mix {args.mix:g}) has no one label; "
+                "give --mix 0"
+            )
+        args.mix = (0.0 if args.label_part else _MIX) if args.mix is None else args.mix
+        for name in {"label_part", "colour"} - set(given):
+            delattr(args, name)
     elif given:
         raise TrainingError(f"--{given[0]} is for a run with a teacher: name it with --teacher")
     else:
@@ -222,19 +240,24 @@ def _teacher(args: argparse.Namespace, team: Team, data: Data) -> SoftLabels | N
 
 
 def _loss(args: argparse.Namespace, soft: SoftLabels | None) -> Loss:
-    """Cross-entropy with the labels, or the divergence from the teacher's soft ones."""
+    """Cross-entropy with the labels, the divergence from the teacher's soft ones, or both."""
 
     def hard(student: nn.Module, image: Tensor, label: Tensor, _: float) -> dict[str, Tensor]:
         logits = student(image).float()
         return {"loss": cross_entropy(logits, label, label_smoothing=args.label_smoothing)}
 
-    def taught(student: nn.Module, image: Tensor, _: Tensor, __: float) -> dict[str, Tensor]:
+    def taught(student: nn.Module, image: Tensor, label: Tensor, _: float) -> dict[str, Tensor]:
         assert soft is not None
         image = blended(image, args.mix)
         ours, theirs = student(image).float(), soft.logits(image).float()
         agreed = (ours.argmax(1) == theirs.argmax(1)).float().mean()
-        return {"loss": divergence(ours, theirs, args.temperature), "agreement": agreed}
+        loss = divergence(ours, theirs, args.temperature)
+        if part:
+            own = cross_entropy(ours, label, label_smoothing=args.label_smoothing)
+            loss = (1 - part) * loss + part * own
+        return {"loss": loss, "agreement": agreed}
 
+    part: float = getattr(args, "label_part", 0.0)
     return taught if soft else hard
 
 
@@ -283,7 +306,8 @@ def _train(args: argparse.Namespace, team: Team) -> Path:
     if soft and team.leads and args.held_out:
         share = top1(held_out, soft.logits, 50, team.device, args.amp, damage)
         say(f"the teacher is right for {share:.1%} of the held-out images", sys.stderr)
-    crops = partial(data.training, args, augment=COLOUR if soft else ())
+    colour = soft and getattr(args, "colour", True)
+    crops = partial(data.training, args, augment=COLOUR if colour else ())
     training = Training(data.summary(), crops, _loss(args, soft), judge)
     kept = cast(ResNet, run_epochs(args, team, run, training, net, optimizer, damage))
     if team.leads:

@@ -160,8 +160,8 @@ def test_models_of_an_earlier_teacher_have_a_table_and_stand_in_the_figure(tmp_p
     (earlier,) = result["other_teachers"]
     assert (result["teacher_top1"], earlier["teacher_top1"]) == (0.9, 0.8)
     assert earlier["curves"][0]["share_of_best_codec"] == 0.075
-    assert "teacher t0.9: top-1 90.00%" in text(result)
-    assert "teacher t0.8: top-1 80.00%" in text(result)
+    assert "Teacher t0.9: top-1 90.00% of 10 images.\n" in text(result)
+    assert "Teacher t0.8: top-1 80.00% of 10 images (records in earlier_teacher/)." in text(result)
     for name, more in (("codecs", {**codecs, "points": []}), ("ours_n4_lmb1.28", {})):
         record(tmp_path / "earlier_teacher", name, images=11, **more)
     with pytest.raises(RecordsError, match=r"are of 11 images, and those in .* of 10"):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torchvision.models import resnet50
 from training_runs import picture, read_log
 
@@ -190,6 +192,23 @@ def test_it_learns_what_the_teacher_says_and_resumes(
     assert "teacher sha256" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("part", [0.0, 0.25, 1.0])
+def test_labels_beside_the_soft_ones(part: float) -> None:
+    """The loss is the mean of both, weighted; without --label_part it is the teacher's alone."""
+    torch.manual_seed(0)
+    ours, theirs, label = torch.randn(8, 3), torch.randn(8, 3), torch.randint(3, (8,))
+    options = ["--data", "d", "--teacher", "t", "--mix", "0", "--temperature", "3"]
+    args = backbone._parser().parse_args([*options, *(["--label_part", f"{part}"] if part else [])])
+    backbone._settle(args)
+    soft = SimpleNamespace(logits=lambda _: theirs)
+    found = backbone._loss(args, soft)(lambda _: ours, torch.zeros(8, 3, 4, 4), label, 0)["loss"]
+    labels = cross_entropy(ours, label, label_smoothing=0.1)
+    assert float(found) == pytest.approx(
+        float(part * labels + (1 - part) * divergence(ours, theirs, 3)), rel=1e-6
+    )
+    assert ("label_part" in args) == bool(part)
+
+
 def test_a_network_of_a_library_teaches_in_a_smoke_run(
     root: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -212,6 +231,9 @@ def test_a_network_of_a_library_teaches_in_a_smoke_run(
     ("more", "text"),
     [
         (["--mix", "0.5"], "--mix is for a run with a teacher: name it with --teacher"),
+        (["--label_part", "0.5"], "--label_part is for a run with a teacher"),
+        (["--no-colour"], "--colour is for a run with a teacher"),
+        (["--teacher", MOBILENET, "--label_part", "0.5", "--mix", "0.1"], "give --mix 0"),
         (["--weights", "x.pt"], "--weights is for a run with a teacher"),
         (["--teacher", "timm:nothing"], "timm has no classifier 'nothing'"),
         (["--teacher", "/nowhere.pt"], "no checkpoint at /nowhere.pt"),
@@ -245,6 +267,6 @@ def test_a_run_without_a_teacher_has_the_recipe_of_earlier_versions(
 ) -> None:
     args = backbone._parser().parse_args(["--data", str(root)])
     backbone._settle(args)
-    later = {"teacher", "weights", "teacher_size", "temperature", "mix"}
+    later = {"teacher", "weights", "teacher_size", "temperature", "mix", "label_part", "colour"}
     later |= {"frozen_start", "behind", "decoded"}
     assert not later & set(vars(args))
