@@ -27,7 +27,7 @@ PAGE := runtime/service/page
 comma := ,
 space := $(subst ,, )
 WASM_FUNCTIONS := malloc free $(addprefix edgecloud_,version bundle_from_memory bundle_close \
-  bundle_describe encoder_new encoder_free encoder_kernel encode prepare)
+  bundle_describe bundle_has_rates encoder_new encoder_free encoder_kernel encoder_ask encode prepare)
 EXPORTED_FROM := $(wildcard $(patsubst bundles/%,checkpoints/%/lmb*,$(BUNDLE) $(GENERAL)) \
   checkpoints/*.safetensors export/*.py export/*/*.py training/models.py training/checkpoint.py training/weights.py)
 

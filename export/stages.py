@@ -210,7 +210,7 @@ def write_native(state: Quantised) -> Written:
     """Write the native encoder, where there are ranges. Raises RangesError."""
     graphs = {end: dict(files) for end, files in state.graphs.items()}
     detail = ""
-    if state.calibration and state.coder.link.rates is None:  # it has one rate
+    if state.calibration:
         out, hashes = state.work / EDGE_WEIGHTS, _graph_hashes(state)
         try:
             write_weights(

@@ -13,6 +13,8 @@
 namespace command {
 namespace {
 
+constexpr size_t kMaxFeatureFile = size_t{1} << 24;  // bytes; as in Python
+
 const char kHelp[] =
     "\n"
     "Encode images to feature files.\n"
@@ -33,6 +35,13 @@ const char kHelp[] =
     "                        little\n"
     "  --raw WIDTHxHEIGHT    images are RGB pixels of one byte a level, rows from the top,\n"
     "                        without a header\n"
+    "  --rate LEVEL          with a variable-rate bundle: the rate level, 0 (fewest bytes) to 15\n"
+    "                        (default: as the bundle says)\n"
+    "  --max-bytes N         with a variable-rate bundle: no feature file has more bytes; the\n"
+    "                        highest level that fits is taken, but none above --rate\n"
+    "  --target-bytes N      with a variable-rate bundle: the mean of all feature files, which "
+    "the\n"
+    "                        level follows\n"
     "  --small, --no-small   write smaller files, which take some microseconds more (default:\n"
     "                        as the bundle says)\n"
     "  --threads N           threads of the encoder (default: one for each core)\n"
@@ -49,6 +58,9 @@ enum Option {
   kAsIs,
   kFast,
   kRaw,
+  kRate,
+  kMaxBytes,
+  kTargetBytes,
   kSmall,
   kNoSmall,
   kThreads,
@@ -63,6 +75,9 @@ const option kOptions[] = {{"output", 1, nullptr, kOutput},
                            {"as-is", 0, nullptr, kAsIs},
                            {"fast-jpeg", 0, nullptr, kFast},
                            {"raw", 1, nullptr, kRaw},
+                           {"rate", 1, nullptr, kRate},
+                           {"max-bytes", 1, nullptr, kMaxBytes},
+                           {"target-bytes", 1, nullptr, kTargetBytes},
                            {"small", 0, nullptr, kSmall},
                            {"no-small", 0, nullptr, kNoSmall},
                            {"threads", 1, nullptr, kThreads},
@@ -71,9 +86,6 @@ const option kOptions[] = {{"output", 1, nullptr, kOutput},
                            {"pack", 2, nullptr, kPython},
                            {"workers", 2, nullptr, kPython},
                            {"resume", 0, nullptr, kPython},
-                           {"rate", 2, nullptr, kPython},
-                           {"max-bytes", 2, nullptr, kPython},
-                           {"target-bytes", 2, nullptr, kPython},
                            {"provider", 2, nullptr, kPython},
                            {"precision", 2, nullptr, kPython},
                            {"tune", 0, nullptr, kPython},
@@ -88,6 +100,17 @@ size_t number(const char* option, const std::string& text, size_t least, size_t 
     throw WrongUsage(std::string("argument ") + option + ": '" + text +
                      "' is not a whole number from " + std::to_string(least) + " to " +
                      std::to_string(most));
+  return value;
+}
+
+// A number in a range, for an option.
+double real(const char* option, const std::string& text, double least, size_t most) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end || text.find_first_not_of("+-.0123456789eE") != std::string::npos ||
+      !(value >= least && value <= static_cast<double>(most)))
+    throw WrongUsage(std::string("argument ") + option + ": '" + text + "' is not a number from " +
+                     std::to_string(static_cast<int>(least)) + " to " + std::to_string(most));
   return value;
 }
 
@@ -111,6 +134,16 @@ void take(int found, const char* name, const char* given, const std::string& val
     case kAsIs: arguments.as_is = true; break;
     case kFast: arguments.fast_jpeg = true; break;
     case kRaw: read_size(value, arguments); break;
+    case kRate:
+      arguments.budget.has_rate = 1;
+      arguments.budget.rate = real("--rate", value, 0, 15);
+      break;
+    case kMaxBytes:
+      arguments.budget.max_bytes = number("--max-bytes", value, 1, kMaxFeatureFile);
+      break;
+    case kTargetBytes:
+      arguments.budget.target_bytes = real("--target-bytes", value, 1, kMaxFeatureFile);
+      break;
     case kSmall: arguments.encoder.profile = 2; break;
     case kNoSmall: arguments.encoder.profile = 1; break;
     case kThreads:
@@ -130,7 +163,8 @@ void take(int found, const char* name, const char* given, const std::string& val
 
 const char kUsage[] =
     "usage: edge-encode [-h] -o FILE_OR_DIR [--bundle DIR] [--as-is] [--fast-jpeg]\n"
-    "                   [--raw WIDTHxHEIGHT] [--small | --no-small] [--threads N] [--json]\n"
+    "                   [--raw WIDTHxHEIGHT] [--rate LEVEL] [--max-bytes N]\n"
+    "                   [--target-bytes N] [--small | --no-small] [--threads N] [--json]\n"
     "                   [--version]\n"
     "                   IMAGE [IMAGE ...]\n";
 
@@ -153,6 +187,11 @@ bool parse(int count, char** values, Arguments& arguments, std::string& answer) 
   arguments.to_stdout = own_descriptor(arguments.output) == 1;
   if (arguments.to_stdout && arguments.json)
     throw WrongUsage("standard output carries the feature file: use --json with -o FILE");
+  const edgecloud_budget& budget = arguments.budget;
+  if (budget.has_rate && budget.target_bytes > 0)
+    throw WrongUsage("--rate and --target-bytes each choose the level: leave out one of both");
+  if (budget.max_bytes > 0 && static_cast<double>(budget.max_bytes) < budget.target_bytes)
+    throw WrongUsage("--max-bytes is below --target-bytes: the mean cannot be above the most");
   if (arguments.bundle.empty()) {
     const char* variable = std::getenv("EDGECLOUD_BUNDLE");
     arguments.bundle = variable && *variable ? variable : "bundles/ours_n4";

@@ -17,6 +17,7 @@ struct Arguments {
   bool to_stdout = false;                // whether the feature file goes to standard output
   size_t raw_width = 0, raw_height = 0;  // of --raw; 0 without it
   edgecloud_options encoder = {};
+  edgecloud_budget budget = {};
 };
 
 // The first lines of the help, which also stand before a message about wrong usage.

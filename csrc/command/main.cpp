@@ -73,6 +73,8 @@ class Command {
     if (edgecloud_encoder_new(bundle, &arguments.encoder, &encoder, &error))
       throw Failure(error.text);
     encoder_.reset(encoder);
+    if (edgecloud_encoder_ask(encoder, &arguments.budget, &error))
+      throw Failure(arguments.bundle + ": " + error.text);
     edgecloud_bundle_describe(bundle, &info_);
   }
 
@@ -159,10 +161,11 @@ class Command {
     char text[320];
     if (arguments_.json) {
       std::snprintf(text, sizeof text,
-                    ", \"bytes\": %zu, \"bpp\": %.17g, \"width\": %zu, \"height\": %zu, "
+                    ", \"bytes\": %zu, \"bpp\": %.17g, \"width\": %zu, \"height\": %zu%s, "
                     "\"milliseconds\": {\"preprocess\": %.3f, \"encode\": %.3f, \"write\": %.3f, "
                     "\"total\": %.3f}}",
-                    size, bpp, width, height, times[0], times[1], times[2], times[3]);
+                    size, bpp, width, height, level_of(file, size).c_str(), times[0], times[1],
+                    times[2], times[3]);
       report_.say("{\"status\": \"encoded\", \"image\": " + json(job.image) +
                   ", \"output\": " + json(job.output) + text);
     } else {
@@ -170,6 +173,15 @@ class Command {
                     width, height, times[3]);
       report_.say(job.image + " -> " + (job.output == "-" ? "standard output" : job.output) + text);
     }
+  }
+
+  // The members of a report that only files of a variable-rate bundle have.
+  static std::string level_of(const uint8_t* file, size_t size) {
+    edgecloud_file_info info;
+    if (edgecloud_file_parse(file, size, &info, nullptr) || info.step < 0) return "";
+    char text[64];
+    std::snprintf(text, sizeof text, ", \"level\": %g, \"kept_channels\": ", info.step / 16.0);
+    return text + (info.kept < 0 ? "null" : std::to_string(info.kept));
   }
 
   void fail(const Job& job, const std::string& why) {

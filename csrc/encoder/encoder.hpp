@@ -1,5 +1,6 @@
-// The integer encoder: pixels to symbols, in whole numbers alone. docs/BUNDLE.md, section 10,
-// specifies what it computes; start here to read how.
+// The integer encoder: pixels to symbols, in whole numbers alone; or to the latent of a
+// variable-rate bundle. docs/BUNDLE.md, section 10, specifies what it computes; start here to read
+// how.
 //
 //   Encoder encoder;
 //   Status status = encoder.load(bytes, size, *find_kernel());     // edge.weights
@@ -80,6 +81,7 @@ class Encoder {
     if (status != Status::ok) return status;
     kernel_ = &kernel;
     blocks_ = weights.blocks;
+    latent_fraction_ = weights.latent_fraction;
     std::memcpy(fingerprint_, weights.fingerprint, sizeof fingerprint_);
     gelu_shift_ = static_cast<int>(weights.fraction - kMinFraction);
     for (size_t index = 0; index < kGeluEntries; ++index) {
@@ -90,8 +92,8 @@ class Encoder {
     return pack_all(weights) ? Status::ok : Status::no_memory;
   }
 
-  // Encodes pixels uint8 [8 * rows][8 * columns][RGB] to symbols int16 [kLatent][rows][columns].
-  // Gives ok, or no_memory.
+  // Encodes pixels uint8 [8 * rows][8 * columns][RGB] to symbols int16 [kLatent][rows][columns], or
+  // to the latent, as latent_fraction() says. Gives ok, or no_memory.
   template <class Run = OneThread>
   Status encode(const uint8_t* pixels, size_t rows, size_t columns, int16_t* symbols,
                 Workspace& workspace, Run&& run = Run()) const {
@@ -114,6 +116,8 @@ class Encoder {
   // Of the bundle: kFingerprintBytes.
   const uint8_t* fingerprint() const { return fingerprint_; }
   const Kernel& kernel() const { return *kernel_; }
+  // A value v that `encode` gives stands for v / 2^latent_fraction(); -1 if it gives symbols.
+  int latent_fraction() const { return latent_fraction_; }
 
  private:
   // A layer in the kernel's order.
@@ -165,7 +169,7 @@ class Encoder {
         last(row, thread);
     }
 
-    // The last convolution, to symbols. -32768 is not a symbol.
+    // The last convolution, to symbols or the latent. -32768 is not a symbol.
     void last(size_t row, size_t thread) const {
       int16_t* out = workspace.row(thread);
       kernel().last(encoder.last_.packed, stream(row), 0, columns, out);
@@ -266,6 +270,7 @@ class Encoder {
 
   const Kernel* kernel_ = nullptr;
   size_t blocks_ = 0;
+  int latent_fraction_ = -1;
   uint8_t fingerprint_[kFingerprintBytes] = {};
   int gelu_shift_ = 0;
   alignas(kAlignment) uint16_t table_[kGeluEntries + 2] = {};

@@ -20,7 +20,10 @@ inline constexpr size_t kHidden = 64;     // between the two convolutions of a b
 inline constexpr size_t kLatent = 64;     // channels of the symbols
 inline constexpr size_t kMaxBlocks = 64;
 inline constexpr size_t kGeluEntries = 256;
-inline constexpr uint32_t kVersion = 1;
+// Of the file: one whose values are symbols, and one whose values are the latent of a variable-rate
+// bundle, which gains make symbols of.
+inline constexpr uint32_t kSymbols = 1, kLatentValues = 2;
+inline constexpr uint32_t kMaxLatentFraction = 14;
 inline constexpr uint32_t kMinFraction = 6, kMaxFraction = 14;
 inline constexpr uint32_t kMinShift = 32, kMaxShift = 61;
 inline constexpr size_t kFingerprintBytes = 32;
@@ -85,7 +88,9 @@ struct Layer {
 // A file that was read. It does not own the bytes.
 struct Weights {
   size_t blocks = 0;
-  uint32_t fraction = 0;                 // a value v of 16 bits stands for v / 2^fraction
+  uint32_t fraction = 0;  // a value v of 16 bits stands for v / 2^fraction
+  // A value v of the result stands for v / 2^latent_fraction; -1 where results are symbols.
+  int latent_fraction = -1;
   const uint8_t* fingerprint = nullptr;  // of the bundle
   const uint8_t* gelu = nullptr;         // uint16 [kGeluEntries]
   Layer first, last;
@@ -127,7 +132,8 @@ inline Status read_weights(const uint8_t* bytes, size_t size, Weights& out) {
   if (size < sizeof kMagic || std::memcmp(bytes, kMagic, sizeof kMagic) != 0)
     return Status::not_weights;
   if (size < kHeaderBytes) return Status::wrong_length;
-  if (read_u32(bytes + 8) != kVersion) return Status::unknown_version;
+  const uint32_t version = read_u32(bytes + 8);
+  if (version != kSymbols && version != kLatentValues) return Status::unknown_version;
   if (read_u32(bytes + 12) != kPatch || read_u32(bytes + 16) != kChannels ||
       read_u32(bytes + 20) != kHidden || read_u32(bytes + 24) != kLatent ||
       read_u32(bytes + 28) > kMaxBlocks)
@@ -135,8 +141,17 @@ inline Status read_weights(const uint8_t* bytes, size_t size, Weights& out) {
   out.blocks = read_u32(bytes + 28);
   out.fraction = read_u32(bytes + 32);
   out.fingerprint = bytes + 36;
-  out.gelu = bytes + kHeaderBytes;
-  size_t at = kHeaderBytes + 2 * kGeluEntries;
+  size_t at = kHeaderBytes;
+  out.latent_fraction = -1;
+  if (version == kLatentValues) {
+    if (size < at + 4) return Status::wrong_length;
+    const uint32_t fraction = read_u32(bytes + at);
+    if (fraction > kMaxLatentFraction) return Status::bad_value;
+    out.latent_fraction = static_cast<int>(fraction);
+    at += 4;
+  }
+  out.gelu = bytes + at;
+  at += 2 * kGeluEntries;
   const size_t whole = at + layer_bytes(kChannels, kPatchValues, 2) +
                        out.blocks * (layer_bytes(kHidden, 9 * kChannels, 1) +
                                      layer_bytes(kChannels, 9 * kHidden, 1)) +

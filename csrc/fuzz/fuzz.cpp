@@ -267,8 +267,9 @@ void any_jpeg(Input& input) {
   jpeg::find_damage(jpeg.data(), jpeg.size());
 }
 
-// A valid file edge.weights of up to one block, with values of all sizes.
-std::vector<uint8_t> valid_weights(Input& input, uint32_t blocks) {
+// A valid file edge.weights of up to one block, with values of all sizes; of version 2, it gives
+// the latent.
+std::vector<uint8_t> valid_weights(Input& input, uint32_t blocks, uint32_t version) {
   std::vector<uint8_t> file(encoder::detail::kMagic, std::end(encoder::detail::kMagic));
   const auto put = [&](uint32_t value, int bytes) {
     for (int shift = 0; shift < 8 * bytes; shift += 8)
@@ -276,9 +277,11 @@ std::vector<uint8_t> valid_weights(Input& input, uint32_t blocks) {
   };
   uint32_t state = 1 + input.below(1 << 23);
   const auto random = [&] { return (state = state * 1664525 + 1013904223) >> 8; };
-  for (const uint32_t value : {1u, 8u, 128u, 64u, 64u, blocks, 6 + random() % 9}) put(value, 4);
-  for (size_t i = 0; i < encoder::kFingerprintBytes + encoder::kGeluEntries; ++i)
-    put(random() % 32768, i < encoder::kFingerprintBytes ? 1 : 2);
+  for (const uint32_t value : {version, 8u, 128u, 64u, 64u, blocks, 6 + random() % 9})
+    put(value, 4);
+  for (size_t i = 0; i < encoder::kFingerprintBytes; ++i) put(random(), 1);
+  if (version == 2) put(random() % 15, 4);
+  for (size_t i = 0; i < encoder::kGeluEntries; ++i) put(random() % 32768, 2);
   const auto put_layer = [&](uint32_t outputs, uint32_t inputs, int bytes, uint32_t limit) {
     put(33 + random() % 29, 4);
     put(bytes == 1 ? 1 + random() % 32767 : 0, 4);
@@ -300,7 +303,7 @@ void any_weights(Input& input) {
   if ((kind & 7) == 7) {
     file.assign(input.rest(), input.rest() + input.left());
   } else {
-    file = valid_weights(input, kind >> 3 & 1);
+    file = valid_weights(input, kind >> 3 & 1, 1 + (kind >> 6 & 1));
     for (uint32_t edits = kind & 7; edits > 0; --edits) {
       const size_t at = input.byte() & 1 ? input.below(600) : input.below(1 << 24) % file.size();
       file[at] ^= static_cast<uint8_t>(input.byte());

@@ -49,18 +49,48 @@ Bytes made_tables(Input& input, uint32_t channels) {
   return tables;
 }
 
+// What the file of a variable-rate bundle has in the place of the tables, mostly valid; `digest`
+// receives that of its tables and rates.
+Bytes made_levels(Input& input, uint32_t channels, edgecloud::Digest& digest) {
+  Bytes levels, rates;
+  put(levels, input.below(242));
+  std::vector<uint32_t> gains;
+  for (uint32_t step = 0; step < 241; ++step)  // 0.25 and more, in half an octave a level
+    gains.insert(gains.end(), channels, 0x3e800000 + (step << 18) + input.byte());
+  for (int both = 0; both < 2; ++both)
+    for (uint32_t at = 0; at < gains.size(); ++at)
+      if (at / channels % 16 == 0) put(rates, gains[at]);
+  const uint32_t turn = input.below(channels);
+  for (uint32_t channel = 0; channel < channels; ++channel)
+    put(rates, (channel + turn) % channels + (input.byte() == 255));
+  levels.insert(levels.end(), rates.begin(), rates.end());
+  for (const uint32_t gain : gains) put(levels, gain);
+  edgecloud::Sha256 whole;
+  for (int level = 0; level < 16; ++level) {
+    const Bytes tables = made_tables(input, channels);
+    const edgecloud::Digest own = edgecloud::Sha256().add(tables.data(), tables.size()).digest();
+    whole.add(own.data(), own.size());
+    put(levels, static_cast<uint32_t>(tables.size()));
+    levels.insert(levels.end(), tables.begin(), tables.end());
+  }
+  digest = whole.add(rates.data(), rates.size()).digest();
+  return levels;
+}
+
 // A file with the right fingerprint and checksum, unless some bytes are changed.
 Bytes made_file(Input& input) {
-  const uint32_t channels = 1 + input.below(4);
-  const Bytes tables = made_tables(input, channels);
+  const uint32_t channels = 1 + input.below(4), version = 1 + input.below(2);
+  edgecloud::Digest digest;
+  const Bytes tables =
+      version == 2 ? made_levels(input, channels, digest) : made_tables(input, channels);
+  if (version == 1) digest = edgecloud::Sha256().add(tables.data(), tables.size()).digest();
   edgecloud::Rule rule{};
   rule.channels = channels, rule.stride = 1u << input.below(4), rule.shrink = input.below(3);
   Bytes file(edgecloud::detail::kTablesMagic, std::end(edgecloud::detail::kTablesMagic));
-  for (const uint32_t value : {1u, channels, rule.stride, rule.shrink, 1 + input.below(20000),
+  for (const uint32_t value : {version, channels, rule.stride, rule.shrink, 1 + input.below(20000),
                                64 + input.below(200), 8 * (1 + input.below(8)), input.below(3)})
     put(file, value);
-  const edgecloud::Digest print =
-      edgecloud::detail::fingerprint_of(rule, tables.data(), tables.size());
+  const edgecloud::Digest print = edgecloud::detail::fingerprint_of(rule, version, digest);
   for (const edgecloud::Digest& digest : {rule.bottleneck, print, rule.weights})
     file.insert(file.end(), digest.begin(), digest.end());
   file.insert(file.end(), tables.begin(), tables.end());
@@ -71,15 +101,20 @@ Bytes made_file(Input& input) {
 }
 
 // A feature file of a bundle around any payload.
-Bytes feature_file(Input& input, const edgecloud_bundle_info& info) {
+Bytes feature_file(Input& input, const edgecloud_bundle_info& info, bool varies) {
   const size_t height = 8 * (1 + input.below(20)), width = 8 * (1 + input.below(20));
+  const int kept = input.byte() & 1 ? static_cast<int>(input.below(5)) : -1;
+  const int step = kept < 0 ? static_cast<int>(input.below(241)) : 0;
   Bytes bytes(edgecloud::kMaxHeader, 0);
   const bool small = input.byte() & 1;
   bytes.insert(bytes.end(), input.rest(), input.rest() + input.left());
   const size_t size = bytes.size() - edgecloud::kMaxHeader;
   bytes.resize(bytes.size() + edgecloud::kCrcBytes);
-  const uint8_t* begin = edgecloud::wrap(bytes.data() + edgecloud::kMaxHeader, size,
-                                         info.fingerprint, small, height, width);
+  uint8_t* payload = bytes.data() + edgecloud::kMaxHeader;
+  const uint8_t* begin =
+      varies ? edgecloud::wrap_variable(payload, size, info.fingerprint, small, step, kept, height,
+                                        width)
+             : edgecloud::wrap(payload, size, info.fingerprint, small, height, width);
   return {begin, begin + (bytes.data() + bytes.size() - begin)};
 }
 
@@ -99,7 +134,7 @@ void any_edge_tables(Input& input) {
   }
   edgecloud_bundle_info info;
   edgecloud_bundle_describe(bundle, &info);
-  const Bytes data = feature_file(input, info);
+  const Bytes data = feature_file(input, info, edgecloud_bundle_has_rates(bundle));
   std::vector<int16_t> symbols(20000);
   uint32_t rows = 0, columns = 0;
   const edgecloud_status status = edgecloud_decode(bundle, data.data(), data.size(), symbols.data(),

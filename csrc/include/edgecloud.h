@@ -63,7 +63,8 @@ typedef enum edgecloud_status {
   EDGECLOUD_BAD_IMAGE = 5,       /* an image of a size that cannot be encoded */
   EDGECLOUD_SMALL_BUFFER = 6,    /* the caller's memory is too small; see the function */
   EDGECLOUD_BAD_FEATURE_FILE = 7,/* a feature file that is damaged or no feature file */
-  EDGECLOUD_OTHER_BUNDLE = 8     /* a feature file of another bundle */
+  EDGECLOUD_OTHER_BUNDLE = 8,    /* a feature file of another bundle */
+  EDGECLOUD_SMALL_BUDGET = 9     /* fewer bytes are allowed than the smallest file has */
 } edgecloud_status;
 
 /* What went wrong, for users: one line of UTF-8 without a line feed, ended by a zero. */
@@ -106,6 +107,9 @@ typedef struct edgecloud_bundle_info {
 EDGECLOUD_API void edgecloud_bundle_describe(const edgecloud_bundle *bundle,
                                              edgecloud_bundle_info *info);
 
+/* Whether it is a variable-rate bundle, whose encoders can be asked for a level or for bytes. */
+EDGECLOUD_API int edgecloud_bundle_has_rates(const edgecloud_bundle *bundle);
+
 /* ---- Encoding ---- */
 
 /* What an encoder is made with. All zeros are the defaults. */
@@ -131,6 +135,22 @@ EDGECLOUD_API void edgecloud_encoder_free(edgecloud_encoder *encoder);
  * portable. */
 EDGECLOUD_API const char *edgecloud_encoder_kernel(const edgecloud_encoder *encoder);
 
+/* What is asked of files of a variable-rate bundle. All zeros ask for the bundle's default level.
+ * max_bytes goes with each of the others; rate and target_bytes exclude each other. */
+typedef struct edgecloud_budget {
+  int has_rate;        /* whether a level is asked for */
+  double rate;         /* the level, 0 to 15; the nearest sixteenth is taken */
+  size_t max_bytes;    /* the most bytes of each file; 0 for any number */
+  double target_bytes; /* what files shall have on average; 0 for no such target */
+} edgecloud_budget;
+
+/* Says what the files of the next images shall be: docs/variable-rate.md has the rules. A stream of
+ * images with a mean begins anew. NULL asks for nothing, as a new encoder does.
+ * Fails with BAD_ARGUMENT, also if anything is asked of a bundle with one rate. */
+EDGECLOUD_API edgecloud_status edgecloud_encoder_ask(edgecloud_encoder *encoder,
+                                                     const edgecloud_budget *budget,
+                                                     edgecloud_error *error);
+
 /* Encodes an image to a feature file.
  *
  * pixels: RGB, one byte a level, top row first; a row begins row_bytes after the one before, or
@@ -138,7 +158,8 @@ EDGECLOUD_API const char *edgecloud_encoder_kernel(const edgecloud_encoder *enco
  *   pixels of any image.
  * file, size: the feature file. It belongs to the encoder, and is valid until its next call.
  *
- * Fails with BAD_ARGUMENT, BAD_IMAGE, NO_MEMORY. */
+ * Fails with BAD_ARGUMENT, BAD_IMAGE, NO_MEMORY, and with SMALL_BUDGET if not even a file without
+ * channels has as few bytes as max_bytes. */
 EDGECLOUD_API edgecloud_status edgecloud_encode(edgecloud_encoder *encoder, const uint8_t *pixels,
                                                 size_t height, size_t width, size_t row_bytes,
                                                 const uint8_t **file, size_t *size,

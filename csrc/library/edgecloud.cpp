@@ -7,6 +7,7 @@
 #include "../include/edgecloud.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -14,15 +15,7 @@
 #include <string>
 #include <vector>
 
-#include "../encoder/encoder.hpp"
-#ifndef EDGECLOUD_NO_THREADS
-#include "../encoder/team.hpp"
-#endif
-#include "../images/resize.hpp"
-#include "checksums.hpp"
-#include "edge_tables.hpp"
-#include "feature_file.hpp"
-#include "refused.hpp"
+#include "image_encoder.hpp"
 
 namespace edgecloud {
 namespace {
@@ -31,12 +24,6 @@ constexpr size_t kMaxWeightsBytes = size_t{64} << 20;
 constexpr int kMaxThreads = 256;
 constexpr size_t kMaxImageSide = size_t{1} << 24;
 constexpr uint64_t kMaxImagePixels = uint64_t{1} << 30;
-
-struct Contents {
-  EdgeTables tables;
-  std::vector<uint8_t> weights;  // none if the bundle has no encoder
-};
-using Shared = std::shared_ptr<const Contents>;
 
 [[noreturn]] void refuse(edgecloud_status status, const std::string& text) {
   throw Refused(status, text);
@@ -107,26 +94,10 @@ Shared make(const std::vector<uint8_t>& tables, std::vector<uint8_t> weights) {
       damaged("is not the file that was exported");
     if (rule.channels != encoder::kLatent || rule.stride != encoder::kPatch || rule.shrink != 0)
       damaged("does not fit the shape rule of edge.tables");
+    if ((read.latent_fraction >= 0) != contents.tables.varies())
+      damaged("is of a bundle with another kind of rate than edge.tables");
   }
   return std::make_shared<const Contents>(std::move(contents));
-}
-
-bool is_encodable(const Rule& rule, size_t height, size_t width) {
-  const uint64_t symbols = rule.symbols(height, width);
-  return height % kBlock == 0 && width % kBlock == 0 && symbols > 0 && symbols != UINT64_MAX;
-}
-
-void require_encodable(const Rule& rule, size_t height, size_t width) {
-  if (is_encodable(rule, height, width)) return;
-  const std::string image =
-      "an image of " + std::to_string(width) + "x" + std::to_string(height) + " pixels ";
-  if (height == 0 || width == 0 || height % kBlock || width % kBlock)
-    refuse(EDGECLOUD_BAD_IMAGE, image + "has sides that are not multiples of 8: prepare it first");
-  if (rule.symbols(height, width) == 0)
-    refuse(EDGECLOUD_BAD_IMAGE, image + "leaves no symbols: enlarge it");
-  refuse(EDGECLOUD_BAD_IMAGE, image + "gives more than the " + std::to_string(rule.max_symbols) +
-                                  " symbols that the bundle allows: make it smaller, or export "
-                                  "with a larger --max-pixels");
 }
 
 // The view of a caller's pixels. Throws Refused.
@@ -136,69 +107,26 @@ images::View view(const uint8_t* pixels, size_t height, size_t width, size_t row
   return {pixels, height, width, row_bytes ? row_bytes : 3 * width};
 }
 
-// Encodes one image after the other.
-class Encoder {
- public:
-  Encoder(Shared contents, bool small, size_t threads, const encoder::Kernel& kernel)
-      : contents_(std::move(contents)), small_(small), team_(threads) {
-    const std::vector<uint8_t>& weights = contents_->weights;
-    if (encoder_.load(weights.data(), weights.size(), kernel) != encoder::Status::ok)
-      throw std::bad_alloc();  // the weights were read before
-  }
-
-  const char* kernel() const { return encoder_.kernel().name; }
-
-  // Gives the feature file, which is valid until the next call.
-  const uint8_t* encode(images::View image, size_t* size) {
-    const Rule& rule = contents_->tables.rule;
-    require_encodable(rule, image.height, image.width);
-    const size_t rows = rule.rows(image.height), columns = rule.rows(image.width);
-    symbols_.resize(rule.channels * rows * columns);
-    if (encoder_.encode(whole(image), rows, columns, symbols_.data(), workspace_, team_) !=
-        encoder::Status::ok)
-      throw std::bad_alloc();
-    const rans::Tables& tables = contents_->tables.tables;
-    const size_t most = tables.max_payload(rows * columns);
-    if (!file_.reserve(kMaxHeader + most + kCrcBytes)) throw std::bad_alloc();
-    uint8_t* buffer = file_.data() + kMaxHeader;
-    const size_t payload = small_ ? tables.encode_small(symbols_.data(), rows, columns, buffer)
-                                  : tables.encode(symbols_.data(), rows * columns, buffer);
-    if (payload >> 28)
-      refuse(EDGECLOUD_BAD_IMAGE, "the image gives a payload of 2^28 bytes: crop it");
-    uint8_t* end = buffer + most;
-    const uint8_t* begin =
-        wrap(end - payload, payload, rule.fingerprint.data(), small_, image.height, image.width);
-    *size = static_cast<size_t>(end + kCrcBytes - begin);
-    return begin;
-  }
-
- private:
-  // The pixels without gaps between the rows.
-  const uint8_t* whole(images::View image) {
-    const size_t row = 3 * image.width;
-    if (image.row_bytes == row) return image.pixels;
-    pixels_.resize(row * image.height);
-    for (size_t y = 0; y < image.height; ++y)
-      std::memcpy(pixels_.data() + y * row, image.pixels + y * image.row_bytes, row);
-    return pixels_.data();
-  }
-
-  Shared contents_;
-  bool small_;
-  encoder::Encoder encoder_;
-  encoder::Workspace workspace_;
-#ifdef EDGECLOUD_NO_THREADS
-  struct Team : encoder::OneThread {
-    explicit Team(size_t) {}
+// Decodes the payload of a file that fits the bundle, to symbols [channels][rows][columns].
+rans::Status decode(const EdgeTables& tables, const ParsedFile& file, size_t rows, size_t columns,
+                    int16_t* symbols) {
+  const size_t count = rows * columns;
+  const auto payload = [&](const rans::Tables& own, int16_t* out) {
+    return file.info.small
+               ? own.decode_small(file.payload, file.info.payload_bytes, rows, columns, out)
+               : own.decode(file.payload, file.info.payload_bytes, count, out);
   };
-#else
-  using Team = encoder::Team;
-#endif
-  Team team_;
-  encoder::Block file_;
-  std::vector<int16_t> symbols_;
-  std::vector<uint8_t> pixels_;
-};
+  if (file.info.kept < 0) return payload(tables.at(std::max(file.info.step, 0)), symbols);
+  std::fill_n(symbols, tables.rule.channels * count, int16_t{0});
+  if (file.info.kept == 0) return rans::Status::ok;
+  const auto kept = static_cast<size_t>(file.info.kept);
+  const uint32_t* order = tables.rates.order.data();
+  std::vector<int16_t> some(kept * count);
+  const rans::Status status = payload(tables.lowest.of(order, kept).tables, some.data());
+  for (size_t place = 0; place < kept; ++place)
+    std::copy_n(some.data() + place * count, count, symbols + order[place] * count);
+  return status;
+}
 
 const encoder::Kernel& find_kernel(const char* name) {
   const encoder::Kernel* kernel = encoder::find_kernel(name ? name : "");
@@ -261,6 +189,10 @@ void edgecloud_bundle_describe(const edgecloud_bundle* bundle, edgecloud_bundle_
   info->small = rule.small, info->has_encoder = !bundle->contents->weights.empty();
 }
 
+int edgecloud_bundle_has_rates(const edgecloud_bundle* bundle) {
+  return bundle && bundle->contents->tables.varies();
+}
+
 edgecloud_status edgecloud_encoder_new(const edgecloud_bundle* bundle,
                                        const edgecloud_options* options,
                                        edgecloud_encoder** encoder, edgecloud_error* error) {
@@ -272,7 +204,7 @@ edgecloud_status edgecloud_encoder_new(const edgecloud_bundle* bundle,
     require(chosen.threads >= 0 && chosen.threads <= kMaxThreads, "threads are 1 to 256");
     require(chosen.profile >= 0 && chosen.profile <= 2, "profile is 0, 1 or 2");
     const bool small = chosen.profile ? chosen.profile == 2 : contents.tables.rule.small;
-    require(!small || contents.tables.contexts > 0,
+    require(!small || contents.tables.has_contexts(),
             "the bundle has no context tables, which small files need: export it with --refit DIR");
     *encoder = new edgecloud_encoder{Encoder(bundle->contents, small,
                                              static_cast<size_t>(std::max(1, chosen.threads)),
@@ -284,6 +216,28 @@ void edgecloud_encoder_free(edgecloud_encoder* encoder) { delete encoder; }
 
 const char* edgecloud_encoder_kernel(const edgecloud_encoder* encoder) {
   return encoder ? encoder->encoder.kernel() : "";
+}
+
+edgecloud_status edgecloud_encoder_ask(edgecloud_encoder* encoder, const edgecloud_budget* budget,
+                                       edgecloud_error* error) {
+  return guarded(error, [&] {
+    require(encoder != nullptr, "encoder is NULL");
+    const edgecloud_budget asked = budget ? *budget : edgecloud_budget{};
+    const bool is_set = asked.has_rate || asked.max_bytes > 0 || asked.target_bytes != 0;
+    require(!is_set || encoder->encoder.varies(),
+            "the bundle has one rate: leave out rate, max_bytes and target_bytes, or take a "
+            "variable-rate bundle, whose model's name ends in _vr");
+    require(!asked.has_rate || (asked.rate >= 0 && asked.rate <= kLevels - 1),
+            "a rate level is from 0 to 15");
+    require(
+        asked.target_bytes == 0 || (asked.target_bytes >= 1 && std::isfinite(asked.target_bytes)),
+        "target_bytes is less than 1, or not finite: ask for 1 byte or more");
+    require(!asked.has_rate || asked.target_bytes == 0,
+            "rate and target_bytes each choose the level: ask for one of both, with max_bytes or "
+            "without");
+    encoder->encoder.ask(
+        {asked.has_rate ? step_of(asked.rate) : -1, asked.max_bytes, asked.target_bytes});
+  });
 }
 
 edgecloud_status edgecloud_encode(edgecloud_encoder* encoder, const uint8_t* pixels, size_t height,
@@ -312,8 +266,8 @@ size_t edgecloud_max_file_bytes(const edgecloud_bundle* bundle, size_t height, s
   if (!bundle) return 0;
   const EdgeTables& tables = bundle->contents->tables;
   if (!is_encodable(tables.rule, height, width)) return 0;
-  return kMaxHeader + kCrcBytes +
-         tables.tables.max_payload(tables.rule.rows(height) * tables.rule.rows(width));
+  const size_t symbols = tables.rule.rows(height) * tables.rule.rows(width);
+  return kMaxHeader + kCrcBytes + tables.levels[0].tables.max_payload(symbols);
 }
 
 edgecloud_status edgecloud_prepare(const edgecloud_bundle* bundle, const uint8_t* pixels,
@@ -353,10 +307,11 @@ edgecloud_status edgecloud_decode(const edgecloud_bundle* bundle, const void* fi
     if (std::memcmp(info.fingerprint, rule.fingerprint.data(), sizeof info.fingerprint) != 0)
       refuse(EDGECLOUD_OTHER_BUNDLE,
              "the feature file is of another bundle: decode it with the bundle that encoded it");
-    if (info.version != 1)
+    if (const unsigned own = tables.varies() ? 2 : 1; info.version != own)
       refuse(EDGECLOUD_OTHER_BUNDLE,
-             "the feature file is of version 2, and files of this bundle "
-             "are of version 1: decode it with the bundle that encoded it");
+             "the feature file is of version " + std::to_string(info.version) +
+                 ", and files of this bundle are of version " + std::to_string(own) +
+                 ": decode it with the bundle that encoded it");
     const uint64_t count = rule.symbols(info.height, info.width);
     const std::string size_text =
         std::to_string(info.width) + "x" + std::to_string(info.height) + " pixels";
@@ -368,19 +323,24 @@ edgecloud_status edgecloud_decode(const edgecloud_bundle* bundle, const void* fi
              "the feature file is of " + size_text + ", more than the " +
                  std::to_string(rule.max_symbols) +
                  " symbols that the bundle allows: export with a larger --max-pixels");
-    if (info.small && tables.contexts == 0)
+    if (info.small && !tables.has_contexts())
       refuse(EDGECLOUD_BAD_FEATURE_FILE,
              "the feature file is marked as a small one, and its bundle has no context tables: "
              "send it again");
+    if (info.kept > tables.most_kept())
+      refuse(EDGECLOUD_BAD_FEATURE_FILE, "the feature file is cut to " + std::to_string(info.kept) +
+                                             " channels, and its bundle has " +
+                                             std::to_string(rule.channels) + ": send it again");
+    if (info.kept == 0 && info.payload_bytes > 0)
+      refuse(EDGECLOUD_BAD_FEATURE_FILE, "the feature file has no channels, and " +
+                                             std::to_string(info.payload_bytes) +
+                                             " bytes of them: send it again");
     const size_t height = rule.rows(info.height), width = rule.rows(info.width);
     *rows = static_cast<uint32_t>(height), *columns = static_cast<uint32_t>(width);
     if (count > capacity)
       refuse(EDGECLOUD_SMALL_BUFFER, "the feature file has " + std::to_string(count) +
                                          " symbols, there is room for " + std::to_string(capacity));
-    const rans::Status status =
-        info.small
-            ? tables.tables.decode_small(parsed.payload, info.payload_bytes, height, width, symbols)
-            : tables.tables.decode(parsed.payload, info.payload_bytes, height * width, symbols);
+    const rans::Status status = decode(tables, parsed, height, width, symbols);
     if (status != rans::Status::ok)
       refuse(EDGECLOUD_BAD_FEATURE_FILE,
              std::string("the payload is damaged, ") + rans::reason(status) + ": send it again");

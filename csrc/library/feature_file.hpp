@@ -11,6 +11,7 @@
 #include <string>
 
 #include "checksums.hpp"
+#include "rates.hpp"
 #include "refused.hpp"
 #include "wrap.hpp"
 
@@ -23,7 +24,6 @@ struct ParsedFile {
 
 namespace detail {
 
-inline constexpr int kMaxStep = 240, kCut = 255;
 inline constexpr unsigned kSmallFlag = 1, kSquareFlag = 2;
 
 [[noreturn]] inline void refuse(const std::string& text) {

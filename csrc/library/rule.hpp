@@ -39,7 +39,7 @@ struct Rule {
 namespace detail {
 
 inline constexpr char kTablesMagic[8] = {'E', 'D', 'G', 'E', 'T', 'A', 'B', 'L'};
-inline constexpr uint32_t kTablesVersion = 1;
+inline constexpr uint32_t kTablesVersion = 1, kVariableVersion = 2;
 inline constexpr size_t kRuleBytes = 8 + 4 * 8 + 3 * 32;
 
 // A number of the file, which is little-endian, whatever the machine is.
@@ -85,18 +85,22 @@ inline void add_text(Sha256& sha, uint32_t number) {
   sha.add(digits + sizeof digits - count, count);
 }
 
-// The SHA-256 that a fingerprint is (docs/FORMAT.md, section 4); `tables` are the bytes of the file
-// behind the rule.
-inline Digest fingerprint_of(const Rule& rule, const uint8_t* tables, size_t size) {
-  const Digest inner = Sha256().add(tables, size).digest();
+// The SHA-256 that a fingerprint is (docs/FORMAT.md, section 4), with the digest of all that
+// symbols are coded with.
+inline Digest fingerprint_of(const Rule& rule, uint32_t version, const Digest& coding) {
   Sha256 whole;
-  add_text(whole, "feature file 1; block 8; "), add_text(whole, rule.channels);
+  add_text(whole, "feature file "), add_text(whole, version);
+  add_text(whole, "; block 8; "), add_text(whole, rule.channels);
   add_text(whole, " channels, stride "), add_text(whole, rule.stride);
   add_text(whole, ", shrink "), add_text(whole, rule.shrink);
   add_text(whole, "; ");
-  return whole.add(inner.data(), inner.size())
+  return whole.add(coding.data(), coding.size())
       .add(rule.bottleneck.data(), rule.bottleneck.size())
       .digest();
+}
+// Of a bundle with one rate; `tables` are the bytes of the file behind the rule.
+inline Digest fingerprint_of(const Rule& rule, const uint8_t* tables, size_t size) {
+  return fingerprint_of(rule, kTablesVersion, Sha256().add(tables, size).digest());
 }
 
 }  // namespace detail

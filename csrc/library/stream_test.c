@@ -1,7 +1,8 @@
 /* Encodes many images, one after the other, for tests of other processors:
  *
- *   stream_test BUNDLE < images > files
+ *   stream_test BUNDLE [MAX_BYTES] < images > files
  *
+ * MAX_BYTES is asked of a variable-rate bundle.
  * An image is its height, its width and a side, each of 32 bits, then its RGB pixels. It is
  * prepared as the bundle says, and of the result the central square of that side is encoded. A file
  * is written as its size, of 32 bits, then its bytes. All numbers are little-endian. */
@@ -48,9 +49,12 @@ int main(int count, char** arguments) {
   edgecloud_error error;
   edgecloud_bundle* bundle = NULL;
   edgecloud_encoder* encoder = NULL;
-  if (count != 2) return fail("give BUNDLE");
+  if (count != 2 && count != 3) return fail("give BUNDLE, and MAX_BYTES if its rate varies");
+  edgecloud_budget budget = {0};
+  if (count == 3) budget.max_bytes = strtoul(arguments[2], NULL, 10);
   if (edgecloud_bundle_open(arguments[1], &bundle, &error) ||
-      edgecloud_encoder_new(bundle, NULL, &encoder, &error))
+      edgecloud_encoder_new(bundle, NULL, &encoder, &error) ||
+      edgecloud_encoder_ask(encoder, &budget, &error))
     return fail(error.text);
   fprintf(stderr, "%s\n", edgecloud_encoder_kernel(encoder));
   uint8_t header[12];

@@ -67,6 +67,10 @@ class SharedEncoder {
     return {reinterpret_cast<const char*>(encoder_.fingerprint()), encoder::kFingerprintBytes};
   }
   const char* kernel() const { return encoder_.kernel().name; }
+  py::object latent_fraction() const {
+    const int fraction = encoder_.latent_fraction();
+    return fraction < 0 ? py::object(py::none()) : py::object(py::int_(fraction));
+  }
 
  private:
   struct Context {
@@ -114,5 +118,6 @@ PYBIND11_MODULE(_encoder, module) {
            py::arg("threads") = 1, py::arg("kernel") = "")
       .def("encode", &SharedEncoder::encode, py::arg("pixels").noconvert())
       .def_property_readonly("fingerprint", &SharedEncoder::fingerprint)
-      .def_property_readonly("kernel", &SharedEncoder::kernel);
+      .def_property_readonly("kernel", &SharedEncoder::kernel)
+      .def_property_readonly("latent_fraction", &SharedEncoder::latent_fraction);
 }

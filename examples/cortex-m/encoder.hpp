@@ -53,7 +53,8 @@ class Encoder {
     static_assert(sizeof read <= sizeof memory_);
     if (encoder::read_weights(weights, weights_size, read) != encoder::Status::ok)
       return Status::bad_weights;
-    if (std::memcmp(read.fingerprint, rule.fingerprint.data(), rule.fingerprint.size()) != 0 ||
+    if (read.latent_fraction >= 0 ||
+        std::memcmp(read.fingerprint, rule.fingerprint.data(), rule.fingerprint.size()) != 0 ||
         edgecloud::Sha256().add(weights, weights_size).digest() != rule.weights)
       return Status::other_weights;
     if (read.blocks != 0) return Status::has_blocks;

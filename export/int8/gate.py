@@ -132,7 +132,7 @@ def open_graph(end: str, precision: str, file: Path) -> Run:
     """Load a graph, or with "native" an edge.weights; gives what runs it on one batch."""
     if precision == "native":
         native = Native(file.read_bytes(), Choice("native", "int8"), None, 1)
-        return lambda batch: native.run(batch)["symbols"]
+        return lambda batch: next(iter(native.run(batch).values()))
     session = open_session(file)
     source = session.get_inputs()[0].name
     output = session.get_outputs()[0].name if end == "edge" else "logits"

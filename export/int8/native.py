@@ -4,7 +4,7 @@ docs/BUNDLE.md, section 10, specifies the file and what the native encoder compu
 between the layers have 16 bits, and those that a 3x3 convolution reads have eight, with the same
 ranges as in the int8 graph. Weights have eight bits by output channel there. The first convolution
 and the last have weights of 16 bits: they are a twentieth of the multiplications, and the last one
-decides the symbols.
+decides the symbols. Of a variable-rate model the last one gives the latent, in steps of 2^-P.
 
 Always holds: no sum can overflow 32 bits, whatever the pixels are. Floats end here: nothing that
 depends on them is computed on a device.
@@ -25,10 +25,12 @@ from .ranges import Ranges
 
 Floats = NDArray[np.float64]
 
-MAGIC, VERSION = b"EDGEWGTS", 1
+MAGIC, SYMBOLS, LATENT_VALUES = b"EDGEWGTS", 1, 2  # the last two are versions of the file
 PATCH, CHANNELS, HIDDEN, LATENT = 8, 128, 64, 64
 GELU_ENTRIES, GELU_STEPS = 256, 64  # of a table, and in it for a size of 1
 _MIN_FRACTION, _MAX_FRACTION = 6, 14
+_MAX_LATENT_FRACTION = 14
+_LATENT_ROOM = 2.0  # the latent may be so many times as large as in its range
 _MAX_BLOCKS = 64
 _MAX_SHIFT = 61
 _MAX_MULTIPLIER = (1 << 31) - 1
@@ -61,6 +63,8 @@ class _Encoder:
         middle: of each block its first and its second convolution.
         inputs: the range of what each of these reads: of a GELU's output.
         largest: the largest absolute value between the layers.
+        latent: the largest absolute value of a variable-rate model's latent; None where the last
+            convolution's sums are rounded to symbols.
     """
 
     first: _Convolution
@@ -68,6 +72,7 @@ class _Encoder:
     last: _Convolution
     inputs: list[tuple[float, float]]
     largest: float
+    latent: float | None
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,12 @@ def write_weights(graph: Path, ranges: Ranges, sha256: str, fingerprint: bytes, 
     fraction = _fraction(encoder, inputs)
     unit = 2.0**-fraction
     blocks = len(encoder.middle) // 2
+    latent_fraction = _latent_fraction(encoder, unit)
+    version = SYMBOLS if latent_fraction is None else LATENT_VALUES
     sizes = (PATCH, CHANNELS, HIDDEN, LATENT)
     parts = [
-        struct.pack("<8s7I32s", MAGIC, VERSION, *sizes, blocks, fraction, fingerprint),
+        struct.pack("<8s7I32s", MAGIC, version, *sizes, blocks, fraction, fingerprint),
+        b"" if latent_fraction is None else struct.pack("<I", latent_fraction),
         _gelu_table(fraction).astype("<u2").tobytes(),
         *_layer(_quantise(encoder.first, 1.0, 32767, _LARGEST_PIXEL), unit, 2),
     ]
@@ -106,7 +114,8 @@ def write_weights(graph: Path, ranges: Ranges, sha256: str, fingerprint: bytes, 
         exact = unit * (1 << 15) / multiplier
         quantised = _quantise(convolution, exact, 127, _LARGEST_INPUT)
         parts += _layer(quantised, unit, 1, multiplier, zero)
-    parts += _layer(_quantise(encoder.last, unit, 32767, _LARGEST_VALUE), 1.0, 2)
+    last = _quantise(encoder.last, unit, 32767, _LARGEST_VALUE)
+    parts += _layer(last, 2.0 ** -(latent_fraction or 0), 2)
     out.write_bytes(b"".join(parts))
 
 
@@ -115,6 +124,9 @@ def _read(model: onnx.ModelProto, ranges: Ranges, name: str) -> _Encoder:
     nodes = list(model.graph.node)
     operators = [node.op_type for node in nodes]
     head, tail = ["Transpose", "Cast", "Conv"], ["Conv", "Clip", "Round", "Cast"]
+    varies = model.graph.output[0].name == "latent"
+    if varies:
+        tail = ["Conv"]
     middle = operators[len(head) : -len(tail)]
     blocks = len(middle) // len(_BLOCK)
     known = middle == ["Gelu"] or (blocks <= _MAX_BLOCKS and middle == list(_BLOCK) * blocks)
@@ -137,7 +149,13 @@ def _read(model: onnx.ModelProto, ranges: Ranges, name: str) -> _Encoder:
     ]
     hidden = [ends[index][1] for index, one in enumerate(operators) if one == "Conv"]
     largest = max(abs(value) for value in (*np.ravel(streams), *hidden[:-1]))
-    return _Encoder(found[0], found[1:-1], found[-1], gelus if blocks else [], float(largest))
+    latent = max(map(abs, ends[-1])) if varies else None
+    if latent == 0:
+        raise NotNativeError(
+            "its ranges, of an earlier release, lack that of the latent: take them again with "
+            "--calibrate DIR"
+        )
+    return _Encoder(found[0], found[1:-1], found[-1], gelus if blocks else [], largest, latent)
 
 
 def _require_chain(nodes: list[onnx.NodeProto], name: str) -> None:
@@ -192,6 +210,22 @@ def _fraction(encoder: _Encoder, inputs: list[tuple[float, int]]) -> int:
     raise NotNativeError(
         f"values of {encoder.largest:.3g} between its layers are too large for the native encoder"
     )
+
+
+def _latent_fraction(encoder: _Encoder, unit: float) -> int | None:
+    """How many bits of the latent lie behind the point; None where there are symbols instead.
+
+    Raises NotNativeError where none of the possible numbers of bits will do.
+    """
+    if encoder.latent is None:
+        return None
+    # A shift of at least 33 bits, as for symbols: no sum then lies halfway between two results.
+    steps = unit * _steps(encoder.last, unit, 32767, _LARGEST_VALUE).max()
+    for fraction in range(_MAX_LATENT_FRACTION, -1, -1):
+        room = _LATENT_ROOM * encoder.latent < 2.0 ** (15 - fraction)
+        if room and steps * 2.0**fraction < 0.24:
+            return fraction
+    raise NotNativeError(f"a latent of {encoder.latent:.3g} is too large for the native encoder")
 
 
 def _steps(convolution: _Convolution, step: float, limit: int, largest: int) -> Floats:

@@ -222,14 +222,14 @@ def take_ranges(
 
 
 def _float_outputs(model: onnx.ModelProto) -> set[str]:
-    """Names of the float32 tensors between a graph's operators.
+    """Names of the float32 tensors that a graph's operators give.
 
     Numbers that are computed of an image's size, for its padding, are not among them.
     """
     inferred = onnx.shape_inference.infer_shapes(model)
     return {
         value.name
-        for value in inferred.graph.value_info
+        for value in (*inferred.graph.value_info, *inferred.graph.output)
         if value.type.tensor_type.elem_type == TensorProto.FLOAT
         and value.type.tensor_type.shape.dim
     }

@@ -95,8 +95,8 @@ class Rates:
         values: Floats = symbols * self.inverse_gain(step)
         return values
 
-    def digest(self) -> bytes:
-        """The part of a fingerprint's input that rates.json gives (docs/FORMAT.md, section 4)."""
+    def to_bytes(self) -> bytes:
+        """The values in binary form, as edge.tables has them and the fingerprint covers."""
         return (
             self.gains.astype("<f4").tobytes()
             + self.inverse_gains.astype("<f4").tobytes()

@@ -101,4 +101,4 @@ class VariableRate:
     def digest(self) -> bytes:
         """SHA-256 of the tables of all levels, the gains and the order."""
         tables = b"".join(tables.digest() for tables in self.levels)
-        return hashlib.sha256(tables + self.rates.digest()).digest()
+        return hashlib.sha256(tables + self.rates.to_bytes()).digest()

@@ -25,5 +25,12 @@ class Encoder:
     def kernel(self) -> str:
         """The kernel that runs."""
 
+    @property
+    def latent_fraction(self) -> int | None:
+        """None if `encode` gives symbols; else a value v of it stands for v / 2^latent_fraction."""
+
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
-        """Pixels uint8 [N, H, W, 3], H and W multiples of 8 -> symbols int16 [N, 64, H/8, W/8]."""
+        """Pixels uint8 [N, H, W, 3], H and W multiples of 8 -> symbols int16 [N, 64, H/8, W/8].
+
+        Of a variable-rate bundle it is the latent, in units of 2^-latent_fraction.
+        """

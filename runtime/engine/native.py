@@ -3,7 +3,8 @@
 It runs `edge.weights` of a bundle, and needs nothing but numpy. docs/BUNDLE.md specifies what it
 computes. It has no cloud half.
 
-Always holds: the symbols are the same on every processor and for every number of threads.
+Always holds: the symbols, or the latent of a variable-rate bundle, are the same on every processor
+and for every number of threads.
 """
 
 from typing import Any, ClassVar
@@ -48,4 +49,8 @@ class Native:
 
     def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """As Engine.run."""
-        return {"symbols": self._encoder.encode(np.ascontiguousarray(batch))}
+        values = self._encoder.encode(np.ascontiguousarray(batch))
+        fraction = self._encoder.latent_fraction
+        if fraction is None:
+            return {"symbols": values}
+        return {"latent": values * np.float32(2.0**-fraction)}

@@ -53,6 +53,14 @@ def c_bundle(c_library: CLibrary, bundle: Path) -> Iterator[CBundle]:
 
 
 @pytest.fixture(scope="session")
+def c_variable(c_library: CLibrary, variable_bundle: Path) -> Iterator[CBundle]:
+    """A variable-rate bundle with made-up rates, opened by the C library."""
+    opened = c_library.open(variable_bundle)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
 def program(csrc_build: Path) -> Path:
     built = csrc_build / "edge-encode"
     if not built.exists():

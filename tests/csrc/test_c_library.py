@@ -3,9 +3,7 @@
 import os
 import re
 import shutil
-import struct
 import subprocess
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from c_library import (
     CBundle,
     CError,
     CLibrary,
+    with_checksum,
 )
 from numpy.typing import NDArray
 
@@ -48,7 +47,12 @@ def test_ctest_passes(csrc_build: Path) -> None:
 
 
 def test_valgrind_finds_nothing(
-    csrc_build: Path, program: Path, bundle: Path, native: EdgeEncoder, tmp_path: Path
+    csrc_build: Path,
+    program: Path,
+    bundle: Path,
+    variable_bundle: Path,
+    native: EdgeEncoder,
+    tmp_path: Path,
 ) -> None:
     """No read of what was not written, and nothing lost. valgrind knows kernels up to AVX2."""
     if not shutil.which("valgrind"):
@@ -58,6 +62,7 @@ def test_valgrind_finds_nothing(
     picture, out = PROJECT / "docs" / "demo" / "golf_ball.jpg", tmp_path / "f.bin"
     for command in (
         [csrc_build / "library_test", bundle],
+        [program, picture, "-o", out, "--bundle", variable_bundle, "--max-bytes", "60"],
         [program, picture, "-o", out, "--bundle", bundle],
     ):
         done = subprocess.run(
@@ -141,23 +146,29 @@ def test_there_are_golden_files_of_both_kinds() -> None:
     assert len(FILES) >= 30
 
 
-def _with(file: bytes, at: int, value: bytes) -> bytes:
-    """A feature file with other bytes at a place, and a checksum that fits."""
-    body = file[:at] + value + file[at + len(value) : -4]
-    return body + struct.pack("<I", zlib.crc32(body))
-
-
 @pytest.mark.parametrize(
     ("change", "status", "text"),
     [
-        (lambda data: _with(data, 2, b"\x00\x00\x00\x00"), OTHER_BUNDLE, "of another bundle"),
-        (lambda data: _with(data, 6, b"\x00"), BAD_FEATURE_FILE, "224x0 pixels is impossible"),
         (
-            lambda data: _with(data[:6] + b"\xff\xff\xff\x7f" + data[7:], 6, b"\xff"),
+            lambda data: with_checksum(data, 2, b"\x00\x00\x00\x00"),
+            OTHER_BUNDLE,
+            "of another bundle",
+        ),
+        (
+            lambda data: with_checksum(data, 6, b"\x00"),
+            BAD_FEATURE_FILE,
+            "224x0 pixels is impossible",
+        ),
+        (
+            lambda data: with_checksum(data[:6] + b"\xff\xff\xff\x7f" + data[7:], 6, b"\xff"),
             BAD_FEATURE_FILE,
             "more than the .* symbols that the bundle allows",
         ),
-        (lambda data: _with(data, len(data) - 6, b"\xff"), BAD_FEATURE_FILE, "payload is damaged"),
+        (
+            lambda data: with_checksum(data, len(data) - 6, b"\xff"),
+            BAD_FEATURE_FILE,
+            "payload is damaged",
+        ),
     ],
     ids=["fingerprint", "no height", "too large", "payload"],
 )
@@ -208,11 +219,14 @@ def test_bundles_that_are_refused(
     tables = (bundle / EDGE_TABLES).read_bytes()
     for changed, text in (
         (b"GIF89a" + bytes(20), "it is not a file of tables"),
-        (tables[:8] + b"\x02" + tables[9:], "it has version 2, this release reads 1"),
+        (tables[:8] + b"\x03" + tables[9:], "it has version 3, this release reads 1 and 2"),
         (tables[:-4], "it is damaged or incomplete"),
-        (_with(tables, 40, b"\x01\x02"), "its contents give another fingerprint than it says"),
-        (_with(tables, 16, b"\x03"), "its shape rule is impossible"),
-        (_with(tables, 32, b"\x07"), "a value is out of its range"),
+        (
+            with_checksum(tables, 40, b"\x01\x02"),
+            "its contents give another fingerprint than it says",
+        ),
+        (with_checksum(tables, 16, b"\x03"), "its shape rule is impossible"),
+        (with_checksum(tables, 32, b"\x07"), "a value is out of its range"),
     ):
         with pytest.raises(CError, match=f"edge.tables is refused, {text}: copy it") as refused:
             c_library.from_memory(changed)
@@ -244,7 +258,7 @@ def test_the_example_encodes(csrc_build: Path, bundle: Path, golf_ball: NDArray[
     assert len(source.read_text().splitlines()) < 60
 
 
-def test_install_gives_what_others_build_with(
+def test_install_gives_what_others_buildwith_checksum(
     csrc_build: Path, tmp_path: Path, bundle: Path, golf_ball: NDArray[np.uint8]
 ) -> None:
     """A program of another project finds the installed library through CMake, and runs."""

@@ -25,6 +25,14 @@ USAGE = [
     (["x.jpg", "-o", "y", "--threads", "0"], "argument --threads: '0' is not a whole number from"),
     (["x.jpg", "-o", "y", "--raw", "640"], "argument --raw: '640' is not WIDTHxHEIGHT"),
     (["x.jpg", "-o", "y", "--raw", "0x5"], "argument --raw: '0' is not a whole number from 1 to"),
+    *(
+        (["x.jpg", "-o", "y", "--rate", text], f"argument --rate: '{text}' is not a number from 0")
+        for text in ("16", "-1", "nan", "", "0x3", "1 ")
+    ),
+    (["x.jpg", "-o", "y", "--max-bytes", "0"], "argument --max-bytes: '0' is not a whole number"),
+    (["x.jpg", "-o", "y", "--target-bytes", "0.5"], "argument --target-bytes: '0.5' is not a nu"),
+    (["x.jpg", "-o", "y", "--rate", "3", "--target-bytes", "400"], "leave out one of both"),
+    (["x.jpg", "-o", "y", "--max-bytes", "3", "--target-bytes", "4"], "--max-bytes is below"),
     (["x.jpg", "-o", "y", "--frob"], "unrecognized arguments: --frob"),
     (["x.jpg", "-o", "y", "-q"], "unrecognized arguments: -q"),
     *(
@@ -34,7 +42,6 @@ USAGE = [
             ["--workers", "2"],
             ["--resume"],
             ["--tune"],
-            ["--rate", "3"],
             ["--provider", "cpu"],
         )
     ),

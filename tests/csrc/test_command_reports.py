@@ -99,3 +99,42 @@ def test_help_and_version(run: Run) -> None:
         assert option in text
     assert run("-h").stdout.decode() == text
     assert run("--version").stdout.decode() == f"edge-encode {runtime.__version__}\n"
+
+
+def test_levels_and_bytes_of_a_variable_rate_bundle(
+    run: Run, variable_bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    """The options, the files and the reports of the Python command."""
+    python = EdgeEncoder(variable_bundle, threads=1, provider="native")
+    bundle = ["--bundle", variable_bundle]
+    for options, asked, members in (
+        (["--rate", "7.5"], {"rate": 7.5}, {"level": 7.5, "kept_channels": None}),
+        (["--max-bytes", "400", "--rate=15"], {"rate": 15, "max_bytes": 400}, {}),
+        (["--max-bytes", "13"], {"max_bytes": 13}, {"level": 0, "kept_channels": 0}),
+        ([], {}, {"level": 8, "kept_channels": None}),
+    ):
+        done = run(GOLF_BALL, "-o", "feat.bin", "--json", *bundle, *options)
+        assert done.returncode == 0, done.stderr
+        data = (tmp_path / "feat.bin").read_bytes()
+        assert data == python.encode(GOLF_BALL, **asked)
+        row = json.loads(done.stdout)
+        assert row["bytes"] == len(data)
+        assert row | members == row
+    assert run("photos", "-o", "out", *bundle, "--target-bytes", "300").returncode == 0
+    names = ["a.jpeg", "b.JPG", "sub/c.d.jpg", "sub/e.ppm"]
+    files = python.encode_batch([photos / name for name in names], target_bytes=300)
+    for name, file in zip(names, files, strict=True):
+        assert (tmp_path / "out" / name).with_suffix(".bin").read_bytes() == file
+
+
+def test_what_cannot_be_asked_of_a_bundle(run: Run, variable_bundle: Path, tmp_path: Path) -> None:
+    done = run(GOLF_BALL, "-o", "x.bin", "--rate", "3")
+    assert done.returncode == 1
+    assert b": the bundle has one rate: leave out rate, max_bytes and target_bytes" in done.stderr
+    done = run(GOLF_BALL, "-o", "x.bin", "--max-bytes", "12", "--bundle", variable_bundle)
+    assert done.returncode == 1
+    assert (
+        b"golf_ball.jpg: 12 bytes are too few: a feature file of 224x224 pixels has at least 13"
+        in done.stderr
+    )
+    assert list(tmp_path.iterdir()) == []

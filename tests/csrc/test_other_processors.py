@@ -68,7 +68,11 @@ def _images(picture: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_the_same_bytes_on(
-    processor: str, bundle: Path, golf_ball: NDArray[np.uint8], tmp_path: Path
+    processor: str,
+    bundle: Path,
+    variable_bundle: Path,
+    golf_ball: NDArray[np.uint8],
+    tmp_path: Path,
 ) -> None:
     prefix, kernel = PROCESSORS[processor]
     for tool in (f"{prefix}-g++", f"qemu-{processor}"):
@@ -78,18 +82,29 @@ def test_the_same_bytes_on(
             pytest.skip(f"no {tool}: apt-get install g++-{prefix} qemu-user")
     images = list(_images(golf_ball))
     assert images, "no pictures to encode"
+    command = [f"qemu-{processor}", _build(prefix, tmp_path)]
+    _compare(command, bundle, images, kernel, None)
+    _compare(command, variable_bundle, images[: COUNT // 4], kernel, 90)
+
+
+def _compare(
+    command: list[str | Path],
+    bundle: Path,
+    images: list[NDArray[np.uint8]],
+    kernel: str,
+    max_bytes: int | None,
+) -> None:
+    """The program's files are Python's."""
     stream = b"".join(
         struct.pack("<3I", *image.shape[:2], SIDE) + image.tobytes() for image in images
     )
+    asked = [] if max_bytes is None else [str(max_bytes)]
     done = subprocess.run(
-        [f"qemu-{processor}", _build(prefix, tmp_path), bundle],
-        input=stream,
-        capture_output=True,
-        check=False,
+        [*command, bundle, *asked], input=stream, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.decode() == f"{kernel}\n"
-    python = EdgeEncoder(bundle, threads=1, provider="native")
+    python = EdgeEncoder(bundle, threads=1, provider="native", max_bytes=max_bytes)
     files = BytesIO(done.stdout)
     for image in images:
         (size,) = struct.unpack("<I", files.read(4))

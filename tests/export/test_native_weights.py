@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from variable_bundle import end_in_latent
 
 from export import stages
 from export.graphs import export_edge
@@ -73,6 +74,66 @@ def test_edge_tables_says_what_manifest_and_tables_say(bundle: Path, random_bund
     assert hashlib.sha256(data[136:-4]).digest() == loaded.tables.digest()
     assert zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
     assert EDGE_TABLES not in Bundle.load(random_bundle).manifest.files, "it has no edge.weights"
+
+
+def test_edge_tables_of_a_variable_rate_bundle(variable_bundle: Path) -> None:
+    """Made by export.edge_tables.variable_bytes: rates, the gain of each step, and each level."""
+    loaded = Bundle.load(variable_bundle)
+    variable, data = loaded.variable, loaded.read(EDGE_TABLES)
+    assert variable is not None
+    assert struct.unpack_from("<8sI", data) == (b"EDGETABL", 2)
+    (default,) = struct.unpack_from("<I", data, 136)
+    assert default == loaded.default_step
+    rates = variable.rates
+    known = rates.to_bytes()
+    at = 140 + len(known)
+    assert data[140:at] == known
+    gains = np.frombuffer(data, "<f4", 241 * rates.channels, at).reshape(241, rates.channels)
+    assert np.array_equal(gains, [rates.gain(step).ravel() for step in range(241)])
+    at += gains.nbytes
+    for tables in variable.levels:
+        (size,) = struct.unpack_from("<I", data, at)
+        assert hashlib.sha256(data[at + 4 : at + 4 + size]).digest() == tables.digest()
+        at += 4 + size
+    assert at == len(data) - 4
+
+
+def of_latent(graph: Path, out: Path) -> Path:
+    """The graph cut at its latent, as that of a variable-rate model."""
+    model = onnx.load(graph)
+    end_in_latent(model)
+    onnx.save(model, out)
+    return out
+
+
+def test_an_encoder_that_gives_the_latent(random_bundle: Path, tmp_path: Path) -> None:
+    graph, out = of_latent(random_bundle / "edge.onnx", tmp_path / "edge.onnx"), tmp_path / "w"
+    ranges = ranges_of(graph, 64)
+    low, high = ranges.operators[-1][1:]
+    write_weights(graph, ranges, "a" * 64, PRINT, out)
+    weights = oracle.read(out.read_bytes())
+    fraction = weights.latent_fraction
+    assert fraction is not None
+    largest = max(-low, high)
+    assert 2 * largest < 2.0 ** (15 - fraction) <= 4 * largest, "room for twice the range"
+    images = synthetic_images(4)
+    expected = open_session(graph).run(None, {"pixels": images})[0]
+    found = _encoder.Encoder(out.read_bytes()).encode(images) / 2**fraction
+    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+    assert np.abs(found - expected).mean() < 0.002 * np.abs(expected).max()
+
+
+def test_a_latent_without_a_range_or_too_large(random_bundle: Path, tmp_path: Path) -> None:
+    graph, out = of_latent(random_bundle / "edge.onnx", tmp_path / "edge.onnx"), tmp_path / "w"
+    ranges = ranges_of(graph)
+    for high, text in (
+        (0.0, "lack that of the latent: take them again with --calibrate"),
+        (1e5, "a latent of 1e[+]05 is too large for the native encoder"),
+    ):
+        changed = replace(ranges, operators=[*ranges.operators[:-1], ("Conv", 0.0, high)])
+        with pytest.raises(NotNativeError, match=text):
+            write_weights(graph, changed, "a" * 64, PRINT, out)
+        assert not out.exists()
 
 
 def test_the_default_bundle_has_one_that_is_near_to_float32(bundle: Path) -> None:

@@ -1,14 +1,26 @@
 """The C library through ctypes: csrc/include/edgecloud.h as Python objects, for tests."""
 
 import ctypes
-from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint8, c_uint32, c_void_p
+import struct
+import zlib
+from ctypes import (
+    POINTER,
+    byref,
+    c_char_p,
+    c_double,
+    c_int,
+    c_size_t,
+    c_uint8,
+    c_uint32,
+    c_void_p,
+)
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 OK, BAD_ARGUMENT, NO_MEMORY, BAD_FILE, BAD_BUNDLE = range(5)
-BAD_IMAGE, SMALL_BUFFER, BAD_FEATURE_FILE, OTHER_BUNDLE = range(5, 9)
+BAD_IMAGE, SMALL_BUFFER, BAD_FEATURE_FILE, OTHER_BUNDLE, SMALL_BUDGET = range(5, 10)
 
 
 class CError(Exception):
@@ -44,6 +56,15 @@ class FileInfo(ctypes.Structure):
 
 class _Options(ctypes.Structure):
     _fields_ = (("threads", c_int), ("profile", c_int), ("kernel", c_char_p))
+
+
+class _Budget(ctypes.Structure):
+    _fields_ = (
+        ("has_rate", c_int),
+        ("rate", c_double),
+        ("max_bytes", c_size_t),
+        ("target_bytes", c_double),
+    )
 
 
 class CLibrary:
@@ -103,6 +124,10 @@ class CBundle:
         self.api.call("encoder_new", self.handle, byref(options), byref(handle))
         return CEncoder(self.api, handle)
 
+    @property
+    def has_rates(self) -> bool:
+        return bool(self.api.functions.edgecloud_bundle_has_rates(self.handle))
+
     def prepare(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize and crop uint8 [H, W, 3], whose rows may lie apart."""
         out = np.zeros((self.info.crop, self.info.crop, 3), np.uint8)
@@ -138,6 +163,14 @@ class CEncoder:
         name: bytes = self.api.functions.edgecloud_encoder_kernel(self.handle)
         return name.decode()
 
+    def ask(
+        self, rate: float | None = None, max_bytes: int = 0, target_bytes: float = 0
+    ) -> "CEncoder":
+        """Ask for a level, or for bytes, of the next images; gives the encoder."""
+        budget = _Budget(rate is not None, rate or 0, max_bytes, target_bytes)
+        self.api.call("encoder_ask", self.handle, byref(budget))
+        return self
+
     def encode(self, pixels: NDArray[np.uint8]) -> bytes:
         """Pixels uint8 [H, W, 3] to a feature file."""
         file, size = POINTER(c_uint8)(), c_size_t()
@@ -157,3 +190,9 @@ def _view(image: NDArray[np.uint8]) -> tuple[c_void_p, c_size_t, c_size_t, c_siz
         c_size_t(width),
         c_size_t(image.strides[0]),
     )
+
+
+def with_checksum(file: bytes, at: int, value: bytes) -> bytes:
+    """A feature file, or edge.tables, with other bytes at a place, and a checksum that fits."""
+    body = file[:at] + value + file[at + len(value) : -4]
+    return body + struct.pack("<I", zlib.crc32(body))

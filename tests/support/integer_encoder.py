@@ -4,7 +4,7 @@ It follows docs/BUNDLE.md, section 10, and shares no code with csrc/encoder or e
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,18 +29,23 @@ class Layer:
 
 @dataclass
 class Weights:
-    """A file edge.weights."""
+    """A file edge.weights; `latent_fraction` is None where it gives symbols."""
 
     fingerprint: bytes
     fraction: int
     gelu: Integers
     layers: list[Layer]
+    latent_fraction: int | None = None
 
 
 def read(data: bytes) -> Weights:
     magic, version, *sizes, blocks, fraction, fingerprint = HEADER.unpack_from(data)
-    assert (magic, version, sizes) == (b"EDGEWGTS", 1, [8, 128, 64, 64])
+    assert (magic, sizes) == (b"EDGEWGTS", [8, 128, 64, 64])
+    assert version in (1, 2)
     at = HEADER.size
+    latent_fraction = None
+    if version == 2:
+        latent_fraction, at = unpack(data, at), at + 4
 
     def take(count: int, kind: str) -> Integers:
         nonlocal at
@@ -59,14 +64,16 @@ def read(data: bytes) -> Weights:
             Layer(shift, multiplier, zero, weights, take(outputs, "i4"), take(outputs, "i4"))
         )
     assert at == len(data)
-    return Weights(fingerprint, fraction, gelu, layers)
+    return Weights(fingerprint, fraction, gelu, layers, latent_fraction)
 
 
 def write(weights: Weights) -> bytes:
     blocks = len(weights.layers) // 2 - 1
-    sizes = (8, 128, 64, 64)
+    sizes, latent = (8, 128, 64, 64), weights.latent_fraction
+    version = 1 if latent is None else 2
     parts = [
-        HEADER.pack(b"EDGEWGTS", 1, *sizes, blocks, weights.fraction, weights.fingerprint),
+        HEADER.pack(b"EDGEWGTS", version, *sizes, blocks, weights.fraction, weights.fingerprint),
+        b"" if latent is None else struct.pack("<I", latent),
         weights.gelu.astype("<u2").tobytes(),
     ]
     for index, layer in enumerate(weights.layers):
@@ -110,7 +117,7 @@ def _convolve_3x3(weights: Weights, layer: Layer, values: Integers) -> Integers:
 
 
 def encode(weights: Weights, pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
-    """Pixels uint8 [H, W, 3] -> symbols int16 [64, H / 8, W / 8]."""
+    """Pixels uint8 [H, W, 3] -> symbols, or the latent in its steps, int16 [64, H / 8, W / 8]."""
     rows, columns = pixels.shape[0] // 8, pixels.shape[1] // 8
     patches = pixels.astype(np.int64).reshape(rows, 8, columns, 8, 3).transpose(0, 2, 1, 3, 4)
     first, *middle, last = weights.layers
@@ -123,6 +130,14 @@ def encode(weights: Weights, pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
     symbols = _convolve(last, stream.reshape(rows * columns, -1))
     symbols = np.maximum(symbols, -32767)
     return symbols.reshape(rows, columns, -1).transpose(2, 0, 1).astype(np.int16)
+
+
+def of_latent(weights: Weights, fraction: int, fingerprint: bytes) -> Weights:
+    """The same encoder without the last rounding: it gives the latent, in steps of 2^-fraction."""
+    last = weights.layers[-1]
+    assert last.shift - fraction >= 33
+    layers = [*weights.layers[:-1], replace(last, shift=last.shift - fraction)]
+    return replace(weights, layers=layers, latent_fraction=fraction, fingerprint=fingerprint)
 
 
 def random_weights(blocks: int, seed: int, extreme: bool = False) -> Weights:

@@ -8,23 +8,29 @@ each level are fitted to made-up images, with context tables where they pay.
 import hashlib
 import json
 import shutil
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import integer_encoder
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 from export.counts import count, fit_tables
+from export.edge_tables import variable_bytes
 from export.images import synthetic_images
-from runtime.codec.bundle import compute_fingerprint
+from runtime.codec.bundle import EDGE_TABLES, EDGE_WEIGHTS, compute_fingerprint
 from runtime.codec.coder import Tables, levels_to_json
 from runtime.codec.manifest import FileEntry, Manifest
-from runtime.codec.rates import LEVELS, STEPS_PER_LEVEL, Rates
+from runtime.codec.rates import LEVELS, STEPS_PER_LEVEL, Rates, step_of
 from runtime.codec.variable_rate import VariableRate
 from runtime.engine.onnxruntime import open_session
 
+DEFAULT_LEVEL = 8.0
+LATENT_FRACTION = 8  # of the native encoder's latent
 _LOWEST, _HIGHEST = 0.25, 4.0  # gains of level 0 and 15
 
 
@@ -33,7 +39,7 @@ def make_variable_bundle(source: Path, out: Path) -> Path:
     out.mkdir()
     old = Manifest.parse((source / "manifest.json").read_bytes(), "manifest.json")
     edge, cloud = onnx.load(source / "edge.onnx"), onnx.load(source / "cloud.onnx")
-    _end_in_latent(edge)
+    end_in_latent(edge)
     _begin_with_values(cloud)
     rates = made_rates(old.shape.channels)
     session = open_session(edge.SerializeToString(), 1)
@@ -50,8 +56,23 @@ def make_variable_bundle(source: Path, out: Path) -> Path:
     shutil.copy(source / "labels.txt", out)
     (out / "tables.json").write_bytes(levels_to_json(variable.levels))
     (out / "rates.json").write_bytes(rates.to_json())
+    if (source / EDGE_WEIGHTS).exists():
+        _write_native(source, out, old, variable, fingerprint)
     write_manifest(out, old, fingerprint)
     return out
+
+
+def _write_native(
+    source: Path, out: Path, old: Manifest, variable: VariableRate, fingerprint: bytes
+) -> None:
+    """Write the encoder in whole numbers, and edge.tables."""
+    weights = integer_encoder.read((source / EDGE_WEIGHTS).read_bytes())
+    data = integer_encoder.write(integer_encoder.of_latent(weights, LATENT_FRACTION, fingerprint))
+    (out / EDGE_WEIGHTS).write_bytes(data)
+    head = (source / EDGE_TABLES).read_bytes()[12:72]
+    body = b"EDGETABL" + struct.pack("<I", 2) + head + fingerprint + hashlib.sha256(data).digest()
+    body += variable_bytes(variable, step_of(DEFAULT_LEVEL))
+    (out / EDGE_TABLES).write_bytes(body + struct.pack("<I", zlib.crc32(body)))
 
 
 def write_manifest(out: Path, old: Manifest, fingerprint: bytes) -> None:
@@ -69,7 +90,7 @@ def write_manifest(out: Path, old: Manifest, fingerprint: bytes) -> None:
         fingerprint=fingerprint,
         files=files,
         format_version=2,
-        default_level=8.0,
+        default_level=DEFAULT_LEVEL,
         record={},
     )
     (out / "manifest.json").write_bytes(manifest.to_json())
@@ -100,7 +121,7 @@ def _tables(symbols: NDArray[np.int16]) -> Tables:
     return fit_tables(own, count([symbols], own, "", "synthetic"))
 
 
-def _end_in_latent(model: onnx.ModelProto) -> None:
+def end_in_latent(model: onnx.ModelProto) -> None:
     """Drop what follows the last convolution of an edge graph: its output becomes `latent`."""
     made_by = {node.output[0]: node for node in model.graph.node}
     name = "symbols"

@@ -41,8 +41,36 @@ def _picture(golf_ball: NDArray[np.uint8], width: int, height: int, channels: in
     return np.ascontiguousarray(np.concatenate([rgb, alpha], axis=2))
 
 
+# What is asked of a variable-rate bundle, in Python and in JavaScript.
+BUDGETS = [
+    ({}, {}),
+    ({"rate": 0}, {"rate": 0}),
+    ({"rate": 14.4}, {"rate": 14.4}),
+    ({"max_bytes": 600}, {"maxBytes": 600}),
+    ({"max_bytes": 40}, {"maxBytes": 40}),
+    ({"rate": 3, "max_bytes": 4000}, {"rate": 3, "maxBytes": 4000}),
+]
+
+
+def _write_variable(bundle: Path, picture: NDArray, folder: Path) -> dict[str, object]:
+    """Write Python's files of a picture; gives what package.test.js is told of them."""
+    encoder = EdgeEncoder(bundle, threads=1, provider="native")
+    for index, (asked, _) in enumerate(BUDGETS):
+        data = encoder.encode(picture, as_is=True, **asked)
+        (folder / f"variable{index}.feat").write_bytes(data)
+    stream = encoder.encode_batch([picture] * 2, as_is=True, target_bytes=300)
+    for index, data in enumerate(stream):
+        (folder / f"stream{index}.feat").write_bytes(data)
+    return {"bundle": str(bundle), "cases": [{"asked": asked} for _, asked in BUDGETS]}
+
+
 def test_in_node(
-    web_build: Path, node: str, bundle: Path, golf_ball: NDArray[np.uint8], tmp_path: Path
+    web_build: Path,
+    node: str,
+    bundle: Path,
+    variable_bundle: Path,
+    golf_ball: NDArray[np.uint8],
+    tmp_path: Path,
 ) -> None:
     encoder = EdgeEncoder(bundle, threads=1, provider="native")
     cases = []
@@ -52,7 +80,9 @@ def test_in_node(
         image = picture if channels == 3 else Image.fromarray(picture, "RGBA")
         (tmp_path / f"{index}.feat").write_bytes(encoder.encode(image, as_is=as_is))
         cases.append({"width": width, "height": height, "asIs": as_is})
-    (tmp_path / "cases.json").write_text(json.dumps({"bundle": str(bundle), "cases": cases}))
+    variable = _write_variable(variable_bundle, _picture(golf_ball, *CASES[0][:3]), tmp_path)
+    known = {"bundle": str(bundle), "cases": cases, "variable": variable}
+    (tmp_path / "cases.json").write_text(json.dumps(known))
     done = subprocess.run(
         [node, "--test", "--test-reporter=tap", web_build / "test" / "package.test.js"],
         env={"EDGECLOUD_CASES": str(tmp_path)},

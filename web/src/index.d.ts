@@ -19,6 +19,7 @@ export interface Pixels extends Image {
  * - `bad_image`: an image of a size that cannot be encoded
  * - `bad_file`: a file of the bundle, or of this package, cannot be read
  * - `bad_bundle`: the bundle is damaged, or of another release
+ * - `small_budget`: fewer bytes are allowed than the smallest feature file has
  * - `no_memory`: there is not enough memory
  * - `unsupported`: no WebAssembly with SIMD here, or the page's policy forbids it
  * - `worker_failed`: the worker cannot run
@@ -30,6 +31,7 @@ export type EncoderErrorCode =
   | "bad_image"
   | "bad_file"
   | "bad_bundle"
+  | "small_budget"
   | "no_memory"
   | "unsupported"
   | "worker_failed"
@@ -41,12 +43,28 @@ export class EncoderError extends Error {
   readonly code: EncoderErrorCode;
 }
 
+/** What is asked of the files of a variable-rate bundle; `rate` and `targetBytes` exclude each other. */
+export interface Budget {
+  /** The rate level, 0 (fewest bytes) to 15. By default as the bundle says. */
+  readonly rate?: number;
+  /** The most bytes of each file. The highest level that fits is taken, but none above `rate`. */
+  readonly maxBytes?: number;
+  /** The mean of all files from now on, which the level follows. */
+  readonly targetBytes?: number;
+}
+
 /** A bundle's encoder. Its promises are rejected with an EncoderError. */
 export interface Encoder {
   /** Side of the square that `prepare` makes, in pixels. */
   readonly crop: number;
   /** Name of the instruction set: `wasm`. */
   readonly kernel: string;
+
+  /** Whether the bundle is a variable-rate one; with another, asking for anything is refused. */
+  readonly hasRates: boolean;
+
+  /** Says what the next files shall be; without an argument, what the bundle says. */
+  ask(budget?: Budget): Promise<void>;
 
   /** Prepares an image of any size, and encodes it. Gives the feature file. */
   encode(image: Image): Promise<Uint8Array>;

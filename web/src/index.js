@@ -21,7 +21,7 @@ class Here {
 
   async open(...given) {
     this.#library = new Library(...given);
-    return { crop: this.#library.crop, kernel: this.#library.kernel };
+    return this.#library.about;
   }
 
   async run(method, given) {
@@ -81,22 +81,27 @@ export class Encoder {
   #runner;
   #closed = false;
 
-  constructor(runner, { crop, kernel }) {
+  constructor(runner, { crop, kernel, hasRates }) {
     this.#runner = runner;
     this.crop = crop;
     this.kernel = kernel;
+    this.hasRates = hasRates;
+  }
+
+  ask({ rate, maxBytes, targetBytes } = {}) {
+    return this.#run("ask", { rate, maxBytes, targetBytes });
   }
 
   prepare(image) {
-    return this.#run("prepare", image);
+    return this.#runOn("prepare", image);
   }
 
   encodePixels(image) {
-    return this.#run("encodePixels", image);
+    return this.#runOn("encodePixels", image);
   }
 
   encode(image) {
-    return this.#run("encode", image);
+    return this.#runOn("encode", image);
   }
 
   close() {
@@ -104,12 +109,17 @@ export class Encoder {
     this.#closed = true;
   }
 
-  async #run(method, image) {
+  async #runOn(method, image) {
     if (this.#closed) throw new EncoderError("closed", CLOSED);
     channelsOf(image); // before it is copied
     const { data, width, height } = image;
+    return this.#run(method, { data, width, height });
+  }
+
+  async #run(method, given) {
+    if (this.#closed) throw new EncoderError("closed", CLOSED);
     try {
-      return await this.#runner.run(method, [{ data, width, height }]);
+      return await this.#runner.run(method, [given]);
     } catch (error) {
       throw error instanceof EncoderError ? error : fromMessage(toMessage(error));
     }

@@ -19,10 +19,12 @@ const CODES = [
   "small_buffer",
   "bad_feature_file",
   "other_bundle",
+  "small_budget",
 ];
 const ERROR_BYTES = 256; // edgecloud_error
 const INFO_BYTES = 64; // edgecloud_bundle_info: fingerprint[32], six uint32_t, two int
 const CROP_AT = 52; // its member `crop`
+const BUDGET_BYTES = 32; // edgecloud_budget: int, double, size_t, double at multiples of 8
 const FILE_BYTES = 64 << 20; // most of edge.tables and of edge.weights; the library checks again
 const OUTPUT_BYTES = 8; // a pointer and a size, of 32 bits each
 const SIDE_LIMIT = 1 << 24; // of edgecloud_prepare, as is the next
@@ -107,9 +109,19 @@ export class Library {
     this.#open(tables, weights);
   }
 
+  /** Whether the bundle is a variable-rate one, of which `ask` can ask something. */
+  get hasRates() {
+    return this.#exports.edgecloud_bundle_has_rates(this.#bundle) !== 0;
+  }
+
   /** Side of the square that `prepare` makes, in pixels. */
   get crop() {
     return this.#crop;
+  }
+
+  /** What the package's Encoder has as properties. */
+  get about() {
+    return { crop: this.#crop, kernel: this.kernel, hasRates: this.hasRates };
   }
 
   /** Name of the kernel that the library has chosen. */
@@ -143,6 +155,26 @@ export class Library {
   /** `prepare` and `encodePixels`. */
   encode(image) {
     return this.encodePixels(this.prepare(image));
+  }
+
+  /** What the files of the next images shall be. A stream of images with a mean begins anew. */
+  ask({ rate, maxBytes = 0, targetBytes = 0 } = {}) {
+    if (!Number.isInteger(maxBytes) || maxBytes < 0 || maxBytes > FILE_BYTES)
+      throw new EncoderError(
+        "bad_argument",
+        `maxBytes is ${maxBytes}: give a whole number up to ${FILE_BYTES}`,
+      );
+    for (const [name, value] of Object.entries({ rate, targetBytes }))
+      if (value !== undefined && typeof value !== "number")
+        throw new EncoderError("bad_argument", `${name} is no number: leave it out or give one`);
+    this.#withMemory(BUDGET_BYTES, (at) => {
+      const budget = new DataView(this.#exports.memory.buffer, at >>> 0, BUDGET_BYTES);
+      budget.setInt32(0, rate === undefined ? 0 : 1, true);
+      budget.setFloat64(8, rate ?? 0, true);
+      budget.setUint32(16, maxBytes, true);
+      budget.setFloat64(24, targetBytes, true);
+      this.#call("edgecloud_encoder_ask", this.#encoder, at);
+    });
   }
 
   /** Frees the memory. No other method may be called afterwards. */

@@ -12,13 +12,13 @@ let library;
 function run(method, given) {
   if (method !== "open") return library[method](...given);
   library = new Library(...given);
-  return { crop: library.crop, kernel: library.kernel };
+  return library.about;
 }
 
 self.addEventListener("message", ({ data: { id, method, given } }) => {
   try {
     const result = run(method, given);
-    const bytes = result.data ?? result;
+    const bytes = result?.data ?? result;
     self.postMessage({ id, result }, bytes instanceof Uint8Array ? [bytes.buffer] : []);
   } catch (error) {
     self.postMessage({ id, error: toMessage(error) });

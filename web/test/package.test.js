@@ -11,7 +11,7 @@ import { pathToFileURL } from "node:url";
 import { EncoderError, loadEncoder } from "../dist/index.js";
 
 const FOLDER = process.env.EDGECLOUD_CASES;
-const { bundle, cases } = JSON.parse(readFileSync(`${FOLDER}/cases.json`, "utf8"));
+const { bundle, cases, variable } = JSON.parse(readFileSync(`${FOLDER}/cases.json`, "utf8"));
 
 const bytesOf = (path) => new Uint8Array(readFileSync(path));
 const bundleFiles = () => ({
@@ -77,6 +77,30 @@ test("bundles by URL, over HTTP, and as bytes", async (context) => {
     other.close();
   }
   await refuses(loadEncoder(`${site}/other`), "bad_file", /other\/edge\..*404/);
+});
+
+test("levels and bytes of a variable-rate bundle", async () => {
+  const other = await loadEncoder(variable.bundle);
+  assert.deepEqual([other.hasRates, encoder.hasRates], [true, false]);
+  for (const [index, { asked }] of variable.cases.entries()) {
+    await other.ask(asked);
+    const file = await other.encodePixels(imageOf(0));
+    assert.deepEqual(file, bytesOf(`${FOLDER}/variable${index}.feat`), JSON.stringify(asked));
+    assert(file.length <= (asked.maxBytes ?? file.length));
+  }
+  await other.ask({ targetBytes: 300 });
+  for (const file of ["stream0", "stream1"])
+    assert.deepEqual(await other.encodePixels(imageOf(0)), bytesOf(`${FOLDER}/${file}.feat`));
+  await refuses(other.ask({ rate: 15.5 }), "bad_argument", /level is from 0 to 15/);
+  await refuses(other.ask({ rate: "7" }), "bad_argument", /rate is no number/);
+  await refuses(other.ask({ targetBytes: null }), "bad_argument", /targetBytes is no number/);
+  await refuses(other.ask({ maxBytes: 1.5 }), "bad_argument", /maxBytes is 1\.5/);
+  await refuses(other.ask({ rate: 1, targetBytes: 300 }), "bad_argument", /ask for one of both/);
+  await other.ask({ maxBytes: 5 });
+  await refuses(other.encodePixels(imageOf(0)), "small_budget", /5 bytes are too few/);
+  await refuses(encoder.ask({ maxBytes: 500 }), "bad_argument", /the bundle has one rate/);
+  other.close();
+  await refuses(other.ask(), "closed", /load another one/);
 });
 
 test("what is no bundle is refused", async () => {

@@ -36,7 +36,7 @@ def test_rates_survive_their_file(gains: np.ndarray, inverse: np.ndarray) -> Non
     again = Rates.from_json(rates.to_json())
     assert np.array_equal(again.gains, gains)
     assert np.array_equal(again.inverse_gains, inverse)
-    assert again.digest() == rates.digest()
+    assert again.to_bytes() == rates.to_bytes()
     assert json.loads(rates.to_json())["order"] == [1, 2, 0]
 
 

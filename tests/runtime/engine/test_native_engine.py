@@ -12,6 +12,7 @@ import integer_encoder as oracle
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from variable_bundle import LATENT_FRACTION
 
 from runtime import CloudDecoder, EdgeEncoder
 from runtime.codec.bundle import EDGE_WEIGHTS, Bundle
@@ -101,7 +102,9 @@ def _with(data: bytes, at: int, kind: str, value: int) -> bytes:
     ("at", "kind", "value", "reason"),
     [
         (0, "<B", 0, "not a file of an integer encoder"),
-        (8, "<I", 2, "another version"),
+        (8, "<I", 0, "another version"),
+        (8, "<I", 2, "a value out of its range"),
+        (8, "<I", 3, "another version"),
         (12, "<I", 16, "does not know"),
         (16, "<I", 256, "does not know"),
         (20, "<I", 32, "does not know"),
@@ -132,6 +135,46 @@ def test_a_file_that_breaks_a_rule_is_refused(at: int, kind: str, value: int, re
     _encoder.Encoder(data)
     with pytest.raises(ValueError, match=reason):
         _encoder.Encoder(_with(data, at, kind, value))
+
+
+@pytest.mark.parametrize("kernel", _encoder.KERNELS)
+def test_every_kernel_gives_the_latent_of_the_oracle(kernel: str) -> None:
+    weights = oracle.of_latent(oracle.random_weights(1, 4), 5, bytes(32))
+    pixels = noise(3, 17)
+    expected = oracle.encode(weights, pixels)
+    assert np.abs(expected).max() > 200
+    encoder = _encoder.Encoder(oracle.write(weights), kernel=kernel)
+    assert encoder.latent_fraction == 5
+    assert np.array_equal(encoder.encode(pixels[None])[0], expected)
+    assert _encoder.Encoder(oracle.write(oracle.random_weights(0, 0))).latent_fraction is None
+
+
+def test_a_file_of_the_latent_that_breaks_a_rule_is_refused() -> None:
+    data = oracle.write(oracle.of_latent(oracle.random_weights(0, 0), 3, bytes(32)))
+    _encoder.Encoder(data)
+    for size in (oracle.HEADER.size, oracle.HEADER.size + 3, len(data) - 4):
+        with pytest.raises(ValueError, match="cut short"):
+            _encoder.Encoder(data[:size])
+    _encoder.Encoder(_with(data, oracle.HEADER.size, "<I", 14))
+    with pytest.raises(ValueError, match="a value out of its range"):
+        _encoder.Encoder(_with(data, oracle.HEADER.size, "<I", 15))
+
+
+def test_it_runs_variable_rate_bundles(variable_bundle: Path, pixels: NDArray[np.uint8]) -> None:
+    ours = EdgeEncoder(variable_bundle, 1, provider="native")
+    latent, expected = (
+        encoder.graph_output(pixels)
+        for encoder in (ours, EdgeEncoder(variable_bundle, 1, provider="cpu", precision="fp32"))
+    )
+    assert (latent.dtype, latent.shape) == (expected.dtype, expected.shape)
+    assert np.abs(latent - expected).mean() < 0.02
+    weights = oracle.read((variable_bundle / EDGE_WEIGHTS).read_bytes())
+    assert weights.latent_fraction == LATENT_FRACTION
+    assert np.array_equal(latent[0], oracle.encode(weights, pixels[0]) / 2**LATENT_FRACTION)
+    for budget in ({}, {"rate": 0}, {"rate": 15}, {"max_bytes": 500}, {"max_bytes": 30}):
+        data = ours.encode(pixels[0], as_is=True, **budget)
+        assert len(data) <= budget.get("max_bytes", len(data))
+        assert np.isfinite(CloudDecoder(variable_bundle, 1).logits([data])).all()
 
 
 def test_the_shift_of_the_last_convolution_leaves_no_tie() -> None:
