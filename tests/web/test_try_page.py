@@ -56,17 +56,21 @@ def _static_site(folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_in_chromium(web_build: Path, node: str, bundle: Path, pictures: Path) -> None:
+def test_in_chromium(
+    web_build: Path, node: str, bundle: Path, variable_bundle: Path, pictures: Path
+) -> None:
     chromium = needed("chromium", "chromium")
     if not (web_build / "node_modules" / "playwright-core").is_dir():
         pytest.skip("no playwright-core: npm ci --prefix web")
     (pictures / "tokens").write_text(TOKEN)
-    settings = Settings(
-        bundles=(bundle,), threads=1, deadline_ms=60_000, token_file=pictures / "tokens"
+    settings, rates = (
+        Settings(bundles=(one,), threads=1, deadline_ms=60_000, token_file=pictures / "tokens")
+        for one in (bundle, variable_bundle)
     )
     with (
         _static_site(pictures / "site") as site,
         served(settings, allow_origins=[site]) as (_, (host, port)),
+        served(rates) as (_, (rates_host, rates_port)),
     ):
         service = f"http://{host}:{port}"
         shutil.copytree(PAGE, pictures / "site", dirs_exist_ok=True)
@@ -79,6 +83,7 @@ def test_in_chromium(web_build: Path, node: str, bundle: Path, pictures: Path) -
             env={
                 **os.environ,
                 "EDGECLOUD_URL": f"{service}/try",
+                "EDGECLOUD_RATES": f"http://{rates_host}:{rates_port}/try",
                 "EDGECLOUD_ELSEWHERE": f"{site}/index.html",
                 "EDGECLOUD_TOKEN": TOKEN,
                 "EDGECLOUD_PICTURES": str(pictures),
@@ -92,4 +97,4 @@ def test_in_chromium(web_build: Path, node: str, bundle: Path, pictures: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.search(r"^# pass (\d+)$", done.stdout, re.MULTILINE)
     assert found, done.stdout
-    assert int(found[1]) == 10
+    assert int(found[1]) == 11

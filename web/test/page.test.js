@@ -1,6 +1,7 @@
 // The page /try in Chromium. tests/web/test_try_page.py starts the service, and runs this with
 //
 //   EDGECLOUD_URL       of the page; its service needs $EDGECLOUD_TOKEN
+//   EDGECLOUD_RATES     of the same page with a variable-rate bundle; the same token
 //   EDGECLOUD_ELSEWHERE of a copy of the page on another origin, which the service allows
 //   EDGECLOUD_PICTURES  a folder with picture.jpg, picture.png, and picture.feat: the feature file
 //                       of picture.png as Python writes it
@@ -15,6 +16,7 @@ import { chromium } from "playwright-core";
 
 const {
   EDGECLOUD_URL: URL_OF_PAGE,
+  EDGECLOUD_RATES: RATES,
   EDGECLOUD_ELSEWHERE: ELSEWHERE,
   EDGECLOUD_TOKEN: TOKEN,
   EDGECLOUD_PICTURES: PICTURES,
@@ -234,4 +236,26 @@ test("on a phone's width nothing overflows, and dark mode is dark", async () => 
     colours.push(await page.evaluate(() => getComputedStyle(document.body).backgroundColor));
   }
   assert.deepEqual(colours, ["rgb(255, 255, 255)", "rgb(20, 23, 26)"]);
+});
+
+test("bytes can be asked for where the rate varies", async () => {
+  await ready();
+  const most = page.getByLabel("Most bytes of a feature file");
+  assert(await most.isHidden());
+  allowed.add(new URL(RATES).origin);
+  await page.goto(RATES);
+  await ready();
+  const sizes = [];
+  for (const asked of ["", "300"]) {
+    await most.fill(asked);
+    await most.press("Tab");
+    await choose("picture.png");
+    await page.locator(".figures > div").nth(8 * sizes.length).waitFor();
+    await status("picture.png: ");
+    sizes.push(Number.parseInt((await figures())["feature file"].replaceAll(",", ""), 10));
+  }
+  assert(sizes[1] <= 300 && sizes[0] > 300, String(sizes));
+  await most.fill("1.5");
+  await most.press("Tab");
+  await page.getByRole("alert").filter({ hasText: "maxBytes is 1.5" }).waitFor();
 });

@@ -347,6 +347,16 @@ async function useCamera() {
   element("status").textContent = "The camera is off.";
 }
 
+/** Asks for files of at most so many bytes, or of the bundle's default level. */
+async function askBytes({ target: { value } }) {
+  try {
+    await encoder.ask({ maxBytes: value === "" ? undefined : Number(value) });
+    report();
+  } catch (error) {
+    report(error);
+  }
+}
+
 async function start() {
   report();
   element("status").textContent = "Loading the encoder.";
@@ -357,6 +367,7 @@ async function start() {
     return report(error);
   }
   element("token").hidden = true;
+  element("budget").hidden = !encoder.hasRates;
   element("files").disabled = element("camera").disabled = false;
   element("status").textContent = "Ready: choose or drop pictures, or use the camera.";
 }
@@ -372,6 +383,7 @@ function listen() {
     target.value = ""; // so that the same picture may be chosen again
   });
   element("camera").addEventListener("click", useCamera);
+  element("most").addEventListener("change", askBytes);
   // Anywhere on the page: a browser would leave it for a file that is dropped beside a target.
   const over = (event) => {
     event.preventDefault();
