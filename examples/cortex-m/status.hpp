@@ -27,7 +27,7 @@ inline const char* reason(Status status) {
     case Status::not_open: return "no bundle is open: call open first";
     case Status::not_tables: return "edge.tables is not a file of tables: export the bundle again";
     case Status::unknown_version:
-      return "edge.tables is of all rates or of another release: export a bundle with one rate";
+      return "edge.tables is of all rates or of another release: export with one rate";
     case Status::unknown_shape: return "edge.tables is not of ours_n0: build with such a bundle";
     case Status::damaged_tables: return "edge.tables is damaged: copy it again";
     case Status::bad_weights: return "edge.weights is damaged or of another version: copy it again";

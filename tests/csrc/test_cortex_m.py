@@ -234,7 +234,7 @@ REFUSED: dict[str, tuple[Callable[[Files], Files], str]] = {
     "cut tables": (lambda files: files._replace(tables=files.tables[:100]), "not a file of"),
     "other version": (
         lambda files: files._replace(tables=_changed(files.tables, VERSION_AT)),
-        "edge.tables is of another version",
+        "edge.tables is of all rates or of another release",
     ),
     "damaged tables": (
         lambda files: files._replace(tables=_changed(files.tables, 9000)),
