@@ -25,6 +25,9 @@
 namespace edgecloud {
 
 inline constexpr size_t kMaxTablesBytes = size_t{16} << 20;
+// Of a variable-rate bundle. Its 16 levels then take no more memory than the tables of 4096
+// channels, which a bundle with one rate may have.
+inline constexpr uint32_t kMaxVariableChannels = 256;
 
 // The tables of one level, or of a bundle with one rate.
 struct Level {
@@ -170,6 +173,8 @@ inline void check_gains(const std::vector<float>& gains) {
 // rates.
 inline Digest read_variable(Numbers numbers, EdgeTables& out) {
   const size_t channels = out.rule.channels;
+  if (channels > kMaxVariableChannels)
+    throw std::invalid_argument("it has all rates and more than 256 channels");
   const uint32_t step = numbers.next();
   if (step > uint32_t{kMaxStep}) throw std::invalid_argument("its default step is over 240");
   out.rates.default_step = static_cast<int>(step);

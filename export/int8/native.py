@@ -6,8 +6,8 @@ ranges as in the int8 graph. Weights have eight bits by output channel there. Th
 and the last have weights of 16 bits: they are a twentieth of the multiplications, and the last one
 decides the symbols. Of a variable-rate model the last one gives the latent, in steps of 2^-P.
 
-Always holds: no sum can overflow 32 bits, whatever the pixels are. Floats end here: nothing that
-depends on them is computed on a device.
+Always holds: no sum can overflow 32 bits, whatever the pixels are. Floats end here: the encoder
+computes nothing in them. A variable-rate model's latent is multiplied by a gain afterwards.
 """
 
 import itertools

@@ -131,6 +131,7 @@ def test_tables_that_are_refused(c_library: CLibrary, variable_bundle: Path) -> 
     steps, levels = order + 4 * 64, order + 4 * 64 + 4 * 241 * 64
     for changed, text in (
         (checked(tables, RULE, struct.pack("<I", 241)), "its default step is over 240"),
+        (checked(tables, 12, struct.pack("<I", 257)), "all rates and more than 256 channels"),
         (_floats(tables, gains, 0), "a gain is not over 0 and at most 1e6"),
         (_floats(tables, gains, float("nan")), "a gain is not over 0 and at most 1e6"),
         (_floats(tables, gains + 4 * 16 * 64, -1), "a gain is not over 0 and at most 1e6"),

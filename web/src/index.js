@@ -88,7 +88,8 @@ export class Encoder {
     this.hasRates = hasRates;
   }
 
-  ask({ rate, maxBytes, targetBytes } = {}) {
+  ask(budget) {
+    const { rate, maxBytes, targetBytes } = budget ?? {};
     return this.#run("ask", { rate, maxBytes, targetBytes });
   }
 

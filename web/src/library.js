@@ -25,6 +25,7 @@ const ERROR_BYTES = 256; // edgecloud_error
 const INFO_BYTES = 64; // edgecloud_bundle_info: fingerprint[32], six uint32_t, two int
 const CROP_AT = 52; // its member `crop`
 const BUDGET_BYTES = 32; // edgecloud_budget: int, double, size_t, double at multiples of 8
+const MOST_BYTES = 2 ** 24; // that can be asked for, as in the Python package
 const FILE_BYTES = 64 << 20; // most of edge.tables and of edge.weights; the library checks again
 const OUTPUT_BYTES = 8; // a pointer and a size, of 32 bits each
 const SIDE_LIMIT = 1 << 24; // of edgecloud_prepare, as is the next
@@ -158,21 +159,22 @@ export class Library {
   }
 
   /** What the files of the next images shall be. A stream of images with a mean begins anew. */
-  ask({ rate, maxBytes = 0, targetBytes = 0 } = {}) {
-    if (!Number.isInteger(maxBytes) || maxBytes < 0 || maxBytes > FILE_BYTES)
-      throw new EncoderError(
-        "bad_argument",
-        `maxBytes is ${maxBytes}: give a whole number up to ${FILE_BYTES}`,
-      );
-    for (const [name, value] of Object.entries({ rate, targetBytes }))
-      if (value !== undefined && typeof value !== "number")
+  ask({ rate, maxBytes, targetBytes } = {}) {
+    for (const [name, value] of Object.entries({ rate, maxBytes, targetBytes })) {
+      if (value === undefined) continue;
+      if (typeof value !== "number")
         throw new EncoderError("bad_argument", `${name} is no number: leave it out or give one`);
+      if (name !== "rate" && !(value >= 1 && value <= MOST_BYTES))
+        throw new EncoderError("bad_argument", `${name} is ${value}: give 1 to ${MOST_BYTES}`);
+    }
+    if (maxBytes !== undefined && !Number.isInteger(maxBytes))
+      throw new EncoderError("bad_argument", `maxBytes is ${maxBytes}: give a whole number`);
     this.#withMemory(BUDGET_BYTES, (at) => {
       const budget = new DataView(this.#exports.memory.buffer, at >>> 0, BUDGET_BYTES);
       budget.setInt32(0, rate === undefined ? 0 : 1, true);
       budget.setFloat64(8, rate ?? 0, true);
-      budget.setUint32(16, maxBytes, true);
-      budget.setFloat64(24, targetBytes, true);
+      budget.setUint32(16, maxBytes ?? 0, true);
+      budget.setFloat64(24, targetBytes ?? 0, true);
       this.#call("edgecloud_encoder_ask", this.#encoder, at);
     });
   }

@@ -95,6 +95,9 @@ test("levels and bytes of a variable-rate bundle", async () => {
   await refuses(other.ask({ rate: "7" }), "bad_argument", /rate is no number/);
   await refuses(other.ask({ targetBytes: null }), "bad_argument", /targetBytes is no number/);
   await refuses(other.ask({ maxBytes: 1.5 }), "bad_argument", /maxBytes is 1\.5/);
+  for (const value of [0, -1, Number.NaN, 2 ** 24 + 1])
+    for (const name of ["maxBytes", "targetBytes"])
+      await refuses(other.ask({ [name]: value }), "bad_argument", /give 1 to 16777216/);
   await refuses(other.ask({ rate: 1, targetBytes: 300 }), "bad_argument", /ask for one of both/);
   await other.ask({ maxBytes: 5 });
   await refuses(other.encodePixels(imageOf(0)), "small_budget", /5 bytes are too few/);
