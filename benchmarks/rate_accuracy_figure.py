@@ -1,7 +1,7 @@
-"""rate_accuracy.py's figure: the Pareto front of each curve, with its name where the curve begins.
+"""rate_accuracy.py's figure: the Pareto front of each curve, and its name in a legend.
 
 Points that are not on a front are left out; the table has them. Models with another teacher have
-its top-1 at their name, and thin lines.
+its top-1 at their name, thin lines and empty markers.
 """
 
 from collections.abc import Collection, Iterator
@@ -23,19 +23,19 @@ _STYLES: dict[str, dict[str, Any]] = {
     "AVIF": {"color": "#d55e00", "marker": "P", "linestyle": "--"},
 }
 _OTHER: dict[str, Any] = {"color": "#56b4e9", "marker": "*"}
-_NAMES = {DEFAULT: f"{DEFAULT}\n(default)", "WEBP": "WebP"}
-_BELOW: dict[str, Any] = {"xytext": (0, -9), "ha": "center", "va": "top"}
-_LEFT: dict[str, Any] = {"xytext": (-9, 0), "ha": "right", "va": "center"}
-_RIGHT: dict[str, Any] = {"xytext": (9, 0), "ha": "left", "va": "center"}
-_ABOVE: dict[str, Any] = {"xytext": (0, 8), "ha": "right", "va": "bottom"}
-_PLACES = {DEFAULT: _LEFT, "ours_n8": _ABOVE, "JPEG": _RIGHT, "WEBP": _LEFT, "AVIF": _LEFT}
+_OF_ANOTHER_TEACHER: dict[str, Any] = {
+    "linewidth": 0.9,
+    "markersize": 6,
+    "markerfacecolor": "white",
+}
+_NAMES = {DEFAULT: f"{DEFAULT} (default)", "WEBP": "WebP"}
 
 
 def draw(record: dict[str, Any], file: Path, title: str, not_drawn: Collection[str]) -> None:
     """The figure of rate_accuracy.py's record, without some curves, as a PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.8), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(9, 4.8), layout="constrained", facecolor="white")
     axes = figure.subplots()
     axes.set_xscale("log")
     teacher = 100 * record["teacher_top1"]
@@ -43,29 +43,20 @@ def draw(record: dict[str, Any], file: Path, title: str, not_drawn: Collection[s
     for name, points, own_teacher in drawn(record, not_drawn):
         front = pareto([Point(**point) for point in points])
         sizes, top1 = [point.bytes for point in front], [100 * point.top1 for point in front]
-        default = name == DEFAULT and not own_teacher
         style = {"linewidth": 1.8, "markersize": 6, **_STYLES.get(name, _OTHER)}
-        axes.plot(sizes, top1, **(style | {"linewidth": 0.9} if own_teacher else style))
-        place = {"textcoords": "offset points", **_PLACES.get(name, _BELOW)}
-        weight = "bold" if default else "normal"
-        axes.annotate(
-            f"{name}\n(its teacher: {own_teacher:.1%})" if own_teacher else _NAMES.get(name, name),
-            (sizes[0], top1[0]),
-            color=style["color"],
-            weight=weight,
-            **place,
-        )
+        label = _NAMES.get(name, name)
+        if own_teacher:
+            style |= _OF_ANOTHER_TEACHER
+            label = f"{name} (its teacher: {own_teacher:.1%})"
+        axes.plot(sizes, top1, label=label, **style)
         lowest, highest = min(lowest, top1[0]), max(highest, top1[-1])
     # A model at a far too low rate would press all others together at the top.
     axes.set_ylim(max(lowest, teacher - 25) - 4, highest + 1.5)
-    left, right = axes.get_xlim()
-    left *= 0.7  # room for names
-    axes.set_xlim(left, right)
-    axes.axhline(teacher, color="black", linewidth=1, linestyle=":")
-    text = f"teacher, no compression: {teacher:.1f} %"
-    axes.annotate(text, (left, teacher), (4, 3), textcoords="offset points")
+    text = f"teacher, no compression: {teacher:.1f}%"
+    axes.axhline(teacher, color="black", linewidth=1, linestyle=":", label=text)
     _compare_bytes(axes, record)
     _label(axes, record, title)
+    figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     figure.savefig(file, format="png", dpi=110)
 
 
