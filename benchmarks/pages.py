@@ -47,7 +47,7 @@ class PageError(ValueError):
 def _headline() -> str:
     """README's figures, each with its record and the command that made it."""
     rows = [
-        (*_accuracy_figure(), "training.evaluate", "accuracy_ours_n4_lmb1.28"),
+        (*_accuracy_figure(), "accuracy.py", "accuracy_ours_n4_lmb1.28"),
         (*_bytes_figure(), "rate_accuracy.py", "rate_accuracy"),
         (*_variable_figure(), "accuracy.py", _VARIABLE),
         (*_general_figure(), "accuracy.py", "accuracy_n4_lite2_lmb0.65"),
