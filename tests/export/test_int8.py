@@ -13,7 +13,7 @@ from PIL import Image
 from export import cli as command
 from export.graphs import Graphs
 from export.images import Reading, labelled_paths, synthetic_images
-from export.int8.gate import GateError, deviation, judge, reasons
+from export.int8.gate import MAX_TOP1_LOSS, GateError, deviation, judge, reasons
 from export.int8.quantise import NothingToQuantiseError, quantise
 from export.int8.ranges import Calibration, RangesError, take_ranges
 from export.tables import Coder
@@ -56,9 +56,13 @@ def test_the_default_bundle_has_int8_graphs_that_were_judged(bundle: Path) -> No
     gate, validation = int8["gate"], int8["validation"]
     assert gate["images"] >= 300
     assert validation["images"] == 1966
+    assert gate["labelled"]
+    assert validation["labelled"]
+    for way in ("edge", "cloud", "native"):
+        assert not reasons(gate, way)
+        # These images choose nothing. By chance their mean may lie a little beyond the bound.
+        assert validation[way]["top1_change"]["high"] >= -MAX_TOP1_LOSS
     for record in (gate, validation):
-        assert record["labelled"]
-        assert not reasons(record, "edge") + reasons(record, "cloud")
         assert record["both"]["top1_change"]["mean"] > -0.005
 
 

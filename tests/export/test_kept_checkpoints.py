@@ -7,6 +7,7 @@ import pytest
 
 from export.counts import Counts
 from export.int8.ranges import Calibration
+from export.levels import LevelCounts
 from export.tables import bottleneck_sha256, weights_sha256
 from training.checkpoint import load_model
 from training.labels import stored_labels
@@ -28,10 +29,11 @@ def test_each_loads_with_its_backbone_counts_and_ranges(file: Path) -> None:
     assert metadata["model"] == file.parent.name
     assert len(stored_labels(metadata, model.classes) or ()) in (10, 1000)
     bottleneck = bottleneck_sha256(model)
-    Counts.read(file.with_name(f"{file.stem}.counts.json"), bottleneck)
+    kind = LevelCounts if "-" in metadata["lmb"] else Counts
+    kind.read(file.with_name(f"{file.stem}.counts.json"), bottleneck)
     ranges = file.with_name(f"{file.stem}.ranges.json")
     if ranges.exists():
-        kept = Calibration.read(ranges)
+        kept = Calibration.from_json(ranges.read_text(encoding="utf-8"), str(ranges))
         assert (kept.edge.sha256, kept.cloud.sha256) == (bottleneck, weights_sha256(model))
 
 
