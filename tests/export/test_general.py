@@ -50,8 +50,11 @@ def test_one_checkpoint_for_any_number_of_bytes(tmp_path: Path) -> None:
         assert decoder.classify(data)[0].label == "golf ball"
     # Below level 0 a file is cut, and still gives an answer.
     assert len(encoder.encode(picture, max_bytes=51)) <= 51
-    int8 = EdgeEncoder(out, threads=1, precision="int8", max_bytes=600)
-    assert decoder.classify(int8.encode(picture))[0].label == "golf ball"
+    for options in ({"precision": "int8"}, {"provider": "native"}):
+        small = EdgeEncoder(out, threads=1, max_bytes=600, **options).encode(picture)
+        assert len(small) <= 600
+        assert decoder.classify(small)[0].label == "golf ball"
     one_rate = PROJECT / "checkpoints" / "ours_n4" / "lmb1.28.safetensors"
     (checkpoint,) = (PROJECT / "checkpoints" / "ours_n4_vr").glob("*.safetensors")
-    assert checkpoint.stat().st_size <= one_rate.stat().st_size
+    # Beside the weights of a checkpoint of one rate it has 16 levels of gains, 8 KB.
+    assert checkpoint.stat().st_size <= one_rate.stat().st_size + 10_000
