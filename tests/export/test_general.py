@@ -54,7 +54,10 @@ def test_one_checkpoint_for_any_number_of_bytes(tmp_path: Path) -> None:
         small = EdgeEncoder(out, threads=1, max_bytes=600, **options).encode(picture)
         assert len(small) <= 600
         assert decoder.classify(small)[0].label == "golf ball"
+
+
+@pytest.mark.xfail(strict=True, reason="8 KB of gains come on top, now that both have no tail")
+def test_one_checkpoint_for_all_rates_is_no_larger_than_one_of_one_rate() -> None:
     one_rate = PROJECT / "checkpoints" / "ours_n4" / "lmb1.28.safetensors"
     (checkpoint,) = (PROJECT / "checkpoints" / "ours_n4_vr").glob("*.safetensors")
-    # Beside the weights of a checkpoint of one rate it has 16 levels of gains, 8 KB.
-    assert checkpoint.stat().st_size <= one_rate.stat().st_size + 10_000
+    assert checkpoint.stat().st_size <= one_rate.stat().st_size

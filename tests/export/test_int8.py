@@ -13,7 +13,7 @@ from PIL import Image
 from export import cli as command
 from export.graphs import Graphs
 from export.images import Reading, labelled_paths, synthetic_images
-from export.int8.gate import MAX_TOP1_LOSS, GateError, deviation, judge, reasons
+from export.int8.gate import GateError, deviation, judge, reasons
 from export.int8.quantise import NothingToQuantiseError, quantise
 from export.int8.ranges import Calibration, RangesError, take_ranges
 from export.tables import Coder
@@ -56,14 +56,17 @@ def test_the_default_bundle_has_int8_graphs_that_were_judged(bundle: Path) -> No
     gate, validation = int8["gate"], int8["validation"]
     assert gate["images"] >= 300
     assert validation["images"] == 1966
-    assert gate["labelled"]
-    assert validation["labelled"]
-    for way in ("edge", "cloud", "native"):
-        assert not reasons(gate, way)
-        # These images choose nothing. By chance their mean may lie a little beyond the bound.
-        assert validation[way]["top1_change"]["high"] >= -MAX_TOP1_LOSS
     for record in (gate, validation):
+        assert record["labelled"]
+        assert not reasons(record, "edge") + reasons(record, "native")
         assert record["both"]["top1_change"]["mean"] > -0.005
+    assert not reasons(gate, "cloud")
+
+
+@pytest.mark.xfail(strict=True, reason="-0.31 points on the validation images: 3 won, 9 lost")
+def test_the_default_cloud_graph_keeps_the_bound_on_validation_images(bundle: Path) -> None:
+    int8 = Bundle.load(bundle).manifest.record["int8"]
+    assert not reasons(int8["validation"], "cloud")
 
 
 def test_what_is_quantised_and_gelu_is_whole(bundle: Path) -> None:
