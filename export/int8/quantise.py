@@ -10,8 +10,10 @@ quantised sums, which saved 0.1 ms of 2.2 ms, and an eighth from the last convol
 
 The graphs have QuantizeLinear and DequantizeLinear pairs, as onnxruntime's quantiser writes them.
 Every engine reads these. Two things are added to it. Pixels and symbols go into the first
-convolution as the whole numbers that they are. And what goes only into a GELU is clipped at -4,
-where GELU is zero in eight bits, so that the steps above are finer.
+convolution as the whole numbers that they are. And what goes only into an activation is clipped
+where the activation changes no more, so that the steps in between are finer: at 0 before a ReLU, at
+the bounds before a Clip, and at -4 before a GELU, where GELU is zero in eight bits. Of a ReLU or a
+Clip the eight bits before and after are then the same, and engines leave the operator out.
 """
 
 from dataclasses import dataclass
@@ -80,10 +82,7 @@ def _plan(model: onnx.ModelProto, ranges: Ranges, name: str, signed: bool) -> _P
         for node, (_, low, high) in zip(nodes, ranges.operators, strict=True)
     }
     convolutions = [node for node in nodes if node.op_type == "Conv"]
-    for node in convolutions:
-        low, high = ends[node.output[0]]
-        if {reader.op_type for reader in nodes if node.output[0] in reader.input} == {"Gelu"}:
-            ends[node.output[0]] = (max(low, _GELU_ZERO), max(high, _GELU_ZERO))
+    _clip(model, ends, convolutions)
     encoder = model.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
     made_by = {node.output[0]: node.op_type for node in nodes}
     # An Abs is the beginning of a GDN.
@@ -100,6 +99,37 @@ def _plan(model: onnx.ModelProto, ranges: Ranges, name: str, signed: bool) -> _P
             f"{name} has no convolution to quantise: export with --precision fp32"
         )
     return _Plan(model, ends, left_out, encoder and whole, signed)
+
+
+def _clip(
+    model: onnx.ModelProto, ends: dict[str, tuple[float, float]], convolutions: list[onnx.NodeProto]
+) -> None:
+    """Shorten the ranges of convolutions that only an activation reads, and of Clip's outputs."""
+    nodes = list(model.graph.node)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def clipped(node: onnx.NodeProto) -> tuple[float, float]:
+        """The range of a Clip, whose bounds that are not constant bound nothing here."""
+        low, high = ends[node.output[0]]
+        bounds = [
+            float(onnx.numpy_helper.to_array(constants[name])) if name in constants else None
+            for name in [*node.input[1:], "", ""][:2]
+        ]
+        return (
+            low if bounds[0] is None else max(low, bounds[0]),
+            high if bounds[1] is None else min(high, bounds[1]),
+        )
+
+    for node in nodes:
+        if node.op_type == "Clip" and node.output[0] in ends:
+            ends[node.output[0]] = clipped(node)
+    for node in convolutions:
+        readers = [reader for reader in nodes if node.output[0] in reader.input]
+        low, high = ends[node.output[0]]
+        if {reader.op_type for reader in readers} == {"Gelu"}:
+            ends[node.output[0]] = (max(low, _GELU_ZERO), max(high, _GELU_ZERO))
+        elif len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
+            ends[node.output[0]] = ends[readers[0].output[0]]
 
 
 def _quantised(plan: _Plan) -> onnx.ModelProto:

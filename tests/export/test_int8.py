@@ -85,6 +85,55 @@ def test_what_is_quantised_and_gelu_is_whole(bundle: Path) -> None:
         )
 
 
+def steps_around(graph: onnx.GraphProto, operator: str) -> list[list[tuple[float, int]]]:
+    """Step and zero point before and after each operator that quantised values go into."""
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    made_by = {output: node for node in graph.node for output in node.output}
+    read_by = {name: node for node in graph.node for name in node.input}
+    return [
+        [(float(values[one.input[1]]), int(values[one.input[2]])) for one in (before, after)]
+        for node in graph.node
+        if node.op_type == operator
+        and (before := made_by[node.input[0]]).op_type == "DequantizeLinear"
+        and (after := read_by[node.output[0]]).op_type == "QuantizeLinear"
+    ]
+
+
+def test_before_a_relu_values_have_the_eight_bits_that_they_have_after_it(bundle: Path) -> None:
+    found = steps_around(onnx.load(bundle / "cloud.int8.onnx").graph, "Relu")
+    assert len(found) == 26
+    for before, after in found:
+        assert before == after
+        assert before[1] == 0, "the least value is 0"
+
+
+def test_before_a_clip_too_within_its_bounds(tmp_path: Path) -> None:
+    weights = np.ones((1, 1, 1, 1), np.float32)
+    constants = {"weights": weights, "low": np.float32(0), "high": np.float32(6)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Relu", ["image"], ["first"]),
+            helper.make_node("Conv", ["first", "weights"], ["wide"], "a"),
+            helper.make_node("Clip", ["wide", "low", "high"], ["clipped"]),
+            helper.make_node("Conv", ["clipped", "weights"], ["out"], "b"),
+        ],
+        "clipped",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 1, 8, 8])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 1, 8, 8])],
+        [onnx.numpy_helper.from_array(np.asarray(value), key) for key, value in constants.items()],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10),
+        tmp_path / "cloud.onnx",
+    )
+    values = [np.linspace(0, 40, 64, dtype=np.float32).reshape(1, 1, 8, 8)] * 300
+    ranges, _ = take_ranges(tmp_path / "cloud.onnx", values, "a" * 64, 1.25)
+    assert ranges.operators[2] == ("Clip", 0.0, 7.5)
+    quantise(tmp_path / "cloud.onnx", ranges, "a" * 64, tmp_path / "cloud.int8.onnx")
+    ((before, after),) = steps_around(onnx.load(tmp_path / "cloud.int8.onnx").graph, "Clip")
+    assert before == after == (pytest.approx(6 / 255), 0)
+
+
 def test_pixels_and_symbols_are_taken_as_the_whole_numbers_that_they_are(bundle: Path) -> None:
     for end, zero in (("edge", 0), ("cloud", 128)):
         graph = onnx.load(bundle / f"{end}.int8.onnx").graph
@@ -164,7 +213,7 @@ def test_of_an_encoder_of_two_convolutions_the_first_is_quantised(
     random_bundle: Path, tmp_path: Path
 ) -> None:
     ranges, images = take_ranges(
-        random_bundle / "edge.onnx", [synthetic_images(3, 16)] * 100, "a" * 64
+        random_bundle / "edge.onnx", [synthetic_images(3, 16)] * 100, "a" * 64, 1.25
     )
     assert images == 300
     quantise(random_bundle / "edge.onnx", ranges, "a" * 64, tmp_path / "edge.int8.onnx")
@@ -180,14 +229,14 @@ def test_a_graph_with_nothing_to_quantise(random_bundle: Path, tmp_path: Path) -
     last.op_type = "Identity"
     del last.input[1:], last.attribute[:]
     onnx.save(model, tmp_path / "edge.onnx")
-    ranges, _ = take_ranges(tmp_path / "edge.onnx", [synthetic_images(3, 16)] * 100, "a" * 64)
+    ranges, _ = take_ranges(tmp_path / "edge.onnx", [synthetic_images(3, 16)] * 100, "a" * 64, 1.25)
     with pytest.raises(NothingToQuantiseError, match="no convolution to quantise"):
         quantise(tmp_path / "edge.onnx", ranges, "a" * 64, tmp_path / "edge.int8.onnx")
 
 
 def test_ranges_want_enough_images(random_bundle: Path) -> None:
     with pytest.raises(RangesError, match="6 images are too few"):
-        take_ranges(random_bundle / "edge.onnx", [synthetic_images(3, 16)] * 2, "a" * 64)
+        take_ranges(random_bundle / "edge.onnx", [synthetic_images(3, 16)] * 2, "a" * 64, 1.25)
 
 
 def test_numbers_of_an_images_size_have_no_range(random_bundle: Path, tmp_path: Path) -> None:
@@ -204,14 +253,15 @@ def test_numbers_of_an_images_size_have_no_range(random_bundle: Path, tmp_path: 
     )
     onnx.save(model, tmp_path / "edge.onnx")
     rows = [synthetic_images(3, 16)] * 100
-    ranges = take_ranges(tmp_path / "edge.onnx", rows, "a" * 64)[0].operators
-    own = take_ranges(random_bundle / "edge.onnx", rows, "a" * 64)[0].operators
+    ranges = take_ranges(tmp_path / "edge.onnx", rows, "a" * 64, 1.25)[0].operators
+    own = take_ranges(random_bundle / "edge.onnx", rows, "a" * 64, 1.25)[0].operators
     numbers = [(kind, 0.0, 0.0) for kind in ("Shape", "Squeeze", "Cast", "Ceil")]
     assert list(ranges) == [*own, *numbers]
 
 
 def test_ranges_are_what_the_graph_computes(bundle: Path, calibration: Calibration) -> None:
-    rows = take_ranges(bundle / "edge.onnx", [synthetic_images(3, 32)] * 100, "a" * 64)[0].operators
+    images = [synthetic_images(3, 32)] * 100
+    rows = take_ranges(bundle / "edge.onnx", images, "a" * 64, 1.25)[0].operators
     assert [row[0] for row in rows] == [row[0] for row in calibration.edge.operators]
     gelus = [row for row in rows if row[0] == "Gelu"]
     assert len(gelus) == 8
