@@ -56,7 +56,6 @@ def test_one_checkpoint_for_any_number_of_bytes(tmp_path: Path) -> None:
         assert decoder.classify(small)[0].label == "golf ball"
 
 
-@pytest.mark.xfail(strict=True, reason="8 KB of gains come on top, now that both have no tail")
 def test_one_checkpoint_for_all_rates_is_no_larger_than_one_of_one_rate() -> None:
     one_rate = PROJECT / "checkpoints" / "ours_n4" / "lmb1.28.safetensors"
     (checkpoint,) = (PROJECT / "checkpoints" / "ours_n4_vr").glob("*.safetensors")

@@ -58,15 +58,8 @@ def test_the_default_bundle_has_int8_graphs_that_were_judged(bundle: Path) -> No
     assert validation["images"] == 1966
     for record in (gate, validation):
         assert record["labelled"]
-        assert not reasons(record, "edge") + reasons(record, "native")
+        assert not [why for what in ("edge", "cloud", "native") for why in reasons(record, what)]
         assert record["both"]["top1_change"]["mean"] > -0.005
-    assert not reasons(gate, "cloud")
-
-
-@pytest.mark.xfail(strict=True, reason="-0.31 points on the validation images: 3 won, 9 lost")
-def test_the_default_cloud_graph_keeps_the_bound_on_validation_images(bundle: Path) -> None:
-    int8 = Bundle.load(bundle).manifest.record["int8"]
-    assert not reasons(int8["validation"], "cloud")
 
 
 def test_what_is_quantised_and_gelu_is_whole(bundle: Path) -> None:
