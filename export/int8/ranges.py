@@ -181,7 +181,10 @@ def _read(paths: Iterable[Path], reading: Reading) -> Iterator[NDArray[np.uint8]
 
 
 def take_ranges(
-    graph: Path, inputs: Iterable[NDArray[np.generic]], sha256: str, margin: float
+    graph: Path,
+    inputs: Iterable[NDArray[np.generic]],
+    sha256: str,
+    margin: float = _MARGINS["edge"],
 ) -> tuple[Ranges, int]:
     """Run a graph on batches of its input; gives the ranges of its operators, and how many images.
 

@@ -78,24 +78,37 @@ def test_openvino_in_the_cloud_and_from_several_threads(bundle: Path, feature_by
 
 
 def test_openvino_rounds_less_in_int8_than_onnxruntime(
-    bundle: Path, pixels: NDArray[np.uint8], feature_bytes: bytes
+    bundle: Path, pixels: NDArray[np.uint8]
 ) -> None:
-    """It rounds only what a convolution reads, so both ends are closer to float32."""
-    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
-    if OpenVino.lacks(OPENVINO_INT8):
-        pytest.skip("this processor has no VNNI, so onnxruntime runs in place of OpenVINO")
+    """At the edge it rounds only what a convolution reads, so symbols are closer to float32's."""
+    require_openvino_int8()
     float32, *int8 = (
         EdgeEncoder(bundle, 2, provider=provider, precision=precision).symbols(pixels)
         for provider, precision in INT8_LAST
     )
     openvino, onnxruntime = ((found != float32).sum() for found in int8)
     assert 0 < openvino < onnxruntime
+
+
+def test_and_its_logits_are_closer_to_those_of_float32(bundle: Path, shared: Path) -> None:
+    """On most images: single ones, such as the demo's, are exceptions."""
+    require_openvino_int8()
+    images = sorted((shared / "data" / "imagenette" / "train").glob("*/*"))[::300]
+    encoder = EdgeEncoder(bundle, 2)
+    files = [encoder.encode(image, as_is=True) for image in images]
     float32, *int8 = (
-        CloudDecoder(bundle, 2, provider, precision).logits([feature_bytes])
+        CloudDecoder(bundle, 2, provider, precision).logits(files)
         for provider, precision in INT8_LAST
     )
-    openvino, onnxruntime = (np.abs(found - float32).max() for found in int8)
-    assert 0 < openvino < onnxruntime
+    openvino, onnxruntime = (np.abs(found - float32).max(1) for found in int8)
+    assert 0 < openvino.mean() < onnxruntime.mean()
+    assert (openvino < onnxruntime).mean() > 0.5
+
+
+def require_openvino_int8() -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
+    if OpenVino.lacks(OPENVINO_INT8):
+        pytest.skip("this processor has no VNNI, so onnxruntime runs in place of OpenVINO")
 
 
 def test_a_graph_that_openvino_cannot_load(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
