@@ -90,8 +90,24 @@ def test_openvino_rounds_less_in_int8_than_onnxruntime(
     assert 0 < openvino < onnxruntime
 
 
-def test_and_its_logits_are_closer_to_those_of_float32(bundle: Path, shared: Path) -> None:
-    """On most images: single ones, such as the demo's, are exceptions."""
+@pytest.mark.xfail(
+    strict=True, reason="since ranges are 15 % wider and not 25: 0.047 against 0.040, before 0.017"
+)
+def test_its_logits_of_the_demo_are_closer_to_those_of_float32(
+    bundle: Path, feature_bytes: bytes
+) -> None:
+    require_openvino_int8()
+    float32, *int8 = (
+        CloudDecoder(bundle, 2, provider, precision).logits([feature_bytes])
+        for provider, precision in INT8_LAST
+    )
+    openvino, onnxruntime = (np.abs(found - float32).max() for found in int8)
+    assert 0 < openvino < onnxruntime
+
+
+def test_its_logits_are_closer_to_those_of_float32_on_most_images(
+    bundle: Path, shared: Path
+) -> None:
     require_openvino_int8()
     images = sorted((shared / "data" / "imagenette" / "train").glob("*/*"))[::300]
     encoder = EdgeEncoder(bundle, 2)
