@@ -165,7 +165,7 @@ def test_it_learns_what_the_teacher_says_and_resumes(
 
     monkeypatch.setattr(backbone, "read_soft_labels", read_levels)
     options = ["--data", str(colours), "--teacher", str(teacher)]
-    options += ["--run_dir", str(tmp_path / "run"), *["--train_size", "32:2", "--batch_size", "4"]]
+    options += ["--run_dir", str(tmp_path / "run"), *["--train_size", "32:8", "--batch_size", "12"]]
     options += ["--held_out", "8", "--val_size", "32", "-w", "0", "--no-amp"]
     options += ["--lr", "1e-3", "--mix", "0.3", "--temperature", "1"]
     assert backbone.main(options) == 0
@@ -184,7 +184,7 @@ def test_it_learns_what_the_teacher_says_and_resumes(
     before = load_teacher(out).backbone.state_dict()
     out.unlink()
     assert backbone.main(options) == 0
-    assert "resuming after epoch 2" in capsys.readouterr().err
+    assert "resuming after epoch 8" in capsys.readouterr().err
     after = load_teacher(out).backbone.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
     _teacher_file(teacher, ["red", "fish", "blue"], seed=1)
