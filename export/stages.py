@@ -42,10 +42,10 @@ from .bundle import check_output, context_channels, make_manifest, move_into_pla
 from .counts import Counts, CountsError, count, fit_tables, symbols_of
 from .edge_tables import write_edge_tables
 from .graphs import export_cloud, export_edge, stamp
+from .int8.calibrate import calibrate
 from .int8.gate import GateError, deviation, judge, milliseconds, reasons
 from .int8.native import NotNativeError, write_weights
 from .int8.quantise import NothingToQuantiseError, quantise
-from .int8.ranges import calibrate
 from .levels import LevelCounts, count_levels, fit_levels, own_coding
 from .link import CHECKED_LEVELS
 from .parity import check_parity

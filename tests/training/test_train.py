@@ -29,14 +29,16 @@ PROJECT = Path(__file__).resolve().parents[2]
 def test_a_run_from_start_to_checkpoint(
     data: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train.main(options(data, backbone, tmp_path / "run")) == 0
+    # Steps so large that the rate falls whatever the processor rounds.
+    fast = ["--optimizer", "adamw", "--lr", "1e-2"]
+    assert train.main(options(data, backbone, tmp_path / "run", *fast)) == 0
     out = tmp_path / "run" / "lmb0.5.safetensors"
     assert f"wrote {out}" in capsys.readouterr().out
     records = [
         json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     ]
     assert [record["size"] for record in records] == [32, 64]
-    assert records[-1]["bpp"] < records[0]["bpp"]
+    assert records[-1]["bpp"] < 0.95 * records[0]["bpp"]
     assert 0 <= records[-1]["held_out_top1"] <= 1
     model, metadata = load_model(out, "ours_n0")
     assert json.loads(metadata["labels"]) == ["dark", "light"]
