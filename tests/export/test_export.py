@@ -33,6 +33,8 @@ def test_the_kept_bottlenecks_export_with_their_counts(
     assert "fitted to 9469 images" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert manifest["weights"] == "trained"
+    for graph in ("edge.int8.onnx", "cloud.int8.onnx"):
+        assert (tmp_path / "bundle" / graph).is_file(), "its kept ranges passed the gate"
 
 
 @pytest.mark.usefixtures("ready_graphs")
