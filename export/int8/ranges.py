@@ -23,7 +23,7 @@ ENDS = ("edge", "cloud")
 MIN_IMAGES, CALIBRATION_IMAGES = 300, 512
 # What a folder must have, as every tenth image is held out for the gate.
 LEAST_IMAGES = MIN_IMAGES * 10 // 9 + 1
-# By which factor a range is wider than that of the average image, where nothing else is measured.
+# By which factor a range is wider than the average image's; the cloud's is chosen by calibrate.py.
 MARGIN = 1.25
 
 

@@ -66,7 +66,9 @@ def _moved(cloud: Path, ranges: Ranges, images: list[NDArray[np.float32]]) -> fl
 
 
 @pytest.mark.parametrize("highest", [[1.0], [0.7, 1.3]])
-def test_the_margin_moves_the_logits_least(cloud: Path, highest: list[float]) -> None:
+def test_the_margin_moves_the_logits_least(
+    cloud: Path, highest: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Where half of the images are brighter, it is wide enough for these."""
     images = _images(highest)
     narrow, _ = take_ranges(cloud, images, HASH, 1)
@@ -76,6 +78,9 @@ def test_the_margin_moves_the_logits_least(cloud: Path, highest: list[float]) ->
     assert ranges.operators == narrow.times(margin).operators
     found = _moved(cloud, ranges, images[:40])
     assert found > 0
+    said = capsys.readouterr().err
+    assert f"ranges are {margin - 1:.0%} wider" in said
+    assert float(said.split("logits by ")[1].split()[0]) == pytest.approx(found, rel=0.01)
     for other in (1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.4):
         assert found <= _moved(cloud, narrow.times(other), images[:40]) * (1 + 1e-6)
 
