@@ -4,7 +4,7 @@ A range is wider than that of the average image, by a margin. At the edge it is 
 it is chosen for each checkpoint, as the one with which int8 moves the logits least: around a GELU
 values are rounded to two grids, and the ratio of their steps decides whether the errors cancel or
 add up. The margin changes that ratio in no regular way: for ours_n4 the worst of these margins
-moves the logits four times as much as the best, in mean square. --calibrate says what it chose.
+moves the logits 3.5 times as much as the best, in mean square. --calibrate prints such figures.
 
 Always holds: the images that the margin is chosen on are among those that the ranges are of.
 """
